@@ -1,0 +1,1 @@
+"""Figures from predictions, embeddings and labels. Knows nothing of training."""

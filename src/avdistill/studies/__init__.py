@@ -1,0 +1,1 @@
+"""What is learned by looking at several runs: tables, plots, HTML."""
