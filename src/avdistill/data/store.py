@@ -1,0 +1,276 @@
+"""The store: clips of uint8 frames and int16 sound on disk, readable without this library.
+
+Layout of format 1 (`docs/formats/store.md`):
+
+    store.json              version, rates, sizes, classes, teachers, SHA-256 of every file
+    clips.parquet           a row per clip: id, labels, split, times, where its frames and sound lie
+    frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per picture size and per 2 GB
+    sound-00000.npy         int16 (samples,) mono
+    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy likewise
+    skipped.csv             files that could not be read, and why
+
+A store is built under another name and renamed when it is whole (`preparation.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT_VERSION = 1
+# Sound whose every sample lies below -80 dBFS says nothing: such a clip counts as one without sound for a teacher.
+SILENCE_PEAK = 10 ** (-80 / 20)
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("has_frames", pa.bool_()),
+        ("frame_shard", pa.int32()),
+        ("frame_offset", pa.int64()),
+        ("frame_count", pa.int64()),
+        ("has_sound", pa.bool_()),
+        ("silent", pa.bool_()),
+        ("sound_shard", pa.int32()),
+        ("sound_offset", pa.int64()),
+        ("sound_count", pa.int64()),
+        ("notes", pa.list_(pa.string())),
+        ("extra", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+class StoreError(Exception):
+    """A store that is missing, incomplete, damaged or of another format; the message is one line."""
+
+
+@dataclass(frozen=True)
+class TeacherEntry:
+    """What `store.json` says of one teacher's features.
+
+    Attributes:
+        name: under which methods ask for it.
+        modality: "sound" or "picture".
+        width: D of the embedding.
+        classes: names of the logits' columns, empty where there are no logits.
+        source: what made it (a run folder's student and its checksum, a model's name).
+        clips: how many clips have an embedding.
+    """
+
+    name: str
+    modality: str
+    width: int
+    classes: tuple[str, ...]
+    source: str
+    clips: int
+
+
+class Store:
+    """A prepared store, opened for reading; only `add_teacher` writes."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open `folder`. Reads the description and the clip table; shards are mapped when first needed.
+
+        Raises:
+            StoreError: no store there, one still being prepared, or one of a later format.
+        """
+        self.folder = Path(folder)
+        description = self.folder / "store.json"
+        if not description.is_file():
+            partial = partial_folder(self.folder).is_dir()
+            hint = "; its preparation was interrupted: run the same `avdistill prepare` again" if partial else ""
+            raise StoreError(f"{self.folder}: no store here (store.json is missing{hint})")
+        self._description: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
+        version = self._description.get("version")
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{self.folder}: store format {version!r}; this avdistill reads format {FORMAT_VERSION}")
+        self.table: pa.Table = pq.read_table(self.folder / "clips.parquet")
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second the clips were taken at; None where every frame was taken."""
+        return self._description["fps"]
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the stored sound."""
+        return int(self._description["sample_rate_hz"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Sorted names of all labels that occur."""
+        return tuple(self._description["classes"])
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over the clips' content; teachers added later do not change it."""
+        return str(self._description["checksum"])
+
+    @property
+    def teachers(self) -> dict[str, TeacherEntry]:
+        """Teachers whose features are in the store, by name."""
+        entries = self._description["teachers"]
+        return {name: TeacherEntry(**{**e, "name": name, "classes": tuple(e["classes"])}) for name, e in entries.items()}
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The numeric columns and `id`, `path`, `split` as arrays."""
+        plain = [f.name for f in CLIP_SCHEMA if f.name not in ("labels", "notes", "extra")]
+        return {name: self.table[name].to_numpy(zero_copy_only=False) for name in plain}
+
+    @cached_property
+    def labels(self) -> list[tuple[str, ...]]:
+        """Label names per clip; an empty tuple is an unlabelled clip."""
+        return [tuple(row) for row in self.table["labels"].to_pylist()]
+
+    def frames(self, clip: int) -> np.ndarray:
+        """uint8 (T, H, W, 3) view of a clip's frames on disk. Raises StoreError where the clip has no picture."""
+        c = self.columns
+        if not c["has_frames"][clip]:
+            raise StoreError(f"{self.folder}: clip {c['id'][clip]} has no picture")
+        offset = c["frame_offset"][clip]
+        return self._shard("frames", int(c["frame_shard"][clip]))[offset : offset + c["frame_count"][clip]]
+
+    def sound(self, clip: int) -> np.ndarray:
+        """int16 (S,) view of a clip's sound on disk. Raises StoreError where the clip has no sound."""
+        c = self.columns
+        if not c["has_sound"][clip]:
+            raise StoreError(f"{self.folder}: clip {c['id'][clip]} has no sound")
+        offset = c["sound_offset"][clip]
+        return self._shard("sound", int(c["sound_shard"][clip]))[offset : offset + c["sound_count"][clip]]
+
+    def teacher_features(self, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """(embedding (N, D), logits (N, C) or None, has_teacher bool (N,)) of a teacher, row i for clip i."""
+        if name not in self.teachers:
+            known = ", ".join(sorted(self.teachers)) or "none"
+            raise StoreError(
+                f"{self.folder}: no teacher {name!r} in this store (there: {known}); add it with `avdistill embed`"
+            )
+        embedding = np.load(self.folder / f"teacher-{name}.npy")
+        logits_file = self.folder / f"teacher-{name}-logits.npy"
+        logits = np.load(logits_file) if self.teachers[name].classes else None
+        # NaN marks "no embedding" on disk, where a mask would be a third file; it never leaves this function.
+        present = ~np.isnan(embedding[:, 0])
+        embedding[~present] = 0
+        if logits is not None:
+            logits[~present] = 0
+        return embedding, logits, present
+
+    def add_teacher(
+        self, name: str, *, modality: str, source: str, embedding: np.ndarray, logits: np.ndarray | None, classes: tuple[str, ...]
+    ) -> None:
+        """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
+
+        Raises:
+            StoreError: the name is not usable as part of a file name or the number of rows differs from the clips.
+        """
+        if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
+            raise StoreError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
+        if len(embedding) != len(self):
+            raise StoreError(f"teacher {name!r}: {len(embedding)} rows for {len(self)} clips")
+        _write_array(self.folder / f"teacher-{name}.npy", embedding.astype(np.float32))
+        if logits is not None:
+            _write_array(self.folder / f"teacher-{name}-logits.npy", logits.astype(np.float32))
+        clips = int((~np.isnan(embedding[:, 0])).sum())
+        entry = TeacherEntry(name, modality, int(embedding.shape[1]), classes if logits is not None else (), source, clips)
+        self._description["teachers"][name] = {k: v for k, v in asdict(entry).items() if k != "name"}
+        for file in sorted(self.folder.glob(f"teacher-{name}*.npy")):
+            self._description["files"][file.name] = file_checksum(file)
+        write_json(self.folder / "store.json", self._description)
+
+    def verify(self) -> list[str]:
+        """Recompute every checksum; the returned lines name files that are missing or differ (empty: all is well)."""
+        faults = []
+        for name, expected in self._description["files"].items():
+            file = self.folder / name
+            if not file.is_file():
+                faults.append(f"{name}: missing")
+            elif file_checksum(file) != expected:
+                faults.append(f"{name}: content differs from its checksum")
+        return faults
+
+    def describe(self) -> dict[str, Any]:
+        """Counts and settings of the store as one JSON-ready object."""
+        c = self.columns
+        splits = Counter(c["split"].tolist())
+        sizes = {self._shard("frames", int(s)).shape[1:3] for s in np.unique(c["frame_shard"][c["has_frames"]])}
+        return {
+            "folder": str(self.folder),
+            "version": FORMAT_VERSION,
+            "checksum": self.checksum,
+            "clips": len(self),
+            "videos": len(set(c["path"].tolist())),
+            "splits": dict(sorted(splits.items())),
+            "classes": len(self.classes),
+            "labelled": sum(bool(row) for row in self.labels),
+            "with_picture": int(c["has_frames"].sum()),
+            "with_sound": int(c["has_sound"].sum()),
+            "silent": int(c["silent"].sum()),
+            "with_notes": sum(bool(n) for n in self.table["notes"].to_pylist()),
+            "frames": int(c["frame_count"].sum()),
+            "frame_sizes": sorted(f"{w}x{h}" for h, w in sizes),
+            "fps": self.fps,
+            "sound_seconds": round(float(c["sound_count"].sum()) / self.sample_rate_hz, 3),
+            "sample_rate_hz": self.sample_rate_hz,
+            "skipped": self._description["skipped"],
+            "teachers": {name: asdict(entry) for name, entry in self.teachers.items()},
+            "bytes": sum(f.stat().st_size for f in self.folder.iterdir()),
+        }
+
+    def _shard(self, kind: str, number: int) -> np.ndarray:
+        shards = self.__dict__.setdefault("_shards", {})
+        if (kind, number) not in shards:
+            shards[kind, number] = np.load(self.folder / f"{kind}-{number:05d}.npy", mmap_mode="r")
+        return shards[kind, number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader processes map the shards themselves: a memory map that is pickled would travel as a copy.
+        return {key: value for key, value in self.__dict__.items() if key != "_shards"}
+
+
+def partial_folder(store: Path) -> Path:
+    """Where a store lives until it is whole."""
+    return store.with_name(store.name + ".partial")
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write atomically: a reader sees the old file or the new one, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
