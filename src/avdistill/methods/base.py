@@ -1,0 +1,53 @@
+"""What a method is: the module that owns all that trains, and turns a batch into named losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from avdistill.models.video import normalise_frames
+from avdistill.types import Batch, Features
+
+
+class Method(nn.Module, ABC):
+    """A student and whatever trains with it; never the teacher, whose features come with the batch.
+
+    A subclass says what it needs (`needs`, `uses_unlabelled`) and returns its losses, named and weighted: their sum is
+    what is minimised, in one backward pass. A helper network that must not move the student is fed detached features.
+    """
+
+    #: of the teacher's features: nothing, "embedding" or "logits" (which includes the embedding)
+    needs: ClassVar[str] = ""
+    #: whether clips without a label contribute; where not, none is drawn
+    uses_unlabelled: ClassVar[bool] = True
+
+    def __init__(self, student: nn.Module) -> None:
+        """student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`."""
+        super().__init__()
+        self.student = student
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named, weighted scalar losses of a batch."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups with `name`, `params` and `lr_scale`; gradients are clipped group by group."""
+        return [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
+
+    def student_features(self, batch: Batch) -> Features:
+        """The student's features of whatever it looks at or listens to in the batch."""
+        return student_features(self.student, batch)
+
+
+def student_features(student: nn.Module, batch: Batch) -> Features:
+    """Run a student on the modality it takes (`student.modality`).
+
+    Raises:
+        ValueError: the batch does not hold that modality.
+    """
+    inputs = normalise_frames(batch.frames) if student.modality == "picture" and batch.frames is not None else batch.sound
+    if inputs is None:
+        raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
+    return student(inputs)

@@ -1,0 +1,68 @@
+"""No distillation, and plain distillation of soft labels (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from avdistill.losses import classification, soft_label_divergence
+from avdistill.methods.base import Method
+from avdistill.types import Batch
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """No distillation: the baseline every method is held against. It has no settings."""
+
+    name: Literal["supervised"] = "supervised"
+
+
+class Supervised(Method):
+    """Classification of the labelled clips."""
+
+    uses_unlabelled = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification`."""
+        logits = self.student_features(batch).logits
+        assert logits is not None
+        return {"classification": classification(logits=logits, labels=batch.labels, labelled=batch.labelled)}
+
+
+@dataclass(frozen=True)
+class KDConfig:
+    """Soft labels of the teacher's head on every clip that has a teacher, classification on the labelled.
+
+    Attributes:
+        temperature: T of the soft labels; the loss is scaled by T^2.
+        weight: of the distillation term.
+    """
+
+    name: Literal["kd"] = "kd"
+    temperature: float = 4.0
+    weight: float = 1.0
+
+
+class KD(Method):
+    """Knowledge distillation with soft labels."""
+
+    needs = "logits"
+
+    def __init__(self, student: nn.Module, config: KDConfig) -> None:
+        super().__init__(student)
+        self.config = config
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification` and `soft_labels`."""
+        logits = self.student_features(batch).logits
+        assert logits is not None and batch.teacher is not None and batch.teacher.logits is not None
+        rows = batch.has_teacher
+        divergence = soft_label_divergence(
+            student=logits[rows], teacher=batch.teacher.logits[rows], temperature=self.config.temperature
+        )
+        return {
+            "classification": classification(logits=logits, labels=batch.labels, labelled=batch.labelled),
+            "soft_labels": self.config.weight * divergence,
+        }
