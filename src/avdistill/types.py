@@ -5,7 +5,8 @@ Dimensions: B clips, T frames, H and W pixels, S sound samples, C classes, K tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class Features:
             embedding=self.embedding[rows],
             logits=None if self.logits is None else self.logits[rows],
             tokens=None if self.tokens is None else self.tokens[rows],
+        )
+
+    def to(self, device: torch.device) -> Features:
+        """The same values on `device`."""
+        return Features(
+            embedding=self.embedding.to(device, non_blocking=True),
+            logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
+            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
         )
 
     def detach(self) -> Features:
@@ -69,12 +78,69 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; copies do not block when the memory is pinned."""
         moved: dict[str, Tensor | Features] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, non_blocking=True)
+                moved[each.name] = value.to(device, non_blocking=True)
             elif isinstance(value, Features):
-                moved[field.name] = Features(
-                    *(None if t is None else t.to(device, non_blocking=True) for t in (value.embedding, value.logits, value.tokens))  # type: ignore[arg-type]
-                )
+                moved[each.name] = value.to(device)
         return replace(self, **moved)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """What a network that sees is shown of a clip.
+
+    Attributes:
+        frames: T, at the store's rate; a shorter clip loops its own frames.
+        size: (height, width) in pixels.
+        crop_area: range of the share of the picture a training crop covers.
+        crop_ratio: range of its width over its height.
+        flip: mirror half of the training clips.
+    """
+
+    modality: Literal["picture"] = "picture"
+    frames: int = 16
+    size: tuple[int, int] = (112, 112)
+    crop_area: tuple[float, float] = (0.25, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class SoundView:
+    """What a network that hears is given of a clip.
+
+    Attributes:
+        seconds: length of the window; shorter sound is repeated.
+    """
+
+    modality: Literal["sound"] = "sound"
+    seconds: float = 2.0
+
+
+View = PictureView | SoundView
+Option = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class StudentDescription:
+    """All that is needed to build a trained network again and to feed it; lies beside its weights.
+
+    Attributes:
+        model: a name of `MODELS`.
+        options: arguments of the model beyond the number of classes.
+        classes: names of the logits' columns.
+        multi_label: whether a clip may have several labels (probabilities are then sigmoids).
+        view: what it was trained on.
+        fps: frames a second of the store; None where every frame was taken.
+        sample_rate_hz: of the store's sound.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    view: View
+    fps: float | None
+    sample_rate_hz: int
+    multi_label: bool = False
+    options: dict[str, Option] = field(default_factory=dict)

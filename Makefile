@@ -1,0 +1,32 @@
+# `make demo`, `make test` and `make check` need nothing but Python 3.11 or newer; what they use is installed into .venv
+# the first time. Another interpreter: `make test PYTHON=python3.12`.
+# The small CPU build of PyTorch: `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test`.
+
+PYTHON ?= python3
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check
+
+demo: $(INSTALLED)
+	.venv/bin/avdistill demo --out demo
+
+test: $(INSTALLED)
+	.venv/bin/python -m pytest
+
+check: $(INSTALLED)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+# The mark `.installing` stands while the work goes on. One that is found at the start was left by an install that was
+# cut short: nobody knows which packages are whole, so the environment is made anew.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "avdistill needs Python 3.11 or newer, '$(PYTHON)' is not: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing avdistill and its dependencies into .venv: this happens once, PyTorch takes a few minutes ..."
+	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
+	@mkdir -p .venv && touch .venv/.installing
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm .venv/.installing
+	@touch $@

@@ -1,0 +1,1 @@
+"""Cross-modal knowledge distillation on videos as people upload them."""

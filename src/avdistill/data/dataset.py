@@ -1,0 +1,201 @@
+"""A store as batches. Every batch is a function of (seed, number): any step can be made again, so a run resumes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from avdistill.data.store import Store, StoreError
+from avdistill.data.transforms import evaluation_window, sliding_starts, spaced_starts, training_window, window_length
+from avdistill.types import Batch, Features, PictureView, View
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the chosen clips of a store.
+
+    Attributes:
+        classes: names, in the order of the indices.
+        values: int64 (N,) or multi-hot float32 (N, C).
+        labelled: bool (N,).
+    """
+
+    classes: tuple[str, ...]
+    values: Tensor
+    labelled: Tensor
+
+
+def encode_labels(store: Store, clips: np.ndarray, classes: tuple[str, ...], multi_label: bool = False) -> Labels:
+    """Label indices of `clips` among `classes`.
+
+    Raises:
+        StoreError: a label that is not among the classes, or several labels on a clip that should have one.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    rows = [store.labels[i] for i in clips]
+    for clip, row in zip(clips, rows, strict=True):
+        unknown = [name for name in row if name not in index]
+        if unknown:
+            raise StoreError(f"{store.folder}: clip {store.columns['id'][clip]}: label {unknown[0]!r} is not a known class")
+        if len(row) > 1 and not multi_label:
+            raise StoreError(f"{store.folder}: clip {store.columns['id'][clip]} has {len(row)} labels where one is expected")
+    labelled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
+    if not multi_label:
+        values = torch.tensor([index[row[0]] if row else 0 for row in rows], dtype=torch.int64)
+        return Labels(classes, values, labelled)
+    hot = torch.zeros(len(rows), len(classes))
+    for i, row in enumerate(rows):
+        hot[i, [index[name] for name in row]] = 1
+    return Labels(classes, hot, labelled)
+
+
+def clips_of_split(store: Store, split: str) -> np.ndarray:
+    """Rows of the store in a split. Raises StoreError where the split is empty."""
+    clips = np.flatnonzero(store.columns["split"] == split)
+    if not len(clips):
+        there = ", ".join(sorted(set(store.columns["split"].tolist())))
+        raise StoreError(f"{store.folder}: no clip in split {split!r}; splits there: {there}")
+    return clips
+
+
+def has_modality(store: Store, clips: np.ndarray, view: View) -> np.ndarray:
+    """bool (N,): which clips hold what the view looks at."""
+    return store.columns["has_frames" if isinstance(view, PictureView) else "has_sound"][clips].astype(bool)
+
+
+def cut_validation(store: Store, clips: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation): a share of the *videos* with a labelled clip is set aside, with all their labelled clips.
+
+    Segments of one video never stand on both sides. Unlabelled clips of a video set aside are dropped from training.
+    """
+    labelled = np.array([bool(store.labels[i]) for i in clips])
+    paths = store.columns["path"][clips]
+    videos = np.unique(paths[labelled].astype(str))
+    count = round(fraction * len(videos)) if fraction else 0
+    chosen = set(np.random.default_rng([seed, 1]).permutation(videos)[:count].tolist())
+    aside = np.array([p in chosen for p in paths])
+    return clips[~aside], clips[aside & labelled]
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batch number i of a run, for every i >= 0.
+
+    Clips are drawn without replacement from a shuffled order that is renewed when it runs out, from one pool, or from
+    a labelled and an unlabelled pool at a fixed ratio, so that few labels are seen often enough.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clips: np.ndarray,
+        labels: Labels,
+        view: View,
+        *,
+        batch_size: int,
+        labelled_per_batch: int | None,
+        use_unlabelled: bool,
+        teacher: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
+        seed: int,
+    ) -> None:
+        """Prepare the pools.
+
+        Args:
+            store: where frames and sound lie.
+            clips: (N,) rows of the store to train on, all holding the view's modality.
+            labels: of these clips.
+            view: what the student is shown.
+            batch_size: B.
+            labelled_per_batch: labelled clips of each batch; None draws from one pool.
+            use_unlabelled: False draws labelled clips only.
+            teacher: (embedding, logits or None, has_teacher) with a row per clip of the *store*.
+            seed: of order, windows and crops.
+        """
+        self.store, self.clips, self.labels, self.view = store, clips, labels, view
+        self.teacher, self.seed = teacher, seed
+        labelled = np.flatnonzero(labels.labelled.numpy())
+        unlabelled = np.flatnonzero(~labels.labelled.numpy())
+        if not len(labelled):
+            raise StoreError(f"{store.folder}: no labelled clip to train on")
+        if not use_unlabelled or not len(unlabelled):
+            self.pools = [(labelled, batch_size)]
+        elif labelled_per_batch is None:
+            self.pools = [(np.arange(len(clips)), batch_size)]
+        else:
+            self.pools = [(labelled, labelled_per_batch), (unlabelled, batch_size - labelled_per_batch)]
+        self.pools = [(pool, share) for pool, share in self.pools if share > 0]
+
+    def rows(self, number: int) -> np.ndarray:
+        """Which of the clips make up batch `number`."""
+        drawn = []
+        for pool_number, (pool, share) in enumerate(self.pools):
+            positions = np.arange(number * share, (number + 1) * share)
+            for epoch in np.unique(positions // len(pool)):
+                order = np.random.default_rng([self.seed, 2, pool_number, int(epoch)]).permutation(pool)
+                drawn.append(order[positions[positions // len(pool) == epoch] % len(pool)])
+        return np.concatenate(drawn)
+
+    def __getitem__(self, number: int) -> Batch:
+        rows = self.rows(number)
+        clips = self.clips[rows]
+        read = self.store.frames if isinstance(self.view, PictureView) else self.store.sound
+        windows = [
+            training_window(
+                read(int(clip)), self.view, self.store.sample_rate_hz, np.random.default_rng([self.seed, 3, number, i])
+            )
+            for i, clip in enumerate(clips)
+        ]
+        inputs = torch.stack(windows)
+        features, has_teacher = self._teacher_rows(clips)
+        return Batch(
+            frames=inputs if isinstance(self.view, PictureView) else None,
+            sound=None if isinstance(self.view, PictureView) else inputs,
+            labels=self.labels.values[rows],
+            labelled=self.labels.labelled[rows],
+            teacher=features,
+            has_teacher=has_teacher,
+            clip_ids=tuple(self.store.columns["id"][clips].tolist()),
+        )
+
+    def _teacher_rows(self, clips: np.ndarray) -> tuple[Features | None, Tensor]:
+        if self.teacher is None:
+            return None, torch.zeros(len(clips), dtype=torch.bool)
+        embedding, logits, present = self.teacher
+        features = Features(
+            embedding=torch.from_numpy(embedding[clips]), logits=None if logits is None else torch.from_numpy(logits[clips])
+        )
+        return features, torch.from_numpy(present[clips])
+
+
+class EvaluationWindows(Dataset[tuple[int, Tensor]]):
+    """Every window of every clip: (position of the clip among `clips`, uint8 frames or float32 sound)."""
+
+    def __init__(self, store: Store, clips: np.ndarray, view: View, *, windows: int | None = None, stride: int | None = None):
+        """Lay out the windows.
+
+        Args:
+            store: where frames and sound lie.
+            clips: rows of the store, all holding the view's modality.
+            view: what the network is shown.
+            windows: this many, evenly spaced; None slides over the whole clip.
+            stride: of the sliding windows in frames or samples; None is the window's length.
+        """
+        self.store, self.clips, self.view = store, clips, view
+        length = window_length(view, store.sample_rate_hz)
+        counts = store.columns["frame_count" if isinstance(view, PictureView) else "sound_count"][clips]
+        self.items: list[tuple[int, int]] = []
+        for position, count in enumerate(counts.tolist()):
+            starts = sliding_starts(count, length, stride or length) if windows is None else spaced_starts(count, length, windows)
+            self.items.extend((position, start) for start in starts)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> tuple[int, Tensor]:
+        position, start = self.items[item]
+        clip = int(self.clips[position])
+        items = self.store.frames(clip) if isinstance(self.view, PictureView) else self.store.sound(clip)
+        return position, evaluation_window(items, self.view, self.store.sample_rate_hz, start)

@@ -1,0 +1,106 @@
+"""Windows of a clip and what is done to them, on uint8 frames; casting and normalising happen after collation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V2F
+
+from avdistill.types import PictureView, SoundView
+
+
+def sliding_starts(count: int, length: int, stride: int) -> list[int]:
+    """Starts of windows over `count` items so that none is skipped; the first window to reach the end is the last.
+
+    METHOD, test protocol: the last window may be short and is completed by looping (`take_window`).
+
+    Raises:
+        ValueError: an empty clip, or a stride that would skip items.
+    """
+    if count < 1 or not 1 <= stride <= length:
+        raise ValueError(f"need count >= 1 and 1 <= stride <= length, got count {count}, length {length}, stride {stride}")
+    starts = [0]
+    while starts[-1] + length < count:
+        starts.append(starts[-1] + stride)
+    return starts
+
+
+def spaced_starts(count: int, length: int, windows: int) -> list[int]:
+    """Starts of `windows` windows spread evenly over `count` items (METHOD: validation); fewer where they coincide."""
+    last = max(0, count - length)
+    return sorted({round(i * last / max(1, windows - 1)) for i in range(windows)}) if windows > 1 else [last // 2]
+
+
+def take_window(items: np.ndarray, start: int, length: int) -> np.ndarray:
+    """`length` items from `start` on; where the clip ends sooner, the window's own items are repeated from their start."""
+    there = min(length, len(items) - start)
+    if there == length:
+        return items[start : start + length]
+    return items[start + np.arange(length) % there]
+
+
+def training_window(items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
+    """A random window as the network is shown it in training.
+
+    Args:
+        items: uint8 (T, H, W, 3) frames or int16 (S,) sound of the clip.
+        view: of the same modality.
+        sample_rate_hz: of the sound.
+        rng: the only source of chance.
+
+    Returns:
+        uint8 (frames, height, width, 3), or float32 (samples,).
+    """
+    length = window_length(view, sample_rate_hz)
+    start = int(rng.integers(max(1, len(items) - length + 1)))
+    window = take_window(items, start, length)
+    if isinstance(view, SoundView):
+        return _waveform(window)
+    top, left, height, width = _random_crop(window.shape[1], window.shape[2], view, rng)
+    frames = _channels_first(window)[..., top : top + height, left : left + width]
+    frames = V2F.resize(frames, list(view.size), antialias=True)
+    if view.flip and rng.random() < 0.5:
+        frames = frames.flip(-1)
+    return frames.permute(0, 2, 3, 1).contiguous()
+
+
+def evaluation_window(items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, start: int) -> Tensor:
+    """The window at `start`, scaled so that the view just fits and cut from the centre; shapes as `training_window`."""
+    window = take_window(items, start, window_length(view, sample_rate_hz))
+    if isinstance(view, SoundView):
+        return _waveform(window)
+    H, W = window.shape[1:3]
+    factor = max(view.size[0] / H, view.size[1] / W)
+    scaled = [max(view.size[0], round(H * factor)), max(view.size[1], round(W * factor))]
+    frames = V2F.center_crop(V2F.resize(_channels_first(window), scaled, antialias=True), list(view.size))
+    return frames.permute(0, 2, 3, 1).contiguous()
+
+
+def window_length(view: PictureView | SoundView, sample_rate_hz: int) -> int:
+    """Frames or samples of one window."""
+    return view.frames if isinstance(view, PictureView) else max(1, round(view.seconds * sample_rate_hz))
+
+
+def _channels_first(window: np.ndarray) -> Tensor:
+    # Copied: the array may be a read-only view of the store's memory map.
+    return torch.from_numpy(np.array(window)).permute(0, 3, 1, 2)
+
+
+def _waveform(window: np.ndarray) -> Tensor:
+    return torch.from_numpy(window.astype(np.float32) / 32767)
+
+
+def _random_crop(H: int, W: int, view: PictureView, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of random area and shape; the centre where ten tries do not fit."""
+    for _ in range(10):
+        area = H * W * rng.uniform(*view.crop_area)
+        ratio = math.exp(rng.uniform(math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])))
+        height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < height <= H and 0 < width <= W:
+            return int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1)), height, width
+    ratio = min(max(W / H, view.crop_ratio[0]), view.crop_ratio[1])
+    height, width = min(H, round(W / ratio)), min(W, round(H * ratio))
+    return (H - height) // 2, (W - width) // 2, height, width

@@ -1,0 +1,120 @@
+"""JSON -> frozen dataclasses, strictly: an unknown key, a missing key or a wrong type is one line naming the key."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line that names the key."""
+
+
+def decode(kind: type[T], value: object, key: str = "config") -> T:
+    """`value`, as read from JSON, as an instance of the dataclass `kind`.
+
+    Fields may be dataclasses, unions of dataclasses told apart by a field of one literal value, tuples, dicts with
+    text keys, literals, paths, numbers, text and None. An int is accepted for a float, nothing else is converted.
+
+    Args:
+        kind: the dataclass.
+        value: what JSON gave.
+        key: how messages call the outermost object.
+
+    Raises:
+        ConfigError: the value does not fit.
+    """
+    return _decode(kind, value, key)  # type: ignore[no-any-return]
+
+
+def encode(value: Any) -> dict[str, Any]:
+    """The dataclass as JSON-ready objects; `decode` gives it back."""
+    return {name: _plain(item) for name, item in asdict(value).items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _decode(kind: Any, value: object, key: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _decode_dataclass(kind, value, key)
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, value, key)
+    if origin is Literal:
+        if any(type(value) is type(a) and value == a for a in arguments):
+            return value
+        raise ConfigError(f"{key}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+    if origin is tuple and isinstance(value, list):
+        if arguments[-1] is Ellipsis:
+            return tuple(_decode(arguments[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(arguments):
+            raise ConfigError(f"{key}: expected {len(arguments)} values, got {len(value)}")
+        return tuple(_decode(a, v, f"{key}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {k: _decode(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (int, float, str, bool, types.NoneType) and type(value) is kind:
+        return value
+    raise ConfigError(f"{key}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _decode_dataclass(kind: Any, value: object, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key}: expected an object with keys, got {value!r}")
+    known = {f.name: f for f in fields(kind)}
+    for name in value:
+        if name not in known:
+            raise ConfigError(f"{key}.{name}: unknown key; known: {', '.join(known)}")
+    for name, each in known.items():
+        if name not in value and each.default is MISSING and each.default_factory is MISSING:
+            raise ConfigError(f"{key}.{name}: missing")
+    hints = get_type_hints(kind)
+    return kind(**{name: _decode(hints[name], item, f"{key}.{name}") for name, item in value.items()})
+
+
+def _decode_union(choices: tuple[Any, ...], value: object, key: str) -> Any:
+    if value is None and types.NoneType in choices:
+        return None
+    if isinstance(value, dict):
+        return _decode_tagged([c for c in choices if is_dataclass(c)], value, key)
+    for choice in choices:  # bool before int, int before float: JSON's own type decides
+        if choice in (int, float, str, bool) and type(value) is choice:
+            return value
+    for choice in choices:
+        if choice is not types.NoneType and not is_dataclass(choice):
+            try:
+                return _decode(choice, value, key)
+            except ConfigError:
+                continue
+    names = ", ".join("null" if c is types.NoneType else getattr(c, "__name__", str(c)) for c in choices)
+    raise ConfigError(f"{key}: expected one of {names}, got {value!r}")
+
+
+def _decode_tagged(choices: list[Any], value: dict[str, object], key: str) -> Any:
+    tags: dict[object, Any] = {}
+    tag_name = ""
+    for choice in choices:
+        for name, hint in get_type_hints(choice).items():
+            if get_origin(hint) is Literal and len(get_args(hint)) == 1:
+                tag_name, tags[get_args(hint)[0]] = name, choice
+                break
+    if value.get(tag_name) not in tags:
+        expected = ", ".join(map(repr, tags))
+        raise ConfigError(f"{key}.{tag_name}: expected one of {expected}, got {value.get(tag_name)!r}")
+    return _decode_dataclass(tags[value[tag_name]], value, key)

@@ -1,0 +1,94 @@
+"""Running a trained network over the clips of a store: windows in bounded batches, averaged per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from avdistill.data.dataset import EvaluationWindows, has_modality
+from avdistill.data.store import Store
+from avdistill.models.video import normalise_frames
+from avdistill.types import View
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network says of N clips; rows where `present` is False hold no information.
+
+    Attributes:
+        embedding: float32 (N, D), mean over the clip's windows.
+        logits: float32 (N, C), mean over the windows.
+        probabilities: float32 (N, C), mean over the windows of the softmax (of the sigmoid with several labels).
+        present: bool (N,), whether the clip holds what the network looks at.
+    """
+
+    embedding: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    present: Tensor
+
+
+def run_network(
+    network: nn.Module,
+    store: Store,
+    clips: np.ndarray,
+    view: View,
+    *,
+    multi_label: bool = False,
+    windows: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Outputs:
+    """Mean embedding, logits and probabilities of each clip.
+
+    Args:
+        network: on its device; evaluation mode is set for the time of the call.
+        store: where the clips lie.
+        clips: (N,) rows of the store.
+        view: what the network is shown.
+        multi_label: sigmoid instead of softmax.
+        windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
+        stride: of the sliding windows, at most a window's length; None is a window's length.
+        batch_size: windows at a time: a long video is many batches, never one large one.
+        workers: loader processes.
+        on_batch: called with (finished, total) windows.
+    """
+    present = has_modality(store, clips, view)
+    rows = np.flatnonzero(present)
+    device = next(network.parameters()).device
+    data = EvaluationWindows(store, clips[rows], view, windows=windows, stride=stride)
+    sums: list[Tensor] | None = None
+    counts = torch.zeros(len(clips))
+    finished = 0
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            # A generator of its own: evaluating in the midst of training must not advance the global one.
+            for positions, inputs in DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator()):
+                inputs = inputs.to(device)
+                features = network(normalise_frames(inputs) if view.modality == "picture" else inputs)
+                probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
+                values = [x.float().cpu() for x in (features.embedding, features.logits, probabilities)]
+                if sums is None:
+                    sums = [torch.zeros(len(clips), x.shape[1]) for x in values]
+                index = torch.from_numpy(rows)[positions]
+                for total, value in zip(sums, values, strict=True):
+                    total.index_add_(0, index, value)
+                counts.index_add_(0, index, torch.ones(len(index)))
+                finished += len(index)
+                if on_batch is not None:
+                    on_batch(finished, len(data))
+    finally:
+        network.train(training)
+    if sums is None:
+        raise ValueError(f"none of the {len(clips)} clips holds {view.modality}")
+    embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums)
+    return Outputs(embedding, logits, probabilities, torch.from_numpy(present))

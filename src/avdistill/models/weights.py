@@ -1,0 +1,84 @@
+"""A trained network on disk: its weights in safetensors and a description that suffices to build and feed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avdistill.decoding import ConfigError, decode, encode
+from avdistill.models import build_model
+from avdistill.types import StudentDescription
+
+
+class WeightsError(Exception):
+    """Weights that are missing, damaged or of another network; the message is one line."""
+
+
+def save_student(folder: Path, student: nn.Module, description: StudentDescription) -> None:
+    """Write `student.safetensors` and `student.json` into an existing folder."""
+    save_file(tensors(student), folder / "student.safetensors")
+    (folder / "student.json").write_text(json.dumps(encode(description), indent=1) + "\n", encoding="utf-8")
+
+
+def load_student(folder: str | Path) -> tuple[nn.Module, StudentDescription]:
+    """A trained network in evaluation mode on the CPU, and its description.
+
+    Args:
+        folder: what `save_student` wrote, or a run folder, whose `best/` is taken.
+
+    Raises:
+        WeightsError: nothing there, or it does not fit together.
+    """
+    folder = Path(folder)
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    described = folder / "student.json"
+    if not described.is_file():
+        raise WeightsError(f"{folder}: no trained network here (student.json is missing)")
+    try:
+        description = decode(StudentDescription, json.loads(described.read_text(encoding="utf-8")), "student")
+        student = build_model(description.model, len(description.classes), description.options)
+        load_tensors(student, folder / "student.safetensors")
+    except (ConfigError, ValueError) as error:
+        raise WeightsError(f"{described}: {error}") from error
+    return student.eval(), description
+
+
+def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
+    """The module's state as plain tensors on the CPU, keys that start with `without` left out."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in module.state_dict().items()
+        if without is None or not key.startswith(without)
+    }
+
+
+def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
+    """Load a safetensors file into the module.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or names and shapes differ.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(load_file(file), strict=strict)
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: damaged: {error}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise WeightsError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
+    if unexpected:
+        raise WeightsError(f"{file}: unexpected {', '.join(unexpected[:3])}")
+
+
+def best_device(wanted: str = "auto") -> torch.device:
+    """"auto": CUDA where there is one, else the CPU."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)

@@ -1,0 +1,143 @@
+"""The run folder: `config.json`, `environment.json`, `data.json`, `metrics.jsonl`, `last/` and `best/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from avdistill.data.store import write_json
+from avdistill.methods.base import Method
+from avdistill.models.weights import load_tensors, save_student, tensors
+from avdistill.types import StudentDescription
+
+
+class RunError(Exception):
+    """A run folder that is missing, in the way or damaged, or a run that cannot go on; the message is one line."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, and the best validation figure so far with the step it came from."""
+
+    step: int = 0
+    best: float = -1.0
+    best_step: int = 0
+
+
+def save_last(
+    run: Path, method: Method, description: StudentDescription, optimizer: Optimizer, schedule: LRScheduler, progress: Progress
+) -> None:
+    """Replace `last/` by the present state, whole or not at all."""
+    fresh, old = run / "last.tmp", run / "last.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    save_student(fresh, method.student, description)
+    save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "progress": vars(progress).copy(),
+    }
+    torch.save(state, fresh / "state.pt")
+    _sync(fresh)
+    if (run / "last").exists():
+        (run / "last").rename(old)
+    fresh.rename(run / "last")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
+    """Put everything back as `save_last` found it: weights, optimizer, schedule, random state, place in the data.
+
+    Raises:
+        RunError: there is no saved state.
+    """
+    # A kill between the two renames leaves the state under its old name.
+    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
+    if not folder.is_dir():
+        raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
+    load_tensors(method.student, folder / "student.safetensors")
+    load_tensors(method, folder / "helpers.safetensors", strict=False)
+    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["random"].cpu())
+    if torch.cuda.is_available() and state["random_cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+    return Progress(**state["progress"])
+
+
+def save_best(run: Path, method: Method, description: StudentDescription, progress: Progress, chosen_by: str) -> None:
+    """Replace `best/` by the present student, with a line on how it was chosen."""
+    fresh, old = run / "best.tmp", run / "best.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    save_student(fresh, method.student, description)
+    write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
+    _sync(fresh)
+    if (run / "best").exists():
+        (run / "best").rename(old)
+    fresh.rename(run / "best")
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` that lie after `step`: the resumed run writes them again."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line a kill cut short
+            break
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name("metrics.jsonl.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know to repeat the run: command, versions, processor."""
+    packages = ("avdistill", "torch", "torchvision", "numpy", "av", "scikit-learn")
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())

@@ -1,0 +1,69 @@
+"""Optimizer, schedule and precision, as a run's config describes them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from avdistill.methods.base import Method
+from avdistill.training.config import OptimizerConfig
+
+
+def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
+    """One optimizer over the method's parameter groups, each at its scale of the learning rate."""
+    groups: list[dict[str, Any]] = [
+        {"params": group["params"], "name": group["name"], "lr": config.learning_rate * group["lr_scale"]}
+        for group in method.parameter_groups()
+    ]
+    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.name == "sgd":
+        return SGD(groups, momentum=0.9, **common)
+    return (Adam if config.name == "adam" else AdamW)(groups, **common)
+
+
+def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """A scheduler to be stepped once per optimizer step; "plateau" once per validation with the figure to maximise."""
+    if config.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, mode="max", factor=config.gamma, patience=config.patience)
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "multistep":
+            return float(config.gamma ** sum(step >= share * steps for share in config.milestones))
+        if config.schedule == "cosine":
+            progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return 1.0
+
+    return LambdaLR(optimizer, factor)
+
+
+def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float]:
+    """Clip each parameter group by its own norm, so that a helper's gradient does not change the student's step.
+
+    Returns:
+        The norm of each group before clipping, by name.
+    """
+    norms = {}
+    for group in optimizer.param_groups:
+        norm = torch.nn.utils.clip_grad_norm_(group["params"], math.inf if limit is None else limit)
+        norms[str(group["name"])] = float(norm)
+    return norms
+
+
+def autocast(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> AbstractContextManager[object]:
+    """The context in which the forward pass runs.
+
+    "auto" trusts capability, not the accelerator's presence: a GPU that only emulates bfloat16 stays in float32, and
+    so does every CPU, where bfloat16 without matrix units is many times slower than float32.
+    """
+    wanted = precision == "bfloat16"
+    if precision == "auto" and device.type == "cuda":
+        wanted = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
