@@ -83,9 +83,7 @@ def test_filter_and_losses(case, mode):
     fixed = contrastive_semantic_calibration(
         **contrast, temperature="fixed", threshold=case["threshold"], log_epsilon=1e-10
     )
-    triplet = filter_triplet(
-        student=student, teacher=sound, filtered_teacher=out.embedding, margin=case["margin"]
-    )
+    triplet = filter_triplet(student=student, teacher=sound, filtered_teacher=out.embedding, margin=case["margin"])
     classification = F.cross_entropy(out.logits, labels)
     last = gate_sparsity(noise_filter, layers="last")
 

@@ -29,7 +29,7 @@ def decode(kind: type[T], value: object, key: str = "config") -> T:
     Raises:
         ConfigError: the value does not fit.
     """
-    return _decode(kind, value, key)  # type: ignore[no-any-return]
+    return _decode(kind, value, key)
 
 
 def encode(value: Any) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avdistill.data.dataset import EvaluationWindows, has_modality
 from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
-from avdistill.types import View
+from avdistill.types import Network, View
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Outputs:
 
 
 def run_network(
-    network: nn.Module,
+    network: Network,
     store: Store,
     clips: np.ndarray,
     view: View,

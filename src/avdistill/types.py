@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class Features:
         )
 
 
+class Network(nn.Module):
+    """What a student or teacher is: normalised video (B, 3, T, H, W) or a waveform (B, S) in, `Features` out.
+
+    Attributes:
+        modality: "picture" or "sound".
+        embedding_dim: D of its embedding and tokens.
+    """
+
+    modality: Literal["picture", "sound"]
+    embedding_dim: int
+
+    def forward(self, inputs: Tensor) -> Features:
+        """The features of a batch."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Batch:
     """A batch of clips. What is missing is a mask, never a value that means "missing".
@@ -62,7 +78,7 @@ class Batch:
         teacher: the frozen teacher's features of these clips, or None for a method that needs none. Rows where
             `has_teacher` is False hold no information.
         has_teacher: bool (B,).
-        labels: int64 (B,) class indices, or float32 (B, C) multi-hot. Rows where `labelled` is False hold no information.
+        labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labelled` is False mean nothing.
         labelled: bool (B,).
         clip_ids: B names, for messages and tables.
     """

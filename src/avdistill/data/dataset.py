@@ -1,4 +1,4 @@
-"""A store as batches. Every batch is a function of (seed, number): any step can be made again, so a run resumes exactly."""
+"""A store as batches. A batch is a function of (seed, number): any can be made again, so a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ def encode_labels(store: Store, clips: np.ndarray, classes: tuple[str, ...], mul
     for clip, row in zip(clips, rows, strict=True):
         unknown = [name for name in row if name not in index]
         if unknown:
-            raise StoreError(f"{store.folder}: clip {store.columns['id'][clip]}: label {unknown[0]!r} is not a known class")
+            raise StoreError(
+                f"{store.folder}: clip {store.columns['id'][clip]}: label {unknown[0]!r} is not a known class"
+            )
         if len(row) > 1 and not multi_label:
-            raise StoreError(f"{store.folder}: clip {store.columns['id'][clip]} has {len(row)} labels where one is expected")
+            raise StoreError(
+                f"{store.folder}: clip {store.columns['id'][clip]} has {len(row)} labels where one is expected"
+            )
     labelled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
     if not multi_label:
         values = torch.tensor([index[row[0]] if row else 0 for row in rows], dtype=torch.int64)
@@ -165,7 +169,8 @@ class TrainingBatches(Dataset[Batch]):
             return None, torch.zeros(len(clips), dtype=torch.bool)
         embedding, logits, present = self.teacher
         features = Features(
-            embedding=torch.from_numpy(embedding[clips]), logits=None if logits is None else torch.from_numpy(logits[clips])
+            embedding=torch.from_numpy(embedding[clips]),
+            logits=None if logits is None else torch.from_numpy(logits[clips]),
         )
         return features, torch.from_numpy(present[clips])
 
@@ -173,7 +178,9 @@ class TrainingBatches(Dataset[Batch]):
 class EvaluationWindows(Dataset[tuple[int, Tensor]]):
     """Every window of every clip: (position of the clip among `clips`, uint8 frames or float32 sound)."""
 
-    def __init__(self, store: Store, clips: np.ndarray, view: View, *, windows: int | None = None, stride: int | None = None):
+    def __init__(
+        self, store: Store, clips: np.ndarray, view: View, *, windows: int | None = None, stride: int | None = None
+    ):
         """Lay out the windows.
 
         Args:
@@ -188,7 +195,11 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         counts = store.columns["frame_count" if isinstance(view, PictureView) else "sound_count"][clips]
         self.items: list[tuple[int, int]] = []
         for position, count in enumerate(counts.tolist()):
-            starts = sliding_starts(count, length, stride or length) if windows is None else spaced_starts(count, length, windows)
+            starts = (
+                sliding_starts(count, length, stride or length)
+                if windows is None
+                else spaced_starts(count, length, windows)
+            )
             self.items.extend((position, start) for start in starts)
 
     def __len__(self) -> int:

@@ -157,11 +157,11 @@ def _decode(
         picture.seek(container, pictures[0])
 
     for packet in _packets(container, [*pictures[:1], *sounds[:1]], notes):
-        track = picture if packet.stream.type == "video" else sound
+        track: _Picture | _Sound | None = picture if packet.stream.type == "video" else sound
         if track is not None and not track.done:
             with _counting_errors(track):
                 for frame in packet.decode():
-                    track.add(frame)
+                    track.add(frame)  # type: ignore[arg-type]  # a stream decodes to frames of its own kind
         if sound and end is not None:
             origin = picture.origin if picture else sound.first
             sound.done = origin is not None and sound.reaches(origin + end)
@@ -231,7 +231,7 @@ class _Scaler:
                         f"{path}: region {self.region} reaches beyond the picture of {image.shape[1]}x{image.shape[0]}"
                     )
                 image = image[y : y + height, x : x + width]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, dtype=np.uint8), format="rgb24")
         height, width = self._target(frame.height, frame.width)
         # Bilinear in swscale widens its kernel when shrinking, so it does not alias.
         return frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
@@ -263,12 +263,13 @@ class _Picture:
         try:
             first = next(container.decode(stream))
             self.origin = self._pts(first)
-            container.seek(int((self.origin + self._start) / stream.time_base), stream=stream)
+            tick = Fraction(stream.time_base or 1)
+            container.seek(int((self.origin + self._start) / tick), stream=stream)
             landed = self._pts(next(container.decode(stream))) - self.origin
             target = self._start if landed <= self._start else Fraction(0)
         except (*_DECODE_ERRORS, StopIteration, EOFError):
             target = Fraction(0)
-        offset = 0 if self.origin is None else int((self.origin + target) / stream.time_base)
+        offset = 0 if self.origin is None else int((self.origin + target) / Fraction(stream.time_base or 1))
         with suppress(*_DECODE_ERRORS):
             container.seek(offset, stream=stream)
 
@@ -332,7 +333,7 @@ class _Sound:
             self._form = form
             self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate)
         if self.first is None:
-            self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base)
+            self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
         assert self._resampler is not None
         for out in self._resampler.resample(frame):
             self._keep(out)

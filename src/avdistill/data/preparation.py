@@ -104,7 +104,6 @@ def prepare(
     return Store(out)
 
 
-
 def _existing(out: Path, settings: dict[str, Any]) -> Store:
     store = Store(out)
     made_with = json.loads((out / "store.json").read_text(encoding="utf-8")).get("settings")
@@ -250,7 +249,9 @@ class _Journal:
         """Start a journal, or take one up: entries up to the first broken line count, shards are cut to match."""
         described = folder / "settings.json"
         if described.exists() and json.loads(described.read_text(encoding="utf-8")) != settings:
-            raise StoreError(f"{folder}: an interrupted preparation with another list or settings; remove it to start anew")
+            raise StoreError(
+                f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
+            )
         write_json(described, settings)
         path = folder / "journal.jsonl"
         entries: list[dict[str, Any]] = []
@@ -262,7 +263,9 @@ class _Journal:
             good += len(line)
         file = path.open("a", encoding="utf-8")
         file.truncate(good)
-        journal = cls(folder, [e["row"] for e in entries if "row" in e], [e["skipped"] for e in entries if "skipped" in e], file)
+        journal = cls(
+            folder, [e["row"] for e in entries if "row" in e], [e["skipped"] for e in entries if "skipped" in e], file
+        )
         journal._reopen_shards()
         return journal
 
@@ -366,6 +369,8 @@ class _Journal:
             first = self.skipped[0]["reason"] if self.skipped else "the list is empty"
             raise StoreError(f"no clip could be read; the first: {first}")
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
+        for row in rows:
+            row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map
         table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
         pq.write_table(table, self.folder / "clips.parquet")
         with (self.folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:

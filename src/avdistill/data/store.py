@@ -6,7 +6,7 @@ Layout of format 1 (`docs/formats/store.md`):
     clips.parquet           a row per clip: id, labels, split, times, where its frames and sound lie
     frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per picture size and per 2 GB
     sound-00000.npy         int16 (samples,) mono
-    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy likewise
+    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too
     skipped.csv             files that could not be read, and why
 
 A store is built under another name and renamed when it is whole (`preparation.py`).
@@ -127,7 +127,9 @@ class Store:
     def teachers(self) -> dict[str, TeacherEntry]:
         """Teachers whose features are in the store, by name."""
         entries = self._description["teachers"]
-        return {name: TeacherEntry(**{**e, "name": name, "classes": tuple(e["classes"])}) for name, e in entries.items()}
+        return {
+            name: TeacherEntry(**{**e, "name": name, "classes": tuple(e["classes"])}) for name, e in entries.items()
+        }
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -174,7 +176,14 @@ class Store:
         return embedding, logits, present
 
     def add_teacher(
-        self, name: str, *, modality: str, source: str, embedding: np.ndarray, logits: np.ndarray | None, classes: tuple[str, ...]
+        self,
+        name: str,
+        *,
+        modality: str,
+        source: str,
+        embedding: np.ndarray,
+        logits: np.ndarray | None,
+        classes: tuple[str, ...],
     ) -> None:
         """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
 
@@ -189,7 +198,9 @@ class Store:
         if logits is not None:
             _write_array(self.folder / f"teacher-{name}-logits.npy", logits.astype(np.float32))
         clips = int((~np.isnan(embedding[:, 0])).sum())
-        entry = TeacherEntry(name, modality, int(embedding.shape[1]), classes if logits is not None else (), source, clips)
+        entry = TeacherEntry(
+            name, modality, int(embedding.shape[1]), classes if logits is not None else (), source, clips
+        )
         self._description["teachers"][name] = {k: v for k, v in asdict(entry).items() if k != "name"}
         for file in sorted(self.folder.glob(f"teacher-{name}*.npy")):
             self._description["files"][file.name] = file_checksum(file)

@@ -21,7 +21,9 @@ def sliding_starts(count: int, length: int, stride: int) -> list[int]:
         ValueError: an empty clip, or a stride that would skip items.
     """
     if count < 1 or not 1 <= stride <= length:
-        raise ValueError(f"need count >= 1 and 1 <= stride <= length, got count {count}, length {length}, stride {stride}")
+        raise ValueError(
+            f"need count >= 1 and 1 <= stride <= length, got count {count}, length {length}, stride {stride}"
+        )
     starts = [0]
     while starts[-1] + length < count:
         starts.append(starts[-1] + stride)
@@ -35,14 +37,16 @@ def spaced_starts(count: int, length: int, windows: int) -> list[int]:
 
 
 def take_window(items: np.ndarray, start: int, length: int) -> np.ndarray:
-    """`length` items from `start` on; where the clip ends sooner, the window's own items are repeated from their start."""
+    """`length` items from `start` on; where the clip ends sooner, the window repeats its own items from their start."""
     there = min(length, len(items) - start)
     if there == length:
         return items[start : start + length]
     return items[start + np.arange(length) % there]
 
 
-def training_window(items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
+def training_window(
+    items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, rng: np.random.Generator
+) -> Tensor:
     """A random window as the network is shown it in training.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from avdistill.methods.base import Method
 from avdistill.methods.baselines import KD, KDConfig, Supervised, SupervisedConfig
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
+from avdistill.types import Network
 
 __all__ = ["METHODS", "KDConfig", "MNFCSCConfig", "Method", "MethodConfig", "SupervisedConfig", "build_method"]
 
@@ -19,7 +18,7 @@ METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
 }
 
 
-def build_method(config: MethodConfig, student: nn.Module, *, num_classes: int, teacher_dim: int | None) -> Method:
+def build_method(config: MethodConfig, student: Network, *, num_classes: int, teacher_dim: int | None) -> Method:
     """The method that `config` describes, around a student.
 
     Args:

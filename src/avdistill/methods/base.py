@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from avdistill.models.video import normalise_frames
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, Features, Network
 
 
 class Method(nn.Module, ABC):
@@ -23,7 +23,7 @@ class Method(nn.Module, ABC):
     #: whether clips without a label contribute; where not, none is drawn
     uses_unlabelled: ClassVar[bool] = True
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: Network) -> None:
         """student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`."""
         super().__init__()
         self.student = student
@@ -41,13 +41,15 @@ class Method(nn.Module, ABC):
         return student_features(self.student, batch)
 
 
-def student_features(student: nn.Module, batch: Batch) -> Features:
+def student_features(student: Network, batch: Batch) -> Features:
     """Run a student on the modality it takes (`student.modality`).
 
     Raises:
         ValueError: the batch does not hold that modality.
     """
-    inputs = normalise_frames(batch.frames) if student.modality == "picture" and batch.frames is not None else batch.sound
+    inputs = (
+        normalise_frames(batch.frames) if student.modality == "picture" and batch.frames is not None else batch.sound
+    )
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
     return student(inputs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avdistill.losses import classification, soft_label_divergence
 from avdistill.methods.base import Method
-from avdistill.types import Batch
+from avdistill.types import Batch, Network
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class KD(Method):
 
     needs = "logits"
 
-    def __init__(self, student: nn.Module, config: KDConfig) -> None:
+    def __init__(self, student: Network, config: KDConfig) -> None:
         super().__init__(student)
         self.config = config
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `soft_labels`."""
         logits = self.student_features(batch).logits
-        assert logits is not None and batch.teacher is not None and batch.teacher.logits is not None
+        assert logits is not None
+        assert batch.teacher is not None
+        assert batch.teacher.logits is not None
         rows = batch.has_teacher
         divergence = soft_label_divergence(
             student=logits[rows], teacher=batch.teacher.logits[rows], temperature=self.config.temperature

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.calibration import Temperature
 from avdistill.methods.base import Method
 from avdistill.models.noise_filter import FilterOutput, NoiseFilter, Order
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class MNFCSC(Method):
 
     needs = "embedding"
 
-    def __init__(self, student: nn.Module, config: MNFCSCConfig, *, num_classes: int, teacher_dim: int) -> None:
+    def __init__(self, student: Network, config: MNFCSCConfig, *, num_classes: int, teacher_dim: int) -> None:
         """student: its features must have tokens; teacher_dim: width of the teacher's embedding, any."""
         super().__init__(student)
         self.config = config
@@ -80,10 +80,11 @@ class MNFCSC(Method):
         return [*super().parameter_groups(), filter_group]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `calibration` (student), `filter_classification`, `triplet`, `sparsity` (filter)."""
+        """Student: `classification`, `calibration`; filter: `filter_classification`, `triplet`, `sparsity`."""
         c = self.config
         features = self.student_features(batch)
-        assert features.logits is not None and batch.teacher is not None
+        assert features.logits is not None
+        assert batch.teacher is not None
         losses = {
             "classification": classification(logits=features.logits, labels=batch.labels, labelled=batch.labelled)
         }
@@ -92,7 +93,9 @@ class MNFCSC(Method):
         labels, labelled = batch.labels[rows], batch.labelled[rows]
         if len(labels) == 0:  # the filter has nothing to look at, but its parameters stay in the graph
             nothing = sum(p.sum() for p in self.filter.parameters()) * 0.0 + seen.embedding.sum()
-            return losses | dict.fromkeys(("calibration", "filter_classification", "triplet"), nothing) | self._sparsity()
+            return (
+                losses | dict.fromkeys(("calibration", "filter_classification", "triplet"), nothing) | self._sparsity()
+            )
 
         live = self._filtered(teacher, seen, train_filter=c.calibration_into_filter)
         contrast_labels, contrast_labelled = self._contrast_labels(labels, labelled, teacher)

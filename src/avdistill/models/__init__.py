@@ -6,27 +6,37 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import nn
 
 from avdistill.models.audio import LogMelCNN
-from avdistill.models.video import StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
-from avdistill.types import Option
+from avdistill.models.video import ShiftedFrames, StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
+from avdistill.types import Network, Option
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Network]] = {
     "logmel_cnn": LogMelCNN,
     "released_r2plus1d": released_r2plus1d,
+    "shifted_frames": ShiftedFrames,
     "stacked_frames": StackedFrames,
     "tiny_r2plus1d": tiny_r2plus1d,
     **{
         f"torchvision:{name}": partial(TorchvisionVideo, network=name)
-        for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
+        for name in (
+            "r3d_18",
+            "mc3_18",
+            "r2plus1d_18",
+            "s3d",
+            "mvit_v1_b",
+            "mvit_v2_s",
+            "swin3d_t",
+            "swin3d_s",
+            "swin3d_b",
+        )
     },
 }
 
 
-def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> nn.Module:
+def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> Network:
     """A network of `MODELS` for `num_classes` classes.
 
     Raises:
@@ -39,4 +49,7 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}") from error
     # Two-dimensional convolutions are 1.3 to 2 times faster on CPUs with channels last; values do not change.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model

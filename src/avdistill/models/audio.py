@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.types import Features
+from avdistill.types import Features, Network
 
 
 def mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> Tensor:
@@ -44,15 +45,23 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(self.length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        if waveform.shape[1] < self.points:  # one window at least: repeat the sound's own samples
+        """waveform: (B, S), shorter than one window is repeated."""
+        if waveform.shape[1] < self.points:
             waveform = waveform.repeat(1, -(-self.points // waveform.shape[1]))
         spectrum = torch.stft(
-            waveform, self.points, self.hop, self.length, self.window, center=True, pad_mode="reflect", return_complex=True
+            waveform,
+            self.points,
+            self.hop,
+            self.length,
+            self.window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
         )
         return torch.log(spectrum.abs().transpose(1, 2) @ self.filters + 1e-3)
 
 
-class LogMelCNN(nn.Module):
+class LogMelCNN(Network):
     """A small convolutional network on log-mel: the sound teacher of the first day, under 1 M parameters.
 
     Embeddings are means of a map behind a ReLU, so they are non-negative, as those of PANNs' CNN14.
@@ -86,13 +95,13 @@ class LogMelCNN(nn.Module):
         widths = (1, width, 2 * width, 4 * width, embedding_dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    def forward(self, sound: Tensor) -> Features:
-        """sound: float (B, S) mono in [-1, 1]; any S, shorter than 32 ms is repeated."""
-        x = self.log_mel(sound)[:, None]  # (B, 1, time, bands)
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, S) mono in [-1, 1]; any S, shorter than 32 ms is repeated."""
+        x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
         if self.training and self.spec_augment:
             x = _blank(_blank(x, axis=2), axis=3)

@@ -33,7 +33,7 @@ class FilterOutput:
 
 
 class NoiseFilter(nn.Module):
-    """Removes from a teacher's embedding what does not belong to the student's clip, and asks the student's map with it.
+    """Removes from a teacher's embedding what is not the student's clip's, and asks the student's map with the rest.
 
     The release's filter is `order="gate_attention"` with equal widths; its BatchNorm layers are kept. Where the
     widths differ (the release cannot do that) a linear layer brings the teacher to the student's width first.
@@ -111,5 +111,11 @@ class NoiseFilter(nn.Module):
         if not self.training or len(x) > 1:
             return layers(x)
         for layer in layers:
-            x = nn.functional.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps) if isinstance(layer, nn.BatchNorm1d) else layer(x)
+            x = (
+                nn.functional.batch_norm(
+                    x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
+                )
+                if isinstance(layer, nn.BatchNorm1d)
+                else layer(x)
+            )
         return x

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avdistill.types import Features
+from avdistill.types import Features, Network
 
 # ImageNet's statistics of RGB in [0, 1]: what the paper and the Kinetics networks were trained with.
 _MEAN = (0.485, 0.456, 0.406)
@@ -73,7 +74,7 @@ class _Stage(nn.Module):
         return x
 
 
-class R2Plus1D(nn.Module):
+class R2Plus1D(Network):
     """R(2+1)D as the released implementation builds it (METHOD: released student); parameter names follow its files.
 
     It differs from torchvision's in the stem (3x7x7, whose middle width follows the same formula as every other
@@ -82,7 +83,9 @@ class R2Plus1D(nn.Module):
 
     modality = "picture"
 
-    def __init__(self, num_classes: int, widths: tuple[int, int, int, int, int], blocks: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, num_classes: int, widths: tuple[int, int, int, int, int], blocks: tuple[int, int, int, int]
+    ) -> None:
         super().__init__()
         stem, *stages = widths
         self.embedding_dim = stages[-1]
@@ -95,9 +98,9 @@ class R2Plus1D(nn.Module):
         self.conv5 = _Stage(stages[2], stages[3], blocks[3], downsample=True)
         self.cls = nn.Linear(stages[3], num_classes)
 
-    def forward(self, video: Tensor) -> Features:
-        """video: float (B, 3, T, H, W), normalised; any T, H, W. Stride of the map: 8 in time, 16 in height and width."""
-        x = self.relu(self.bn1(self.conv1(video)))
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W), normalised; any T, H, W. The map's stride: 8 in time, 16 in space."""
+        x = self.relu(self.bn1(self.conv1(inputs)))
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
         tokens = x.flatten(2).transpose(1, 2)  # (B, K, D)
         embedding = tokens.mean(1)
@@ -126,7 +129,7 @@ def tiny_r2plus1d(num_classes: int, embedding_dim: int = 128) -> R2Plus1D:
     return R2Plus1D(num_classes, (16, 16, 32, 64, embedding_dim), (1, 1, 1, 1))
 
 
-class StackedFrames(nn.Module):
+class StackedFrames(Network):
     """A small 2-D residual network that takes the T frames as 3T channels: the cheapest student that sees motion."""
 
     modality = "picture"
@@ -136,7 +139,9 @@ class StackedFrames(nn.Module):
         super().__init__()
         self.frames, self.embedding_dim = frames, embedding_dim
         self.stem = nn.Sequential(
-            nn.Conv2d(3 * frames, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(3 * frames, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         widths = (width, width, 2 * width, embedding_dim)
         self.stages = nn.ModuleList(
@@ -144,16 +149,57 @@ class StackedFrames(nn.Module):
         )
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    def forward(self, video: Tensor) -> Features:
-        """video: float (B, 3, T, H, W) with exactly `frames` frames; the map has stride 8, one position in time."""
-        if video.shape[2] != self.frames:
-            raise ValueError(f"this student takes {self.frames} frames, got {video.shape[2]}")
-        x = self.stem(video.flatten(1, 2))
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W) with exactly `frames` frames; the map has stride 8, one position in time."""
+        if inputs.shape[2] != self.frames:
+            raise ValueError(f"this student takes {self.frames} frames, got {inputs.shape[2]}")
+        x = self.stem(inputs.flatten(1, 2))
         for stage in self.stages:
             x = stage(x)
         tokens = x.flatten(2).transpose(1, 2)
         embedding = tokens.mean(1)
         return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+
+
+class ShiftedFrames(Network):
+    """A small 2-D residual network on every frame that hands an eighth of its channels to the next frame and an eighth
+    to the previous one before each block (temporal shift: Lin, Gan and Han, ICCV 2019), so that motion is seen.
+    """
+
+    modality = "picture"
+
+    def __init__(self, num_classes: int, width: int = 16, embedding_dim: int = 128) -> None:
+        """Args: num_classes: C; width: channels of the first stage, a multiple of 8; embedding_dim: D."""
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        widths = (width, 2 * width, 4 * width, embedding_dim)
+        self.stages = nn.ModuleList(_Block2D(a, b, 2) for a, b in pairwise(widths))
+        self.classifier = nn.Linear(embedding_dim, num_classes)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W), normalised; any T, H, W. The map's stride: 1 in time, 16 in space."""
+        B, _, T = inputs.shape[:3]
+        x = self.stem(inputs.transpose(1, 2).flatten(0, 1))  # (B T, width, H / 2, W / 2)
+        for stage in self.stages:
+            x = stage(_shift(x, T))
+        x = x.unflatten(0, (B, T)).transpose(1, 2)  # (B, D, T, h, w)
+        tokens = x.flatten(2).transpose(1, 2)
+        embedding = tokens.mean(1)
+        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+
+
+def _shift(x: Tensor, T: int) -> Tensor:
+    """Move the first eighth of the channels of (B T, channels, h, w) one frame on, the second eighth one frame back."""
+    eighth = x.shape[1] // 8
+    frames = x.unflatten(0, (-1, T))
+    shifted = torch.zeros_like(frames)
+    shifted[:, 1:, :eighth] = frames[:, :-1, :eighth]
+    shifted[:, :-1, eighth : 2 * eighth] = frames[:, 1:, eighth : 2 * eighth]
+    shifted[:, :, 2 * eighth :] = frames[:, :, 2 * eighth :]
+    return shifted.flatten(0, 1)
 
 
 class _Block2D(nn.Module):
@@ -190,7 +236,7 @@ _TORCHVISION = {
 }
 
 
-class TorchvisionVideo(nn.Module):
+class TorchvisionVideo(Network):
     """A torchvision video network with a new classifier; its own last map becomes the tokens."""
 
     modality = "picture"
@@ -210,7 +256,9 @@ class TorchvisionVideo(nn.Module):
         import torchvision.models.video as networks
 
         if network not in _TORCHVISION:
-            raise ValueError(f"torchvision has no video network {network!r} that we know; known: {', '.join(_TORCHVISION)}")
+            raise ValueError(
+                f"torchvision has no video network {network!r} that we know; known: {', '.join(_TORCHVISION)}"
+            )
         map_name, head_name, self._layout = _TORCHVISION[network]
         self.backbone: Any = getattr(networks, network)(weights="KINETICS400_V1" if kinetics else None)
         head = getattr(self.backbone, head_name)
@@ -221,12 +269,14 @@ class TorchvisionVideo(nn.Module):
             self.backbone.avgpool = nn.AdaptiveAvgPool3d(1)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
         self._map: list[Tensor] = []
-        getattr(self.backbone, map_name).register_forward_hook(lambda _module, _inputs, output: self._map.append(output))
+        getattr(self.backbone, map_name).register_forward_hook(
+            lambda _module, _inputs, output: self._map.append(output)
+        )
 
-    def forward(self, video: Tensor) -> Features:
-        """video: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""
         self._map.clear()
-        embedding = self.backbone(video).flatten(1)
+        embedding = self.backbone(inputs).flatten(1)
         x = self._map.pop()
         if self._layout == "first":
             tokens = x.flatten(2).transpose(1, 2)

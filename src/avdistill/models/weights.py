@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avdistill.decoding import ConfigError, decode, encode
 from avdistill.models import build_model
-from avdistill.types import StudentDescription
+from avdistill.types import Network, StudentDescription
 
 
 class WeightsError(Exception):
@@ -25,7 +25,7 @@ def save_student(folder: Path, student: nn.Module, description: StudentDescripti
     (folder / "student.json").write_text(json.dumps(encode(description), indent=1) + "\n", encoding="utf-8")
 
 
-def load_student(folder: str | Path) -> tuple[nn.Module, StudentDescription]:
+def load_student(folder: str | Path) -> tuple[Network, StudentDescription]:
     """A trained network in evaluation mode on the CPU, and its description.
 
     Args:
@@ -65,7 +65,7 @@ def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
         WeightsError: the file is missing or damaged, or names and shapes differ.
     """
     try:
-        missing, unexpected = module.load_state_dict(load_file(file), strict=strict)
+        _, unexpected = module.load_state_dict(load_file(file), strict=strict)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such file") from None
     except SafetensorError as error:
@@ -78,7 +78,7 @@ def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """"auto": CUDA where there is one, else the CPU."""
+    """ "auto": CUDA where there is one, else the CPU."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)

@@ -37,7 +37,12 @@ class Progress:
 
 
 def save_last(
-    run: Path, method: Method, description: StudentDescription, optimizer: Optimizer, schedule: LRScheduler, progress: Progress
+    run: Path,
+    method: Method,
+    description: StudentDescription,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    progress: Progress,
 ) -> None:
     """Replace `last/` by the present state, whole or not at all."""
     fresh, old = run / "last.tmp", run / "last.old"
@@ -134,10 +139,21 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+
+
+def run_progress(run: Path) -> Progress:
+    """Where a run stands by its last save."""
+    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
+    if not folder.is_dir():
+        return Progress()
+    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+    return Progress(**state["progress"])

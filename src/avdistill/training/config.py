@@ -23,7 +23,7 @@ class StudentConfig:
     """
 
     model: str = "tiny_r2plus1d"
-    view: View = PictureView()
+    view: View = field(default_factory=PictureView)
     options: dict[str, Option] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ class TrainConfig:
     store: Path
     out: Path
     student: StudentConfig = StudentConfig()
-    method: MethodConfig = SupervisedConfig()
+    method: MethodConfig = field(default_factory=SupervisedConfig)
     teacher: str | None = None
     train_split: str = "train"
     validation_fraction: float = 0.1

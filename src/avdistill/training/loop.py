@@ -108,7 +108,9 @@ class _Session:
         split = clips_of_split(store, config.train_split)
         clips = split[has_modality(store, split, config.student.view)]
         if not len(clips):
-            raise StoreError(f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}")
+            raise StoreError(
+                f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
+            )
         multi_label = any(len(store.labels[i]) > 1 for i in clips)
         training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
         method_class = METHODS[config.method.name][1]
@@ -127,7 +129,9 @@ class _Session:
         torch.manual_seed(config.seed)
         student = build_model(config.student.model, len(store.classes), config.student.options)
         if student.modality != config.student.view.modality:
-            raise RunError(f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}")
+            raise RunError(
+                f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}"
+            )
         method = build_method(
             config.method,
             student,
@@ -179,14 +183,18 @@ def _teacher_features(
     if not method.needs:
         return None
     if config.teacher is None:
-        raise RunError(f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the store")
+        raise RunError(
+            f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the store"
+        )
     embedding, logits, present = store.teacher_features(config.teacher)
     if logits is not None:
         columns = {name: i for i, name in enumerate(store.teachers[config.teacher].classes)}
         missing = [name for name in store.classes if name not in columns]
         logits = None if missing else logits[:, [columns[name] for name in store.classes]]
     if method.needs == "logits" and logits is None:
-        raise RunError(f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none")
+        raise RunError(
+            f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none"
+        )
     return embedding, logits, present
 
 
@@ -194,7 +202,7 @@ def _run(session: _Session, progress: Progress, on_step: OnStep | None, stop_aft
     config, method, optimizer = session.config, session.method, session.optimizer
     plateau = isinstance(session.schedule, ReduceLROnPlateau)
     micro_batches = range(progress.step * config.accumulate, config.steps * config.accumulate)
-    # A generator of its own: DataLoader would draw from the global one, and a resumed run would differ from an unbroken.
+    # A generator of its own: DataLoader would draw from the global one, and a resumed run would differ.
     own = torch.Generator()
     loader = iter(
         DataLoader(session.batches, batch_size=None, sampler=micro_batches, num_workers=config.workers, generator=own)
@@ -229,7 +237,9 @@ def _run(session: _Session, progress: Progress, on_step: OnStep | None, stop_aft
                 rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
                 seconds = time.perf_counter() - began
                 log(progress.step, {"losses": values, "gradient_norms": norms, "rates": rates, "step_seconds": seconds})
-            if len(session.validation) and (progress.step % config.validate_every == 0 or progress.step == config.steps):
+            if len(session.validation) and (
+                progress.step % config.validate_every == 0 or progress.step == config.steps
+            ):
                 figure = _validate(session)
                 log(progress.step, {"validation": {"top1": figure}})
                 if plateau:
@@ -270,7 +280,10 @@ def _not_finite(session: _Session, progress: Progress, terms: dict[str, Tensor],
         {"step": progress.step, "losses": {k: repr(v) for k, v in values.items()}, "clips": list(clips)},
     )
     save_last(session.run, session.method, session.description, session.optimizer, session.schedule, progress)
-    bad = ", ".join(f"{name} = {value}" for name, value in values.items() if not np.isfinite(value)) or "the sum of the losses"
+    bad = (
+        ", ".join(f"{name} = {value}" for name, value in values.items() if not np.isfinite(value))
+        or "the sum of the losses"
+    )
     return RunError(
         f"{session.run}: {bad} at step {progress.step}; the weights before this step are in last/, "
         f"the clips of the batch in not_finite.json"

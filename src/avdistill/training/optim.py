@@ -20,10 +20,10 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
         {"params": group["params"], "name": group["name"], "lr": config.learning_rate * group["lr_scale"]}
         for group in method.parameter_groups()
     ]
-    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rate, decay = config.learning_rate, config.weight_decay
     if config.name == "sgd":
-        return SGD(groups, momentum=0.9, **common)
-    return (Adam if config.name == "adam" else AdamW)(groups, **common)
+        return SGD(groups, lr=rate, momentum=0.9, weight_decay=decay)
+    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate, weight_decay=decay)
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:

@@ -1,0 +1,42 @@
+"""The command line: a table of verbs. A verb's module is imported when it is called, so `--help` costs nothing."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+# verb: (module:function, what it does)
+VERBS: dict[str, tuple[str, str]] = {
+    "synthesize": ("data:synthesize", "make videos of moving things with related and unrelated sound"),
+    "prepare": ("data:prepare", "videos and a list -> a store of frames and sound"),
+    "info": ("data:info", "describe a store and verify its checksums"),
+    "teacher": ("runs:teacher", "train a teacher: `teacher train STORE`"),
+    "embed": ("runs:embed", "put a teacher's embeddings and logits into a store"),
+    "train": ("runs:train", "train a student: `train RECIPE --store STORE --out RUN`"),
+    "resume": ("runs:resume", "continue an interrupted run exactly"),
+    "evaluate": ("figures:evaluate", "classification figures of a run on a store"),
+    "retrieve": ("figures:retrieve", "retrieval figures of a run on a store"),
+    "demo": ("figures:demo", "the whole street on synthetic videos, with a report"),
+    "recipes": ("runs:recipes", "list recipes, models and methods"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0, 1 for a failure said in one line, 2 for a wrong call."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: avdistill VERB ...    (avdistill VERB --help)\n")
+        print("\n".join(f"  {verb:<12}{help_line}" for verb, (_, help_line) in VERBS.items()))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(import_module("importlib.metadata").version("avdistill"))
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"avdistill: no verb {arguments[0]!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module, function = VERBS[arguments[0]][0].split(":")
+    return int(import_module("avdistill.commands.console").run(module, function, arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

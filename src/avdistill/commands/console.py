@@ -1,0 +1,95 @@
+"""What every verb shares: progress and messages on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+MESSAGES = Console(stderr=True, highlight=False)
+
+
+def run(module: str, function: str, arguments: list[str]) -> int:
+    """Call a verb; an error that a user can mend is one line on standard error and exit code 1 (2: a wrong config)."""
+    verb: Callable[[list[str]], None] = getattr(import_module(f"avdistill.commands.{module}"), function)
+    from avdistill.data.annotations import AnnotationError
+    from avdistill.data.media import MediaError
+    from avdistill.data.store import StoreError
+    from avdistill.decoding import ConfigError
+
+    expected: list[type[Exception]] = [
+        AnnotationError,
+        MediaError,
+        StoreError,
+        ConfigError,
+        FileNotFoundError,
+        FileExistsError,
+    ]
+    if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
+        from avdistill.models.weights import WeightsError
+        from avdistill.teachers import TeacherError
+        from avdistill.training.checkpoint import RunError
+
+        expected += [WeightsError, TeacherError, RunError]
+    try:
+        verb(arguments)
+    except ConfigError as error:
+        print(f"avdistill: {error}", file=sys.stderr)
+        return 2
+    except tuple(expected) as error:
+        print(f"avdistill: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("avdistill: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def say(text: str) -> None:
+    """A message for people, on standard error."""
+    MESSAGES.print(text, markup=False, soft_wrap=True)
+
+
+def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> None:
+    """The result of a verb on standard output: the report as one JSON object, or the lines."""
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, allow_nan=False, default=str))
+    else:
+        print("\n".join(lines))
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told (finished, total)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=MESSAGES) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def update(finished: int, whole: int, note: str = "") -> None:
+            progress.update(task, completed=finished, total=whole, note=note)
+
+        yield update
+
+
+@contextmanager
+def training_bar(title: str, steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A bar that is told (step, losses) and shows every loss term with the time that is left."""
+    with progress_bar(title, steps) as update:
+
+        def on_step(step: int, losses: Mapping[str, float]) -> None:
+            note = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            update(step, steps, note)  # type: ignore[call-arg]
+
+        yield on_step

@@ -1,0 +1,145 @@
+"""Verbs from videos to a store: synthesize, prepare, info."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from avdistill.commands.console import output, progress_bar, say
+from avdistill.data.annotations import read_annotations
+from avdistill.data.preparation import PrepareConfig
+from avdistill.data.preparation import prepare as prepare_store
+from avdistill.data.store import Store, StoreError
+from avdistill.data.synthetic import SyntheticConfig
+from avdistill.data.synthetic import synthesize as synthesize_videos
+from avdistill.decoding import ConfigError
+
+
+@dataclass(frozen=True)
+class _Synthesize:
+    """Make real video files of twelve classes of moving things, some with their own sound, some with another's."""
+
+    out: Path
+    """Folder to write videos/, annotations.csv and synthetic.json into."""
+    config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
+    workers: int = os.cpu_count() or 1
+    """Processes that draw and encode."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def synthesize(arguments: list[str]) -> None:
+    """`avdistill synthesize --out DIR`."""
+    a = tyro.cli(_Synthesize, args=arguments, prog="avdistill synthesize")
+    with progress_bar("synthesize") as update:
+        annotations = synthesize_videos(a.out, a.config, workers=a.workers, on_clip=update)
+    clips = len(read_annotations(annotations))
+    output(
+        {"annotations": str(annotations), "videos": str(a.out / "videos"), "clips": clips},
+        [f"{clips} videos in {a.out / 'videos'}, listed in {annotations}"],
+        a.json,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Read the listed videos into a store of frames and sound. Interrupted, the same command goes on."""
+
+    list: tyro.conf.Positional[Path]
+    """CSV or JSONL list, a folder per class, or UCF101 split files."""
+    videos: Path
+    """Folder that the list's paths start from."""
+    out: Path
+    """The store's folder."""
+    format: Literal["auto", "csv", "jsonl", "folder", "ucf101", "ucf51"] = "auto"
+    """What kind of list it is."""
+    fps: float = 4.0
+    """Frames a second; 0 takes every frame."""
+    short_side: int | None = None
+    """Pixels of the shorter side (default 128)."""
+    size: tuple[int, int] | None = None
+    """Height and width instead of --short-side."""
+    region: str | None = None
+    """x,y,width,height of the picture, cut out before scaling."""
+    sample_rate: int = 16000
+    """Of the stored sound, in Hz."""
+    teacher: tuple[str, ...] = ()
+    """Run folders of teachers to embed with at once; each is named after its folder."""
+    workers: int = os.cpu_count() or 1
+    """Processes that decode."""
+    strict: bool = False
+    """Fail on the first file that cannot be read."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def prepare(arguments: list[str]) -> None:
+    """`avdistill prepare LIST --videos DIR --out STORE`."""
+    a = tyro.cli(_Prepare, args=arguments, prog="avdistill prepare")
+    config = PrepareConfig(
+        fps=a.fps or None,
+        short_side=a.short_side if a.short_side or a.size else 128,
+        size=a.size,
+        region=_region(a.region),
+        sample_rate_hz=a.sample_rate,
+    )
+    with progress_bar("prepare") as update:
+        store = prepare_store(
+            read_annotations(a.list, format=a.format),
+            a.videos,
+            a.out,
+            config,
+            workers=a.workers,
+            strict=a.strict,
+            on_clip=update,
+        )
+    for run in a.teacher:
+        from avdistill.commands.runs import embed_with
+
+        embed_with(store, run, Path(run).name)
+    report = store.describe()
+    line = (
+        f"{report['clips']} clips of {report['videos']} videos in {a.out}: {report['with_picture']} with picture, "
+        f"{report['with_sound']} with sound ({report['silent']} silent), {report['labelled']} labelled; "
+        f"{report['skipped']} skipped"
+    )
+    output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
+
+
+def _region(text: str | None) -> tuple[int, int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--region: expected x,y,width,height in pixels, got {text!r}") from None
+    return x, y, width, height
+
+
+@dataclass(frozen=True)
+class _Info:
+    """Describe a store and verify its checksums."""
+
+    store: tyro.conf.Positional[Path]
+    """The store's folder."""
+    verify: bool = True
+    """Recompute every checksum."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def info(arguments: list[str]) -> None:
+    """`avdistill info STORE`."""
+    a = tyro.cli(_Info, args=arguments, prog="avdistill info")
+    store = Store(a.store)
+    report = store.describe()
+    if a.verify:
+        say("verifying checksums ...")
+        report["faults"] = store.verify()
+    output(report, [f"{name:<16} {value}" for name, value in report.items()], a.json)
+    if report.get("faults"):
+        raise StoreError(f"{a.store}: damaged: {'; '.join(report['faults'])}")

@@ -1,0 +1,161 @@
+"""Verbs from a run to figures: evaluate, retrieve, demo."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from avdistill.commands.console import output, progress_bar, say
+from avdistill.data.store import Store, write_json
+from avdistill.evaluation.classification import Classification
+from avdistill.evaluation.classification import evaluate as evaluate_run
+from avdistill.evaluation.retrieval import retrieve as retrieve_run
+from avdistill.studies.report import plot_confusion
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Classify a split with the best student of a run; figures, tables and a confusion matrix go into a folder."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    store: tyro.conf.Positional[Path]
+    """A store with the run's classes."""
+    split: str = "test"
+    """Labelled clips to classify."""
+    windows: int | None = None
+    """Evenly spaced windows per clip; default: slide over the whole clip."""
+    stride: int | None = None
+    """Of the sliding windows, in frames or samples; default: a window's length."""
+    batch_size: int = 32
+    """Windows at a time."""
+    out: Path | None = None
+    """Folder for the tables; default: RUN/evaluation-SPLIT."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`avdistill evaluate RUN STORE`."""
+    a = tyro.cli(_Evaluate, args=arguments, prog="avdistill evaluate")
+    store = Store(a.store)
+    with progress_bar("evaluate") as update:
+        result = evaluate_run(
+            a.run,
+            store,
+            split=a.split,
+            windows=a.windows,
+            stride=a.stride,
+            batch_size=a.batch_size,
+            on_batch=update,
+        )
+    out = a.out or a.run / f"evaluation-{a.split}"
+    _write_classification(out, result)
+    report = {"run": str(a.run), "store": str(a.store), **result.figures}
+    f = result.figures
+    lines = [
+        f"{f['clips']} clips of split {a.split!r}, {f['missing']} without what the student looks at (counted as misses)"
+    ]
+    if "top1" in f:
+        low, high = f["top1_interval"]
+        lines += [
+            f"top-1               {f['top1']:.4f}   (95% interval {low:.4f} to {high:.4f})",
+            f"top-5               {f['top5']:.4f}",
+            f"mean class accuracy {f['mean_class_accuracy']:.4f}",
+            f"calibration error   {f['calibration_error']:.4f}",
+        ]
+    else:
+        lines += [f"mean average precision {f['map']:.4f}"]
+    say(f"tables and confusion matrix: {out}")
+    output(report, lines, a.json)
+
+
+def _write_classification(out: Path, result: Classification) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "figures.json", result.figures)
+    if result.confusion is None:
+        return
+    plot_confusion(result.confusion, result.classes, out / "confusion.png")
+    write_json(out / "release_top_k.json", result.release_top_k)
+    for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", result.figures["per_class"])):
+        with (out / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@dataclass(frozen=True)
+class _Retrieve:
+    """Look up the clips of one split among those of another by the student's embeddings."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    store: tyro.conf.Positional[Path]
+    """A store with both splits."""
+    queries: str = "test"
+    """Split of the queries."""
+    gallery: str = "train"
+    """Split that is searched."""
+    release_metrics: bool = False
+    """Also the released implementation's mAP, which counts differently (labelled `release.`)."""
+    batch_size: int = 32
+    """Windows at a time."""
+    out: Path | None = None
+    """Folder for the lists; default: RUN/retrieval-QUERIES."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def retrieve(arguments: list[str]) -> None:
+    """`avdistill retrieve RUN STORE`."""
+    a = tyro.cli(_Retrieve, args=arguments, prog="avdistill retrieve")
+    with progress_bar("retrieve") as update:
+        result = retrieve_run(
+            a.run,
+            Store(a.store),
+            queries=a.queries,
+            gallery=a.gallery,
+            release_metrics=a.release_metrics,
+            batch_size=a.batch_size,
+            on_batch=update,
+        )
+    out = a.out or a.run / f"retrieval-{a.queries}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "figures.json", result.figures)
+    with (out / "neighbours.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbours)
+    report = {"run": str(a.run), "store": str(a.store), **result.figures}
+    lines = [
+        f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}"
+        for name, value in result.figures.items()
+    ]
+    say(f"nearest clips of each query: {out / 'neighbours.jsonl'}")
+    output(report, lines, a.json)
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """The whole street on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
+
+    out: Path
+    """Folder for everything; an interrupted demo goes on where it stopped."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the students."""
+    workers: int = 2
+    """Processes; each training run takes one core."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def demo(arguments: list[str]) -> None:
+    """`avdistill demo --out DIR`."""
+    from avdistill.studies.demo import run_demo
+
+    a = tyro.cli(_Demo, args=arguments, prog="avdistill demo")
+    result = run_demo(a.out, seeds=a.seeds, workers=a.workers, say=say, bar=progress_bar)
+    lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}"]
+    output(result, lines, a.json)

@@ -1,0 +1,156 @@
+"""Verbs around a run: teacher, embed, train, resume, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+
+import tyro
+
+from avdistill.commands.console import output, progress_bar, say, training_bar
+from avdistill.data.store import Store, TeacherEntry
+from avdistill.decoding import ConfigError
+from avdistill.methods import METHODS
+from avdistill.models import MODELS
+from avdistill.teachers import embed as embed_store
+from avdistill.teachers import load_teacher
+from avdistill.training import TrainConfig, read_config
+from avdistill.training import resume as resume_run
+from avdistill.training import train as train_run
+from avdistill.training.checkpoint import run_progress
+from avdistill.training.recipes import RECIPES
+
+
+def train(arguments: list[str]) -> None:
+    """`avdistill train RECIPE --store STORE --out RUN`, or `--config FILE.json`; further options change the config."""
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print("usage: avdistill train RECIPE --store STORE --out RUN [--OPTION VALUE ...]")
+        print("       avdistill train --config FILE.json [--OPTION VALUE ...]\n\nrecipes:")
+        print("\n".join(f"  {name}" for name in RECIPES))
+        print("\noptions: avdistill train RECIPE --help")
+        return
+    if arguments[0] == "--config":
+        if len(arguments) < 2:
+            raise ConfigError("--config: expected a file")
+        base, rest = read_config(Path(arguments[1])), arguments[2:]
+    elif arguments[0] in RECIPES:
+        unset = {"store": tyro.MISSING, "out": tyro.MISSING}
+        base, rest = replace(RECIPES[arguments[0]], **unset), arguments[1:]
+    else:
+        raise ConfigError(f"no recipe {arguments[0]!r}; recipes: {', '.join(RECIPES)}")
+    _train(_overridden(base, rest, f"avdistill train {arguments[0]}"))
+
+
+def teacher(arguments: list[str]) -> None:
+    """`avdistill teacher train STORE --out RUN`: an ordinary supervised run on the labelled clips' sound."""
+    if len(arguments) < 2 or arguments[0] != "train" or arguments[1].startswith("-"):
+        raise ConfigError("usage: avdistill teacher train STORE --out RUN [--train-split teacher] [--OPTION VALUE ...]")
+    store = Store(Path(arguments[1]))
+    splits = set(store.columns["split"].tolist())
+    split = "teacher" if "teacher" in splits else "train"
+    base = replace(RECIPES["sound_teacher"], store=store.folder, out=tyro.MISSING, train_split=split)
+    _train(_overridden(base, arguments[2:], "avdistill teacher train"))
+
+
+def _overridden(base: TrainConfig, arguments: list[str], program: str) -> TrainConfig:
+    return tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _train(config: TrainConfig) -> None:
+    with training_bar(f"train {config.method.name}", config.steps) as on_step:
+        run = train_run(config, on_step=on_step)
+    _report_run(run)
+
+
+def _report_run(run: Path) -> None:
+    progress = run_progress(run)
+    if progress.step < read_config(run / "config.json").steps:
+        say(f"stopped after step {progress.step}, state saved; `avdistill resume {run}` goes on")
+    else:
+        best = (
+            f"best validation top-1 {progress.best:.3f} at step {progress.best_step}"
+            if progress.best >= 0
+            else "last step"
+        )
+        say(f"finished {progress.step} steps; best/ is the {best}")
+    print(run)
+
+
+@dataclass(frozen=True)
+class _Resume:
+    """Continue an interrupted run exactly where its last save left it."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+
+
+def resume(arguments: list[str]) -> None:
+    """`avdistill resume RUN`."""
+    a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
+    steps = read_config(a.run / "config.json").steps
+    with training_bar("resume", steps) as on_step:
+        run = resume_run(a.run, on_step=on_step)
+    _report_run(run)
+
+
+@dataclass(frozen=True)
+class _Embed:
+    """Put a frozen teacher's embedding and logits of every clip into the store."""
+
+    store: tyro.conf.Positional[Path]
+    """The store's folder."""
+    teacher: str
+    """Run folder of the teacher."""
+    name: str | None = None
+    """Name of the features in the store; default: the teacher's modality."""
+    batch_size: int = 32
+    """Windows at a time."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def embed(arguments: list[str]) -> None:
+    """`avdistill embed STORE --teacher RUN`."""
+    a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
+    store = Store(a.store)
+    entry = embed_with(store, a.teacher, a.name, a.batch_size)
+    report = {**vars(entry), "store": str(a.store), "clips_in_store": len(store)}
+    line = f"teacher {entry.name!r}: {entry.clips} of {len(store)} clips, {entry.width}-d, from {entry.source}"
+    output(report, [line], a.json)
+
+
+def embed_with(store: Store, run: str, name: str | None, batch_size: int = 32) -> TeacherEntry:
+    """Embed a store with the teacher of a run folder, with a progress bar."""
+    teacher_network = load_teacher(run)
+    with progress_bar("embed") as update:
+        return embed_store(
+            store, teacher_network, name or teacher_network.view.modality, batch_size=batch_size, on_batch=update
+        )
+
+
+@dataclass(frozen=True)
+class _Recipes:
+    """List recipes, models and methods."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def recipes(arguments: list[str]) -> None:
+    """`avdistill recipes`."""
+    a = tyro.cli(_Recipes, args=arguments, prog="avdistill recipes")
+    report = {
+        "recipes": {
+            name: {"student": c.student.model, "method": c.method.name, "steps": c.steps} for name, c in RECIPES.items()
+        },
+        "models": sorted(MODELS),
+        "methods": {name: _defaults(config) for name, (config, _) in METHODS.items()},
+    }
+    lines = [f"{name:<24} {c.student.model:<20} {c.method.name:<12} {c.steps} steps" for name, c in RECIPES.items()]
+    lines += ["", "models:  " + ", ".join(sorted(MODELS)), "methods: " + ", ".join(METHODS)]
+    output(report, lines, a.json)
+
+
+def _defaults(config: Callable[..., object]) -> dict[str, object]:
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}  # type: ignore[arg-type]

@@ -1,0 +1,160 @@
+"""A trained student and a labelled split in, classification figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+
+from avdistill.data.dataset import clips_of_split, encode_labels
+from avdistill.data.store import Store, StoreError
+from avdistill.evaluation import metrics
+from avdistill.inference import Outputs, run_network
+from avdistill.models.weights import best_device, load_student
+from avdistill.teachers.base import check_rates
+from avdistill.types import StudentDescription
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a student says of a split, and how good that is.
+
+    Attributes:
+        figures: JSON-ready: `top1`, `top5`, `mean_class_accuracy`, `top1_interval` (95%, bootstrap over clips),
+            `calibration_error`, `per_class`, counts. With several labels per clip: `map` instead of the accuracies.
+        confusion: (C, C) counts [true][predicted] of the clips that could be looked at; None with several labels.
+        release_top_k: the released implementation's top-k JSON.
+        predictions: a row per clip: id, label, predicted, probability.
+        classes: names, in the order of the confusion's rows.
+    """
+
+    figures: dict[str, Any]
+    confusion: list[list[int]] | None
+    release_top_k: dict[str, Any]
+    predictions: list[dict[str, object]]
+    classes: tuple[str, ...]
+
+
+def evaluate(
+    run: Path,
+    store: Store,
+    *,
+    split: str = "test",
+    windows: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Classification:
+    """Classify every labelled clip of a split with the best student of a run.
+
+    A clip without the student's modality counts as a miss and is reported as `missing`, never dropped.
+
+    Args:
+        run: run folder.
+        store: may be another than the one trained on; its labels must be among the student's classes.
+        split: of the store.
+        windows: evenly spaced windows per clip; None slides over the whole clip.
+        stride: of the sliding windows; None is their length.
+        batch_size: windows at a time.
+        device: "auto", "cpu", "cuda", ...
+        on_batch: called with (finished, total) windows.
+
+    Raises:
+        StoreError: nothing labelled in the split, or an unknown label.
+        TeacherError: the store's rate differs from the training store's.
+    """
+    student, description = load_student(run)
+    check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
+    everything = clips_of_split(store, split)
+    clips = np.array([i for i in everything if store.labels[i]], dtype=np.int64)
+    if not len(clips):
+        raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
+    outputs = run_network(
+        student.to(best_device(device)),
+        store,
+        clips,
+        description.view,
+        multi_label=description.multi_label,
+        windows=windows,
+        stride=stride,
+        batch_size=batch_size,
+        on_batch=on_batch,
+    )
+    counts = {
+        "split": split,
+        "clips": len(clips),
+        "missing": int((~outputs.present).sum()),
+        "unlabelled_left_out": len(everything) - len(clips),
+    }
+    if description.multi_label:
+        return _several_labels(store, clips, outputs, description, counts)
+    return _one_label(store, clips, outputs, description, counts)
+
+
+def _one_label(
+    store: Store, clips: np.ndarray, outputs: Outputs, description: StudentDescription, counts: dict[str, Any]
+) -> Classification:
+    classes = description.classes
+    labels = encode_labels(store, clips, classes).values
+    seen = outputs.present
+    scores, truth = outputs.probabilities[seen], labels[seen]
+    correct = torch.zeros(len(clips), dtype=torch.float64)
+    correct[seen] = (scores.argmax(1) == truth).double()
+    share_seen = float(seen.double().mean())
+    per_class = metrics.per_class_table(scores=scores, labels=truth, class_names=classes)
+    figures = {
+        "top1": float(correct.mean()),
+        "top5": metrics.top_k_accuracy(scores=scores, labels=truth, k=min(5, len(classes))) * share_seen,
+        "mean_class_accuracy": _mean_class_accuracy(correct, labels),
+        "top1_interval": list(metrics.bootstrap_interval(values=correct)),
+        "calibration_error": metrics.expected_calibration_error(probabilities=scores, labels=truth),
+    }
+    names = store.columns["id"][clips].tolist()
+    confidence, predicted = outputs.probabilities.max(1)
+    rows: list[dict[str, object]] = [
+        {
+            "id": name,
+            "label": classes[int(label)],
+            "predicted": classes[int(guess)] if there else "",
+            "probability": float(p) if there else 0.0,
+        }
+        for name, label, guess, p, there in zip(names, labels, predicted, confidence, seen, strict=True)
+    ]
+    return Classification(
+        figures=counts | figures | {"per_class": per_class},
+        confusion=metrics.confusion_matrix(scores=scores, labels=truth).tolist(),
+        release_top_k=metrics.release_top_k(
+            probabilities=scores,
+            names=[n for n, there in zip(names, seen, strict=True) if there],
+            class_names=classes,
+            k=min(5, len(classes)),
+        ),
+        predictions=rows,
+        classes=classes,
+    )
+
+
+def _mean_class_accuracy(correct: torch.Tensor, labels: torch.Tensor) -> float:
+    return float(np.mean([float(correct[labels == c].mean()) for c in torch.unique(labels)]))
+
+
+def _several_labels(
+    store: Store, clips: np.ndarray, outputs: Outputs, description: StudentDescription, counts: dict[str, Any]
+) -> Classification:
+    truth = encode_labels(store, clips, description.classes, multi_label=True).values.numpy()
+    scores = np.where(outputs.present.numpy()[:, None], outputs.probabilities.numpy(), -1.0)
+    occurring = np.flatnonzero(truth.sum(0))
+    precisions = {description.classes[c]: float(average_precision_score(truth[:, c], scores[:, c])) for c in occurring}
+    return Classification(
+        figures=counts | {"map": float(np.mean(list(precisions.values()))), "average_precision": precisions},
+        confusion=None,
+        release_top_k={},
+        predictions=[],
+        classes=description.classes,
+    )

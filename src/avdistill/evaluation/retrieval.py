@@ -1,0 +1,110 @@
+"""A trained student in, retrieval figures out: one mean embedding per clip, cosine, queries against a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avdistill.data.dataset import clips_of_split, encode_labels
+from avdistill.data.store import Store, StoreError
+from avdistill.evaluation import metrics
+from avdistill.inference import run_network
+from avdistill.models.weights import best_device, load_student
+from avdistill.teachers.base import check_rates
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Figures, and the nearest gallery clips of each query.
+
+    Attributes:
+        figures: JSON-ready: `hit@k`, `map`, `map@R`, counts; `release.*` where asked for. None where undefined.
+        neighbours: a row per query: id, and the ids and cosines of its nearest gallery clips.
+    """
+
+    figures: dict[str, Any]
+    neighbours: list[dict[str, object]]
+
+
+def retrieve(
+    run: Path,
+    store: Store,
+    *,
+    queries: str = "test",
+    gallery: str = "train",
+    ks: tuple[int, ...] = (1, 5, 10, 20),
+    release_metrics: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Retrieval:
+    """Look up each labelled clip of split `queries` among the labelled clips of split `gallery`.
+
+    Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
+    such a gallery clip cannot be found (`gallery_missing`).
+
+    Args:
+        run: run folder.
+        store: holds both splits.
+        queries: split.
+        gallery: split.
+        ks: of hit@k.
+        release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
+            with none; it is higher than mAP over all relevant clips.
+        batch_size: windows at a time.
+        device: "auto", "cpu", "cuda", ...
+        on_batch: called with (finished, total) windows.
+
+    Raises:
+        StoreError: a split is empty or has no label, or clips have several.
+    """
+    student, description = load_student(run)
+    check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
+    student = student.to(best_device(device))
+    sides: list[tuple[np.ndarray, Tensor, Tensor, int]] = []
+    for split in (queries, gallery):
+        clips = np.array([i for i in clips_of_split(store, split) if store.labels[i]], dtype=np.int64)
+        if not len(clips):
+            raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
+        labels = encode_labels(store, clips, store.classes).values
+        outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
+        seen = outputs.present
+        sides.append((clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())))
+    (query_clips, query, query_labels, lost), (gallery_clips, items, item_labels, gallery_lost) = sides
+
+    both: dict[str, Any] = {
+        "queries": query,
+        "gallery": items,
+        "query_labels": query_labels,
+        "gallery_labels": item_labels,
+    }
+    figures: dict[str, Any] = dict(metrics.retrieval_metrics(**both, ks=ks))
+    if release_metrics:
+        figures |= metrics.release_retrieval_metrics(**both)
+    share = len(query) / (len(query) + lost)
+    for name in [*(f"hit@{k}" for k in ks), "map", "map@R"]:
+        figures[name] *= share
+    figures |= {"queries": len(query) + lost, "queries_missing": lost, "gallery_missing": gallery_lost}
+    figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
+    return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+
+
+def _neighbours(
+    store: Store, query_clips: np.ndarray, gallery_clips: np.ndarray, query: Tensor, items: Tensor, k: int
+) -> list[dict[str, object]]:
+    scores, indices = metrics.top_k_neighbours(queries=query, gallery=items, k=k)
+    ids = store.columns["id"]
+    return [
+        {
+            "id": ids[clip],
+            "nearest": ids[gallery_clips[row.numpy()]].tolist(),
+            "cosine": [round(float(s), 4) for s in score],
+        }
+        for clip, row, score in zip(query_clips, torch.as_tensor(indices), scores, strict=True)
+    ]

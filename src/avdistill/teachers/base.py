@@ -1,0 +1,118 @@
+"""A frozen teacher: what it is, where it comes from, and how its features get into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avdistill.data.store import Store, TeacherEntry, file_checksum
+from avdistill.inference import run_network
+from avdistill.models.weights import load_student
+from avdistill.types import Network, PictureView, View
+
+
+class TeacherError(Exception):
+    """A teacher that cannot be used on a store; the message says what was expected and found, in one line."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network.
+
+    Attributes:
+        network: in evaluation mode; returns `Features`.
+        view: what it is shown; its modality is the teacher's.
+        classes: names of the logits' columns.
+        multi_label: whether its probabilities are sigmoids.
+        fps: frames a second it was trained at; None: every frame.
+        sample_rate_hz: of the sound it was trained on.
+        source: what made it, for the record in the store.
+    """
+
+    network: Network
+    view: View
+    classes: tuple[str, ...]
+    multi_label: bool
+    fps: float | None
+    sample_rate_hz: int
+    source: str
+
+
+def load_teacher(run: str | Path) -> Teacher:
+    """A teacher from a run folder: an ordinary supervised run's best student.
+
+    Raises:
+        WeightsError: there is no trained network.
+    """
+    folder = Path(run)
+    network, description = load_student(folder)
+    weights = (
+        next(f for f in (folder / "best", folder) if (f / "student.safetensors").is_file()) / "student.safetensors"
+    )
+    return Teacher(
+        network=network,
+        view=description.view,
+        classes=description.classes,
+        multi_label=description.multi_label,
+        fps=description.fps,
+        sample_rate_hz=description.sample_rate_hz,
+        source=f"{description.model} of run {folder.name}, sha256 {file_checksum(weights)[:16]}",
+    )
+
+
+def embed(
+    store: Store,
+    teacher: Teacher,
+    name: str,
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> TeacherEntry:
+    """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
+
+    Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher.
+
+    Raises:
+        TeacherError: the store's rate differs from what the teacher was trained at.
+    """
+    check_rates(store, teacher.view, teacher.fps, teacher.sample_rate_hz, f"teacher {name!r}")
+    clips = np.arange(len(store))
+    if teacher.view.modality == "sound":
+        clips = clips[~store.columns["silent"].astype(bool)]
+    outputs = run_network(
+        teacher.network,
+        store,
+        clips,
+        teacher.view,
+        multi_label=teacher.multi_label,
+        batch_size=batch_size,
+        on_batch=on_batch,
+    )
+    present = outputs.present.numpy()
+    embedding = np.full((len(store), outputs.embedding.shape[1]), np.nan, dtype=np.float32)
+    logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)
+    embedding[clips[present]] = outputs.embedding.numpy()[present]
+    logits[clips[present]] = outputs.logits.numpy()[present]
+    store.add_teacher(
+        name,
+        modality=teacher.view.modality,
+        source=teacher.source,
+        embedding=embedding,
+        logits=logits,
+        classes=teacher.classes,
+    )
+    return store.teachers[name]
+
+
+def check_rates(store: Store, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:
+    """Raise TeacherError where a network would see or hear the store at another speed than it was trained at."""
+    if isinstance(view, PictureView):
+        if fps != store.fps:
+            raise TeacherError(f"{who} was trained at {fps} frames a second, {store.folder} holds {store.fps}")
+    elif sample_rate_hz != store.sample_rate_hz:
+        raise TeacherError(
+            f"{who} was trained on sound at {sample_rate_hz} Hz, {store.folder} holds {store.sample_rate_hz}"
+        )
