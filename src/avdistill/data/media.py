@@ -126,7 +126,7 @@ def _check_arguments(
         raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
     if short_side is not None and size is not None:
         raise ValueError("give short_side or size, not both")
-    if min(short_side or 1, *(size or (1, 1))) < 1:
+    if min(1 if short_side is None else short_side, *(size or (1, 1))) < 1:
         raise ValueError(f"the picture must keep at least one pixel, got short_side={short_side}, size={size}")
     if region is not None and (min(region[:2]) < 0 or min(region[2:]) < 1):
         raise ValueError(f"region is (x, y, width, height) in pixels, got {region}")
@@ -161,6 +161,7 @@ def _decode(
         if track is not None and not track.done:
             with _counting_errors(track):
                 for frame in packet.decode():
+                    track.errors += frame.is_corrupt
                     track.add(frame)  # type: ignore[arg-type]  # a stream decodes to frames of its own kind
         if sound and end is not None:
             origin = picture.origin if picture else sound.first
@@ -175,7 +176,7 @@ def _decode(
     waveform = sound.cut(start, end, origin) if sound else None
     for kind, track in (("video", picture), ("sound", sound)):
         if track and track.errors:
-            notes.append(f"{track.errors} damaged {kind} packets")
+            notes.append(f"{track.errors} damaged {kind} packets or frames")
     if sound and waveform is None:
         notes.append("sound stream cannot be decoded" if sound.first is None else "no sound in this segment")
     if frames is None and waveform is None:

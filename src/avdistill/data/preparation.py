@@ -97,8 +97,11 @@ def prepare(
             raise StoreError(f"{out}: another process is preparing this store") from None
         journal = _Journal.open(partial, settings)
         tasks = [(a, str(videos / a.path)) for a in annotations]
-        _fill(journal, tasks, config, workers, strict, on_clip)
-        journal.finish(settings)
+        try:
+            _fill(journal, tasks, config, workers, strict, on_clip)
+            journal.finish(settings)
+        finally:
+            journal.close()
         (partial / "lock").unlink()
     partial.rename(out)
     return Store(out)
@@ -359,6 +362,12 @@ class _Journal:
     def _retire(current: tuple[int, _Shard] | None) -> None:
         if current is not None:
             current[1].close()
+
+    def close(self) -> None:
+        """Let go of every file; what was written stays for the next run."""
+        self.file.close()
+        for shard in self._open_shards():
+            shard.file.close()
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Write the clip table, `skipped.csv` and the description; the journal's work is then done."""

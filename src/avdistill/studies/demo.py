@@ -228,8 +228,8 @@ def _describe_data(store: Store) -> tuple[str, str]:
     facts, data = store.describe(), DEMO_DATA
     return (
         f"{facts['clips']} synthetic videos ({', '.join(f'{n} {s}' for s, n in facts['splits'].items())}), "
-        f"{facts['classes']} classes, {facts['labelled']} labelled. In train and test, {data.unrelated:.0%} of the clips "
-        f"have another's sound, {data.silent:.0%} are silent and {data.noisy:.0%} are drowned in noise at "
+        f"{facts['classes']} classes, {facts['labelled']} labelled. In train and test, {data.unrelated:.0%} of the "
+        f"clips have another's sound, {data.silent:.0%} are silent and {data.noisy:.0%} are drowned in noise at "
         f"{data.snr_db[0]:g} to {data.snr_db[1]:g} dB.",
         "The data and their difficulty were fixed from supervised and teacher figures alone, the methods' settings on "
         "other seeds than those shown. Synthetic videos show that the street works; they do not show how a method "

@@ -1,0 +1,63 @@
+"""What tests share: small real files, a small store, and where the development data lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media_files import small_videos
+
+from avdistill.data.annotations import Annotation
+from avdistill.data.preparation import PrepareConfig, prepare
+from avdistill.data.store import Store
+
+DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def development_data() -> Path:
+    if not DEVELOPMENT_DATA.is_dir():
+        pytest.skip("the development data (real videos and embeddings) is not on this machine")
+    return DEVELOPMENT_DATA
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Annotation]]:
+    folder = tmp_path_factory.mktemp("videos")
+    return folder, small_videos(folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(small_set: tuple[Path, list[Annotation]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without a teacher; tests must not write into it."""
+    folder, annotations = small_set
+    out = tmp_path_factory.mktemp("prepared") / "store"
+    prepare(annotations, folder, out, PrepareConfig(fps=10, short_side=32), workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def taught(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same store with a teacher "sound" of 24 dimensions and logits, made of random numbers by rule."""
+    import shutil
+
+    out = tmp_path_factory.mktemp("taught") / "store"
+    shutil.copytree(prepared, out)
+    store = Store(out)
+    rng = np.random.default_rng(1)
+    embedding = np.abs(rng.standard_normal((len(store), 24))).astype(np.float32)
+    logits = rng.standard_normal((len(store), 3)).astype(np.float32)
+    absent = ~store.columns["has_sound"].astype(bool) | store.columns["silent"].astype(bool)
+    embedding[absent] = np.nan
+    logits[absent] = np.nan
+    store.add_teacher(
+        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    )
+    return Store(out)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

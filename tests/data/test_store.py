@@ -1,0 +1,190 @@
+"""Preparation: what is written, what a kill leaves, what is skipped; the store's own checks."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from media_files import SMALL, numbered_frames, tone, write_video
+
+from avdistill.data.annotations import Annotation
+from avdistill.data.media import MediaError, read_clip
+from avdistill.data.preparation import PrepareConfig, prepare
+from avdistill.data.store import Store, StoreError, partial_folder
+
+CONFIG = PrepareConfig(fps=10, short_side=32)
+
+
+def test_store_holds_what_the_files_hold(prepared, small_set):
+    folder, _ = small_set
+    store = Store(prepared)
+    assert store.columns["id"].tolist() == [name for name, *_ in SMALL]
+    for i, (name, _, split, labelled, sound) in enumerate(SMALL):
+        clip = read_clip(folder / f"{name}.mp4", fps=10, short_side=32)
+        assert (store.frames(i) == clip.frames).all()
+        assert store.columns["split"][i] == split
+        assert bool(store.labels[i]) == labelled
+        assert store.columns["has_sound"][i] == (sound != "none")
+        assert store.columns["silent"][i] == (sound == "zeros")
+        if sound == "none":
+            with pytest.raises(StoreError, match="no sound"):
+                store.sound(i)
+        else:
+            np.testing.assert_allclose(store.sound(i) / 32767, clip.waveform, atol=1 / 32767)
+
+
+def test_others_can_read_it_without_us(prepared):
+    table = pq.read_table(prepared / "clips.parquet").to_pylist()
+    frames = np.load(prepared / "frames-00000.npy", mmap_mode="r")
+    sound = np.load(prepared / "sound-00000.npy", mmap_mode="r")
+    assert frames.dtype == np.uint8
+    assert frames.shape[1:] == (32, 48, 3)
+    assert sound.dtype == np.int16
+    assert len(frames) == sum(row["frame_count"] for row in table)
+    assert len(sound) == sum(row["sound_count"] for row in table)
+    assert json.loads((prepared / "store.json").read_text())["version"] == 1
+
+
+def test_workers_change_nothing(prepared, small_set, tmp_path):
+    folder, annotations = small_set
+    again = prepare(annotations, folder, tmp_path / "store", CONFIG, workers=2)
+    assert again.checksum == Store(prepared).checksum
+
+
+def test_unreadable_files_are_listed_not_lost(tmp_path):
+    write_video(tmp_path / "good.mp4", frames=numbered_frames(10), waveform=tone(1.0, 440))
+    (tmp_path / "bad.mp4").write_bytes(b"x" * 1000)
+    annotations = [Annotation(n, f"{n}.mp4", ("a",), "train") for n in ("bad", "good", "absent")]
+    store = prepare(annotations, tmp_path, tmp_path / "store", CONFIG, workers=1)
+    assert store.columns["id"].tolist() == ["good"]
+    with (tmp_path / "store" / "skipped.csv").open() as file:
+        skipped = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    assert skipped.keys() == {"bad", "absent"}
+    assert "no such file" in skipped["absent"]
+    with pytest.raises((MediaError, FileNotFoundError), match=r"bad\.mp4"):
+        prepare(annotations, tmp_path, tmp_path / "strict", CONFIG, workers=1, strict=True)
+    with pytest.raises(StoreError, match="no clip could be read"):
+        prepare(annotations[:1], tmp_path, tmp_path / "none", CONFIG, workers=1)
+
+
+def test_sizes_get_their_own_shards(tmp_path):
+    for i, size in enumerate([(48, 64), (64, 48), (48, 64)]):
+        write_video(tmp_path / f"{i}.mp4", frames=numbered_frames(6, *size))
+    annotations = [Annotation(str(i), f"{i}.mp4", (), "train") for i in range(3)]
+    store = prepare(annotations, tmp_path, tmp_path / "store", CONFIG, workers=1)
+    assert [store.frames(i).shape for i in range(3)] == [(6, 32, 43, 3), (6, 43, 32, 3), (6, 32, 43, 3)]
+    assert store.describe()["frame_sizes"] == ["32x43", "43x32"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 20])
+def test_interrupted_preparation_goes_on_to_the_same_checksum(prepared, small_set, tmp_path, stop_after):
+    folder, annotations = small_set
+    out = tmp_path / "store"
+
+    class Killed(BaseException):
+        pass
+
+    def on_clip(done, total):
+        if done == stop_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(annotations, folder, out, CONFIG, workers=1, on_clip=on_clip)
+    assert not out.exists()
+    # What a kill leaves between a clip's bytes and its line in the journal: bytes nobody vouches for, half a line.
+    with (partial_folder(out) / "frames-00000.npy").open("ab") as file:
+        file.write(b"\x07" * 12345)
+    with (partial_folder(out) / "journal.jsonl").open("a") as file:
+        file.write('{"row": {"id": "hal')
+    with pytest.raises(StoreError, match="interrupted"):
+        Store(out)
+    counts = []
+    store = prepare(annotations, folder, out, CONFIG, workers=1, on_clip=lambda done, total: counts.append(done))
+    assert counts[0] == stop_after + 1
+    assert store.checksum == Store(prepared).checksum
+    assert store.verify() == []
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in prepared.iterdir())
+
+
+def test_kill_9_goes_on_to_the_same_checksum(prepared, small_set, tmp_path):
+    folder, annotations = small_set
+    listed = tmp_path / "list.csv"
+    with listed.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "path", "label", "split"])
+        writer.writerows([a.clip_id, a.path, "|".join(a.labels), a.split] for a in annotations)
+    command = [sys.executable, "-m", "avdistill", "prepare", str(listed), "--videos", str(folder), "--out"]
+    command += [str(tmp_path / "store"), "--fps", "10", "--short-side", "32", "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    journal = tmp_path / "store.partial" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) >= 3):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"{len(SMALL)} clips" in finished.stdout
+    assert Store(tmp_path / "store").checksum == Store(prepared).checksum
+
+
+def test_other_settings_never_mix(prepared, small_set, tmp_path):
+    folder, annotations = small_set
+    prepare(annotations[:2], folder, tmp_path / "store", CONFIG, workers=1)
+    same = prepare(annotations[:2], folder, tmp_path / "store", CONFIG, workers=1)
+    assert len(same) == 2
+    with pytest.raises(StoreError, match="other settings"):
+        prepare(annotations[:3], folder, tmp_path / "store", CONFIG, workers=1)
+
+
+def test_two_processes_do_not_prepare_one_store(small_set, tmp_path):
+    folder, annotations = small_set
+    out = tmp_path / "store"
+
+    def on_clip(done, total):
+        if done == 1:
+            with pytest.raises(StoreError, match="another process"):
+                prepare(annotations, folder, out, CONFIG, workers=1)
+
+    prepare(annotations[:3], folder, out, CONFIG, workers=1, on_clip=on_clip)
+
+
+def test_damage_is_found(prepared, small_set, tmp_path):
+    folder, annotations = small_set
+    store = prepare(annotations[:4], folder, tmp_path / "store", CONFIG, workers=1)
+    assert store.verify() == []
+    with (tmp_path / "store" / "frames-00000.npy").open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)[0]
+        file.seek(5000)
+        file.write(bytes([byte ^ 1]))
+    (tmp_path / "store" / "skipped.csv").unlink()
+    assert sorted(store.verify()) == ["frames-00000.npy: content differs from its checksum", "skipped.csv: missing"]
+
+
+def test_foreign_folders_and_versions(tmp_path, prepared):
+    with pytest.raises(StoreError, match=r"store\.json is missing"):
+        Store(tmp_path)
+    description = json.loads((prepared / "store.json").read_text())
+    (tmp_path / "store.json").write_text(json.dumps(description | {"version": 99}))
+    with pytest.raises(StoreError, match="format 99"):
+        Store(tmp_path)
+
+
+def test_teacher_features_come_back_with_a_mask(taught):
+    embedding, logits, present = taught.teacher_features("sound")
+    assert embedding.shape == (len(SMALL), 24)
+    assert logits.shape == (len(SMALL), 3)
+    assert present.tolist() == [sound == "tone" for *_, sound in SMALL]
+    assert not np.isnan(embedding).any()
+    with pytest.raises(StoreError, match=r"no teacher 'other' .*there: sound"):
+        taught.teacher_features("other")
+    with pytest.raises(StoreError, match="rows"):
+        taught.add_teacher("x", modality="sound", source="", embedding=embedding[:3], logits=None, classes=())
+    with pytest.raises(StoreError, match="name"):
+        taught.add_teacher("../x", modality="sound", source="", embedding=embedding, logits=None, classes=())
+    assert taught.verify() == []
