@@ -57,10 +57,10 @@ STUDENT = TrainConfig(
     student=StudentConfig(
         "stacked_frames", PictureView(frames=16, size=(36, 64), crop_area=(0.6, 1.0), crop_ratio=(1.5, 2.1))
     ),
-    steps=2500,
+    steps=2000,
     batch_size=48,
     optimizer=OptimizerConfig("adamw", 2e-3, 1e-2, "cosine", warmup_steps=50, clip_norm=5.0),
-    validate_every=250,
+    validate_every=200,
 )
 METHODS: dict[str, MethodConfig] = {
     "supervised": SupervisedConfig(),
