@@ -194,12 +194,12 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         length = window_length(view, store.sample_rate_hz)
         counts = store.columns["frame_count" if isinstance(view, PictureView) else "sound_count"][clips]
         self.items: list[tuple[int, int]] = []
+        align = not isinstance(view, PictureView)
         for position, count in enumerate(counts.tolist()):
-            starts = (
-                sliding_starts(count, length, stride or length)
-                if windows is None
-                else spaced_starts(count, length, windows)
-            )
+            if windows is None:
+                starts = sliding_starts(count, length, stride or length, align_last=align)
+            else:
+                starts = spaced_starts(count, length, windows)
             self.items.extend((position, start) for start in starts)
 
     def __len__(self) -> int:

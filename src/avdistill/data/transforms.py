@@ -12,10 +12,12 @@ from torchvision.transforms.v2 import functional as V2F
 from avdistill.types import PictureView, SoundView
 
 
-def sliding_starts(count: int, length: int, stride: int) -> list[int]:
+def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = False) -> list[int]:
     """Starts of windows over `count` items so that none is skipped; the first window to reach the end is the last.
 
-    METHOD, test protocol: the last window may be short and is completed by looping (`take_window`).
+    Frames follow the paper's test protocol: the last window may be short and is completed by looping (`take_window`).
+    Sound is aligned instead, the last window ending where the sound ends: an encoder's few samples of padding, looped
+    to a window's length, would be a tone of their own with the weight of a whole window.
 
     Raises:
         ValueError: an empty clip, or a stride that would skip items.
@@ -27,6 +29,8 @@ def sliding_starts(count: int, length: int, stride: int) -> list[int]:
     starts = [0]
     while starts[-1] + length < count:
         starts.append(starts[-1] + stride)
+    if align_last:
+        starts[-1] = max(0, count - length)
     return starts
 
 

@@ -1,0 +1,212 @@
+"""Windows, crops, batches: every batch is a function of (seed, number), nothing is skipped, absence is a mask."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from media_files import SMALL
+
+from avdistill.data.dataset import (
+    EvaluationWindows,
+    TrainingBatches,
+    clips_of_split,
+    cut_validation,
+    encode_labels,
+    has_modality,
+)
+from avdistill.data.store import StoreError
+from avdistill.data.transforms import (
+    evaluation_window,
+    sliding_starts,
+    spaced_starts,
+    take_window,
+    training_window,
+)
+from avdistill.types import PictureView, SoundView
+
+PICTURE = PictureView(frames=4, size=(16, 20))
+
+
+@given(count=st.integers(1, 200), length=st.integers(1, 40), stride=st.integers(1, 40))
+def test_sliding_windows_skip_nothing_and_end_at_the_end(count, length, stride):
+    if stride > length:
+        with pytest.raises(ValueError, match="stride"):
+            sliding_starts(count, length, stride)
+        return
+    starts = sliding_starts(count, length, stride)
+    covered = {i for s in starts for i in range(s, min(s + length, count))}
+    assert covered == set(range(count))
+    assert all(s < count for s in starts)
+    assert sum(s + length >= count for s in starts) == 1  # the first to reach the end is the last
+    aligned = sliding_starts(count, length, stride, align_last=True)
+    assert aligned[:-1] == starts[:-1]
+    assert aligned[-1] == max(0, count - length) <= starts[-1]
+
+
+@given(count=st.integers(1, 100), length=st.integers(1, 40), windows=st.integers(1, 5))
+def test_spaced_windows(count, length, windows):
+    starts = spaced_starts(count, length, windows)
+    last = max(0, count - length)
+    assert all(0 <= s <= last for s in starts)
+    if windows > 1:
+        assert {starts[0], starts[-1]} == {0, last}
+    assert len(starts) <= windows
+
+
+@given(count=st.integers(1, 30), length=st.integers(1, 40), data=st.data())
+def test_short_windows_loop_their_own_items(count, length, data):
+    start = data.draw(st.integers(0, count - 1))
+    window = take_window(np.arange(count), start, length)
+    there = list(range(start, min(start + length, count)))
+    assert window.tolist() == (there * length)[:length]
+
+
+def test_every_start_is_drawn_also_the_last():
+    items = np.arange(6 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 2, 2, 3)
+    view = PictureView(frames=4, size=(2, 2), crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    first = {
+        int(training_window(items, view, 16000, np.random.default_rng(seed))[0, 0, 0, 0]) // 12 for seed in range(60)
+    }
+    assert first == {0, 1, 2}
+
+
+def test_training_window_is_a_crop_of_the_clip():
+    frames = np.zeros((8, 40, 60, 3), np.uint8)
+    frames[..., 0] = np.arange(40)[:, None] * 6
+    frames[..., 1] = np.arange(60) * 4
+    window = training_window(frames, PICTURE, 16000, np.random.default_rng(3)).numpy().astype(int)
+    assert window.shape == (4, 16, 20, 3)
+    assert (window[0] == window[3]).all()  # one crop for the whole window
+    rows, columns = window[0, :, 10, 0], window[0, 8, :, 1]
+    assert (np.diff(rows) >= 0).all()
+    assert (np.diff(columns) >= 0).all() or (np.diff(columns) <= 0).all()
+    assert rows[-1] > rows[0]
+
+
+def test_evaluation_window_is_the_centre():
+    frames = np.zeros((4, 40, 80, 3), np.uint8)
+    frames[:, :, 20:60] = 200  # the centre square
+    window = evaluation_window(frames, PictureView(frames=4, size=(20, 20)), 16000, 0)
+    assert window.shape == (4, 20, 20, 3)
+    assert window[:, :, 1:-1].float().mean() > 195
+
+
+def test_sound_window_is_scaled_and_looped():
+    samples = np.array([32767, -32767, 0], np.int16)
+    window = evaluation_window(samples, SoundView(seconds=7 / 16000), 16000, 0)
+    assert window.tolist() == [1, -1, 0, 1, -1, 0, 1]
+    assert window.dtype == torch.float32
+
+
+def batches(store, **changes):
+    clips = clips_of_split(store, "train")
+    settings = {
+        "batch_size": 6,
+        "labelled_per_batch": None,
+        "use_unlabelled": True,
+        "teacher": store.teacher_features("sound"),
+        "seed": 5,
+    }
+    labels = encode_labels(store, clips, store.classes)
+    return TrainingBatches(store, clips, labels, changes.pop("view", PICTURE), **(settings | changes))
+
+
+def test_a_batch_can_be_made_again(taught):
+    first, again, other = batches(taught)[3], batches(taught)[3], batches(taught, seed=6)[3]
+    assert first.clip_ids == again.clip_ids
+    assert torch.equal(first.frames, again.frames)
+    assert first.frames.shape == (6, 4, 16, 20, 3)
+    assert first.frames.dtype == torch.uint8
+    assert not torch.equal(first.frames, other.frames)
+
+
+def test_batches_walk_through_every_clip_once_an_epoch(taught):
+    data = batches(taught)
+    clips = len(data.clips)
+    drawn = np.concatenate([data.rows(i) for i in range(clips)])  # six whole epochs
+    assert all(sorted(drawn[e * clips : (e + 1) * clips]) == list(range(clips)) for e in range(6))
+    assert drawn[:clips].tolist() != drawn[clips : 2 * clips].tolist()
+
+
+def test_labelled_and_unlabelled_at_a_ratio(taught):
+    data = batches(taught, labelled_per_batch=2)
+    assert all(int(data[i].labelled.sum()) == 2 for i in range(8))
+    only = batches(taught, labelled_per_batch=2, use_unlabelled=False)
+    assert bool(only[0].labelled.all())
+    assert len(only[0].labelled) == 6
+
+
+def test_batch_tells_what_is_missing(taught):
+    truth = {name: (label, labelled, sound) for name, label, _, labelled, sound in SMALL}
+    embedding, logits, _ = taught.teacher_features("sound")
+    row = {name: i for i, name in enumerate(taught.columns["id"].tolist())}
+    seen = set()
+    for number in range(8):
+        batch = batches(taught)[number]
+        for i, name in enumerate(batch.clip_ids):
+            label, labelled, sound = truth[name]
+            seen.add((labelled, sound))
+            assert bool(batch.labelled[i]) == labelled
+            assert bool(batch.has_teacher[i]) == (sound == "tone")
+            if labelled:
+                assert int(batch.labels[i]) == label
+            if sound == "tone":
+                assert batch.teacher.embedding[i].tolist() == embedding[row[name]].tolist()
+                assert batch.teacher.logits[i].tolist() == logits[row[name]].tolist()
+    assert {(True, "tone"), (True, "none"), (False, "tone"), (False, "zeros")} <= seen
+
+
+def test_a_student_that_hears_gets_sound(taught):
+    clips = clips_of_split(taught, "train")
+    view = SoundView(seconds=0.5)
+    heard = clips[has_modality(taught, clips, view)]
+    assert 0 < len(heard) < len(clips)
+    data = TrainingBatches(
+        taught,
+        heard,
+        encode_labels(taught, heard, taught.classes),
+        view,
+        batch_size=4,
+        labelled_per_batch=None,
+        use_unlabelled=True,
+        teacher=None,
+        seed=0,
+    )
+    assert data[0].sound.shape == (4, 8000)
+    assert data[0].frames is None
+    assert data[0].teacher is None
+    assert not data[0].has_teacher.any()
+
+
+def test_validation_is_cut_by_video(taught):
+    clips = clips_of_split(taught, "train")
+    training, validation = cut_validation(taught, clips, 0.4, seed=0)
+    assert len(validation) == round(0.4 * 9)
+    assert not set(taught.columns["path"][training]) & set(taught.columns["path"][validation])
+    assert all(taught.labels[i] for i in validation)
+    again = cut_validation(taught, clips, 0.4, seed=0)[1]
+    assert validation.tolist() == again.tolist()
+    assert len(cut_validation(taught, clips, 0.0, seed=0)[1]) == 0
+
+
+def test_labels_that_do_not_fit(taught):
+    clips = clips_of_split(taught, "train")
+    with pytest.raises(StoreError, match="'class_0' is not a known class"):
+        encode_labels(taught, clips, ("class_1", "class_2"))
+    with pytest.raises(StoreError, match="no clip in split 'dev'; splits there: teacher, test, train"):
+        clips_of_split(taught, "dev")
+    hot = encode_labels(taught, clips, taught.classes, multi_label=True)
+    assert hot.values.shape == (len(clips), 3)
+    assert hot.values.sum() == hot.labelled.sum() == 9
+
+
+def test_evaluation_windows_cover_each_clip(taught):
+    clips = clips_of_split(taught, "test")
+    data = EvaluationWindows(taught, clips, PICTURE)  # 10 frames in windows of 4: starts 0, 4, 8
+    assert data.items == [(p, s) for p in range(len(clips)) for s in (0, 4, 8)]
+    assert len(EvaluationWindows(taught, clips, PICTURE, windows=3)) == 3 * len(clips)
+    position, window = data[5]
+    assert position == 1
+    assert window.shape == (4, 16, 20, 3)
+    assert torch.equal(window[0], window[2])  # the last window holds two frames, looped

@@ -1,0 +1,147 @@
+"""Figures of a run: every window is used, what is missing counts as a miss, several ways to the same number agree."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avdistill.data.annotations import Annotation
+from avdistill.data.preparation import PrepareConfig, prepare
+from avdistill.data.store import Store, StoreError
+from avdistill.data.transforms import evaluation_window
+from avdistill.evaluation.classification import evaluate
+from avdistill.evaluation.retrieval import retrieve
+from avdistill.inference import run_network
+from avdistill.models.video import normalise_frames
+from avdistill.models.weights import load_student, save_student
+from avdistill.training import StudentConfig, TrainConfig, train
+from avdistill.types import PictureView
+
+VIEW = PictureView(frames=4, size=(24, 32), crop_area=(0.8, 1.0), crop_ratio=(1.2, 1.6), flip=False)
+
+
+@pytest.fixture(scope="module")
+def run(taught, tmp_path_factory):
+    return train(
+        TrainConfig(
+            store=taught.folder,
+            out=tmp_path_factory.mktemp("runs") / "run",
+            student=StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
+            steps=25,
+            batch_size=6,
+            validation_fraction=0,
+        )
+    )
+
+
+def test_clips_are_means_over_all_their_windows(taught, run):
+    student, description = load_student(run)
+    clips = np.array([0, 3, 20])
+    outputs = run_network(student, taught, clips, description.view, batch_size=2)
+    for i, clip in enumerate(clips):
+        windows = torch.stack([evaluation_window(taught.frames(clip), VIEW, 16000, s) for s in (0, 4, 8)])
+        with torch.no_grad():
+            features = student(normalise_frames(windows))
+        torch.testing.assert_close(outputs.embedding[i], features.embedding.mean(0))
+        torch.testing.assert_close(outputs.probabilities[i], features.logits.softmax(1).mean(0))
+    assert not student.training
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batch_size_changes_nothing(taught, run, batch_size):
+    student, description = load_student(run)
+    clips = np.arange(6)
+    expected = run_network(student, taught, clips, description.view, batch_size=7)
+    outputs = run_network(student, taught, clips, description.view, batch_size=batch_size)
+    torch.testing.assert_close(outputs.embedding, expected.embedding)
+
+
+def test_classification_figures_are_those_of_the_predictions(taught, run):
+    result = evaluate(run, taught)
+    rows = result.predictions
+    assert [row["id"] for row in rows] == [f"test_{i}" for i in range(6)]
+    assert [row["label"] for row in rows] == [f"class_{i % 3}" for i in range(6)]
+    hits = [row["label"] == row["predicted"] for row in rows]
+    assert result.figures["top1"] == pytest.approx(sum(hits) / 6)
+    assert sum(map(sum, result.confusion)) == 6
+    assert result.figures["missing"] == 0
+    low, high = result.figures["top1_interval"]
+    assert 0 <= low <= result.figures["top1"] <= high <= 1
+    assert len(result.release_top_k["results"]["test_0"]) == 3
+    json.dumps(result.figures, allow_nan=False)
+
+
+def test_a_clip_without_picture_is_a_counted_miss(small_set, run, tmp_path):
+    from media_files import tone, write_video
+
+    folder, _ = small_set
+    write_video(tmp_path / "heard.m4a", frames=None, waveform=tone(1.0, 300))
+    (tmp_path / "seen.mp4").write_bytes((folder / "test_1.mp4").read_bytes())
+    (tmp_path / "also.mp4").write_bytes((folder / "test_2.mp4").read_bytes())
+    annotations = [
+        Annotation("seen", "seen.mp4", ("class_1",), "test"),
+        Annotation("heard", "heard.m4a", ("class_0",), "test"),
+        Annotation("nameless", "also.mp4", (), "test"),
+        Annotation("gallery", "seen.mp4", ("class_1",), "train"),
+    ]
+    store = prepare(annotations, tmp_path, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
+    result = evaluate(run, store)
+    assert result.figures["clips"] == 2
+    assert result.figures["missing"] == 1
+    assert result.figures["unlabelled_left_out"] == 1
+    right = float(result.predictions[0]["predicted"] == "class_1")
+    assert result.figures["top1"] == right / 2
+    assert result.figures["mean_class_accuracy"] == right / 2
+    found = retrieve(run, store).figures
+    assert found["queries"] == 2
+    assert found["queries_missing"] == 1
+    assert found["hit@1"] == found["map"] == 0.5  # the query that is seen finds itself
+
+
+def test_retrieval_needs_no_sound_and_leaves_out_nothing(taught, run):
+    result = retrieve(run, taught, release_metrics=True)
+    figures = result.figures
+    assert figures["queries"] == 6
+    assert figures["gallery"] == 9
+    assert {"hit@1", "hit@5", "hit@10", "hit@20", "map", "map@R", "release.map@500"} <= set(figures)
+    assert figures["hit@1"] <= figures["hit@5"] <= figures["hit@10"] == figures["hit@20"] == 1
+    assert len(result.neighbours) == 6
+    assert len(result.neighbours[0]["nearest"]) == 9
+    with pytest.raises(StoreError, match="no clip in split 'nobody'"):
+        retrieve(run, taught, queries="nobody")
+
+
+def test_an_unknown_label_is_an_error(taught, run, tmp_path):
+    student, description = load_student(run)
+    folder = tmp_path / "other" / "best"
+    folder.mkdir(parents=True)
+    save_student(folder, student, replace(description, classes=("class_0", "class_1", "cat")))
+    with pytest.raises(StoreError, match="'class_2' is not a known class"):
+        evaluate(folder.parent, taught)
+
+
+def test_several_labels_per_clip(small_set, tmp_path):
+    folder, annotations = small_set
+    both = [
+        replace(a, labels=(*a.labels, "even") if int(a.clip_id.split("_")[1]) % 2 == 0 and a.labels else a.labels)
+        for a in annotations
+    ]
+    store = prepare(both, folder, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
+    trained = train(
+        TrainConfig(
+            store=store.folder,
+            out=tmp_path / "run",
+            student=StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
+            steps=20,
+            batch_size=6,
+            validation_fraction=0.3,
+            validate_every=10,
+        )
+    )
+    figures = evaluate(trained, Store(Path(store.folder))).figures
+    assert set(figures["average_precision"]) == {"class_0", "class_1", "class_2", "even"}
+    assert figures["map"] == pytest.approx(np.mean(list(figures["average_precision"].values())))
+    assert 1 / 6 <= figures["map"] <= 1

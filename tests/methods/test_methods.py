@@ -1,0 +1,197 @@
+"""Methods as a whole: the one backward pass against the literal two, and what is missing."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
+from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig, build_method
+from avdistill.models import build_model
+from avdistill.types import Batch, Features
+
+C, B = 4, 6
+
+
+def student():
+    torch.manual_seed(0)
+    return build_model("shifted_frames", C, {"width": 8, "embedding_dim": 16})
+
+
+def batch(dtype=torch.float32, *, teacher_dim=16, has_teacher=None, labelled=None, rows=B):
+    generator = torch.Generator().manual_seed(1)
+    yes = torch.ones(rows, dtype=torch.bool)
+    return Batch(
+        frames=torch.randint(0, 256, (rows, 4, 32, 32, 3), generator=generator, dtype=torch.uint8),
+        labels=torch.randint(0, C, (rows,), generator=generator),
+        labelled=yes if labelled is None else torch.tensor(labelled),
+        has_teacher=yes if has_teacher is None else torch.tensor(has_teacher),
+        teacher=Features(
+            embedding=torch.rand(rows, teacher_dim, generator=generator).to(dtype),
+            logits=torch.randn(rows, C, generator=generator).to(dtype),
+        ),
+        clip_ids=tuple(map(str, range(rows))),
+    )
+
+
+def built(config, **changes):
+    torch.manual_seed(2)
+    return build_method(config, changes.pop("student", None) or student(), num_classes=C, **({"teacher_dim": 16} | changes))
+
+
+class Float64(torch.nn.Module):
+    """The student in float64 (frames are normalised in float32, as everywhere)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network.double()
+        self.modality, self.embedding_dim = network.modality, network.embedding_dim
+
+    def forward(self, inputs):
+        return self.network(inputs.double())
+
+
+def literal_two_passes(method, data):
+    """The release's procedure: the filter's objective first, its student gradients thrown away; then the student's."""
+    config = method.config
+    features = method.student_features(data)
+    out = method.filter(teacher=data.teacher.embedding, tokens=features.tokens, embedding=features.embedding)
+    filter_objective = (
+        F.cross_entropy(out.logits, data.labels)
+        + gate_sparsity(method.filter, config.sparsity)
+        + filter_triplet(student=features.embedding, teacher=out.teacher, filtered_teacher=out.embedding)
+    )
+    student_objective = F.cross_entropy(features.logits, data.labels) + contrastive_semantic_calibration(
+        student=features.embedding,
+        guided=out.guided,
+        filtered_teacher=out.embedding,
+        labels=data.labels,
+        temperature=config.temperature,
+        threshold=config.threshold,
+    )
+    filter_objective.backward(retain_graph=True)
+    method.student.zero_grad()
+    student_objective.backward()
+    return filter_objective + student_objective
+
+
+@pytest.mark.parametrize("sparsity", ["both", "last"])
+@pytest.mark.parametrize("order", ["gate_attention", "attention_gate", "parallel"])
+@pytest.mark.parametrize("temperature", ["pairwise", "sample", "fixed"])
+def test_one_backward_pass_equals_the_literal_two(temperature, order, sparsity):
+    config = MNFCSCConfig(temperature=temperature, order=order, sparsity=sparsity)
+    ours, theirs = (built(config, student=Float64(student())).double() for _ in range(2))
+    data = batch(torch.float64)
+    total = sum(ours(data).values())
+    total.backward()
+    expected = literal_two_passes(theirs, data)
+    assert float(total) == pytest.approx(float(expected), abs=1e-10)
+    for (name, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            assert (p.grad - q.grad).abs().max() <= 1e-10, name
+    for (name, p), (_, q) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        assert (p - q).abs().max() <= 1e-10, name
+    assert {int(b) for n, b in ours.named_buffers() if n.endswith("num_batches_tracked")} == {1}
+
+
+def test_the_plain_sum_would_be_another_method():
+    """What `detach` is for: without it the filter's objective moves the student."""
+    ours, summed = (built(MNFCSCConfig(), student=Float64(student())).double() for _ in range(2))
+    data = batch(torch.float64)
+    sum(ours(data).values()).backward()
+    features = summed.student_features(data)
+    out = summed.filter(teacher=data.teacher.embedding, tokens=features.tokens, embedding=features.embedding)
+    (F.cross_entropy(out.logits, data.labels) + F.cross_entropy(features.logits, data.labels)).backward()
+    weight = "network.stem.0.weight"
+    ours_grad = dict(ours.student.named_parameters())[weight].grad
+    summed_grad = dict(summed.student.named_parameters())[weight].grad
+    assert (ours_grad - summed_grad).norm() > 0.1 * ours_grad.norm()
+
+
+def test_calibration_can_be_kept_out_of_the_filter():
+    on, off = (built(MNFCSCConfig(calibration_into_filter=flag)) for flag in (True, False))
+    data = batch()
+    for method in (on, off):
+        losses = method(data)
+        losses["calibration"].backward()
+    assert all(p.grad is None for p in off.filter.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in on.filter.parameters())
+    for p, q in zip(on.student.parameters(), off.student.parameters(), strict=True):
+        if p.grad is not None:
+            assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("teacher_dim", [7, 16, 40])
+def test_widths_are_free(teacher_dim):
+    losses = built(MNFCSCConfig(), teacher_dim=teacher_dim)(batch(teacher_dim=teacher_dim))
+    assert set(losses) == {"classification", "calibration", "filter_classification", "triplet", "sparsity"}
+    sum(losses.values()).backward()
+
+
+CONFIGS = [SupervisedConfig(), KDConfig(), MNFCSCConfig(), MNFCSCConfig(unlabelled="pseudo_label")]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("has_teacher", [[True] * 6, [True, False] * 3, [True] + [False] * 5, [False] * 6])
+@pytest.mark.parametrize("labelled", [[True] * 6, [True, True, False] * 2, [False] * 6])
+def test_whatever_is_missing_every_term_is_finite_and_every_parameter_in_the_graph(config, has_teacher, labelled):
+    method = built(config)
+    losses = method(batch(has_teacher=has_teacher, labelled=labelled))
+    assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+    if config.name == "mnf_csc":
+        # Every process of a distributed run must see every parameter, whatever its batch lacks.
+        assert all(p.grad is not None for p in method.filter.parameters())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_what_a_missing_teacher_would_say_changes_nothing(config):
+    has_teacher = [True, False, True, True, False, True]
+    data = batch(has_teacher=has_teacher)
+    other = data.teacher.embedding.clone(), data.teacher.logits.clone()
+    for values in other:
+        values[~data.has_teacher] = 1e6
+    changed = Batch(**{**vars(data), "teacher": Features(embedding=other[0], logits=other[1])})
+    first, second = built(config)(data), built(config)(changed)
+    assert {k: float(v) for k, v in first.items()} == {k: float(v) for k, v in second.items()}
+
+
+def test_unlabelled_clips_teach_through_the_teacher_only():
+    labelled = [True] * 3 + [False] * 3
+    for config, moves in ((SupervisedConfig(), False), (KDConfig(), True), (MNFCSCConfig(), True)):
+        data = batch(labelled=labelled)
+        frames = data.frames.clone()
+        frames[3:] = 255 - frames[3:]
+        method = built(config).eval()  # BatchNorm would let the rows see one another
+        first = method(data)
+        second = method(Batch(**{**vars(data), "frames": frames}))
+        assert float(first["classification"]) == pytest.approx(float(second["classification"]))
+        others = [float(sum(v for k, v in x.items() if k != "classification")) for x in (first, second)]
+        assert (others[0] != others[1]) == moves
+
+
+def test_pseudo_labels_are_the_teachers():
+    data = batch(labelled=[True] * 3 + [False] * 3)
+    named = Batch(
+        **{
+            **vars(data),
+            "labels": torch.where(data.labelled, data.labels, data.teacher.logits.argmax(1)),
+            "labelled": torch.ones(B, dtype=torch.bool),
+        }
+    )
+    pseudo = built(MNFCSCConfig(unlabelled="pseudo_label"))(data)["calibration"]
+    assert float(pseudo) == pytest.approx(float(built(MNFCSCConfig())(named)["calibration"]))
+
+
+def test_groups_hold_every_parameter_once():
+    for config, _ in METHODS.values():
+        method = built(config())
+        grouped = [id(p) for group in method.parameter_groups() for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in method.parameters())
+    assert built(MNFCSCConfig()).parameter_groups()[1]["lr_scale"] == 0.2
+
+
+def test_a_teacher_is_needed():
+    with pytest.raises(ValueError, match="mnf_csc"):
+        built(MNFCSCConfig(), teacher_dim=None)

@@ -1,0 +1,179 @@
+"""Networks: shapes, order of tokens, sizes, weights on disk, and the filter on short batches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from avdistill.models import MODELS, build_model
+from avdistill.models.audio import LogMel, mel_filters
+from avdistill.models.noise_filter import NoiseFilter
+from avdistill.models.video import normalise_frames, released_r2plus1d
+from avdistill.models.weights import WeightsError, load_student, save_student
+from avdistill.types import PictureView, SoundView, StudentDescription
+
+INPUTS = {
+    "logmel_cnn": (2, 8000),
+    "stacked_frames": (2, 3, 16, 24, 32),
+    "torchvision:mvit_v1_b": (1, 3, 16, 224, 224),
+    "torchvision:mvit_v2_s": (1, 3, 16, 224, 224),
+}
+LARGE = {"torchvision:mvit_v1_b", "torchvision:swin3d_s", "torchvision:swin3d_b", "torchvision:mvit_v2_s"}
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - LARGE))
+def test_every_network_returns_features_with_tokens(name):
+    network = build_model(name, 5).eval()
+    inputs = torch.randn(INPUTS.get(name, (2, 3, 8, 32, 32)))
+    with torch.no_grad():
+        features = network(inputs)
+    B, D = len(inputs), network.embedding_dim
+    assert features.embedding.shape == (B, D)
+    assert features.logits.shape == (B, 5)
+    assert features.tokens.shape[0] == B
+    assert features.tokens.shape[2] == D
+    assert network.modality in ("picture", "sound")
+    if not name.startswith("torchvision"):
+        torch.testing.assert_close(features.tokens.mean(1), features.embedding)
+
+
+def test_sizes():
+    def millions(network):
+        return sum(p.numel() for p in network.parameters()) / 1e6
+
+    assert millions(released_r2plus1d(51)) == pytest.approx(14.39, abs=0.005)
+    assert millions(build_model("tiny_r2plus1d", 51)) < 1
+    assert millions(build_model("shifted_frames", 51)) < 1
+    assert millions(build_model("stacked_frames", 51)) < 1
+    assert millions(build_model("logmel_cnn", 51)) < 1
+    assert released_r2plus1d(51, depth=34).conv3.blocks[2].conv1.spatial_conv.in_channels == 128
+    with pytest.raises(ValueError, match="18 or 34"):
+        released_r2plus1d(51, depth=50)
+
+
+def test_tokens_run_through_time_then_height_then_width():
+    network = build_model("tiny_r2plus1d", 3).eval()
+    with torch.no_grad():
+        plain = network(torch.zeros(1, 3, 16, 64, 96)).tokens
+        inputs = torch.zeros(1, 3, 16, 64, 96)
+        inputs[:, :, :, -8:, :8] = 5.0  # bottom left, at all times
+        changed = (network(inputs).tokens - plain).norm(dim=-1)[0].unflatten(0, (2, 4, 6))
+    assert changed.sum(0).argmax() == 3 * 6 + 0
+
+
+def test_frames_are_normalised_as_imagenet_was():
+    frames = torch.randint(0, 256, (2, 3, 4, 5, 3), dtype=torch.uint8)
+    video = normalise_frames(frames)
+    assert video.shape == (2, 3, 3, 4, 5)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (frames.numpy() / 255.0 - mean) / std
+    np.testing.assert_allclose(video.permute(0, 2, 3, 4, 1).numpy(), expected, atol=1e-5)
+
+
+def test_stacked_frames_takes_its_number_only():
+    with pytest.raises(ValueError, match="takes 16 frames, got 8"):
+        build_model("stacked_frames", 3)(torch.zeros(1, 3, 8, 24, 24))
+
+
+def test_shifted_frames_see_the_order_of_frames():
+    network = build_model("shifted_frames", 3).eval()
+    video = torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        forwards, backwards = network(video).embedding, network(video.flip(2)).embedding
+    assert (forwards - backwards).abs().max() > 1e-4
+
+
+def test_mel_filters_are_triangles_on_the_mel_scale():
+    filters = mel_filters(bands=10, bins=257, sample_rate_hz=16000, low_hz=60, high_hz=8000).numpy()
+    frequencies = np.linspace(0, 8000, 257)
+    edges = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 8000 / 700), 12) / 2595) - 1)
+    for band in range(10):
+        expected = np.interp(frequencies, edges[band : band + 3], [0, 1, 0], left=0, right=0)
+        np.testing.assert_allclose(filters[:, band], expected, atol=1e-5)
+
+
+def test_log_mel_of_a_tone_peaks_at_its_band_and_short_sound_is_repeated():
+    front = LogMel(16000, 64)
+    time = torch.arange(16000) / 16000
+    spectrogram = front(torch.sin(2 * torch.pi * 1000 * time)[None])
+    assert spectrogram.shape == (1, 101, 64)
+    band = int(spectrogram[0, 50].argmax())
+    centre = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 8000 / 700), 66) / 2595) - 1)
+    assert abs(centre[band + 1] - 1000) < 60
+    assert build_model("logmel_cnn", 3)(torch.zeros(2, 100)).embedding.shape == (2, 128)
+
+
+def test_spec_augment_acts_in_training_only():
+    network = build_model("logmel_cnn", 3)
+    sound = torch.randn(2, 8000)
+    network.eval()
+    assert torch.equal(network(sound).embedding, network(sound).embedding)
+    network.train()
+    assert not torch.equal(network(sound).embedding, network(sound).embedding)
+
+
+def test_the_filter_uses_running_statistics_for_a_single_row():
+    noise_filter = NoiseFilter(8, 3)
+    tokens, teacher = torch.rand(4, 5, 8), torch.rand(4, 8)
+    noise_filter(teacher=teacher, tokens=tokens)  # moves the statistics away from their start
+    before = {k: v.clone() for k, v in noise_filter.named_buffers()}
+    alone = noise_filter(teacher=teacher[:1], tokens=tokens[:1])
+    assert all(torch.equal(v, before[k]) for k, v in noise_filter.named_buffers())
+    expected = noise_filter.eval()(teacher=teacher[:1], tokens=tokens[:1])
+    torch.testing.assert_close(alone.guided, expected.guided)
+    torch.testing.assert_close(alone.gate, expected.gate)
+
+
+def test_filter_output_is_what_its_fields_say():
+    noise_filter = NoiseFilter(8, 3, teacher_dim=5)
+    out = noise_filter(teacher=torch.rand(4, 5), tokens=torch.rand(4, 6, 8))
+    assert out.teacher.shape == out.embedding.shape == out.guided.shape == out.gate.shape == (4, 8)
+    torch.testing.assert_close(out.embedding, out.gate * out.teacher)
+    torch.testing.assert_close(out.attention.sum(1), torch.ones(4))
+    assert out.attention.shape == (4, 6)
+    assert (out.guided >= 0).all()
+
+
+def test_weights_on_disk_build_the_same_network(tmp_path):
+    network = build_model("shifted_frames", 3, {"width": 8}).eval()
+    description = StudentDescription(
+        "shifted_frames", ("a", "b", "c"), PictureView(frames=8, size=(32, 32)), 8.0, 16000, options={"width": 8}
+    )
+    save_student(tmp_path, network, description)
+    again, told = load_student(tmp_path)
+    assert told == description
+    video = torch.randn(1, 3, 8, 32, 32)
+    assert torch.equal(network(video).logits, again(video).logits)
+
+
+def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
+    with pytest.raises(WeightsError, match=r"student\.json is missing"):
+        load_student(tmp_path)
+    description = StudentDescription("logmel_cnn", ("a", "b"), SoundView(), None, 16000)
+    save_student(tmp_path, build_model("logmel_cnn", 2), description)
+    file = tmp_path / "student.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_student(tmp_path)
+    file.write_bytes(whole)
+    told = json.loads((tmp_path / "student.json").read_text())
+    for changes, message in (
+        ({"classes": ["a", "b", "c"]}, "size mismatch"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
+        ({"options": {"depth": 3}}, "depth"),
+        ({"colour": 1}, "colour"),
+    ):
+        (tmp_path / "student.json").write_text(json.dumps(told | changes))
+        with pytest.raises(WeightsError, match=message) as caught:
+            load_student(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_two_dimensional_kernels_lie_channels_last():
+    network = build_model("stacked_frames", 3)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)

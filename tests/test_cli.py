@@ -1,0 +1,99 @@
+"""The command line, as a person uses it: every verb, exit codes, one JSON object on standard output."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import avdistill
+from avdistill.cli import VERBS, main
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([sys.executable, "-m", "avdistill", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_help_lists_the_verbs_without_importing_torch():
+    program = "import sys; from avdistill.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert re.findall(r"^  (\w+)", done.stdout, re.MULTILINE) == list(VERBS)
+    expected = "synthesize prepare info teacher embed train resume evaluate retrieve demo recipes".split()
+    assert list(VERBS) == expected
+
+
+def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
+    assert main(["dance"]) == 2
+    assert "no verb 'dance'" in capsys.readouterr().err
+    assert main(["train", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("avdistill: no recipe 'nothing'; recipes: ucf51_supervised")
+    config = tmp_path / "config.json"
+    config.write_text('{"store": "s", "out": "o", "stepz": 3}')
+    assert main(["train", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("avdistill: config.stepz: unknown key")
+    assert error.count("\n") == 1
+    assert main(["info", str(tmp_path / "nothing")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == "0.1.0"
+
+
+def test_public_names():
+    assert avdistill.__all__ == sorted(avdistill.__all__)
+    for name in avdistill.__all__:
+        assert getattr(avdistill, name) is not None
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = avdistill.Nothing
+    program = "import sys, avdistill; assert 'torch' not in sys.modules; print(sorted(dir(avdistill)) == avdistill.__all__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_the_street_by_hand(tmp_path):
+    """synthesize, prepare, info, teacher, embed, train, resume, evaluate, retrieve on a few tiny clips."""
+    sizes = ["--teacher-clips", 24, "--labelled-clips", 12, "--unlabelled-clips", 12, "--test-clips", 12]
+    made = run("synthesize", "--out", tmp_path / "data", *sizes, "--seconds", 1, "--workers", 2, "--json")
+    told = json.loads(made.stdout)
+    assert told["clips"] == 60
+    prepared = run(
+        "prepare", told["annotations"], "--videos", told["videos"], "--out", tmp_path / "store",
+        "--fps", 8, "--short-side", 32, "--json",
+    )  # fmt: skip
+    report = json.loads(prepared.stdout)
+    assert report["clips"] == 60
+    assert report["splits"] == {"teacher": 24, "test": 12, "train": 24}
+    assert report["labelled"] == 48
+    tiny = ["--steps", 3, "--batch-size", 4]
+    teacher = ["--out", tmp_path / "teacher", *tiny, "--student.view.seconds", 0.5, "--student.options", "width", 8]
+    run("teacher", "train", tmp_path / "store", *teacher)
+    embedded = json.loads(run("embed", tmp_path / "store", "--teacher", tmp_path / "teacher", "--json").stdout)
+    assert embedded["name"] == "sound"
+    assert json.loads(run("info", tmp_path / "store", "--json").stdout)["faults"] == []
+    view = ["--student.view.size", 24, 32, "--student.view.frames", 4]
+    common = ["--store", tmp_path / "store", *tiny, *view, "--method.temperature", "sample"]
+    run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["method"]["temperature"] == "sample"
+    assert config["student"]["view"]["size"] == [24, 32]
+    run("resume", tmp_path / "run")
+    evaluated = run("evaluate", tmp_path / "run", tmp_path / "store", "--json")
+    figures = json.loads(evaluated.stdout)
+    assert 0 <= figures["top1"] <= figures["top5"] <= 1
+    assert figures["clips"] == 12
+    written = {p.name for p in (tmp_path / "run" / "evaluation-test").iterdir()}
+    assert written == {"figures.json", "confusion.png", "release_top_k.json", "predictions.csv", "per_class.csv"}
+    found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "store", "--release-metrics", "--json").stdout)
+    assert {"hit@1", "map", "map@R", "release.map@500"} <= set(found)
+    assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "store").stdout
+    again = run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common, code=1)
+    assert again.stderr.strip().splitlines()[-1].endswith("`avdistill resume` continues a run")
+
+
+def test_recipes_are_listed():
+    told = json.loads(run("recipes", "--json").stdout)
+    assert {"ucf51_mnf_csc", "activitynet_mnf_csc", "demo_kd", "sound_teacher"} <= set(told["recipes"])
+    assert told["methods"]["kd"]["temperature"] == 4.0

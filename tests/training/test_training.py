@@ -1,0 +1,349 @@
+"""Runs: exact resume, signals, choice of the best model, schedules, learning at all."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avdistill.data.store import StoreError
+from avdistill.decoding import encode
+from avdistill.evaluation.classification import evaluate
+from avdistill.evaluation.retrieval import retrieve
+from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.models import build_model
+from avdistill.models.weights import load_student
+from avdistill.teachers import TeacherError, embed, load_teacher
+from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
+from avdistill.training.checkpoint import RunError
+from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
+from avdistill.training.recipes import RECIPES
+from avdistill.types import PictureView, SoundView
+
+STUDENT = StudentConfig(
+    "shifted_frames", PictureView(frames=4, size=(24, 32), crop_area=(0.8, 1.0), crop_ratio=(1.2, 1.6), flip=False),
+    {"width": 8, "embedding_dim": 16},
+)  # fmt: skip
+
+
+def config(store, out, **changes):
+    base = TrainConfig(
+        store=Path(store),
+        out=Path(out),
+        student=STUDENT,
+        steps=10,
+        batch_size=6,
+        validation_fraction=0.3,
+        optimizer=OptimizerConfig("adamw", 1e-2, 1e-2, "cosine", warmup_steps=2, clip_norm=1.0),
+        validate_every=4,
+        save_every=3,
+        log_every=1,
+    )
+    return replace(base, **changes)
+
+
+def state(run):
+    weights = {k: v for f in ("student", "helpers") for k, v in load_file(run / "last" / f"{f}.safetensors").items()}
+    return weights, torch.load(run / "last" / "state.pt", weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def lines(run, without=("step_seconds",)):
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in e.items() if k not in without} for e in entries]
+
+
+VARIANTS = {
+    "supervised": {},
+    "kd, accumulating": {"method": KDConfig(), "teacher": "sound", "accumulate": 2, "labelled_per_batch": 3},
+    "mnf_csc, plateau": {
+        "method": MNFCSCConfig(),
+        "teacher": "sound",
+        "optimizer": OptimizerConfig("sgd", 1e-2, schedule="plateau", patience=0),
+    },
+    "a student that hears, with SpecAugment": {
+        "student": StudentConfig("logmel_cnn", SoundView(seconds=0.5), {"width": 8, "embedding_dim": 16}),
+        "optimizer": OptimizerConfig("adam", 1e-3, schedule="multistep", milestones=(0.5, 0.8)),
+    },
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ten_steps_equal_five_and_five_resumed_bit_for_bit(taught, tmp_path, changes, workers):
+    if workers and "labelled_per_batch" not in changes:
+        pytest.skip("loader processes are covered by one variant")
+    changes = changes | {"workers": workers}
+    whole = train(config(taught.folder, tmp_path / "whole", **changes))
+    broken = train(config(taught.folder, tmp_path / "broken", **changes), stop_after=5)
+    assert state(broken)[1]["progress"]["step"] == 5
+    torch.manual_seed(999)  # whatever happened in between must not matter
+    torch.rand(7)
+    assert resume(broken) == broken
+    assert same(state(whole), state(broken))
+    assert lines(whole) == lines(broken)
+    assert same(load_file(whole / "best" / "student.safetensors"), load_file(broken / "best" / "student.safetensors"))
+
+
+def test_a_kill_after_the_last_save_repeats_the_lost_steps(taught, tmp_path):
+    whole = train(config(taught.folder, tmp_path / "whole"))
+
+    class Killed(BaseException):
+        pass
+
+    def on_step(step, losses):
+        if step == 8:
+            raise Killed
+
+    broken = tmp_path / "broken"
+    with pytest.raises(Killed):
+        train(config(taught.folder, broken), on_step=on_step)
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "loss')  # what a kill leaves of a line
+    resume(broken)  # the last save was after step 6
+    assert same(state(whole), state(broken))
+    assert lines(whole) == lines(broken)
+
+
+def test_a_kill_before_the_first_save_starts_again(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"), stop_after=1)
+    for file in (run / "last").iterdir():
+        file.unlink()
+    (run / "last").rmdir()
+    resume(run)
+    whole = train(config(taught.folder, tmp_path / "whole"))
+    assert same(state(whole), state(run))
+    resume(run)  # a finished run stays as it is
+    assert same(state(whole), state(run))
+
+
+def test_sigterm_saves_and_exits_0(taught, tmp_path):
+    written = tmp_path / "config.json"
+    written.write_text(json.dumps(encode(config(taught.folder, tmp_path / "run", steps=100_000, validate_every=10**6))))
+    command = [sys.executable, "-m", "avdistill", "train", "--config", str(written)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "avdistill resume" in messages
+    step = state(tmp_path / "run")[1]["progress"]["step"]
+    assert 0 < step < 100_000
+    resume(tmp_path / "run", stop_after=2)
+    assert state(tmp_path / "run")[1]["progress"]["step"] == step + 2
+
+
+def test_a_handful_of_clips_is_learned(taught, tmp_path):
+    changes = {"steps": 150, "validation_fraction": 0.0, "labelled_per_batch": 4}
+    for method in (SupervisedConfig(), MNFCSCConfig()):
+        run = train(config(taught.folder, tmp_path / method.name, method=method, teacher="sound", **changes))
+        figures = evaluate(run, taught).figures
+        assert figures["top1"] == 1.0
+        assert lines(run)[-1]["losses"]["classification"] < 0.3
+        assert json.loads((run / "best" / "chosen.json").read_text())["by"].startswith("last step")
+
+
+def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
+    import shutil
+
+    from avdistill.data.store import Store
+
+    shutil.copytree(prepared, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    student = StudentConfig("logmel_cnn", SoundView(seconds=1.0), {"width": 8, "embedding_dim": 16})
+    taught_run = train(
+        config(
+            store.folder, tmp_path / "teacher", student=student, steps=150, train_split="teacher", validation_fraction=0
+        )
+    )
+    entry = embed(store, load_teacher(taught_run), "sound")
+    silent_or_none = ~store.columns["has_sound"].astype(bool) | store.columns["silent"].astype(bool)
+    assert entry.clips == len(store) - silent_or_none.sum()
+    assert entry.width == 16
+    embedding, logits, present = Store(store.folder).teacher_features("sound")
+    assert (present == ~silent_or_none).all()
+    truth = np.array([int(i.split("_")[1]) % 3 for i in store.columns["id"]])
+    assert (logits.argmax(1) == truth)[present].mean() > 0.9
+    # The stored embedding is the network's own over the clip: two windows of a second, the last one at the end.
+    network, _ = load_student(taught_run)
+    row = int(np.flatnonzero(present)[0])
+    sound = torch.from_numpy(store.sound(row).astype(np.float32) / 32767)
+    assert 16000 < len(sound) < 32000
+    with torch.no_grad():
+        direct = network(torch.stack([sound[:16000], sound[-16000:]])).embedding.mean(0)
+    np.testing.assert_allclose(embedding[row], direct.numpy(), atol=1e-5)
+    kd = train(config(store.folder, tmp_path / "kd", method=KDConfig(), teacher="sound"))
+    assert "soft_labels" in lines(kd)[0]["losses"]
+    assert 0 <= retrieve(kd, store).figures["hit@1"] <= 1
+    with pytest.raises(TeacherError, match=r"trained at 10\.0 frames a second"):
+        import pyarrow  # noqa: F401
+
+        other = json.loads((store.folder / "store.json").read_text())
+        (store.folder / "store.json").write_text(json.dumps(other | {"fps": 4.0}))
+        evaluate(kd, Store(store.folder))
+
+
+def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"))
+    data = json.loads((run / "data.json").read_text())
+    assert len(data["validation"]) == 3
+    assert not set(data["validation"]) & set(data["training"])
+    assert all(name.startswith(("train_", "silent_")) for name in data["training"] + data["validation"])
+    scores = {e["step"]: e["validation"]["top1"] for e in lines(run) if "validation" in e}
+    assert set(scores) == {4, 8, 10}
+    chosen = json.loads((run / "best" / "chosen.json").read_text())
+    assert chosen["value"] == max(scores.values())
+    assert chosen["step"] == min(s for s, v in scores.items() if v == max(scores.values()))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(taught, tmp_path):
+    broken = config(
+        taught.folder, tmp_path / "run", optimizer=OptimizerConfig("sgd", 1e18, schedule="constant"), steps=50
+    )
+    with pytest.raises(RunError, match="classification = nan at step"):
+        train(broken)
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert len(told["clips"]) == 6
+    assert state(tmp_path / "run")[1]["progress"]["step"] == told["step"]
+
+
+def test_faults_are_named(taught, prepared, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run", steps=1))
+    with pytest.raises(RunError, match="already there"):
+        train(config(taught.folder, run))
+    with pytest.raises(RunError, match="needs a teacher"):
+        train(config(taught.folder, tmp_path / "a", method=KDConfig()))
+    with pytest.raises(StoreError, match="no teacher 'sound'"):
+        train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
+    with pytest.raises(RunError, match="takes sound, its view is picture"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("logmel_cnn")))
+    with pytest.raises(RunError, match="no run folder"):
+        resume(tmp_path / "nothing")
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_two_steps(taught, tmp_path, name):
+    recipe = RECIPES[name]
+    view = recipe.student.view
+    small = replace(view, frames=8, size=(32, 32)) if isinstance(view, PictureView) else replace(view, seconds=0.5)
+    options = dict(recipe.student.options)
+    if "frames" in options:
+        options["frames"] = 8
+    run = train(
+        replace(
+            recipe,
+            store=taught.folder,
+            out=tmp_path / "run",
+            steps=2,
+            batch_size=4,
+            labelled_per_batch=None if recipe.labelled_per_batch is None else 2,
+            workers=0,
+            validate_every=2,
+            student=replace(recipe.student, view=small, options=options),
+        )
+    )
+    assert state(run)[1]["progress"]["step"] == 2
+
+
+def test_schedules():
+    method = torch.nn.Linear(2, 2)
+    method.parameter_groups = lambda: [
+        {"name": "student", "params": [method.weight], "lr_scale": 1.0},
+        {"name": "filter", "params": [method.bias], "lr_scale": 0.2},
+    ]
+    rates = {}
+    for name in ("constant", "multistep", "cosine"):
+        c = OptimizerConfig("sgd", 0.1, schedule=name, milestones=(0.5, 0.75), warmup_steps=4)
+        optimizer = build_optimizer(c, method)
+        schedule = build_schedule(c, optimizer, 20)
+        rates[name] = []
+        for _ in range(20):
+            rates[name].append(optimizer.param_groups[0]["lr"])
+            assert optimizer.param_groups[1]["lr"] == pytest.approx(0.2 * optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates[name][:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates["constant"][4:] == pytest.approx([0.1] * 16)
+    assert rates["multistep"][4:] == pytest.approx([0.1] * 6 + [0.01] * 5 + [0.001] * 5)
+    cosine = [0.05 * (1 + math.cos(math.pi * (step - 4) / 16)) for step in range(4, 20)]
+    assert rates["cosine"][4:] == pytest.approx(cosine)
+    c = OptimizerConfig("sgd", 0.1, schedule="plateau", patience=1)
+    optimizer = build_optimizer(c, method)
+    schedule = build_schedule(c, optimizer, 20)
+    for figure in (0.5, 0.6, 0.6, 0.6):
+        schedule.step(figure)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_groups_are_clipped_each_by_its_own_norm():
+    first, second = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+    first.grad, second.grad = torch.full((3,), 10.0), torch.full((3,), 0.1)
+    optimizer = torch.optim.SGD([{"params": [first], "name": "a"}, {"params": [second], "name": "b"}], lr=1.0)
+    norms = clip_gradients(optimizer, 1.0)
+    assert norms == pytest.approx({"a": 10 * 3**0.5, "b": 0.1 * 3**0.5})
+    assert float(first.grad.norm()) == pytest.approx(1.0, abs=1e-5)
+    assert float(second.grad.norm()) == pytest.approx(0.1 * 3**0.5)
+    first.grad = torch.full((3,), 10.0)
+    clip_gradients(optimizer, None)
+    assert float(first.grad.norm()) == pytest.approx(10 * 3**0.5)
+
+
+def test_precision_on_this_processor():
+    cpu = torch.device("cpu")
+    with autocast("auto", cpu):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast("bfloat16", cpu):
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_tensorboard_events(taught, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train(config(taught.folder, tmp_path / "run", steps=2, tensorboard=True))
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
+    """Two passes of 3 clips accumulate to the gradient of their mean: one SGD step shows it (BatchNorm aside)."""
+    changes = {"steps": 1, "batch_size": 3, "validation_fraction": 0.0}
+    sgd = OptimizerConfig("sgd", 1e-3, 0.0, "constant")
+    run = train(config(taught.folder, tmp_path / "run", accumulate=2, optimizer=sgd, **changes))
+    from avdistill.training.loop import _Session
+
+    session = _Session.open(config(taught.folder, tmp_path / "same", accumulate=2, optimizer=sgd, **changes))
+    student = session.method.student.train()
+    start = {k: v.clone() for k, v in student.named_parameters()}
+    for number in (0, 1):
+        (session.method(session.batches[number])["classification"] / 2).backward()
+    after = load_file(run / "last" / "student.safetensors")
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(after[name], start[name] - 1e-3 * parameter.grad, atol=1e-7, rtol=1e-5)
+
+
+def test_environment_is_recorded(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run", steps=1))
+    told = json.loads((run / "environment.json").read_text())
+    assert told["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__.startswith(told["packages"]["torch"])
+    assert told["cores"] == os.cpu_count()
+    assert build_model("logmel_cnn", 2).modality == "sound"
