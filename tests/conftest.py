@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_files import small_videos
 
 from avdistill.data.annotations import Annotation
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store
+from media_files import small_videos
 
 DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

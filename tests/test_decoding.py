@@ -68,7 +68,10 @@ def test_what_is_encoded_decodes_to_the_same(tree):
         ({"folder": "x", "flag": 1}, r"config\.flag: expected bool, got 1"),
         ({"folder": "x", "pair": [1]}, r"config\.pair: expected 2 values, got 1"),
         ({"folder": "x", "pair": [1.5, 2]}, r"config\.pair\[0\]: expected int, got 1\.5"),
-        ({"folder": "x", "part": {"name": "root"}}, r"config\.part\.name: expected one of 'leaf', 'branch', got 'root'"),
+        (
+            {"folder": "x", "part": {"name": "root"}},
+            r"config\.part\.name: expected one of 'leaf', 'branch', got 'root'",
+        ),
         ({"folder": "x", "part": {"name": "leaf", "size": True}}, r"config\.part\.size: expected int, got True"),
         ({"folder": "x", "part": {"name": "branch", "leaves": [{"rate": "a"}]}}, r"config\.part\.leaves\[0\]\.rate"),
         ({"folder": "x", "part": {"name": "branch", "title": 5}}, r"config\.part\.title: expected one of str, null"),

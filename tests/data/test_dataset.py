@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from media_files import SMALL
 
 from avdistill.data.dataset import (
     EvaluationWindows,
@@ -24,6 +23,7 @@ from avdistill.data.transforms import (
     training_window,
 )
 from avdistill.types import PictureView, SoundView
+from media_files import SMALL
 
 PICTURE = PictureView(frames=4, size=(16, 20))
 

@@ -5,11 +5,11 @@ import json
 import av
 import numpy as np
 import pytest
-from media_files import numbered_frames, tone, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avdistill.data.media import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
+from media_files import numbered_frames, tone, write_video
 
 
 def brightness(frames):

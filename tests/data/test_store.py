@@ -11,12 +11,12 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from media_files import SMALL, numbered_frames, tone, write_video
 
 from avdistill.data.annotations import Annotation
 from avdistill.data.media import MediaError, read_clip
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, StoreError, partial_folder
+from media_files import SMALL, numbered_frames, tone, write_video
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 

@@ -35,7 +35,9 @@ def batch(dtype=torch.float32, *, teacher_dim=16, has_teacher=None, labelled=Non
 
 def built(config, **changes):
     torch.manual_seed(2)
-    return build_method(config, changes.pop("student", None) or student(), num_classes=C, **({"teacher_dim": 16} | changes))
+    return build_method(
+        config, changes.pop("student", None) or student(), num_classes=C, **({"teacher_dim": 16} | changes)
+    )
 
 
 class Float64(torch.nn.Module):

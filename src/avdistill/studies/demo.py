@@ -64,8 +64,9 @@ def run_demo(
         bar: makes a progress bar that is told (finished, total, note).
 
     Returns:
-        JSON-ready: `students` (a row per run), `summary`, `teacher`, `test_clips`, `table` (Markdown).
+        JSON-ready: `students` (a row per run), `summary`, `teacher`, `test_clips`, `table` (Markdown), `seconds`.
     """
+    began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with bar("synthesize videos") as update:
         annotations = synthesize(out / "data", DEMO_DATA, workers=workers, on_clip=update)
@@ -98,6 +99,7 @@ def run_demo(
         "teacher": {"top1": teacher["top1"]},
         "test_clips": teacher["clips"],
         "table": markdown_table(summary, _COLUMNS),
+        "seconds": round(time.perf_counter() - began, 1),
     }
     write_json(out / "results.json", result)
     _report(out, store, result)

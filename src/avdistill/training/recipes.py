@@ -53,6 +53,27 @@ _SOUND_TEACHER = TrainConfig(
     validate_every=150,
     save_every=300,
 )
+# What `avdistill demo` runs, on one core each; not from the paper. Few labels, many unlabelled clips with sound.
+_DEMO = TrainConfig(
+    store=_UNSET,
+    out=_UNSET,
+    student=StudentConfig(
+        "shifted_frames", PictureView(frames=8, size=(28, 36), crop_area=(0.5, 1.0)), {"embedding_dim": 128}
+    ),
+    teacher="sound",
+    validation_fraction=0.0,
+    steps=400,
+    batch_size=32,
+    labelled_per_batch=12,
+    optimizer=OptimizerConfig("adamw", 2e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
+)
+_DEMO_TEACHER = replace(
+    _SOUND_TEACHER,
+    student=StudentConfig("logmel_cnn", SoundView(seconds=2.0), {"width": 16, "embedding_dim": 128}),
+    validation_fraction=0.0,
+    steps=300,
+    batch_size=32,
+)
 
 
 def _each_method(task: str, base: TrainConfig, mnf_csc: MNFCSCConfig) -> dict[str, TrainConfig]:
@@ -69,5 +90,7 @@ RECIPES: dict[str, TrainConfig] = {
     **_each_method("ucf51", _UCF51, MNFCSCConfig(threshold=0.07)),
     **_each_method("activitynet", _ACTIVITYNET, MNFCSCConfig(threshold=0.2)),
     **_each_method("tiny", _TINY, MNFCSCConfig()),
+    **_each_method("demo", _DEMO, MNFCSCConfig()),
+    "demo_teacher": _DEMO_TEACHER,
     "sound_teacher": _SOUND_TEACHER,
 }

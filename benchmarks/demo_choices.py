@@ -1,0 +1,155 @@
+"""What the demo's difficulty and settings were chosen from: other clips (data seed 1) and other seeds than the demo's.
+
+    python benchmarks/demo_choices.py --out DIR [--workers 2]
+
+First the difficulty, from supervised students and the teacher alone: the picture must be hard with the few labels and
+much better with all of them, the sound good where it is the thing's own. Only then settings of the methods.
+Writes `results/demo_choices.json`; stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avdistill.data.annotations import read_annotations
+from avdistill.data.preparation import prepare
+from avdistill.data.store import Store, write_json
+from avdistill.data.synthetic import synthesize
+from avdistill.decoding import encode
+from avdistill.evaluation.classification import evaluate
+from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.studies.demo import DEMO_DATA, DEMO_STORE
+from avdistill.teachers import embed, load_teacher
+from avdistill.training import TrainConfig, resume, train
+from avdistill.training.checkpoint import environment
+from avdistill.training.recipes import RECIPES
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo_choices.json"
+DATA = replace(DEMO_DATA, seed=1)
+SEEDS = (10, 11)
+SETTINGS: dict[str, MethodConfig] = {
+    "": SupervisedConfig(),
+    "T 4, weight 1": KDConfig(),
+    "T 2, weight 1": KDConfig(temperature=2.0),
+    "T 4, weight 0.3": KDConfig(weight=0.3),
+    "pairwise 0.07 (released)": MNFCSCConfig(),
+    "sample": MNFCSCConfig(temperature="sample"),
+    "fixed 0.07": MNFCSCConfig(temperature="fixed"),
+    "fixed 0.2": MNFCSCConfig(temperature="fixed", threshold=0.2),
+    "fixed 0.07, teacher's pseudo-labels": MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"),
+}
+
+
+def run(config: TrainConfig) -> Path:
+    """Train, or take up what was interrupted, on one core."""
+    torch.set_num_threads(1)
+    return resume(config.out) if (config.out / "data.json").is_file() else train(config)
+
+
+def row(config: TrainConfig, setting: str) -> dict[str, Any]:
+    """One student."""
+    top1 = evaluate(run(config), Store(config.store)).figures["top1"]
+    return {"method": config.method.name, "setting": setting, "seed": config.seed, "top1": top1}
+
+
+def sounds(store: Store, predictions: list[dict[str, object]]) -> dict[str, float]:
+    """Top-1 by what the clip's sound is."""
+    kinds = dict(
+        zip(store.columns["id"].tolist(), (dict(e)["sound"] for e in store.table["extra"].to_pylist()), strict=True)
+    )
+    right: dict[str, list[bool]] = {}
+    for p in predictions:
+        right.setdefault(kinds[p["id"]], []).append(p["label"] == p["predicted"])
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def with_all_labels(annotations: Path) -> Path:
+    """The same list with every training clip labelled by its truth."""
+    path = annotations.with_name("all_labels.csv")
+    with annotations.open(encoding="utf-8", newline="") as source, path.open("w", encoding="utf-8", newline="") as out:
+        reader = csv.DictReader(source)
+        writer = csv.DictWriter(out, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows({**line, "label": line["true_label"]} for line in reader)
+    return path
+
+
+def difficulty(out: Path, few: Store, every: Store) -> list[dict[str, Any]]:
+    """Supervised with few and with all labels, and the teacher."""
+    rows: list[dict[str, Any]] = []
+    for what, store in (("student that sees, few labels", few), ("student that sees, all labels", every)):
+        config = replace(RECIPES["demo_supervised"], store=store.folder, seed=SEEDS[0])
+        name = "supervised-few" if store is few else "supervised-all"
+        folder = run(replace(config, out=out / name))
+        told = evaluate(folder, store).figures
+        labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labelled"]
+        rows.append({"what": what, "labels": labels, "top1": told["top1"]})
+    teacher = run(replace(RECIPES["demo_teacher"], store=few.folder, out=out / "teacher"))
+    heard = evaluate(teacher, few)
+    labels = json.loads((teacher / "data.json").read_text(encoding="utf-8"))["labelled"]
+    rows.append(
+        {
+            "what": "teacher that hears",
+            "labels": labels,
+            "top1": heard.figures["top1"],
+            **sounds(few, heard.predictions),
+        }
+    )
+    return rows
+
+
+def main() -> None:
+    """Difficulty first, then settings."""
+    parser = argparse.ArgumentParser(description="what the demo was chosen from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--difficulty-only", action="store_true")
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    annotations = synthesize(a.out / "data", DATA, workers=a.workers)
+    videos = a.out / "data" / "videos"
+    few, every = (
+        prepare(read_annotations(listed), videos, a.out / name, DEMO_STORE, workers=a.workers)
+        for listed, name in ((annotations, "few"), (with_all_labels(annotations), "all"))
+    )
+    report: dict[str, Any] = {
+        "command": "python benchmarks/demo_choices.py --out DIR",
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "data": encode(DATA),
+        "difficulty": difficulty(a.out, few, every),
+        "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
+    }
+    write_json(RESULTS, report)
+    print(json.dumps(report["difficulty"], indent=1), flush=True)
+    if a.difficulty_only:
+        return
+    if "sound" not in few.teachers:
+        embed(few, load_teacher(a.out / "teacher"), "sound")
+    done = {(r["method"], r["setting"], r["seed"]) for r in report["students"]}
+    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = []
+        for seed in SEEDS:
+            for number, (setting, method) in enumerate(SETTINGS.items()):
+                base = RECIPES[f"demo_{method.name}"]
+                config = replace(base, store=few.folder, out=a.out / f"run-{number}-{seed}", method=method, seed=seed)
+                if (method.name, setting, seed) not in done:
+                    futures.append(pool.submit(row, config, setting))
+        order = list(SETTINGS)
+        for future in as_completed(futures):
+            report["students"].append(future.result())
+            report["students"].sort(key=lambda r: (order.index(r["setting"]), r["seed"]))
+            write_json(RESULTS, report)
+            print(future.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Write the tables of the documents from `results/`, or check that they are the ones written there.
+
+    python benchmarks/tables.py [--check] README.md docs/results.md
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from avdistill.studies.report import markdown_table, summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ("top1", "mean_class_accuracy", "hit@1", "map")
+COLUMNS = {
+    "method": "method",
+    "n": "seeds",
+    "top1": "top-1",
+    "top1_std": "± (seeds)",
+    "mean_class_accuracy": "class mean",
+    "hit@1": "hit@1",
+    "map": "mAP",
+}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return dict(json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _students(name: str) -> str:
+    told = _read(name)
+    teacher = {"method": "teacher (hears)", "n": 1, **told["teacher"]}
+    return markdown_table([*summarise(told["students"], values=FIGURES), teacher], COLUMNS)
+
+
+def demo() -> str:
+    """The demo's students."""
+    return _students("demo")
+
+
+def grid() -> str:
+    """GRID, every method."""
+    return _students("grid")
+
+
+def demo_difficulty() -> str:
+    """Supervised students and the teacher, from which the demo's difficulty was fixed."""
+    told = _read("demo_choices")
+    columns = {
+        "what": "network",
+        "labels": "labelled clips",
+        "top1": "top-1",
+        "related": "related sound",
+        "noisy": "noisy",
+    }
+    return markdown_table(told["difficulty"], columns)
+
+
+def demo_choices() -> str:
+    """Settings tried on other data and seeds than the demo's."""
+    rows = summarise(_read("demo_choices")["students"], by=("method", "setting"), values=("top1",))
+    columns = {"method": "method", "setting": "setting", "n": "seeds", "top1": "top-1", "top1_std": "± (seeds)"}
+    return markdown_table(rows, columns)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "demo_choices": demo_choices,
+    "demo_difficulty": demo_difficulty,
+    "grid": grid,
+}
+
+
+def filled(text: str) -> str:
+    """The document with every table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description="tables of the documents, from results/")
+    parser.add_argument("documents", nargs="+")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table differs")
+    arguments = parser.parse_args()
+    code = 0
+    for name in arguments.documents:
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        fresh = filled(text)
+        if fresh != text and arguments.check:
+            print(f"{name}: a table differs from results/; run `python benchmarks/tables.py {name}`", file=sys.stderr)
+            code = 1
+        elif fresh != text:
+            path.write_text(fresh, encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What people read is what runs: README's commands, the example, generated tables."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_example_runs(taught):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "train_by_hand.py", "--store", taught.folder, "--steps", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"top-1 on 6 test clips: [01]\.\d+", done.stdout)
+
+
+def commands(document):
+    """The lines of the ```bash blocks, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_readme_starts_with_the_two_commands_and_they_exist():
+    told = commands("README.md")
+    assert told[:2] == ["make demo", "make test"]
+    for target in told[:2]:
+        subprocess.run([*shlex.split(target), "-n"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_readme_street_runs_as_written(tmp_path):
+    """Every `avdistill` command of the README, in order, in one folder; numbers of clips and steps made small."""
+    small = {
+        "synthesize": "--teacher-clips 24 --labelled-clips 24 --unlabelled-clips 24 --test-clips 12 --seconds 1",
+        "teacher": "--steps 3 --batch-size 4",
+        "train": "--steps 2 --batch-size 4 --labelled-per-batch 2 --student.view.size 24 32",
+    }
+    street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
+    assert [words[1] for words in street] == [
+        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
+    ]  # fmt: skip
+    for words in street:
+        extra = shlex.split(small.get(words[1], ""))
+        done = subprocess.run(
+            [sys.executable, "-m", *words, *extra], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_tables_are_those_of_the_results(document):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check", document],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_say_how_they_were_made():
+    files = sorted((ROOT / "results").glob("*.json"))
+    assert files
+    for file in files:
+        told = json.loads(file.read_text())
+        assert told["command"]
+        assert told["environment"]["packages"]["torch"]
+        assert all("seed" in row for row in told["students"])
