@@ -55,7 +55,9 @@ STUDENT = TrainConfig(
     store=Path(),
     out=Path(),
     student=StudentConfig(
-        "stacked_frames", PictureView(frames=16, size=(36, 64), crop_area=(0.6, 1.0), crop_ratio=(1.5, 2.1))
+        "stacked_frames",
+        PictureView(frames=16, size=(28, 48), crop_area=(0.6, 1.0), crop_ratio=(1.5, 2.1)),
+        {"width": 32},
     ),
     steps=2000,
     batch_size=48,
