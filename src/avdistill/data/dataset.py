@@ -66,6 +66,14 @@ def clips_of_split(store: Store, split: str) -> np.ndarray:
     return clips
 
 
+def labelled_clips(store: Store, split: str) -> np.ndarray:
+    """Rows of a split that have a label. Raises StoreError where there is none."""
+    clips = np.array([i for i in clips_of_split(store, split) if store.labels[i]], dtype=np.int64)
+    if not len(clips):
+        raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
+    return clips
+
+
 def has_modality(store: Store, clips: np.ndarray, view: View) -> np.ndarray:
     """bool (N,): which clips hold what the view looks at."""
     return store.columns["has_frames" if isinstance(view, PictureView) else "has_sound"][clips].astype(bool)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from avdistill.data.dataset import clips_of_split, encode_labels
-from avdistill.data.store import Store, StoreError
+from avdistill.data.dataset import clips_of_split, encode_labels, labelled_clips
+from avdistill.data.store import Store
 from avdistill.evaluation import metrics
 from avdistill.inference import Outputs, run_network
 from avdistill.models.weights import best_device, load_student
@@ -71,10 +71,7 @@ def evaluate(
     """
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
-    everything = clips_of_split(store, split)
-    clips = np.array([i for i in everything if store.labels[i]], dtype=np.int64)
-    if not len(clips):
-        raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
+    clips = labelled_clips(store, split)
     outputs = run_network(
         student.to(best_device(device)),
         store,
@@ -90,7 +87,7 @@ def evaluate(
         "split": split,
         "clips": len(clips),
         "missing": int((~outputs.present).sum()),
-        "unlabelled_left_out": len(everything) - len(clips),
+        "unlabelled_left_out": len(clips_of_split(store, split)) - len(clips),
     }
     if description.multi_label:
         return _several_labels(store, clips, outputs, description, counts)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.data.dataset import clips_of_split, encode_labels
-from avdistill.data.store import Store, StoreError
+from avdistill.data.dataset import encode_labels, labelled_clips
+from avdistill.data.store import Store
 from avdistill.evaluation import metrics
 from avdistill.inference import run_network
 from avdistill.models.weights import best_device, load_student
@@ -67,16 +67,16 @@ def retrieve(
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
     student = student.to(best_device(device))
-    sides: list[tuple[np.ndarray, Tensor, Tensor, int]] = []
-    for split in (queries, gallery):
-        clips = np.array([i for i in clips_of_split(store, split) if store.labels[i]], dtype=np.int64)
-        if not len(clips):
-            raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
+
+    def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
+        clips = labelled_clips(store, split)
         labels = encode_labels(store, clips, store.classes).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
-        sides.append((clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())))
-    (query_clips, query, query_labels, lost), (gallery_clips, items, item_labels, gallery_lost) = sides
+        return clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())
+
+    query_clips, query, query_labels, lost = embedded(queries)
+    gallery_clips, items, item_labels, gallery_lost = embedded(gallery)
 
     both: dict[str, Any] = {
         "queries": query,
