@@ -9,12 +9,19 @@ import pytest
 
 import avdistill
 from avdistill.cli import VERBS, main
+from avdistill.data.store import Store
 
 
-def run(*arguments, code=0):
-    done = subprocess.run([sys.executable, "-m", "avdistill", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def run(capsys):
+    """Call a verb in this process (importing torch for each would take most of the time) and read what it prints."""
+
+    def call(*arguments, code=0):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == code, capsys.readouterr().err
+        return capsys.readouterr()
+
+    return call
 
 
 def test_help_lists_the_verbs_without_importing_torch():
@@ -67,26 +74,26 @@ def test_public_names():
     assert done.stdout.strip() == "True"
 
 
-def test_the_street_by_hand(tmp_path):
+def test_the_street_by_hand(tmp_path, run):
     """synthesize, prepare, info, teacher, embed, train, resume, evaluate, retrieve on a few tiny clips."""
     sizes = ["--teacher-clips", 24, "--labelled-clips", 12, "--unlabelled-clips", 12, "--test-clips", 12]
     made = run("synthesize", "--out", tmp_path / "data", *sizes, "--seconds", 1, "--workers", 2, "--json")
-    told = json.loads(made.stdout)
+    told = json.loads(made.out)
     assert told["clips"] == 60
     prepared = run(
         "prepare", told["annotations"], "--videos", told["videos"], "--out", tmp_path / "store",
         "--fps", 8, "--short-side", 32, "--json",
     )  # fmt: skip
-    report = json.loads(prepared.stdout)
+    report = json.loads(prepared.out)
     assert report["clips"] == 60
     assert report["splits"] == {"teacher": 24, "test": 12, "train": 24}
     assert report["labelled"] == 48
     tiny = ["--steps", 3, "--batch-size", 4]
     teacher = ["--out", tmp_path / "teacher", *tiny, "--student.view.seconds", 0.5, "--student.options", "width", 8]
     run("teacher", "train", tmp_path / "store", *teacher)
-    embedded = json.loads(run("embed", tmp_path / "store", "--teacher", tmp_path / "teacher", "--json").stdout)
+    embedded = json.loads(run("embed", tmp_path / "store", "--teacher", tmp_path / "teacher", "--json").out)
     assert embedded["name"] == "sound"
-    assert json.loads(run("info", tmp_path / "store", "--json").stdout)["faults"] == []
+    assert json.loads(run("info", tmp_path / "store", "--json").out)["faults"] == []
     view = ["--student.view.size", 24, 32, "--student.view.frames", 4]
     common = ["--store", tmp_path / "store", *tiny, *view, "--method.temperature", "sample"]
     run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common)
@@ -95,19 +102,34 @@ def test_the_street_by_hand(tmp_path):
     assert config["student"]["view"]["size"] == [24, 32]
     run("resume", tmp_path / "run")
     evaluated = run("evaluate", tmp_path / "run", tmp_path / "store", "--json")
-    figures = json.loads(evaluated.stdout)
+    figures = json.loads(evaluated.out)
     assert 0 <= figures["top1"] <= figures["top5"] <= 1
     assert figures["clips"] == 12
     written = {p.name for p in (tmp_path / "run" / "evaluation-test").iterdir()}
     assert written == {"figures.json", "confusion.png", "release_top_k.json", "predictions.csv", "per_class.csv"}
-    found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "store", "--release-metrics", "--json").stdout)
+    found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "store", "--release-metrics", "--json").out)
     assert {"hit@1", "map", "map@R", "release.map@500"} <= set(found)
-    assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "store").stdout
+    assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "store").out
+    again = tmp_path / "with_teacher"
+    listed = [
+        "prepare",
+        told["annotations"],
+        "--videos",
+        told["videos"],
+        "--out",
+        again,
+        "--fps",
+        8,
+        "--short-side",
+        32,
+    ]
+    assert "60 clips of 60 videos" in run(*listed, "--teacher", tmp_path / "teacher").out
+    assert list(Store(again).teachers) == ["teacher"]
     again = run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common, code=1)
-    assert again.stderr.strip().splitlines()[-1].endswith("`avdistill resume` continues a run")
+    assert again.err.strip().splitlines()[-1].endswith("`avdistill resume` continues a run")
 
 
-def test_recipes_are_listed():
-    told = json.loads(run("recipes", "--json").stdout)
+def test_recipes_are_listed(run):
+    told = json.loads(run("recipes", "--json").out)
     assert {"ucf51_mnf_csc", "activitynet_mnf_csc", "demo_kd", "sound_teacher"} <= set(told["recipes"])
     assert told["methods"]["kd"]["temperature"] == 4.0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from avdistill.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,23 +38,21 @@ def test_readme_starts_with_the_two_commands_and_they_exist():
         subprocess.run([*shlex.split(target), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_readme_street_runs_as_written(tmp_path):
+def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
     """Every `avdistill` command of the README, in order, in one folder; numbers of clips and steps made small."""
     small = {
         "synthesize": "--teacher-clips 24 --labelled-clips 24 --unlabelled-clips 24 --test-clips 12 --seconds 1",
         "teacher": "--steps 3 --batch-size 4",
         "train": "--steps 2 --batch-size 4 --labelled-per-batch 2 --student.view.size 24 32",
     }
+    monkeypatch.chdir(tmp_path)
     street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
     assert [words[1] for words in street] == [
         "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
     ]  # fmt: skip
     for words in street:
         extra = shlex.split(small.get(words[1], ""))
-        done = subprocess.run(
-            [sys.executable, "-m", *words, *extra], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
+        assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
