@@ -42,9 +42,7 @@ SETTINGS: dict[str, MethodConfig] = {
     "T 2, weight 1": KDConfig(temperature=2.0),
     "T 4, weight 0.3": KDConfig(weight=0.3),
     "pairwise 0.07 (released)": MNFCSCConfig(),
-    "sample": MNFCSCConfig(temperature="sample"),
     "fixed 0.07": MNFCSCConfig(temperature="fixed"),
-    "fixed 0.2": MNFCSCConfig(temperature="fixed", threshold=0.2),
     "fixed 0.07, teacher's pseudo-labels": MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"),
 }
 

@@ -17,7 +17,7 @@ import torch
 from avdistill.data.annotations import read_annotations
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, write_json
-from avdistill.data.synthetic import SyntheticConfig, synthesize
+from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.studies.report import (
@@ -37,8 +37,21 @@ from avdistill.training.recipes import RECIPES
 
 METHODS = ("supervised", "kd", "mnf_csc")
 # Fixed from supervised and teacher figures alone (docs/tasks/synthetic.md), before any student was distilled.
-DEMO_DATA = SyntheticConfig()
-DEMO_STORE = PrepareConfig(fps=8, short_side=36)
+DEMO_DATA = SyntheticConfig(
+    labelled_clips=240,
+    unlabelled_clips=960,
+    difficulty=Difficulty(
+        object_size=0.6,
+        contrast=1.0,
+        clutter=0.1,
+        distractors=1,
+        shake_pixels=0.3,
+        brightness=0.1,
+        occlusion=0.0,
+        floor_db=0.0,
+    ),
+)
+DEMO_STORE = PrepareConfig(fps=4, short_side=28)
 _COLUMNS = {
     "method": "method",
     "n": "seeds",

@@ -58,14 +58,14 @@ _DEMO = TrainConfig(
     store=_UNSET,
     out=_UNSET,
     student=StudentConfig(
-        "shifted_frames", PictureView(frames=8, size=(28, 36), crop_area=(0.5, 1.0)), {"embedding_dim": 128}
+        "shifted_frames", PictureView(frames=8, size=(28, 36), crop_area=(0.7, 1.0)), {"embedding_dim": 128}
     ),
     teacher="sound",
     validation_fraction=0.0,
     steps=400,
     batch_size=32,
     labelled_per_batch=12,
-    optimizer=OptimizerConfig("adamw", 2e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
+    optimizer=OptimizerConfig("adamw", 4e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
 )
 _DEMO_TEACHER = replace(
     _SOUND_TEACHER,
