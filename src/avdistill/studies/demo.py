@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -138,14 +138,15 @@ def _train_students(configs: list[TrainConfig], workers: int, bar: Bar) -> list[
     total = sum(c.steps for c in configs)
     with ProcessPoolExecutor(workers, mp_context=context) as pool, bar(f"train {len(configs)} students") as update:
         futures: list[Future[dict[str, Any]]] = [pool.submit(_student, config) for config in configs]
-        while not all(f.done() for f in futures):
-            if any(f.done() and f.exception() for f in futures):
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+            if any(f.exception() for f in done):
                 pool.shutdown(cancel_futures=True)
+                break
             steps, note = _progress(configs)
             update(steps, total, note)
-            time.sleep(1)
-        update(total, total, "")
-        return [f.result() for f in futures]
+        return [f.result() for f in futures if not f.cancelled()]
 
 
 def _student(config: TrainConfig) -> dict[str, Any]:
