@@ -36,14 +36,19 @@ from avdistill.training.recipes import RECIPES
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
 SEEDS = (10, 11)
-SETTINGS: dict[str, MethodConfig] = {
-    "": SupervisedConfig(),
-    "T 4, weight 1": KDConfig(),
-    "T 2, weight 1": KDConfig(temperature=2.0),
-    "T 4, weight 0.3": KDConfig(weight=0.3),
-    "pairwise 0.07 (released)": MNFCSCConfig(),
-    "fixed 0.07": MNFCSCConfig(temperature="fixed"),
-    "fixed 0.07, teacher's pseudo-labels": MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"),
+# setting: (method, labelled clips in each batch of 32)
+SETTINGS: dict[str, tuple[MethodConfig, int]] = {
+    "": (SupervisedConfig(), 12),
+    "T 4, weight 1": (KDConfig(), 12),
+    "T 2, weight 1": (KDConfig(temperature=2.0), 12),
+    "T 4, weight 0.3": (KDConfig(weight=0.3), 12),
+    "T 1, weight 1": (KDConfig(temperature=1.0), 12),
+    "T 1, weight 2, 8 labelled": (KDConfig(temperature=1.0, weight=2.0), 8),
+    "T 2, weight 1, 8 labelled": (KDConfig(temperature=2.0), 8),
+    "T 2, weight 2, 8 labelled": (KDConfig(temperature=2.0, weight=2.0), 8),
+    "pairwise 0.07 (released)": (MNFCSCConfig(), 12),
+    "fixed 0.07": (MNFCSCConfig(temperature="fixed"), 12),
+    "fixed 0.07, teacher's pseudo-labels": (MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"), 12),
 }
 
 
@@ -136,9 +141,11 @@ def main() -> None:
     with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = []
         for seed in SEEDS:
-            for number, (setting, method) in enumerate(SETTINGS.items()):
+            for setting, (method, labelled) in SETTINGS.items():
                 base = RECIPES[f"demo_{method.name}"]
-                config = replace(base, store=few.folder, out=a.out / f"run-{number}-{seed}", method=method, seed=seed)
+                name = f"{method.name}-{setting}-{seed}".replace(" ", "_").replace("'", "")
+                config = replace(base, store=few.folder, out=a.out / name, method=method, seed=seed)
+                config = replace(config, labelled_per_batch=labelled)
                 if (method.name, setting, seed) not in done:
                     futures.append(pool.submit(row, config, setting))
         order = list(SETTINGS)

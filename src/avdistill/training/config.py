@@ -17,7 +17,7 @@ class StudentConfig:
     """The network that is trained.
 
     Attributes:
-        model: a name of `MODELS` (`avdistill recipes --models` lists them).
+        model: a name of `MODELS` (`avdistill recipes` lists them).
         view: what it is shown; its modality is the student's.
         options: further arguments of the model.
     """
