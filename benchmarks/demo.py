@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     result = run_demo(arguments.out, seeds=(0, 1, 2), workers=2, say=say, bar=progress_bar)
-    told = {key: result[key] for key in ("students", "teacher", "test_clips", "seconds")}
+    told = {key: result[key] for key in ("students", "teacher", "test_clips")}
     write_json(
         ROOT / "results" / "demo.json",
         {
