@@ -36,19 +36,12 @@ from avdistill.training.recipes import RECIPES
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
 SEEDS = (10, 11)
-# setting: (method, labelled clips in each batch of 32)
-SETTINGS: dict[str, tuple[MethodConfig, int]] = {
-    "": (SupervisedConfig(), 12),
-    "T 4, weight 1": (KDConfig(), 12),
-    "T 2, weight 1": (KDConfig(temperature=2.0), 12),
-    "T 4, weight 0.3": (KDConfig(weight=0.3), 12),
-    "T 1, weight 1": (KDConfig(temperature=1.0), 12),
-    "T 1, weight 2, 8 labelled": (KDConfig(temperature=1.0, weight=2.0), 8),
-    "T 2, weight 1, 8 labelled": (KDConfig(temperature=2.0), 8),
-    "T 2, weight 2, 8 labelled": (KDConfig(temperature=2.0, weight=2.0), 8),
-    "pairwise 0.07 (released)": (MNFCSCConfig(), 12),
-    "fixed 0.07": (MNFCSCConfig(temperature="fixed"), 12),
-    "fixed 0.07, teacher's pseudo-labels": (MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"), 12),
+SETTINGS: dict[str, MethodConfig] = {
+    "": SupervisedConfig(),
+    "T 4": KDConfig(),
+    "T 2": KDConfig(temperature=2.0),
+    "pairwise 0.07 (released)": MNFCSCConfig(),
+    "fixed 0.07, teacher's pseudo-labels": MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"),
 }
 
 
@@ -86,15 +79,17 @@ def with_all_labels(annotations: Path) -> Path:
     return path
 
 
-def difficulty(out: Path, few: Store, every: Store) -> list[dict[str, Any]]:
+def difficulty(out: Path, few: Store, every: Store, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
     """Supervised with few and with all labels, and the teacher."""
+    base = replace(RECIPES["demo_supervised"], seed=SEEDS[0])
+    configs = [
+        replace(base, store=few.folder, out=out / "supervised-few"),
+        replace(base, store=every.folder, out=out / "supervised-all"),
+    ]
     rows: list[dict[str, Any]] = []
-    for what, store in (("student that sees, few labels", few), ("student that sees, all labels", every)):
-        config = replace(RECIPES["demo_supervised"], store=store.folder, seed=SEEDS[0])
-        name = "supervised-few" if store is few else "supervised-all"
-        folder = run(replace(config, out=out / name))
-        told = evaluate(folder, store).figures
-        labels = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labelled"]
+    names = ("student that sees, few labels", "student that sees, all labels")
+    for what, config, told in zip(names, configs, pool.map(row, configs, names), strict=True):
+        labels = json.loads((config.out / "data.json").read_text(encoding="utf-8"))["labelled"]
         rows.append({"what": what, "labels": labels, "top1": told["top1"]})
     teacher = run(replace(RECIPES["demo_teacher"], store=few.folder, out=out / "teacher"))
     heard = evaluate(teacher, few)
@@ -115,7 +110,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what the demo was chosen from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--difficulty-only", action="store_true")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     annotations = synthesize(a.out / "data", DATA, workers=a.workers)
@@ -128,24 +122,22 @@ def main() -> None:
         "command": "python benchmarks/demo_choices.py --out DIR",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "data": encode(DATA),
-        "difficulty": difficulty(a.out, few, every),
+        "difficulty": [],
         "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
     }
-    write_json(RESULTS, report)
-    print(json.dumps(report["difficulty"], indent=1), flush=True)
-    if a.difficulty_only:
-        return
-    if "sound" not in few.teachers:
-        embed(few, load_teacher(a.out / "teacher"), "sound")
     done = {(r["method"], r["setting"], r["seed"]) for r in report["students"]}
     with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        report["difficulty"] = difficulty(a.out, few, every, pool)
+        write_json(RESULTS, report)
+        print(json.dumps(report["difficulty"], indent=1), flush=True)
+        if "sound" not in few.teachers:
+            embed(few, load_teacher(a.out / "teacher"), "sound")
         futures = []
         for seed in SEEDS:
-            for setting, (method, labelled) in SETTINGS.items():
+            for setting, method in SETTINGS.items():
                 base = RECIPES[f"demo_{method.name}"]
                 name = f"{method.name}-{setting}-{seed}".replace(" ", "_").replace("'", "")
                 config = replace(base, store=few.folder, out=a.out / name, method=method, seed=seed)
-                config = replace(config, labelled_per_batch=labelled)
                 if (method.name, setting, seed) not in done:
                     futures.append(pool.submit(row, config, setting))
         order = list(SETTINGS)

@@ -62,10 +62,10 @@ _DEMO = TrainConfig(
     ),
     teacher="sound",
     validation_fraction=0.0,
-    steps=400,
-    batch_size=32,
-    labelled_per_batch=12,
-    optimizer=OptimizerConfig("adamw", 4e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
+    steps=800,
+    batch_size=16,
+    labelled_per_batch=5,
+    optimizer=OptimizerConfig("adamw", 3e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
 )
 _DEMO_TEACHER = replace(
     _SOUND_TEACHER,
