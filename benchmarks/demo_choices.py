@@ -36,12 +36,15 @@ from avdistill.training.recipes import RECIPES
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
 SEEDS = (10, 11)
-SETTINGS: dict[str, MethodConfig] = {
-    "": SupervisedConfig(),
-    "T 4": KDConfig(),
-    "T 2": KDConfig(temperature=2.0),
-    "pairwise 0.07 (released)": MNFCSCConfig(),
-    "fixed 0.07, teacher's pseudo-labels": MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"),
+# setting: (method, labelled clips in each batch of 16)
+SETTINGS: dict[str, tuple[MethodConfig, int]] = {
+    "": (SupervisedConfig(), 5),
+    "T 4": (KDConfig(), 5),
+    "T 2": (KDConfig(temperature=2.0), 5),
+    "T 4, 8 of 16 labelled": (KDConfig(), 8),
+    "T 2, 8 of 16 labelled": (KDConfig(temperature=2.0), 8),
+    "pairwise 0.07 (released)": (MNFCSCConfig(), 5),
+    "fixed 0.07, teacher's pseudo-labels": (MNFCSCConfig(temperature="fixed", unlabelled="pseudo_label"), 5),
 }
 
 
@@ -134,10 +137,11 @@ def main() -> None:
             embed(few, load_teacher(a.out / "teacher"), "sound")
         futures = []
         for seed in SEEDS:
-            for setting, method in SETTINGS.items():
+            for setting, (method, labelled) in SETTINGS.items():
                 base = RECIPES[f"demo_{method.name}"]
                 name = f"{method.name}-{setting}-{seed}".replace(" ", "_").replace("'", "")
                 config = replace(base, store=few.folder, out=a.out / name, method=method, seed=seed)
+                config = replace(config, labelled_per_batch=labelled)
                 if (method.name, setting, seed) not in done:
                     futures.append(pool.submit(row, config, setting))
         order = list(SETTINGS)

@@ -61,7 +61,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            print(step, "  ".join(f"{name} {float(value):.3f}" for name, value in losses.items()))
+            print(step, "  ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items()))
 
     # The figure: every window of every test clip, softmax averaged per clip. No sound is needed any more.
     test = clips_of_split(store, "test")

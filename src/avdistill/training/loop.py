@@ -274,7 +274,7 @@ def _validate(session: _Session) -> float:
 
 
 def _not_finite(session: _Session, progress: Progress, terms: dict[str, Tensor], clips: tuple[str, ...]) -> RunError:
-    values = {name: float(term) for name, term in terms.items()}
+    values = {name: float(term.detach()) for name, term in terms.items()}
     write_json(
         session.run / "not_finite.json",
         {"step": progress.step, "losses": {k: repr(v) for k, v in values.items()}, "clips": list(clips)},
