@@ -74,6 +74,7 @@ def lines(run, without=("step_seconds",)):
 VARIANTS = {
     "supervised": {},
     "kd, accumulating": {"method": KDConfig(), "teacher": "sound", "accumulate": 2, "labelled_per_batch": 3},
+    "kd, with a loader process": {"method": KDConfig(), "teacher": "sound", "labelled_per_batch": 3, "workers": 1},
     "mnf_csc, plateau": {
         "method": MNFCSCConfig(),
         "teacher": "sound",
@@ -87,11 +88,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_ten_steps_equal_five_and_five_resumed_bit_for_bit(taught, tmp_path, changes, workers):
-    if workers and "labelled_per_batch" not in changes:
-        pytest.skip("loader processes are covered by one variant")
-    changes = changes | {"workers": workers}
+def test_ten_steps_equal_five_and_five_resumed_bit_for_bit(taught, tmp_path, changes):
     whole = train(config(taught.folder, tmp_path / "whole", **changes))
     broken = train(config(taught.folder, tmp_path / "broken", **changes), stop_after=5)
     assert state(broken)[1]["progress"]["step"] == 5
