@@ -5,9 +5,9 @@
 DIR holds the 700 clips and `alignments/`. Roles of the clips are fixed: sorted names, permuted by
 `default_rng(0).permutation(700)`: the first 140 test, the next 160 only for the sound teacher, the last 400 for the
 students. Every word is a segment of 0.64 s around its middle; clips, never segments, are split. One speaker, so the
-figures say nothing of other speakers. Nothing here was tuned on the test clips: steps and rates are those of the
-first run that was made, the best model is chosen on a tenth of the student clips. Stopped, the same command goes on
-where it was.
+figures say nothing of other speakers. Nothing here was tuned: steps, rates and width were set, and cut once for time,
+before any test figure was seen; the best model is chosen on a tenth of the student clips. Stopped, the same command
+goes on where it was.
 """
 
 from __future__ import annotations
