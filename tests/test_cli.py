@@ -55,6 +55,15 @@ def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("avdistill: config.stepz: unknown key")
     assert error.count("\n") == 1
+    nowhere = ["--out", str(tmp_path / "store")]
+    for words, message in (
+        (["prepare", str(tmp_path), "--videos", str(tmp_path), *nowhere, "--fps", "-3"], "fps must lie between"),
+        (["prepare", str(tmp_path), "--videos", str(tmp_path), *nowhere, "--short-side", "0"], "one pixel"),
+        (["synthesize", *nowhere, "--noisy", "2"], "shares"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "store.partial").exists()
     assert main(["info", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["--version"]) == 0

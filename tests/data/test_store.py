@@ -70,7 +70,9 @@ def test_unreadable_files_are_listed_not_lost(tmp_path):
     with pytest.raises((MediaError, FileNotFoundError), match=r"bad\.mp4"):
         prepare(annotations, tmp_path, tmp_path / "strict", CONFIG, workers=1, strict=True)
     with pytest.raises(StoreError, match="no clip could be read"):
-        prepare(annotations[:1], tmp_path, tmp_path / "none", CONFIG, workers=1)
+        prepare(annotations[1:2], tmp_path / "wrong", tmp_path / "none", CONFIG, workers=1)
+    # The wrong folder, put right: nothing of the first attempt is in the way.
+    assert len(prepare(annotations[1:2], tmp_path, tmp_path / "none", CONFIG, workers=1)) == 1
 
 
 def test_sizes_get_their_own_shards(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from avdistill.data.store import StoreError
-from avdistill.decoding import encode
+from avdistill.decoding import ConfigError, encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
@@ -233,6 +233,13 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
     with pytest.raises(RunError, match="takes sound, its view is picture"):
         train(config(taught.folder, tmp_path / "c", student=StudentConfig("logmel_cnn")))
+    for student, message in (
+        (StudentConfig("resnet"), "unknown model 'resnet'"),
+        (replace(STUDENT, options={"colour": 1}), "colour"),
+        (StudentConfig("released_r2plus1d", options={"depth": 50}), "18 or 34"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(config(taught.folder, tmp_path / "c", student=student))
     with pytest.raises(RunError, match="no run folder"):
         resume(tmp_path / "nothing")
     assert not any((tmp_path / name).exists() for name in "abc")

@@ -82,7 +82,7 @@ def prepare(arguments: list[str]) -> None:
     a = tyro.cli(_Prepare, args=arguments, prog="avdistill prepare")
     config = PrepareConfig(
         fps=a.fps or None,
-        short_side=a.short_side if a.short_side or a.size else 128,
+        short_side=128 if a.short_side is None and a.size is None else a.short_side,
         size=a.size,
         region=_region(a.region),
         sample_rate_hz=a.sample_rate,

@@ -220,9 +220,6 @@ class Journal:
         self.file.close()
         for shard in self._open_shards():
             shard.close()
-        if not self.rows:
-            first = self.skipped[0]["reason"] if self.skipped else "the list is empty"
-            raise StoreError(f"no clip could be read; the first: {first}")
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
         for row in rows:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map

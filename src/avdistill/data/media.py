@@ -96,7 +96,8 @@ def read_clip(
         EmptySegmentError: the file ends before `start_seconds`.
     """
     path = Path(path)
-    _check_arguments(start_seconds, end_seconds, fps, short_side, size, region, sample_rate)
+    _check_segment(start_seconds, end_seconds)
+    check_reading(fps, short_side, size, region, sample_rate)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     scale = _Scaler(short_side=short_side, size=size, region=region)
@@ -109,19 +110,21 @@ def read_clip(
         raise UnreadableFileError(f"{path}: {_reason(error)}") from error
 
 
-def _check_arguments(
-    start_seconds: float,
-    end_seconds: float | None,
+def _check_segment(start_seconds: float, end_seconds: float | None) -> None:
+    if not 0 <= start_seconds < float("inf"):
+        raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
+    if end_seconds is not None and not start_seconds < end_seconds < float("inf"):
+        raise ValueError(f"end_seconds must be greater than start_seconds ({start_seconds}), got {end_seconds}")
+
+
+def check_reading(
     fps: float | None,
     short_side: int | None,
     size: tuple[int, int] | None,
     region: tuple[int, int, int, int] | None,
     sample_rate: int,
 ) -> None:
-    if not 0 <= start_seconds < float("inf"):
-        raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
-    if end_seconds is not None and not start_seconds < end_seconds < float("inf"):
-        raise ValueError(f"end_seconds must be greater than start_seconds ({start_seconds}), got {end_seconds}")
+    """Raise ValueError for rates and sizes that no file can be read at; see `read_clip`."""
     if fps is not None and not 0 < fps < 1000:
         raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
     if short_side is not None and size is not None:

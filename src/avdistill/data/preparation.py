@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,8 +21,9 @@ from typing import Any
 
 from avdistill.data.annotations import Annotation
 from avdistill.data.journal import Journal
-from avdistill.data.media import Clip, EmptySegmentError, MediaError, read_clip
+from avdistill.data.media import Clip, EmptySegmentError, MediaError, check_reading, read_clip
 from avdistill.data.store import Store, StoreError, partial_folder
+from avdistill.decoding import ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class PrepareConfig:
     size: tuple[int, int] | None = None
     region: tuple[int, int, int, int] | None = None
     sample_rate_hz: int = 16000
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError before anything is opened."""
+        try:
+            check_reading(self.fps, self.short_side, self.size, self.region, self.sample_rate_hz)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def prepare(
@@ -82,6 +91,11 @@ def prepare(
         tasks = [(a, str(videos / a.path)) for a in annotations]
         try:
             _fill(journal, tasks, config, workers, strict, on_clip)
+            if not journal.rows:
+                # Most likely the wrong folder of videos: a journal full of failures must not outlive the mistake.
+                shutil.rmtree(partial)
+                first = journal.skipped[0]["reason"] if journal.skipped else "the list is empty"
+                raise StoreError(f"no clip could be read; the first: {first}")
             journal.finish(settings)
         finally:
             journal.close()

@@ -30,6 +30,7 @@ from avdistill.data import synthetic_picture as picture
 from avdistill.data import synthetic_sound as sound
 from avdistill.data.synthetic_picture import PictureDifficulty
 from avdistill.data.synthetic_sound import Motion, SoundDifficulty
+from avdistill.decoding import ConfigError
 
 SPLITS = ("teacher", "train", "test")
 HEADER = ("path", "label", "split", "start_seconds", "end_seconds", "true_label", "sound", "sound_source", "snr_db")
@@ -109,13 +110,13 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         shares = (self.noisy, self.unrelated, self.silent)
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
-            raise ValueError(f"noisy, unrelated and silent must be shares that sum to at most 1, got {shares}")
+            raise ConfigError(f"noisy, unrelated and silent must be shares that sum to at most 1, got {shares}")
         if self.teacher_clips and self.unrelated + self.silent > 1 - 1e-9:
-            raise ValueError(
+            raise ConfigError(
                 "teacher_clips need related or noisy sound, but unrelated and silent leave no share for them"
             )
         if self.height % 2 or self.width % 2:
-            raise ValueError(f"height and width must be even, got {self.height} x {self.width}")
+            raise ConfigError(f"height and width must be even, got {self.height} x {self.width}")
 
     def clips(self, split: str) -> int:
         """How many clips `split` has."""

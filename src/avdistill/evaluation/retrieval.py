@@ -52,8 +52,7 @@ def retrieve(
     Args:
         run: run folder.
         store: holds both splits.
-        queries: split.
-        gallery: split.
+        queries, gallery: splits.
         ks: of hit@k.
         release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
             with none; it is higher than mAP over all relevant clips.

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from avdistill.decoding import ConfigError
 from avdistill.models.audio import LogMelCNN
 from avdistill.models.video import ShiftedFrames, StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
 from avdistill.types import Network, Option
@@ -40,14 +41,14 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     """A network of `MODELS` for `num_classes` classes.
 
     Raises:
-        ValueError: an unknown name, or options that the network does not take.
+        ConfigError: an unknown name, or options that the network does not take.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
+        raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
     try:
         model = MODELS[name](num_classes=num_classes, **dict(options or {}))
-    except TypeError as error:
-        raise ValueError(f"model {name!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model {name!r}: {error}") from error
     # Two-dimensional convolutions are 1.3 to 2 times faster on CPUs with channels last; values do not change.
     for parameter in model.parameters():
         if parameter.ndim == 4:
