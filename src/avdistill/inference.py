@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from avdistill import distributed
 from avdistill.data.dataset import EvaluationWindows, has_modality
 from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
@@ -46,7 +47,7 @@ def run_network(
     workers: int = 0,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Outputs:
-    """Mean embedding, logits and probabilities of each clip.
+    """Mean embedding, logits and probabilities of each clip; several processes share the clips, each gets all results.
 
     Args:
         network: on its device; evaluation mode is set for the time of the call.
@@ -62,6 +63,10 @@ def run_network(
     """
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)
+    if len(rows) == 0:
+        raise ValueError(f"none of the {len(clips)} clips holds {view.modality}")
+    shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
+    rows = distributed.share(rows) if shared else rows
     device = next(network.parameters()).device
     data = EvaluationWindows(store, clips[rows], view, windows=windows, stride=stride)
     sums: list[Tensor] | None = None
@@ -88,7 +93,9 @@ def run_network(
                     on_batch(finished, len(data))
     finally:
         network.train(training)
-    if sums is None:
-        raise ValueError(f"none of the {len(clips)} clips holds {view.modality}")
+    assert sums is not None
+    if shared:
+        for total in (*sums, counts):
+            distributed.add_up(total)
     embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums)
     return Outputs(embedding, logits, probabilities, torch.from_numpy(present))

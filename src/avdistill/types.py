@@ -5,6 +5,7 @@ Dimensions: B clips, T frames, H and W pixels, S sound samples, C classes, K tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
@@ -27,29 +28,21 @@ class Features:
     logits: Tensor | None = None
     tokens: Tensor | None = None
 
-    def select(self, rows: Tensor) -> Features:
-        """The given rows (bool (B,) or int64 indices) of every field."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Features:
+        """What `function` makes of every field that is there."""
         return Features(
-            embedding=self.embedding[rows],
-            logits=None if self.logits is None else self.logits[rows],
-            tokens=None if self.tokens is None else self.tokens[rows],
+            embedding=function(self.embedding),
+            logits=None if self.logits is None else function(self.logits),
+            tokens=None if self.tokens is None else function(self.tokens),
         )
 
-    def to(self, device: torch.device) -> Features:
-        """The same values on `device`."""
-        return Features(
-            embedding=self.embedding.to(device, non_blocking=True),
-            logits=None if self.logits is None else self.logits.to(device, non_blocking=True),
-            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
-        )
+    def select(self, rows: Tensor) -> Features:
+        """The given rows (bool (B,) or int64 indices) of every field."""
+        return self.map(lambda values: values[rows])
 
     def detach(self) -> Features:
         """The same values with no gradient to their source."""
-        return Features(
-            embedding=self.embedding.detach(),
-            logits=None if self.logits is None else self.logits.detach(),
-            tokens=None if self.tokens is None else self.tokens.detach(),
-        )
+        return self.map(Tensor.detach)
 
 
 class Network(nn.Module):
@@ -91,16 +84,20 @@ class Batch:
     sound: Tensor | None = None
     teacher: Features | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; copies do not block when the memory is pinned."""
-        moved: dict[str, Tensor | Features] = {}
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """What `function` makes of every tensor of the batch, the teacher's features included."""
+        changed: dict[str, Tensor | Features] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, Tensor):
-                moved[each.name] = value.to(device, non_blocking=True)
+                changed[each.name] = function(value)
             elif isinstance(value, Features):
-                moved[each.name] = value.to(device)
-        return replace(self, **moved)  # type: ignore[arg-type]
+                changed[each.name] = value.map(function)
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; copies do not block when the memory is pinned."""
+        return self.map(lambda values: values.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)

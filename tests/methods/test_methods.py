@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig, build_method
+from avdistill.methods.base import student_features
 from avdistill.models import build_model
 from avdistill.types import Batch, Features
 
@@ -55,7 +56,7 @@ class Float64(torch.nn.Module):
 def literal_two_passes(method, data):
     """The release's procedure: the filter's objective first, its student gradients thrown away; then the student's."""
     config = method.config
-    features = method.student_features(data)
+    features = student_features(method.student, data)
     out = method.filter(teacher=data.teacher.embedding, tokens=features.tokens, embedding=features.embedding)
     filter_objective = (
         F.cross_entropy(out.logits, data.labels)
@@ -101,7 +102,7 @@ def test_the_plain_sum_would_be_another_method():
     ours, summed = (built(MNFCSCConfig(), student=Float64(student())).double() for _ in range(2))
     data = batch(torch.float64)
     sum(ours(data).values()).backward()
-    features = summed.student_features(data)
+    features = student_features(summed.student, data)
     out = summed.filter(teacher=data.teacher.embedding, tokens=features.tokens, embedding=features.embedding)
     (F.cross_entropy(out.logits, data.labels) + F.cross_entropy(features.logits, data.labels)).backward()
     weight = "network.stem.0.weight"

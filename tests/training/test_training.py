@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avdistill.data.store import StoreError
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
@@ -212,15 +213,35 @@ def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
     assert chosen["step"] == min(s for s, v in scores.items() if v == max(scores.values()))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(taught, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights(taught, tmp_path):
     broken = config(
         taught.folder, tmp_path / "run", optimizer=OptimizerConfig("sgd", 1e18, schedule="constant"), steps=50
     )
-    with pytest.raises(RunError, match="classification = nan at step"):
+    with pytest.raises(RunError, match="gradient of student = nan at step"):
         train(broken)
     told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
     assert len(told["clips"]) == 6
-    assert state(tmp_path / "run")[1]["progress"]["step"] == told["step"]
+    weights, saved = state(tmp_path / "run")
+    assert saved["progress"]["step"] == told["step"]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path):
+    """A store with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
+    shutil.copytree(taught.folder, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    embedding, logits, present = store.teacher_features("sound")
+    logits[np.flatnonzero(present)[0]] = np.inf
+    store.add_teacher(
+        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    )
+    settings = {"method": KDConfig(), "teacher": "sound", "validation_fraction": 0.0, "save_every": 1}
+    with pytest.raises(RunError, match="soft_labels = nan at step"):
+        train(config(store.folder, tmp_path / "run", **settings))
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert store.columns["id"][np.flatnonzero(present)[0]] in told["clips"]
+    train(config(store.folder, tmp_path / "undisturbed", **settings), stop_after=told["step"])
+    assert same(state(tmp_path / "run"), state(tmp_path / "undisturbed"))
 
 
 def test_faults_are_named(taught, prepared, tmp_path):

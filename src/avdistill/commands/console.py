@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from importlib import import_module
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-MESSAGES = Console(stderr=True, highlight=False)
+# Of the processes that torchrun starts only the first speaks and writes; an error any of them may tell.
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 
 
 def run(module: str, function: str, arguments: list[str]) -> int:
@@ -31,11 +34,12 @@ def run(module: str, function: str, arguments: list[str]) -> int:
         FileExistsError,
     ]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
+        from avdistill.distributed import ProcessLostError
         from avdistill.models.weights import WeightsError
         from avdistill.teachers import TeacherError
         from avdistill.training.checkpoint import RunError
 
-        expected += [WeightsError, TeacherError, RunError]
+        expected += [ProcessLostError, WeightsError, TeacherError, RunError]
     try:
         verb(arguments)
     except ConfigError as error:
@@ -57,6 +61,8 @@ def say(text: str) -> None:
 
 def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> None:
     """The result of a verb on standard output: the report as one JSON object, or the lines."""
+    if not FIRST_PROCESS:
+        return
     if as_json:
         print(json.dumps(report, ensure_ascii=False, allow_nan=False, default=str))
     else:

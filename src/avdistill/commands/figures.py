@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar, say
+from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
 from avdistill.data.store import Store, write_json
 from avdistill.evaluation.classification import Classification
 from avdistill.evaluation.classification import evaluate as evaluate_run
@@ -54,7 +54,8 @@ def evaluate(arguments: list[str]) -> None:
             on_batch=update,
         )
     out = a.out or a.run / f"evaluation-{a.split}"
-    _write_classification(out, result)
+    if FIRST_PROCESS:
+        _write_classification(out, result)
     report = {"run": str(a.run), "store": str(a.store), **result.figures}
     f = result.figures
     lines = [
@@ -124,10 +125,11 @@ def retrieve(arguments: list[str]) -> None:
             on_batch=update,
         )
     out = a.out or a.run / f"retrieval-{a.queries}"
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "figures.json", result.figures)
-    with (out / "neighbours.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbours)
+    if FIRST_PROCESS:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "figures.json", result.figures)
+        with (out / "neighbours.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbours)
     report = {"run": str(a.run), "store": str(a.store), **result.figures}
     lines = [
         f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}"

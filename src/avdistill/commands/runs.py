@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar, say, training_bar
+from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, training_bar
 from avdistill.data.store import Store, TeacherEntry
 from avdistill.decoding import ConfigError
 from avdistill.methods import METHODS
@@ -64,6 +64,8 @@ def _train(config: TrainConfig) -> None:
 
 
 def _report_run(run: Path) -> None:
+    if not FIRST_PROCESS:
+        return
     progress = run_progress(run)
     if progress.step < read_config(run / "config.json").steps:
         say(f"stopped after step {progress.step}, state saved; `avdistill resume {run}` goes on")
@@ -83,6 +85,8 @@ class _Resume:
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
+    store: Path | None = None
+    """Where the run's store lies now, if it was moved."""
 
 
 def resume(arguments: list[str]) -> None:
@@ -90,7 +94,7 @@ def resume(arguments: list[str]) -> None:
     a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
     steps = read_config(a.run / "config.json").steps
     with training_bar("resume", steps) as on_step:
-        run = resume_run(a.run, on_step=on_step)
+        run = resume_run(a.run, on_step=on_step, store=a.store)
     _report_run(run)
 
 

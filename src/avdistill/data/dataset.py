@@ -112,6 +112,7 @@ class TrainingBatches(Dataset[Batch]):
         use_unlabelled: bool,
         teacher: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
         seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the pools.
 
@@ -125,9 +126,10 @@ class TrainingBatches(Dataset[Batch]):
             use_unlabelled: False draws labelled clips only.
             teacher: (embedding, logits or None, has_teacher) with a row per clip of the *store*.
             seed: of order, windows and crops.
+            share: (r, n) gives rows r, r + n, ... of each batch, the same as they are in the whole one.
         """
         self.store, self.clips, self.labels, self.view = store, clips, labels, view
-        self.teacher, self.seed = teacher, seed
+        self.teacher, self.seed, self.share = teacher, seed, share
         labelled = np.flatnonzero(labels.labelled.numpy())
         unlabelled = np.flatnonzero(~labels.labelled.numpy())
         if not len(labelled):
@@ -141,7 +143,7 @@ class TrainingBatches(Dataset[Batch]):
         self.pools = [(pool, share) for pool, share in self.pools if share > 0]
 
     def rows(self, number: int) -> np.ndarray:
-        """Which of the clips make up batch `number`."""
+        """Which of the clips make up the whole batch `number`."""
         drawn = []
         for pool_number, (pool, share) in enumerate(self.pools):
             positions = np.arange(number * share, (number + 1) * share)
@@ -151,12 +153,16 @@ class TrainingBatches(Dataset[Batch]):
         return np.concatenate(drawn)
 
     def __getitem__(self, number: int) -> Batch:
-        rows = self.rows(number)
+        first, step = self.share
+        rows = self.rows(number)[first::step]
         clips = self.clips[rows]
         read = self.store.frames if isinstance(self.view, PictureView) else self.store.sound
         windows = [
             training_window(
-                read(int(clip)), self.view, self.store.sample_rate_hz, np.random.default_rng([self.seed, 3, number, i])
+                read(int(clip)),
+                self.view,
+                self.store.sample_rate_hz,
+                np.random.default_rng([self.seed, 3, number, first + i * step]),
             )
             for i, clip in enumerate(clips)
         ]

@@ -13,9 +13,10 @@ from sklearn.metrics import average_precision_score
 
 from avdistill.data.dataset import clips_of_split, encode_labels, labelled_clips
 from avdistill.data.store import Store
+from avdistill.distributed import joined
 from avdistill.evaluation import metrics
 from avdistill.inference import Outputs, run_network
-from avdistill.models.weights import best_device, load_student
+from avdistill.models.weights import load_student
 from avdistill.teachers.base import check_rates
 from avdistill.types import StudentDescription
 
@@ -51,7 +52,7 @@ def evaluate(
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Classification:
-    """Classify every labelled clip of a split with the best student of a run.
+    """Classify every labelled clip of a split with the best student of a run. Under torchrun the processes share them.
 
     A clip without the student's modality counts as a miss and is reported as `missing`, never dropped.
 
@@ -72,17 +73,18 @@ def evaluate(
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = labelled_clips(store, split)
-    outputs = run_network(
-        student.to(best_device(device)),
-        store,
-        clips,
-        description.view,
-        multi_label=description.multi_label,
-        windows=windows,
-        stride=stride,
-        batch_size=batch_size,
-        on_batch=on_batch,
-    )
+    with joined(device) as own_device:
+        outputs = run_network(
+            student.to(own_device),
+            store,
+            clips,
+            description.view,
+            multi_label=description.multi_label,
+            windows=windows,
+            stride=stride,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
     counts = {
         "split": split,
         "clips": len(clips),

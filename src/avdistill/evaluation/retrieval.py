@@ -13,9 +13,10 @@ from torch import Tensor
 
 from avdistill.data.dataset import encode_labels, labelled_clips
 from avdistill.data.store import Store
+from avdistill.distributed import joined
 from avdistill.evaluation import metrics
 from avdistill.inference import run_network
-from avdistill.models.weights import best_device, load_student
+from avdistill.models.weights import load_student
 from avdistill.teachers.base import check_rates
 
 
@@ -46,7 +47,7 @@ def retrieve(
 ) -> Retrieval:
     """Look up each labelled clip of split `queries` among the labelled clips of split `gallery`.
 
-    Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
+    Under torchrun the processes share the clips. Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
     such a gallery clip cannot be found (`gallery_missing`).
 
     Args:
@@ -65,7 +66,6 @@ def retrieve(
     """
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
-    student = student.to(best_device(device))
 
     def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
         clips = labelled_clips(store, split)
@@ -74,8 +74,10 @@ def retrieve(
         seen = outputs.present
         return clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())
 
-    query_clips, query, query_labels, lost = embedded(queries)
-    gallery_clips, items, item_labels, gallery_lost = embedded(gallery)
+    with joined(device) as own_device:
+        student = student.to(own_device)
+        query_clips, query, query_labels, lost = embedded(queries)
+        gallery_clips, items, item_labels, gallery_lost = embedded(gallery)
 
     both: dict[str, Any] = {
         "queries": query,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from avdistill.distributed import gather
 from avdistill.models.video import normalise_frames
 from avdistill.types import Batch, Features, Network
 
@@ -14,31 +16,42 @@ from avdistill.types import Batch, Features, Network
 class Method(nn.Module, ABC):
     """A student and whatever trains with it; never the teacher, whose features come with the batch.
 
-    A subclass says what it needs (`needs`, `uses_unlabelled`) and returns its losses, named and weighted: their sum is
-    what is minimised, in one backward pass. A helper network that must not move the student is fed detached features.
+    A subclass says what it needs (`needs`, `uses_unlabelled`, `uses_tokens`) and computes its `losses`, named and
+    weighted: their sum is what is minimised, in one backward pass. A helper network that must not move the student is
+    fed detached features. Where several processes share a batch, `losses` sees all of it in each of them.
     """
 
     #: of the teacher's features: nothing, "embedding" or "logits" (which includes the embedding)
     needs: ClassVar[str] = ""
     #: whether clips without a label contribute; where not, none is drawn
     uses_unlabelled: ClassVar[bool] = True
+    #: whether the losses look at the student's map; where not, it does not travel between processes
+    uses_tokens: ClassVar[bool] = False
 
     def __init__(self, student: Network) -> None:
         """student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`."""
         super().__init__()
         self.student = student
 
-    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted scalar losses of a batch."""
+        """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
+        student = student_features(self.student, batch)
+        if not self.uses_tokens:
+            student = replace(student, tokens=None)
+        return self.losses(student.map(gather), replace(batch, frames=None, sound=None).map(gather))
+
+    @abstractmethod
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Named, weighted scalar losses.
+
+        Args:
+            student: its features of the whole batch, without `tokens` where not `uses_tokens`.
+            batch: without `frames` and `sound`; `clip_ids` are those of this process.
+        """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups with `name`, `params` and `lr_scale`; gradients are clipped group by group."""
         return [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
-
-    def student_features(self, batch: Batch) -> Features:
-        """The student's features of whatever it looks at or listens to in the batch."""
-        return student_features(self.student, batch)
 
 
 def student_features(student: Network, batch: Batch) -> Features:

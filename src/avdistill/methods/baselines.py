@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import classification, soft_label_divergence
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Network
+from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,10 @@ class Supervised(Method):
 
     uses_unlabelled = False
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`."""
-        logits = self.student_features(batch).logits
-        assert logits is not None
-        return {"classification": classification(logits=logits, labels=batch.labels, labelled=batch.labelled)}
+        assert student.logits is not None
+        return {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class KD(Method):
         super().__init__(student)
         self.config = config
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `soft_labels`."""
-        logits = self.student_features(batch).logits
+        logits = student.logits
         assert logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None

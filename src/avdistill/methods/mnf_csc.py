@@ -61,6 +61,7 @@ class MNFCSC(Method):
     """The paper's method. Rows without a teacher take part in the classification only."""
 
     needs = "embedding"
+    uses_tokens = True
 
     def __init__(self, student: Network, config: MNFCSCConfig, *, num_classes: int, teacher_dim: int) -> None:
         """student: its features must have tokens; teacher_dim: width of the teacher's embedding, any."""
@@ -79,17 +80,14 @@ class MNFCSC(Method):
         }
         return [*super().parameter_groups(), filter_group]
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `calibration`; filter: `filter_classification`, `triplet`, `sparsity`."""
         c = self.config
-        features = self.student_features(batch)
-        assert features.logits is not None
+        assert student.logits is not None
         assert batch.teacher is not None
-        losses = {
-            "classification": classification(logits=features.logits, labels=batch.labels, labelled=batch.labelled)
-        }
+        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
         rows = batch.has_teacher
-        seen, teacher = features.select(rows), batch.teacher.select(rows).detach()
+        seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
         labels, labelled = batch.labels[rows], batch.labelled[rows]
         if len(labels) == 0:  # the filter has nothing to look at, but its parameters stay in the graph
             nothing = sum(p.sum() for p in self.filter.parameters()) * 0.0 + seen.embedding.sum()

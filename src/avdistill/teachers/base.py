@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avdistill import distributed
 from avdistill.data.store import Store, TeacherEntry, file_checksum
 from avdistill.inference import run_network
 from avdistill.models.weights import load_student
@@ -69,11 +70,12 @@ def embed(
     name: str,
     *,
     batch_size: int = 32,
+    device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
 
-    Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher.
+    Under torchrun the processes share the clips and process 0 writes. Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher.
 
     Raises:
         TeacherError: the store's rate differs from what the teacher was trained at.
@@ -82,29 +84,32 @@ def embed(
     clips = np.arange(len(store))
     if teacher.view.modality == "sound":
         clips = clips[~store.columns["silent"].astype(bool)]
-    outputs = run_network(
-        teacher.network,
-        store,
-        clips,
-        teacher.view,
-        multi_label=teacher.multi_label,
-        batch_size=batch_size,
-        on_batch=on_batch,
-    )
-    present = outputs.present.numpy()
-    embedding = np.full((len(store), outputs.embedding.shape[1]), np.nan, dtype=np.float32)
-    logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)
-    embedding[clips[present]] = outputs.embedding.numpy()[present]
-    logits[clips[present]] = outputs.logits.numpy()[present]
-    store.add_teacher(
-        name,
-        modality=teacher.view.modality,
-        source=teacher.source,
-        embedding=embedding,
-        logits=logits,
-        classes=teacher.classes,
-    )
-    return store.teachers[name]
+    with distributed.joined(device) as own_device:
+        outputs = run_network(
+            teacher.network.to(own_device),
+            store,
+            clips,
+            teacher.view,
+            multi_label=teacher.multi_label,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        present = outputs.present.numpy()
+        embedding = np.full((len(store), outputs.embedding.shape[1]), np.nan, dtype=np.float32)
+        logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)
+        embedding[clips[present]] = outputs.embedding.numpy()[present]
+        logits[clips[present]] = outputs.logits.numpy()[present]
+        if distributed.rank() == 0:
+            store.add_teacher(
+                name,
+                modality=teacher.view.modality,
+                source=teacher.source,
+                embedding=embedding,
+                logits=logits,
+                classes=teacher.classes,
+            )
+        distributed.wait_for_all()
+    return Store(store.folder).teachers[name]
 
 
 def check_rates(store: Store, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from avdistill import distributed
 from avdistill.data.store import write_json
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, tensors
@@ -44,7 +45,12 @@ def save_last(
     schedule: LRScheduler,
     progress: Progress,
 ) -> None:
-    """Replace `last/` by the present state, whole or not at all."""
+    """Replace `last/` by the present state, whole or not at all. Every process must call it; process 0 writes."""
+    random = {"cpu": distributed.gather(torch.get_rng_state()[None])}
+    if torch.cuda.is_available():
+        random["cuda"] = distributed.gather(torch.cuda.get_rng_state()[None])
+    if distributed.rank():
+        return
     fresh, old = run / "last.tmp", run / "last.old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -54,8 +60,7 @@ def save_last(
     state = {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": random,
         "progress": vars(progress).copy(),
     }
     torch.save(state, fresh / "state.pt")
@@ -69,6 +74,8 @@ def save_last(
 def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
     """Put everything back as `save_last` found it: weights, optimizer, schedule, random state, place in the data.
 
+    A process that the saved run did not have keeps the random state of its seed.
+
     Raises:
         RunError: there is no saved state.
     """
@@ -81,14 +88,18 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
     state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["random"].cpu())
-    if torch.cuda.is_available() and state["random_cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+    own = distributed.rank()
+    if own < len(state["random"]["cpu"]):
+        torch.set_rng_state(state["random"]["cpu"][own].cpu().clone())  # a view of the table crashes it
+        if torch.cuda.is_available() and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"][own].cpu().clone())
     return Progress(**state["progress"])
 
 
 def save_best(run: Path, method: Method, description: StudentDescription, progress: Progress, chosen_by: str) -> None:
-    """Replace `best/` by the present student, with a line on how it was chosen."""
+    """Replace `best/` by the present student, with a line on how it was chosen; process 0 writes."""
+    if distributed.rank():
+        return
     fresh, old = run / "best.tmp", run / "best.old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -129,6 +140,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

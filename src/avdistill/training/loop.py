@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,14 +20,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from avdistill.data.dataset import TrainingBatches, clips_of_split, cut_validation, encode_labels, has_modality
-from avdistill.data.store import Store, StoreError, write_json
+from avdistill import distributed
+from avdistill.data.dataset import encode_labels
+from avdistill.data.store import write_json
 from avdistill.decoding import encode
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference import run_network
-from avdistill.methods import METHODS, Method, build_method
-from avdistill.models import build_model
-from avdistill.models.weights import best_device
 from avdistill.training.checkpoint import (
     Progress,
     RunError,
@@ -37,14 +36,14 @@ from avdistill.training.checkpoint import (
     save_last,
 )
 from avdistill.training.config import TrainConfig, read_config
-from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
-from avdistill.types import StudentDescription
+from avdistill.training.optim import autocast, clip_gradients
+from avdistill.training.session import Session
 
 OnStep = Callable[[int, dict[str, float]], None]
 
 
 def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int | None = None) -> Path:
-    """Train a student; returns the run folder.
+    """Train a student; returns the run folder. Under torchrun the processes share every batch; process 0 writes.
 
     Args:
         config: the whole run.
@@ -52,154 +51,70 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
         stop_after: save and return after this many steps, as SIGTERM would do; `resume` goes on.
 
     Raises:
-        RunError: the run folder exists, or a loss is not finite (the last good state is in `last/`).
+        RunError: the run folder exists, a loss or gradient is not finite (the last good state is in `last/`), or
+            another process of the run was lost.
         StoreError: the store does not hold what the config asks for.
     """
     if config.out.exists():
         raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
-    session = _Session.open(config)
-    config.out.mkdir(parents=True)
-    write_json(config.out / "config.json", encode(config))
-    write_json(config.out / "environment.json", environment())
-    write_json(config.out / "data.json", session.data_record())
-    return _run(session, Progress(), on_step, stop_after)
+    # Where the run is resumed from must not matter.
+    config = replace(config, store=config.store.resolve())
+    with _joined(config.out, config.device) as device:
+        session = Session.open(config, config.out, device)
+        distributed.wait_for_all()
+        if distributed.rank() == 0:
+            config.out.mkdir(parents=True)
+            write_json(config.out / "config.json", encode(config))
+            write_json(config.out / "environment.json", environment())
+            write_json(config.out / "data.json", session.data_record())
+        return _run(session, Progress(), on_step, stop_after)
 
 
-def resume(run: Path, *, on_step: OnStep | None = None, stop_after: int | None = None) -> Path:
+def resume(
+    run: Path, *, on_step: OnStep | None = None, stop_after: int | None = None, store: Path | None = None
+) -> Path:
     """Continue an interrupted run exactly where its last save left it; a finished run is returned as it is.
+
+    The number of processes may be another than before.
+
+    Args:
+        run: the run folder.
+        on_step, stop_after: as for `train`.
+        store: where the run's store lies now, if it was moved.
 
     Raises:
         RunError: no run there, or its store has changed since.
     """
     if not (run / "config.json").is_file():
         raise RunError(f"{run}: no run folder (config.json is missing)")
-    session = _Session.open(read_config(run / "config.json"), run)
-    recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    if recorded["store_checksum"] != session.store.checksum:
-        raise RunError(f"{run}: the store {session.store.folder} is no longer the one this run was started on")
-    if not (run / "last").is_dir() and not (run / "last.old").is_dir():
-        cut_metrics(run, 0)  # killed before the first save: from the beginning
-        return _run(session, Progress(), on_step, stop_after)
-    progress = load_last(run, session.method, session.optimizer, session.schedule, session.device)
-    cut_metrics(run, progress.step)
-    return _run(session, progress, on_step, stop_after)
+    config = read_config(run / "config.json")
+    config = config if store is None else replace(config, store=store.resolve())
+    with _joined(run, config.device) as device:
+        session = Session.open(config, run, device)
+        recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        if recorded["store_checksum"] != session.store.checksum:
+            raise RunError(f"{run}: the store {session.store.folder} is no longer the one this run was started on")
+        progress = Progress()  # killed before the first save: from the beginning
+        if (run / "last").is_dir() or (run / "last.old").is_dir():
+            progress = load_last(run, session.method, session.optimizer, session.schedule, device)
+        distributed.wait_for_all()
+        if distributed.rank() == 0:
+            cut_metrics(run, progress.step)
+        return _run(session, progress, on_step, stop_after)
 
 
-@dataclass
-class _Session:
-    """Everything of a run that is built from its config."""
-
-    config: TrainConfig
-    run: Path
-    store: Store
-    device: torch.device
-    batches: TrainingBatches
-    validation: np.ndarray
-    method: Method
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    description: StudentDescription
-    left_out: int
-
-    @classmethod
-    def open(cls, config: TrainConfig, run: Path | None = None) -> _Session:
-        store = Store(config.store)
-        device = best_device(config.device)
-        split = clips_of_split(store, config.train_split)
-        clips = split[has_modality(store, split, config.student.view)]
-        if not len(clips):
-            raise StoreError(
-                f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
-            )
-        multi_label = any(len(store.labels[i]) > 1 for i in clips)
-        training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
-        method_class = METHODS[config.method.name][1]
-        teacher = _teacher_features(store, config, method_class)
-        batches = TrainingBatches(
-            store,
-            training,
-            encode_labels(store, training, store.classes, multi_label),
-            config.student.view,
-            batch_size=config.batch_size,
-            labelled_per_batch=config.labelled_per_batch,
-            use_unlabelled=method_class.uses_unlabelled,
-            teacher=teacher,
-            seed=config.seed,
-        )
-        torch.manual_seed(config.seed)
-        student = build_model(config.student.model, len(store.classes), config.student.options)
-        if student.modality != config.student.view.modality:
-            raise RunError(
-                f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}"
-            )
-        method = build_method(
-            config.method,
-            student,
-            num_classes=len(store.classes),
-            teacher_dim=None if teacher is None else teacher[0].shape[1],
-        ).to(device)
-        optimizer = build_optimizer(config.optimizer, method)
-        return cls(
-            config=config,
-            run=run or config.out,
-            store=store,
-            device=device,
-            batches=batches,
-            validation=validation,
-            method=method,
-            optimizer=optimizer,
-            schedule=build_schedule(config.optimizer, optimizer, config.steps),
-            description=StudentDescription(
-                model=config.student.model,
-                classes=store.classes,
-                view=config.student.view,
-                fps=store.fps,
-                sample_rate_hz=store.sample_rate_hz,
-                multi_label=multi_label,
-                options=dict(config.student.options),
-            ),
-            left_out=len(split) - len(clips),
-        )
-
-    def data_record(self) -> dict[str, Any]:
-        """Which clips the run trains on and is chosen by; written beside its config."""
-        ids = self.store.columns["id"]
-        return {
-            "store": str(self.store.folder),
-            "store_checksum": self.store.checksum,
-            "classes": list(self.store.classes),
-            "labelled": int(self.batches.labels.labelled.sum()),
-            "unlabelled": int((~self.batches.labels.labelled).sum()),
-            "left_out_without_modality": self.left_out,
-            "training": ids[self.batches.clips].tolist(),
-            "validation": ids[self.validation].tolist(),
-        }
+@contextmanager
+def _joined(run: Path, device: str) -> Iterator[torch.device]:
+    try:
+        with distributed.joined(device) as own:
+            yield own
+    except distributed.ProcessLostError as error:
+        raise RunError(f"{run}: {error}; `avdistill resume {run}` goes on from the last save") from error
 
 
-def _teacher_features(
-    store: Store, config: TrainConfig, method: type[Method]
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
-    """The teacher's rows, its logits' columns put in the order of the store's classes."""
-    if not method.needs:
-        return None
-    if config.teacher is None:
-        raise RunError(
-            f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the store"
-        )
-    embedding, logits, present = store.teacher_features(config.teacher)
-    if logits is not None:
-        columns = {name: i for i, name in enumerate(store.teachers[config.teacher].classes)}
-        missing = [name for name in store.classes if name not in columns]
-        logits = None if missing else logits[:, [columns[name] for name in store.classes]]
-    if method.needs == "logits" and logits is None:
-        raise RunError(
-            f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none"
-        )
-    return embedding, logits, present
-
-
-def _run(session: _Session, progress: Progress, on_step: OnStep | None, stop_after: int | None) -> Path:
+def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_after: int | None) -> Path:
     config, method, optimizer = session.config, session.method, session.optimizer
+    model = distributed.synchronised(method, session.device)
     plateau = isinstance(session.schedule, ReduceLROnPlateau)
     micro_batches = range(progress.step * config.accumulate, config.steps * config.accumulate)
     # A generator of its own: DataLoader would draw from the global one, and a resumed run would differ.
@@ -211,19 +126,25 @@ def _run(session: _Session, progress: Progress, on_step: OnStep | None, stop_aft
     method.train()
 
     with _sigterm() as terminated, _log(session.run, config.tensorboard) as log:
-        while progress.step < stop_at and not terminated.is_set():
+        while progress.step < stop_at and not distributed.any_process(terminated.is_set()):
             began = time.perf_counter()
             losses: dict[str, Tensor] = {}
-            for _ in range(config.accumulate):
+            statistics = [buffer.clone() for buffer in method.buffers()]
+            for last in [False] * (config.accumulate - 1) + [True]:
                 batch = next(loader).to(session.device)
-                with autocast(config.precision, session.device):
-                    terms = method(batch)
-                total = sum(terms.values()) / config.accumulate
-                if not torch.isfinite(total):
-                    raise _not_finite(session, progress, terms, batch.clip_ids)
-                total.backward()
+                with distributed.without_exchange(model, not last):
+                    with autocast(config.precision, session.device):
+                        terms = model(batch)
+                    total = sum(terms.values()) / config.accumulate
+                    if distributed.any_process(not torch.isfinite(total)):
+                        raise _not_finite(
+                            session, progress, {n: float(t.detach()) for n, t in terms.items()}, statistics
+                        )
+                    total.backward()
                 losses = {name: losses.get(name, 0) + term.detach() / config.accumulate for name, term in terms.items()}
             norms = clip_gradients(optimizer, config.optimizer.clip_norm)
+            if not all(map(math.isfinite, norms.values())):
+                raise _not_finite(session, progress, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not plateau:
@@ -249,15 +170,17 @@ def _run(session: _Session, progress: Progress, on_step: OnStep | None, stop_aft
                     save_best(session.run, method, session.description, progress, "validation top1")
             if progress.step % config.save_every == 0 or progress.step == stop_at:
                 save_last(session.run, method, session.description, optimizer, session.schedule, progress)
-        if terminated.is_set() and progress.step < stop_at:
+        if progress.step < stop_at:  # told to end
             save_last(session.run, method, session.description, optimizer, session.schedule, progress)
     if progress.step == config.steps and not len(session.validation):
         save_best(session.run, method, session.description, progress, "last step (nothing set aside for validation)")
+    distributed.wait_for_all()  # whoever returns may read what process 0 wrote
     return session.run
 
 
-def _validate(session: _Session) -> float:
+def _validate(session: Session) -> float:
     """Top-1 on the clips set aside (with several labels: the share whose best class is among them)."""
+    distributed.copy_from_first(session.method.student)  # each process has its own running statistics
     outputs = run_network(
         session.method.student,
         session.store,
@@ -273,15 +196,19 @@ def _validate(session: _Session) -> float:
     return top_k_accuracy(scores=outputs.probabilities, labels=labels.values, k=1)
 
 
-def _not_finite(session: _Session, progress: Progress, terms: dict[str, Tensor], clips: tuple[str, ...]) -> RunError:
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    write_json(
-        session.run / "not_finite.json",
-        {"step": progress.step, "losses": {k: repr(v) for k, v in values.items()}, "clips": list(clips)},
-    )
+def _not_finite(session: Session, progress: Progress, values: dict[str, float], statistics: list[Tensor]) -> RunError:
+    """Save the state before this step, running statistics included, and name the clips of the step."""
+    for buffer, before in zip(session.method.buffers(), statistics, strict=True):
+        buffer.copy_(before)
+    first = progress.step * session.config.accumulate
+    rows = np.concatenate([session.batches.rows(first + i) for i in range(session.config.accumulate)])
+    clips = session.store.columns["id"][session.batches.clips[rows]].tolist()
+    if distributed.rank() == 0:
+        told = {"step": progress.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
+        write_json(session.run / "not_finite.json", told)
     save_last(session.run, session.method, session.description, session.optimizer, session.schedule, progress)
     bad = (
-        ", ".join(f"{name} = {value}" for name, value in values.items() if not np.isfinite(value))
+        ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
         or "the sum of the losses"
     )
     return RunError(
@@ -310,7 +237,10 @@ def _sigterm() -> Iterator[threading.Event]:
 
 @contextmanager
 def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """Writes lines of `metrics.jsonl`, each at once, and TensorBoard events where asked for."""
+    """Writes lines of `metrics.jsonl`, each at once, and TensorBoard events where asked for; process 0 only."""
+    if distributed.rank():
+        yield lambda _step, _values: None
+        return
     writer: Any = None
     if tensorboard:
         try:

@@ -1,0 +1,153 @@
+"""Several processes as one. The only place that knows of process groups; with one process everything is a no-op.
+
+How a run is shared: every process computes the student's features of its own rows of the batch, all rows are gathered
+(`gather`), and *every process computes the loss of the whole batch*. Losses and helper networks then see what one
+process would see, a contrast spans the whole batch, and no method knows that there are others. The student, which is
+where the time goes, is what is shared out; losses are small beside it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# A process may be alone for long (rank 0 writing a state over a network), never for an hour.
+_TIMEOUT = timedelta(minutes=60)
+
+
+class ProcessLostError(Exception):
+    """Another process of the group has ended or does not answer; the message is one line."""
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[torch.device]:
+    """Join the processes that torchrun started; yields this process's device.
+
+    Without torchrun, or where a group is already there, nothing is started. A group lasts until the process ends:
+    one that is ended and started again waits for addresses of its first life.
+
+    Args:
+        device: "auto" is CUDA where there is one (each process its own), else the CPU; or a device's name.
+
+    Raises:
+        ProcessLostError: another process ended while this one waited for it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    chosen = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several and device == "cuda" else device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if several and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    try:
+        yield chosen
+    except RuntimeError as error:
+        if world_size() > 1 and _is_lost_connection(error):
+            reason = str(error).strip().splitlines()[0]
+            raise ProcessLostError(f"another process of this run ended or does not answer ({reason:.120})") from error
+        raise
+
+
+def rank() -> int:
+    """This process's number in its group; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process: all of them get the same answer, so all stop at the same step."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def share(rows: Any) -> Any:
+    """This process's part of a sequence or array: every `world_size()`-th, so that a sorted one is shared evenly."""
+    return rows[rank() :: world_size()]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (B, ...) of all processes in the order `share` took them from, (world_size B, ...), with gradient.
+
+    All processes must hold equally many rows, and each must go on to compute the same loss from what it gets: the
+    gradient of the own rows is then complete without another exchange. It is multiplied by the number of processes,
+    because DDP takes the mean of the processes' gradients where their sum is meant.
+    """
+    if world_size() == 1:
+        return rows
+    if rows.dtype == torch.bool:
+        return gather(rows.to(torch.uint8)).bool()
+    return _Gather.apply(rows)
+
+
+def add_up(total: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Give every process the buffers (running statistics) of process 0."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its gradients averaged over the processes in the backward pass (DDP); with one, the module."""
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@contextmanager
+def without_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Gradients are only accumulated in the block, for all but the last forward pass of a step."""
+    if wanted and isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return world_size() * share(gradient)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    # Gloo reports a vanished peer as a plain RuntimeError; only its text tells.
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl", "socket")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

@@ -1,0 +1,150 @@
+"""What a run is made of: its config turned into data, networks and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avdistill import distributed
+from avdistill.data.dataset import TrainingBatches, clips_of_split, cut_validation, encode_labels, has_modality
+from avdistill.data.store import Store, StoreError
+from avdistill.decoding import ConfigError
+from avdistill.methods import METHODS, Method, build_method
+from avdistill.models import build_model
+from avdistill.training.checkpoint import RunError
+from avdistill.training.config import TrainConfig
+from avdistill.training.optim import build_optimizer, build_schedule
+from avdistill.types import StudentDescription
+
+
+@dataclass
+class Session:
+    """Everything of a run that is built from its config.
+
+    Attributes:
+        batches: this process's share of every batch.
+        validation: rows of the store set aside to choose the best model by.
+        left_out: clips of the training split without the student's modality.
+    """
+
+    config: TrainConfig
+    run: Path
+    store: Store
+    device: torch.device
+    batches: TrainingBatches
+    validation: np.ndarray
+    method: Method
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    description: StudentDescription
+    left_out: int
+
+    @classmethod
+    def open(cls, config: TrainConfig, run: Path, device: torch.device) -> Session:
+        """Build everything, on `device`; several processes build the same.
+
+        Raises:
+            StoreError, RunError, ConfigError: the config asks for what is not there.
+        """
+        processes = distributed.world_size()
+        if config.batch_size % processes:
+            raise ConfigError(f"config.batch_size: must be a multiple of the {processes} processes")
+        store = Store(config.store)
+        split = clips_of_split(store, config.train_split)
+        clips = split[has_modality(store, split, config.student.view)]
+        if not len(clips):
+            raise StoreError(
+                f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
+            )
+        multi_label = any(len(store.labels[i]) > 1 for i in clips)
+        training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
+        method_class = METHODS[config.method.name][1]
+        teacher = _teacher_features(store, config, method_class)
+        batches = TrainingBatches(
+            store,
+            training,
+            encode_labels(store, training, store.classes, multi_label),
+            config.student.view,
+            batch_size=config.batch_size,
+            labelled_per_batch=config.labelled_per_batch,
+            use_unlabelled=method_class.uses_unlabelled,
+            teacher=teacher,
+            seed=config.seed,
+            share=(distributed.rank(), processes),
+        )
+        torch.manual_seed(config.seed)
+        student = build_model(config.student.model, len(store.classes), config.student.options)
+        if student.modality != config.student.view.modality:
+            raise RunError(
+                f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}"
+            )
+        method = build_method(
+            config.method,
+            student,
+            num_classes=len(store.classes),
+            teacher_dim=None if teacher is None else teacher[0].shape[1],
+        ).to(device)
+        if distributed.rank():  # the same weights, but dropout and blanking of its own
+            torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
+        optimizer = build_optimizer(config.optimizer, method)
+        return cls(
+            config=config,
+            run=run,
+            store=store,
+            device=device,
+            batches=batches,
+            validation=validation,
+            method=method,
+            optimizer=optimizer,
+            schedule=build_schedule(config.optimizer, optimizer, config.steps),
+            description=StudentDescription(
+                model=config.student.model,
+                classes=store.classes,
+                view=config.student.view,
+                fps=store.fps,
+                sample_rate_hz=store.sample_rate_hz,
+                multi_label=multi_label,
+                options=dict(config.student.options),
+            ),
+            left_out=len(split) - len(clips),
+        )
+
+    def data_record(self) -> dict[str, Any]:
+        """Which clips the run trains on and is chosen by; written beside its config."""
+        ids = self.store.columns["id"]
+        return {
+            "store": str(self.store.folder),
+            "store_checksum": self.store.checksum,
+            "classes": list(self.store.classes),
+            "labelled": int(self.batches.labels.labelled.sum()),
+            "unlabelled": int((~self.batches.labels.labelled).sum()),
+            "left_out_without_modality": self.left_out,
+            "training": ids[self.batches.clips].tolist(),
+            "validation": ids[self.validation].tolist(),
+        }
+
+
+def _teacher_features(
+    store: Store, config: TrainConfig, method: type[Method]
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
+    """The teacher's rows, its logits' columns put in the order of the store's classes."""
+    if not method.needs:
+        return None
+    if config.teacher is None:
+        raise RunError(
+            f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the store"
+        )
+    embedding, logits, present = store.teacher_features(config.teacher)
+    if logits is not None:
+        columns = {name: i for i, name in enumerate(store.teachers[config.teacher].classes)}
+        missing = [name for name in store.classes if name not in columns]
+        logits = None if missing else logits[:, [columns[name] for name in store.classes]]
+    if method.needs == "logits" and logits is None:
+        raise RunError(
+            f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none"
+        )
+    return embedding, logits, present
