@@ -1,0 +1,104 @@
+"""Two processes are one: losses, gradients, resuming, figures; and what happens when one is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avdistill import distributed
+from avdistill.cli import main
+from avdistill.decoding import ConfigError, encode
+from avdistill.training import train
+from two_processes import METHODS, config, losses_and_gradients
+
+TESTS = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def two(taught, tmp_path_factory):
+    """A folder with what two processes computed, trained, evaluated and printed."""
+    out = tmp_path_factory.mktemp("two")
+    words = [*TORCHRUN, str(TESTS / "two_processes.py"), str(taught.folder), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (out / "printed").write_text(done.stdout)
+    return out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_and_gradients_are_those_of_one_process(taught, two, method):
+    one = losses_and_gradients(taught)[method]
+    several = torch.load(two / "gradients.pt", weights_only=True)[method]
+    assert one.keys() == several.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(several[key], value, rtol=1e-9, atol=1e-12, msg=lambda text, k=key: f"{k}: {text}")
+    assert any(v.abs().max() > 1e-3 for k, v in one.items() if k.startswith("student."))
+
+
+def test_a_run_of_two_processes_resumes_exactly(two):
+    whole, halves = (
+        {f.name: load_file(f) for f in (two / n / "last").glob("*.safetensors")} for n in ("whole", "halves")
+    )
+    assert len(whole) == 2
+    for name, weights in whole.items():
+        for key, value in weights.items():
+            assert torch.equal(value, halves[name][key]), key
+    steps = [json.loads(line)["step"] for line in (two / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)  # one process writes
+    assert [s for s in steps if steps.count(s) == 1] == [1, 2, 3, 5, 6, 7, 9]  # the others also with validation
+    saved = torch.load(two / "whole" / "last" / "state.pt", weights_only=True)
+    assert len(saved["random"]["cpu"]) == 2
+    assert not torch.equal(*saved["random"]["cpu"])
+
+
+def test_figures_are_those_of_one_process_and_told_once(taught, two, tmp_path):
+    assert len((two / "printed").read_text().splitlines()) == 2
+    for verb in ("evaluate", "retrieve"):
+        assert main([verb, str(two / "whole"), str(taught.folder), "--out", str(tmp_path / verb)]) == 0
+        one, several = (json.loads((folder / verb / "figures.json").read_text()) for folder in (tmp_path, two))
+        flat = {k: v for k, v in one.items() if isinstance(v, float)}
+        assert flat
+        assert {k: several[k] for k in flat} == pytest.approx(flat, abs=1e-5)
+        assert {k: several[k] for k in one if k not in flat} == {k: v for k, v in one.items() if k not in flat}
+
+
+def test_a_killed_process_ends_the_run_with_a_message_and_a_state_that_resumes(taught, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "config.json").write_text(json.dumps(encode(config(taught.folder, run, steps=100_000, save_every=2))))
+    command = [*TORCHRUN, "-m", "avdistill", "train", "--config", str(tmp_path / "config.json")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    ) as job:
+        deadline = time.monotonic() + 120
+        while not (run / "last").is_dir() and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        victim = next(w for w in workers if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{w}/environ").read_bytes())
+        os.kill(int(victim), signal.SIGKILL)
+        _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    told = [line for line in errors.splitlines() if line.startswith("avdistill: ")]
+    assert len(told) == 1, errors
+    assert "another process of this run ended" in told[0]
+    assert f"avdistill resume {run}" in told[0]
+    shorter = json.loads((run / "config.json").read_text())
+    step = torch.load(run / "last" / "state.pt", weights_only=True)["progress"]["step"]
+    (run / "config.json").write_text(json.dumps(shorter | {"steps": step + 2}))
+    assert main(["resume", str(run)]) == 0  # one process goes on where two were
+    assert torch.load(run / "last" / "state.pt", weights_only=True)["progress"]["step"] == step + 2
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(ConfigError, match="multiple of the 4 processes"):
+        train(config(taught.folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
