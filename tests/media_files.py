@@ -21,23 +21,37 @@ def write_video(
     codecs: tuple[str, str] = ("mpeg4", "aac"),
     layout: str = "mono",
     sound_streams: int = 1,
+    picture_streams: int = 1,
+    first_pts: int = 0,
+    title: str = "",
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """A real file: uint8 frames (T, H, W, 3) or none, float waveform (S,) or none, in each of the channels."""
-    with av.open(str(path), "w") as container:
-        if frames is not None:
+    """A real file: uint8 frames (T, H, W, 3) or none, float waveform (S,) or none, in each of the channels.
+
+    The clock of the first picture stream starts at `first_pts` frames; `options` are the container's.
+    """
+    with av.open(str(path), "w", options=options) as container:
+        if title:
+            container.metadata["title"] = title
+        pictures = []
+        for _ in range(picture_streams if frames is not None else 0):
             picture = container.add_stream(codecs[0], rate=fps)
             picture.height, picture.width = frames.shape[1:3]
             picture.pix_fmt = "yuv420p"
             picture.bit_rate = 4_000_000
+            pictures.append(picture)
         sounds = []
         if waveform is not None:
             for _ in range(sound_streams):
-                sound = container.add_stream(codecs[1], rate=sample_rate)
+                # Vorbis in FFmpeg's own encoder counts as experimental.
+                sound = container.add_stream(codecs[1], rate=sample_rate, options={"strict": "experimental"})
                 sound.layout = layout
                 sounds.append(sound)
-        if frames is not None:
-            for image in frames:
-                container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for picture in pictures:
+            for number, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = first_pts + number, Fraction(1, fps)
+                container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
         for sound in sounds:
             channels = sound.layout.nb_channels

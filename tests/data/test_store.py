@@ -104,6 +104,7 @@ def test_interrupted_preparation_goes_on_to_the_same_checksum(prepared, small_se
         file.write(b"\x07" * 12345)
     with (partial_folder(out) / "journal.jsonl").open("a") as file:
         file.write('{"row": {"id": "hal')
+    (partial_folder(out) / "spool-1-7.frames").write_bytes(b"\x07" * 999)  # a clip on its way from a worker
     with pytest.raises(StoreError, match="interrupted"):
         Store(out)
     counts = []

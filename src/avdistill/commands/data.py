@@ -50,13 +50,15 @@ class _Prepare:
     """Read the listed videos into a store of frames and sound. Interrupted, the same command goes on."""
 
     list: tyro.conf.Positional[Path]
-    """CSV or JSONL list, a folder per class, or UCF101 split files."""
+    """CSV or JSONL list, a folder per class, or the list of UCF101, ActivityNet, VGGSound, Kinetics or the release."""
     videos: Path
-    """Folder that the list's paths start from."""
+    """Folder that the list's paths start from; lists without paths look for their files in it."""
     out: Path
     """The store's folder."""
-    format: Literal["auto", "csv", "jsonl", "folder", "ucf101", "ucf51"] = "auto"
-    """What kind of list it is."""
+    format: Literal[
+        "auto", "csv", "jsonl", "folder", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "release"
+    ] = "auto"
+    """What kind of list it is; auto tells by its content."""
     fps: float = 4.0
     """Frames a second; 0 takes every frame."""
     short_side: int | None = None
@@ -71,6 +73,8 @@ class _Prepare:
     """Run folders of teachers to embed with at once; each is named after its folder."""
     workers: int = os.cpu_count() or 1
     """Processes that decode."""
+    time_limit: float = 1800.0
+    """Seconds one clip may take to read before it is skipped; 0: no limit."""
     strict: bool = False
     """Fail on the first file that cannot be read."""
     json: bool = False
@@ -89,11 +93,12 @@ def prepare(arguments: list[str]) -> None:
     )
     with progress_bar("prepare") as update:
         store = prepare_store(
-            read_annotations(a.list, format=a.format),
+            read_annotations(a.list, format=a.format, videos=a.videos),
             a.videos,
             a.out,
             config,
             workers=a.workers,
+            time_limit_seconds=a.time_limit or None,
             strict=a.strict,
             on_clip=update,
         )

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -16,10 +18,23 @@ import pyarrow.parquet as pq
 
 from avdistill.data.annotations import Annotation
 from avdistill.data.media import Clip
-from avdistill.data.store import CLIP_SCHEMA, FORMAT_VERSION, SILENCE_PEAK, StoreError, file_checksum, write_json
+from avdistill.data.reading import remove_spools
+from avdistill.data.store import (
+    CLIP_SCHEMA,
+    FORMAT_VERSION,
+    SILENCE_PEAK,
+    StoreError,
+    file_checksum,
+    reason,
+    write_json,
+)
 
 _SHARD_BYTES = 2 * 2**30
 _SYNC_EVERY_CLIPS = 64
+_BLOCK_BYTES = 2**22
+_SOURCES = "sources.csv"
+# What describes how the store was made, not what it holds: the same clips give the same checksum without it.
+_RECORDS = ("skipped.csv", _SOURCES)
 
 
 @dataclass
@@ -47,12 +62,10 @@ class Shard:
         """Bytes of one item."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
-    def append(self, array: np.ndarray) -> int:
-        """Write items at the end; returns the offset of the first."""
-        offset = self.count
+    def append(self, array: np.ndarray) -> None:
+        """Write items at the end."""
         self.file.write(np.ascontiguousarray(array).data)
         self.count += len(array)
-        return offset
 
     def sync(self) -> None:
         """Have everything on the disk."""
@@ -82,6 +95,7 @@ class Journal:
     rows: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     file: IO[str]
+    sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
     _frames: dict[tuple[int, ...], tuple[int, Shard]] = field(default_factory=dict)
     _sound: tuple[int, Shard] | None = None
     _shards: int = 0
@@ -100,6 +114,7 @@ class Journal:
                 f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
             )
         write_json(described, settings)
+        remove_spools(folder)  # of a run that was killed
         path = folder / "journal.jsonl"
         entries: list[dict[str, Any]] = []
         good = 0
@@ -113,6 +128,7 @@ class Journal:
         journal = cls(
             folder, [e["row"] for e in entries if "row" in e], [e["skipped"] for e in entries if "skipped" in e], file
         )
+        journal.sources = {row["path"]: tuple(row["source"]) for row in journal.rows if "source" in row}
         journal._reopen_shards()
         return journal
 
@@ -139,8 +155,21 @@ class Journal:
             if stray not in known:
                 stray.unlink()
 
-    def add(self, annotation: Annotation, clip: Clip) -> None:
-        """Write a clip's frames and sound, then the line that vouches for them."""
+    def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
+        """Write a clip's frames and sound, then the line that vouches for them.
+
+        Args:
+            annotation: of the clip.
+            clip: its arrays may be memory maps of whole spool files.
+            source: bytes and mtime_ns of the file it was read from.
+
+        Raises:
+            StoreError: an earlier clip was read from another state of the file.
+        """
+        if self.sources.setdefault(annotation.path, source) != source:
+            raise StoreError(
+                f"{annotation.path}: changed while its clips were read; remove {self.folder} to start anew"
+            )
         row: dict[str, Any] = {
             "id": annotation.clip_id,
             "path": annotation.path,
@@ -150,26 +179,33 @@ class Journal:
             "end_seconds": annotation.end_seconds,
             "has_frames": clip.frames is not None,
             "has_sound": clip.waveform is not None,
-            "silent": clip.waveform is not None and float(np.abs(clip.waveform).max(initial=0)) < SILENCE_PEAK,
+            "silent": False,
             "notes": list(clip.notes),
             "extra": [list(pair) for pair in annotation.extra],
+            "source": list(source),
         }
         for kind in ("frame", "sound"):
             row |= {f"{kind}_shard": -1, f"{kind}_offset": 0, f"{kind}_count": 0}
         if clip.frames is not None:
             number, shard = self._frame_shard(clip.frames.shape[1:])
-            row |= {"frame_shard": number, "frame_offset": shard.append(clip.frames), "frame_count": len(clip.frames)}
+            row |= {"frame_shard": number, "frame_offset": shard.count, "frame_count": len(clip.frames)}
             row["frame_shape"] = list(clip.frames.shape[1:])
+            for frames in _blocks(clip.frames):
+                shard.append(frames)
         if clip.waveform is not None:
             number, shard = self._sound_shard()
-            samples = np.round(np.clip(clip.waveform, -1, 1) * 32767).astype("<i2")
-            row |= {"sound_shard": number, "sound_offset": shard.append(samples), "sound_count": len(samples)}
+            row |= {"sound_shard": number, "sound_offset": shard.count, "sound_count": len(clip.waveform)}
+            peak = 0.0
+            for samples in _blocks(clip.waveform):
+                peak = max(peak, float(np.abs(samples).max()))
+                shard.append(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"))
+            row["silent"] = peak < SILENCE_PEAK
         self.rows.append(row)
         self._write({"row": row})
 
     def skip(self, annotation: Annotation, error: Exception) -> None:
         """Note a file that could not be read, and why."""
-        self.skipped.append({"clip": annotation.clip_id, "file": annotation.path, "reason": str(error).splitlines()[0]})
+        self.skipped.append({"clip": annotation.clip_id, "file": annotation.path, "reason": reason(error)})
         self._write({"skipped": self.skipped[-1]})
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -211,9 +247,10 @@ class Journal:
 
     def close(self) -> None:
         """Let go of every file; what was written stays for the next run."""
-        self.file.close()
-        for shard in self._open_shards():
-            shard.file.close()
+        files: list[IO[Any]] = [self.file, *(shard.file for shard in self._open_shards())]
+        for file in files:
+            with suppress(OSError):  # on a full disk what waits in a buffer is lost, and nothing vouches for it
+                file.close()
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Write the clip table, `skipped.csv` and the description; the journal's work is then done."""
@@ -225,13 +262,14 @@ class Journal:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map
         table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
         pq.write_table(table, self.folder / "clips.parquet")
-        with (self.folder / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["clip", "file", "reason"])
-            writer.writeheader()
-            writer.writerows(self.skipped)
+        _write_csv(
+            self.folder / "skipped.csv", ["clip", "file", "reason"], [list(row.values()) for row in self.skipped]
+        )
+        sources = [[path, *state] for path, state in self.sources.items()]
+        _write_csv(self.folder / _SOURCES, ["path", "bytes", "mtime_ns"], sources)
         kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".parquet", ".csv"))
         files = {f.name: file_checksum(f) for f in kept}
-        content = {name: digest for name, digest in files.items() if name != "skipped.csv"}
+        content = {name: digest for name, digest in files.items() if name not in _RECORDS}
         description = {
             "version": FORMAT_VERSION,
             "fps": settings["config"]["fps"],
@@ -247,3 +285,27 @@ class Journal:
         write_json(self.folder / "store.json", description)
         for name in ("journal.jsonl", "settings.json"):
             (self.folder / name).unlink()
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in parts. Those of a memory map are read from its file: touched pages of a map would stay in memory."""
+    item_bytes = array[:1].nbytes
+    step = max(1, _BLOCK_BYTES // max(1, item_bytes))
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        if isinstance(array, np.memmap) and array.filename is not None:
+            part = np.fromfile(array.filename, array.dtype, part.size, offset=start * item_bytes).reshape(part.shape)
+        yield part
+
+
+def read_sources(store: Path) -> dict[str, tuple[int, int]]:
+    """Path -> (bytes, mtime_ns) of the files a store was made from; empty where that was not recorded."""
+    if not (store / _SOURCES).is_file():
+        return {}
+    with (store / _SOURCES).open(newline="", encoding="utf-8") as file:
+        return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in csv.DictReader(file)}
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])

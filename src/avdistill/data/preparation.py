@@ -3,53 +3,44 @@
 While it runs, everything lies in `<store>.partial/`: shards that grow, and a journal with a line per finished clip,
 written after the clip's bytes. A resumed run cuts the shards back to what the journal vouches for and goes on. The
 folder gets the store's name when it is whole.
+
+What goes wrong with one file (damage, a decoder that hangs or crashes, too much memory) costs that clip; what goes
+wrong with the store's disk stops the run and costs nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import multiprocessing
+import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from avdistill.data.annotations import Annotation
-from avdistill.data.journal import Journal
-from avdistill.data.media import Clip, EmptySegmentError, MediaError, check_reading, read_clip
-from avdistill.data.store import Store, StoreError, partial_folder
+from avdistill.data.journal import Journal, read_sources
+from avdistill.data.media import MediaError, SpoolError
+from avdistill.data.reading import (
+    PrepareConfig,
+    Reader,
+    Spooled,
+    Task,
+    file_state,
+    read_media,
+    read_to_spool,
+    remove_spools,
+)
+from avdistill.data.store import LOCK, Store, StoreError, open_locked, partial_folder, reason
+from avdistill.data.workers import Lost, map_in_order
 from avdistill.decoding import ConfigError
 
+__all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How clips are read into a store.
-
-    Attributes:
-        fps: frames a second; None takes every frame.
-        short_side: pixels of the picture's shorter side.
-        size: (height, width) instead of `short_side`.
-        region: (x, y, width, height) of the displayed picture, cut out before scaling.
-        sample_rate_hz: of the stored mono sound.
-    """
-
-    fps: float | None = 4.0
-    short_side: int | None = 128
-    size: tuple[int, int] | None = None
-    region: tuple[int, int, int, int] | None = None
-    sample_rate_hz: int = 16000
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError before anything is opened."""
-        try:
-            check_reading(self.fps, self.short_side, self.size, self.region, self.sample_rate_hz)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+_CHANGED_SHOWN = 3
 
 
 def prepare(
@@ -58,8 +49,11 @@ def prepare(
     out: Path,
     config: PrepareConfig,
     *,
+    read: Reader = read_media,
     workers: int = 2,
     strict: bool = False,
+    time_limit_seconds: float | None = 1800,
+    memory_limit_bytes: int | None = 4 * 2**30,
     on_clip: Callable[[int, int], None] | None = None,
 ) -> Store:
     """Read every annotated clip into a new store at `out`, or finish one that was interrupted.
@@ -69,47 +63,110 @@ def prepare(
         videos: the folder the annotations' paths start from.
         out: the store's folder; returned as it is when it already holds exactly this.
         config: rates and sizes.
-        workers: processes that decode.
+        read: how a clip is read from its file; a function of a module (worker processes import it).
+        workers: processes that decode, at least one: what a file does to its reader must not happen here.
         strict: raise on the first file that cannot be read instead of listing it in `skipped.csv`.
+        time_limit_seconds: of one clip, after which it counts as unreadable; None: no limit.
+        memory_limit_bytes: of reading one clip (where the system counts it, as Linux does); beyond it the clip counts
+            as unreadable. A long clip's frames are not held in memory, its sound is. None: no limit.
         on_clip: called with (finished, total) after each clip.
 
     Raises:
-        StoreError: `out` holds something else, another process is preparing it, or no clip could be read.
-        MediaError, FileNotFoundError: with `strict`, the first unreadable file.
+        StoreError: `out` holds something else, another process is preparing it, it cannot be written, a file has
+            changed since its clip was read, or no clip could be read.
+        MediaError: with `strict`, the first unreadable file.
+        ConfigError: a time limit of 0 or less, or a reader that is defined in the script that runs.
     """
+    if time_limit_seconds is not None and not time_limit_seconds > 0:
+        raise ConfigError(f"time_limit_seconds: expected more than 0, got {time_limit_seconds:g}")
+    if read.__module__ == "__main__":
+        raise ConfigError(
+            f"read: expected a function that worker processes can import, {read.__qualname__} is a script's"
+        )
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
-    if out.exists():
-        return _existing(out, settings)
-    partial = partial_folder(out)
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{out}: another process is preparing this store") from None
-        journal = Journal.open(partial, settings)
-        tasks = [(a, str(videos / a.path)) for a in annotations]
-        try:
-            _fill(journal, tasks, config, workers, strict, on_clip)
+    if read is not read_media:
+        settings["reader"] = f"{read.__module__}.{read.__qualname__}"
+    folder = partial_folder(out)
+    try:
+        lock = _lock(out, folder)
+        if lock is None:
+            return _existing(out, videos, settings)
+        with lock, closing(Journal.open(folder, settings)) as journal:
+            _refuse_changed(folder, journal.sources, videos, absent_too=True)
+            tasks = _tasks(annotations[journal.finished :], videos, folder)
+            answers = map_in_order(
+                partial(read_to_spool, read, config),
+                tasks,
+                workers=workers,
+                time_limit_seconds=time_limit_seconds,
+                memory_limit_bytes=memory_limit_bytes,
+            )
+            try:
+                _fill(journal, tasks, answers, strict, on_clip)
+            finally:
+                answers.close()
+                remove_spools(folder)
             if not journal.rows:
                 # Most likely the wrong folder of videos: a journal full of failures must not outlive the mistake.
-                shutil.rmtree(partial)
+                shutil.rmtree(folder)
                 first = journal.skipped[0]["reason"] if journal.skipped else "the list is empty"
                 raise StoreError(f"no clip could be read; the first: {first}")
             journal.finish(settings)
-        finally:
-            journal.close()
-        (partial / "lock").unlink()
-    partial.rename(out)
+            folder.rename(out)
+    except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
+        raise StoreError(
+            f"{out}: stopped: {reason(error)}; what is finished stays, the same command goes on when that is mended"
+        ) from error
     return Store(out)
 
 
-def _existing(out: Path, settings: dict[str, Any]) -> Store:
+def _lock(out: Path, folder: Path) -> IO[str] | None:
+    """Make the partial folder and lock it. None: there is a store, perhaps one that another process just finished."""
+    while not out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open_locked(folder)
+        except FileNotFoundError:
+            continue  # the folder got the store's name after our mkdir
+        except BlockingIOError:
+            raise StoreError(f"{out}: another process is preparing this store") from None
+        # What is locked is a file. It may have gone with the folder to the store's name, or the store came before it.
+        ours = (folder / LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
+        if ours and not out.exists():
+            return lock
+        if ours:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.close()
+    return None
+
+
+def _existing(out: Path, videos: Path, settings: dict[str, Any]) -> Store:
     store = Store(out)
     made_with = json.loads((out / "store.json").read_text(encoding="utf-8")).get("settings")
     if made_with != settings:
         raise StoreError(f"{out}: a store made from another list or other settings is here; remove it or name another")
+    _refuse_changed(out, read_sources(out), videos, absent_too=False)
     return store
+
+
+def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: Path, *, absent_too: bool) -> None:
+    """Raise StoreError where videos are not those that were read; those of a finished store may be absent."""
+    changed = []
+    for path, state in sources.items():
+        try:
+            if file_state(videos / path) != state:
+                changed.append(path)
+        except OSError:
+            changed += [path] if absent_too else []
+    if changed:
+        shown = ", ".join(" ".join(path.split()) for path in changed[:_CHANGED_SHOWN])
+        more = f" and {len(changed) - _CHANGED_SHOWN} more" if len(changed) > _CHANGED_SHOWN else ""
+        raise StoreError(
+            f"{folder}: made from files that have changed{' or are gone' if absent_too else ''} since: {shown}{more}; "
+            "bring them back (date included), or remove the folder to prepare anew"
+        )
 
 
 def _fingerprint(annotations: list[Annotation]) -> str:
@@ -117,67 +174,28 @@ def _fingerprint(annotations: list[Annotation]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _tasks(annotations: list[Annotation], videos: Path, folder: Path) -> list[Task]:
+    # The process's number in the name: workers of a run that was just killed may still be writing their last.
+    return [Task(a, videos / a.path, folder / f"spool-{os.getpid()}-{i}") for i, a in enumerate(annotations)]
+
+
 def _fill(
     journal: Journal,
-    tasks: list[tuple[Annotation, str]],
-    config: PrepareConfig,
-    workers: int,
+    tasks: list[Task],
+    answers: Iterable[Spooled | MediaError | Lost],
     strict: bool,
     on_clip: Callable[[int, int], None] | None,
 ) -> None:
-    remaining = tasks[journal.finished :]
-    for done, ((annotation, _), result) in enumerate(_decoded(remaining, config, workers), start=journal.finished + 1):
-        if isinstance(result, Exception):
-            if strict:
-                raise result
-            journal.skip(annotation, result)
+    before = journal.finished
+    for task, answer in zip(tasks, answers, strict=True):
+        if isinstance(answer, Spooled):
+            journal.add(task.annotation, answer.open(task), answer.state)
         else:
-            journal.add(annotation, result)
+            error = MediaError(f"{task.file}: {answer.reason}") if isinstance(answer, Lost) else answer
+            if strict:
+                raise error
+            journal.skip(task.annotation, error)
+        for spool in (task.frames, task.sound):
+            spool.unlink(missing_ok=True)
         if on_clip is not None:
-            on_clip(done, len(tasks))
-
-
-def _decoded(
-    tasks: list[tuple[Annotation, str]], config: PrepareConfig, workers: int
-) -> Iterator[tuple[tuple[Annotation, str], Clip | Exception]]:
-    """Clips in the order of the tasks; few enough under way that memory stays bounded by the largest clips."""
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield task, _read(task, config)
-        return
-    # Spawned, not forked: the parent has threads (progress bar, torch), which a fork would freeze half-way.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        waiting: deque[tuple[tuple[Annotation, str], Future[Clip | Exception]]] = deque()
-        try:
-            for task in tasks:
-                waiting.append((task, pool.submit(_read, task, config)))
-                if len(waiting) > 4 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _read(task: tuple[Annotation, str], config: PrepareConfig) -> Clip | Exception:
-    annotation, file = task
-    try:
-        clip = read_clip(
-            file,
-            start_seconds=annotation.start_seconds,
-            end_seconds=annotation.end_seconds,
-            fps=config.fps,
-            short_side=config.short_side,
-            size=config.size,
-            region=config.region,
-            sample_rate=config.sample_rate_hz,
-        )
-    except (MediaError, OSError) as error:
-        return error
-    except MemoryError:
-        return EmptySegmentError(f"{file}: too large for memory; give segments (start_seconds, end_seconds)")
-    return clip
+            on_clip(journal.finished, before + len(tasks))

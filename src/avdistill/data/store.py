@@ -8,12 +8,15 @@ Layout of format 1 (`docs/formats/store.md`):
     sound-00000.npy         int16 (samples,) mono
     teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too
     skipped.csv             files that could not be read, and why
+    sources.csv             size and date of the files that were read
+    lock                    empty; held by whoever writes
 
 A store is built under another name and renamed when it is whole (`preparation.py`).
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,13 +24,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
+LOCK = "lock"
 # Sound whose every sample lies below -80 dBFS says nothing: such a clip counts as one without sound for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
 
@@ -94,11 +98,21 @@ class Store:
             partial = partial_folder(self.folder).is_dir()
             hint = "; its preparation was interrupted: run the same `avdistill prepare` again" if partial else ""
             raise StoreError(f"{self.folder}: no store here (store.json is missing{hint})")
-        self._description: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
-        version = self._description.get("version")
+        self._description = self._read_description()
+        try:
+            self.table: pa.Table = pq.read_table(self.folder / "clips.parquet")
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.folder}: clips.parquet is missing or damaged: {reason(error)}") from error
+
+    def _read_description(self) -> dict[str, Any]:
+        try:
+            description: dict[str, Any] = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{self.folder}: store.json is damaged: {reason(error)}") from error
+        version = description.get("version")
         if version != FORMAT_VERSION:
             raise StoreError(f"{self.folder}: store format {version!r}; this avdistill reads format {FORMAT_VERSION}")
-        self.table: pa.Table = pq.read_table(self.folder / "clips.parquet")
+        return description
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -112,6 +126,17 @@ class Store:
     def sample_rate_hz(self) -> int:
         """Rate of the stored sound."""
         return int(self._description["sample_rate_hz"])
+
+    @property
+    def picture_reading(self) -> dict[str, Any]:
+        """`short_side`, `size` and `region` that the pictures were prepared with."""
+        config = self._description["settings"]["config"]
+        size, region = config["size"], config["region"]
+        return {
+            "short_side": config["short_side"],
+            "size": None if size is None else tuple(size),
+            "region": None if region is None else tuple(region),
+        }
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -187,24 +212,55 @@ class Store:
     ) -> None:
         """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
 
+        Features of the same name are replaced: a kill in between leaves the old ones, the new ones or none, never an
+        embedding of one and logits of the other. Other processes may add theirs at the same time.
+
         Raises:
-            StoreError: the name is not usable as part of a file name or the number of rows differs from the clips.
+            StoreError: the name is not usable as part of a file name, the number of rows differs from the clips, or
+                the folder cannot be written; what was there then stays.
         """
         if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
             raise StoreError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
         if len(embedding) != len(self):
             raise StoreError(f"teacher {name!r}: {len(embedding)} rows for {len(self)} clips")
-        _write_array(self.folder / f"teacher-{name}.npy", embedding.astype(np.float32))
-        if logits is not None:
-            _write_array(self.folder / f"teacher-{name}-logits.npy", logits.astype(np.float32))
         clips = int((~np.isnan(embedding[:, 0])).sum())
         entry = TeacherEntry(
             name, modality, int(embedding.shape[1]), classes if logits is not None else (), source, clips
         )
-        self._description["teachers"][name] = {k: v for k, v in asdict(entry).items() if k != "name"}
-        for file in sorted(self.folder.glob(f"teacher-{name}*.npy")):
-            self._description["files"][file.name] = file_checksum(file)
-        write_json(self.folder / "store.json", self._description)
+        arrays = {f"teacher-{name}.npy": embedding, f"teacher-{name}-logits.npy": logits}
+        try:
+            with open_locked(self.folder, wait=True):
+                self._replace_teacher(entry, arrays)
+        except OSError as error:
+            raise StoreError(f"{self.folder}: teacher {name!r} cannot be written: {reason(error)}") from error
+
+    def _replace_teacher(self, entry: TeacherEntry, arrays: dict[str, np.ndarray | None]) -> None:
+        description = self._read_description()  # another process may have added a teacher since we opened the store
+        files = {name: digest for name, digest in description["files"].items() if name not in arrays}
+        teachers = {name: other for name, other in description["teachers"].items() if name != entry.name}
+        without = {**description, "files": dict(files), "teachers": teachers}
+        kept = {name: array for name, array in arrays.items() if array is not None}
+        finished = self.folder / "store.json.added"
+        try:
+            # First all that takes room on the disk, under other names; then what cannot be taken back.
+            for name, array in kept.items():
+                _write_array(self.folder / f"{name}.tmp", np.ascontiguousarray(array, np.float32))
+                files[name] = file_checksum(self.folder / f"{name}.tmp")
+            fields = {key: value for key, value in asdict(entry).items() if key != "name"}
+            added = {**description, "files": files, "teachers": {**teachers, entry.name: fields}}
+            _write_text(finished, _as_json(added))
+            if entry.name in description["teachers"]:
+                write_json(self.folder / "store.json", without)
+            for name in arrays:
+                if name in kept:
+                    (self.folder / f"{name}.tmp").replace(self.folder / name)
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
+            finished.replace(self.folder / "store.json")
+            self._description = added
+        finally:
+            for file in (finished, *(self.folder / f"{name}.tmp" for name in kept)):
+                file.unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
         """Recompute every checksum; the returned lines name files that are missing or differ (empty: all is well)."""
@@ -267,21 +323,54 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_locked(folder: Path, *, wait: bool = False) -> IO[str]:
+    """The folder's lock file, locked until it is closed or this process ends, in whatever way.
+
+    Raises:
+        BlockingIOError: another process has it, and we do not `wait`.
+    """
+    file = (folder / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def reason(error: Exception) -> str:
+    """What an error says, as one line that can be printed and stored whatever the names in it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno:
+        text = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
+    return " ".join(text.splitlines()).encode("utf-8", "replace").decode()
+
+
 def write_json(path: Path, value: object) -> None:
     """Write atomically: a reader sees the old file or the new one, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    try:
+        _write_text(temporary, _as_json(value))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
+    with path.open("wb") as file:
+        # Not np.save: on a full disk its error would not say so.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)

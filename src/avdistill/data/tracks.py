@@ -1,0 +1,307 @@
+"""What a file's two tracks give: of the decoded frames those that the rule of `media.py` names, and the mono sound.
+
+Frames are kept in memory or, so that an hour needs no more of it than a second, written to a spool file as they come.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.container import InputContainer
+
+# A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
+_LONGEST_GAP_SECONDS = 60
+# What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
+LARGEST_FRAME_PIXELS = 64 * 2**20
+_LARGEST_CLIP_BYTES = 64 * 2**30
+_LONGEST_SOUND_SECONDS = 24 * 3600
+# OverflowError: a time that no clock of the file can tell.
+DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
+# Among them are these two, no memory and no thread: they say nothing of the file and must be let through
+# wherever those are caught, or a clip would be short for want of memory.
+EXHAUSTED = (MemoryError, BlockingIOError)
+
+
+class MediaError(Exception):
+    """A file that cannot give the clip asked for; the message names the file and the reason in one line."""
+
+
+class UnreadableFileError(MediaError):
+    """Not a media file, or one so damaged that nothing of it decodes."""
+
+
+class NoStreamError(MediaError):
+    """The file has neither picture nor sound."""
+
+
+class EmptySegmentError(MediaError):
+    """The segment asked for lies outside the file."""
+
+
+class SpoolError(Exception):
+    """The spool file cannot be written; nothing is wrong with the file that is read."""
+
+
+class Frames:
+    """Frames kept so far, in memory or in a spool file; used as a context, which on an error removes the file."""
+
+    def __init__(self, path: Path, spool: Path | None) -> None:
+        self._path, self._spool = path, spool
+        self._file: IO[bytes] | None = None
+        self._kept: list[np.ndarray] = []
+        self.count = 0
+        self.shape: tuple[int, ...] = ()  # of one frame, that of the first
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what was left to write was not asked for
+                self._file.close()
+        if kind is not None and self._spool is not None:
+            self._spool.unlink(missing_ok=True)
+
+    def add(self, image: np.ndarray) -> None:
+        """Keep a uint8 (H, W, 3) frame."""
+        self.shape = self.shape or image.shape
+        self.count += 1
+        if self.count * image.nbytes > _LARGEST_CLIP_BYTES:
+            raise MediaError(f"{self._path}: more than {_LARGEST_CLIP_BYTES // 2**30} GiB of frames; give segments")
+        if self._spool is None:
+            self._kept.append(image)
+            return
+        try:
+            self._file = self._file or self._spool.open("wb")
+            self._file.write(np.ascontiguousarray(image).data)
+        except OSError as error:
+            raise SpoolError(f"{self._spool}: {error.strerror}") from error
+
+    def result(self) -> np.ndarray:
+        """uint8 (T, H, W, 3), T at least 1; a read-only memory map where there is a spool file."""
+        if self._spool is None:
+            return np.stack(self._kept)
+        assert self._file is not None, "no frame was kept"
+        try:
+            self._file.close()
+        except OSError as error:
+            raise SpoolError(f"{self._spool}: {error.strerror}") from error
+        return np.memmap(self._spool, np.uint8, "r", shape=(self.count, *self.shape))
+
+
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise UnreadableFileError for a frame larger than any camera's."""
+    if width * height > LARGEST_FRAME_PIXELS:
+        raise UnreadableFileError(f"{path}: a frame of {width}x{height} pixels")
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """How a picture is cut and scaled; see `media.read_clip`."""
+
+    short_side: int | None
+    size: tuple[int, int] | None
+    region: tuple[int, int, int, int] | None
+
+    def __call__(self, frame: av.VideoFrame, path: Path) -> np.ndarray:
+        """A decoded frame -> uint8 (H, W, 3) as displayed: turned upright, cut, scaled."""
+        check_pixels(path, frame.width, frame.height)
+        if self.region is not None or frame.rotation:
+            image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+            if self.region is not None:
+                x, y, width, height = self.region
+                if x + width > image.shape[1] or y + height > image.shape[0]:
+                    raise EmptySegmentError(
+                        f"{path}: region {self.region} reaches beyond the picture of {image.shape[1]}x{image.shape[0]}"
+                    )
+                image = image[y : y + height, x : x + width]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, dtype=np.uint8), format="rgb24")
+        height, width = self._target(frame.height, frame.width)
+        check_pixels(path, width, height)  # a strip of 1 x 65535 pixels, its short side scaled up
+        # Bilinear in swscale widens its kernel when shrinking, so it does not alias.
+        return frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        if self.short_side is None:
+            return height, width
+        factor = self.short_side / min(height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def scale_picture(
+    image: np.ndarray,
+    path: Path,
+    *,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    region: tuple[int, int, int, int] | None = None,
+) -> np.ndarray:
+    """A picture that was decoded elsewhere, cut and scaled as `read_clip` does; uint8 (H, W, 3) in and out.
+
+    Raises:
+        EmptySegmentError: the region reaches beyond the picture; names `path`.
+        UnreadableFileError: the picture is larger than any frame we take.
+    """
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return Scaler(short_side=short_side, size=size, region=region)(frame, path)
+
+
+class Picture:
+    """Takes decoded frames in order and keeps those the rule names."""
+
+    def __init__(
+        self, path: Path, start: Fraction, end: Fraction | None, fps: float | None, scale: Scaler, frames: Frames
+    ) -> None:
+        self._path, self._scale, self._frames = path, scale, frames
+        self._start, self._end = start, end
+        self._step = None if fps is None else 1 / fraction(fps)
+        self._times: list[float] = []
+        self._last = Fraction(0)
+        self.origin: Fraction | None = None
+        self.done, self.errors, self.jump = False, 0, ""
+
+    def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
+        """Jump to the key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        try:
+            first = next(container.decode(stream))
+            self.origin = self._pts(first)
+            tick = Fraction(stream.time_base or 1)
+            container.seek(int((self.origin + self._start) / tick), stream=stream)
+            landed = self._pts(next(container.decode(stream))) - self.origin
+            target = self._start if landed <= self._start else Fraction(0)
+        except (*DECODE_ERRORS, StopIteration, EOFError):
+            target = Fraction(0)
+        offset = 0 if self.origin is None else int((self.origin + target) / Fraction(stream.time_base or 1))
+        with suppress(*DECODE_ERRORS):
+            container.seek(offset, stream=stream)
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Take the next decoded frame, in the order of display."""
+        pts = self._pts(frame)
+        if self.origin is None:
+            self.origin = pts
+        time = pts - self.origin
+        if time - max(self._last, self._start) > _LONGEST_GAP_SECONDS:
+            self.jump, self.done = f"frame times jump by {float(time - self._last):.0f} s", True
+            return
+        self._last = max(self._last, time)
+        image: np.ndarray | None = None
+        while not self.done:
+            # Without a rate every frame from the start on is taken once.
+            wanted = self._start + self._frames.count * self._step if self._step else self._start
+            if self._end is not None and (wanted if self._step else time) >= self._end:
+                self.done = True
+            elif time < wanted:
+                break
+            else:
+                image = self._scale(frame, self._path) if image is None else image
+                if self._frames.count and image.shape != self._frames.shape:
+                    height, width, _ = self._frames.shape
+                    self._scale = Scaler(None, (height, width), self._scale.region)
+                    image = self._scale(frame, self._path)
+                self._frames.add(image)
+                self._times.append(float(time))
+                if self._step is None:
+                    break
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (T, H, W, 3) and the frames' times, float64 (T,). Raises EmptySegmentError where no frame was kept."""
+        if not self._frames.count:
+            raise EmptySegmentError(
+                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {float(self._last):g} s"
+            )
+        return self._frames.result(), np.array(self._times)
+
+    def _pts(self, frame: av.VideoFrame) -> Fraction:
+        # AVI keeps decoding times only; in a stream without reordering they are the presentation times.
+        pts = frame.pts if frame.pts is not None else frame.dts
+        if pts is None or frame.time_base is None:
+            return (self.origin or Fraction(0)) + self._last + Fraction(1, 25)
+        return pts * Fraction(frame.time_base)
+
+
+@dataclass
+class Sound:
+    """Takes decoded sound in order and keeps it as mono at one rate."""
+
+    path: Path
+    sample_rate: int
+    first: Fraction | None = None
+    done: bool = False
+    errors: int = 0
+    _kept: bytearray = field(default_factory=bytearray)  # float32; grows in place, where a list would be joined
+    _samples: int = 0
+    _form: tuple[str, str, int] | None = None
+    _resampler: AudioResampler | None = None
+
+    def add(self, frame: av.AudioFrame) -> None:
+        """Take the next decoded frame."""
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form:  # a stream may change its channels half-way
+            self._flush()
+            self._form = form
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate)
+        if self.first is None:
+            self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
+        assert self._resampler is not None
+        for out in self._resampler.resample(frame):
+            self._keep(out)
+
+    def reaches(self, time: Fraction) -> bool:
+        """Whether the samples so far go up to `time` (in the container's own seconds)."""
+        return self.first is not None and self.first + Fraction(self._samples, self.sample_rate) >= time
+
+    def cut(self, start: Fraction, end: Fraction | None, origin: Fraction | None) -> np.ndarray | None:
+        """The waveform of [start, end) on the clock that begins at `origin`; None when nothing of it lies there."""
+        self._flush()
+        if self.first is None or not self._samples:
+            return None
+        late = self.first - (self.first if origin is None else origin)
+        if abs(late) > _LONGEST_GAP_SECONDS + start:  # a broken clock: play it from the beginning, as players do
+            late = Fraction(0)
+        begin = round((start - late) * self.sample_rate)
+        stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate))
+        if begin >= self._samples or stop <= 0:
+            return None
+        waveform = np.frombuffer(self._kept, np.float32)
+        if begin < 0:  # what lies before the first sample is silent
+            return np.concatenate([np.zeros(-begin, np.float32), waveform[:stop]])
+        part = waveform[begin:stop]
+        # A copy, so that a second of an hour does not hold on to the hour; but never an hour twice.
+        return part.copy() if len(part) <= len(waveform) // 2 else part
+
+    def _keep(self, frame: av.AudioFrame) -> None:
+        samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+        self._kept += np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0).data
+        self._samples += len(samples)
+        if self._samples > _LONGEST_SOUND_SECONDS * self.sample_rate:
+            raise MediaError(f"{self.path}: more than {_LONGEST_SOUND_SECONDS // 3600} h of sound; give segments")
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            try:
+                for out in self._resampler.resample(None):
+                    self._keep(out)
+            except EXHAUSTED:
+                raise
+            except DECODE_ERRORS:
+                pass
+            self._resampler = None
+
+
+def fraction(value: float) -> Fraction:
+    """Seconds or a rate as the exact number that is meant."""
+    # Decimal seconds and rates as people write them: 0.1 is a tenth, not the nearest binary number; 29.97 stays itself.
+    return Fraction(value).limit_denominator(1_000_000)

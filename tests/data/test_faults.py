@@ -1,0 +1,250 @@
+"""What a file may do to its reader: every clip is in the store or in the list of what was skipped, with the reason."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from avdistill.data import tracks
+from avdistill.data.annotations import Annotation
+from avdistill.data.media import EmptySegmentError, MediaError, SpoolError, read_clip
+from avdistill.data.preparation import PrepareConfig, prepare
+from avdistill.data.store import StoreError, partial_folder
+from avdistill.decoding import ConfigError
+from faulty_readers import read_nonsense, read_or_fail
+from media_files import numbered_frames, tone, write_video
+
+CONFIG = PrepareConfig(fps=10, short_side=32)
+
+
+def skipped(store):
+    with (store / "skipped.csv").open(newline="", encoding="utf-8") as file:
+        return {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reader_that_fails_in_any_way_costs_its_clip(small_set, tmp_path, workers):
+    folder, annotations = small_set
+    faults = ["crashes", "hangs", "exits", "grows", "refuses"]
+    clips = [Annotation(fault, annotations[0].path, (), "train") for fault in faults]
+    for i, annotation in enumerate(annotations[:8]):
+        clips.insert(2 * i, annotation)
+    store = prepare(
+        clips, folder, tmp_path / "store", CONFIG, read=read_or_fail, workers=workers, time_limit_seconds=1.5
+    )
+    assert store.columns["id"].tolist() == [a.clip_id for a in annotations[:8]]
+    for i, annotation in enumerate(annotations[:8]):
+        assert (store.frames(i) == read_clip(folder / annotation.path, fps=10, short_side=32).frames).all()
+    file, reasons = folder / annotations[0].path, skipped(tmp_path / "store")
+    assert reasons.pop("hangs") == f"{file}: took longer than 1.5 s"
+    assert reasons.pop("crashes") == f"{file}: the process reading it was ended by SIGSEGV"
+    assert reasons.pop("exits") == f"{file}: the process reading it ended with exit code 0"
+    assert reasons.pop("grows").startswith(f"{file}: too large for memory")
+    assert reasons.pop("refuses") == f"{file}: Permission denied"
+    assert not reasons
+    assert not list((tmp_path / "store").glob("spool-*"))
+
+
+def test_strict_stops_at_such_a_clip_and_leaves_no_spool(small_set, tmp_path):
+    folder, annotations = small_set
+    for fault, message in (("hangs", "longer than 1 s"), ("crashes", "SIGSEGV"), ("refuses", "Permission denied")):
+        clips = [annotations[0], Annotation(fault, annotations[1].path, (), "train"), *annotations[2:6]]
+        out = tmp_path / fault
+        with pytest.raises(MediaError, match=message):
+            prepare(clips, folder, out, CONFIG, read=read_or_fail, strict=True, time_limit_seconds=1)
+        assert not list(partial_folder(out).glob("spool-*"))
+    with pytest.raises(ConfigError, match="time_limit_seconds"):
+        prepare(clips, folder, out, CONFIG, time_limit_seconds=0)
+
+
+def test_workers_import_only_what_reading_needs():
+    program = "import sys, avdistill.data.reading; print([m for m in ('torch', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_mistake_in_a_reader_is_raised(small_set, tmp_path, monkeypatch):
+    folder, annotations = small_set
+    with pytest.raises(KeyError, match=r"train_\d"):
+        prepare(annotations, folder, tmp_path / "store", CONFIG, read=read_nonsense)
+    monkeypatch.setattr(read_nonsense, "__module__", "__main__")
+    with pytest.raises(ConfigError, match="read_nonsense"):
+        prepare(annotations, folder, tmp_path / "script", CONFIG, read=read_nonsense)
+    assert not partial_folder(tmp_path / "script").exists()
+
+
+def test_readers_are_part_of_the_settings_unless_they_are_the_usual_one(prepared, small_set, tmp_path):
+    folder, annotations = small_set
+    assert "reader" not in json.loads((prepared / "store.json").read_text())["settings"]
+    prepare(annotations[:2], folder, tmp_path / "store", CONFIG, read=read_or_fail)
+    with pytest.raises(StoreError, match="other settings"):
+        prepare(annotations[:2], folder, tmp_path / "store", CONFIG)
+
+
+def test_a_clip_larger_than_a_workers_memory(tmp_path):
+    write_video(tmp_path / "clip.mp4", frames=numbered_frames(40), waveform=tone(4.0, 440))
+    clips = [Annotation("clip", "clip.mp4", (), "train")]
+    config = PrepareConfig(fps=100, short_side=None, size=(384, 512))  # 400 frames of 0.6 MB
+    store = prepare(clips, tmp_path, tmp_path / "store", config, memory_limit_bytes=120 * 2**20)
+    assert store.frames(0).nbytes > 200 * 2**20
+    direct = read_clip(tmp_path / "clip.mp4", fps=10, size=(384, 512))
+    assert (store.frames(0)[::10] == direct.frames).all()
+    if sys.platform == "linux":  # elsewhere the system does not enforce the limit; this reader keeps frames in memory
+        with pytest.raises(StoreError, match="too large for memory"):
+            prepare(clips, tmp_path, tmp_path / "b", config, read=read_or_fail, memory_limit_bytes=120 * 2**20)
+
+
+def test_spooled_frames_are_the_frames(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", frames=numbered_frames(40), waveform=tone(4.0, 440))
+    plain = read_clip(path, fps=7, start_seconds=0.5)
+    spooled = read_clip(path, fps=7, start_seconds=0.5, spool=tmp_path / "spool")
+    assert isinstance(spooled.frames, np.memmap)
+    assert not spooled.frames.flags.writeable
+    assert (spooled.frames == plain.frames).all()
+    assert (spooled.waveform == plain.waveform).all()
+    assert (spooled.frame_times_seconds == plain.frame_times_seconds).all()
+    with pytest.raises(EmptySegmentError):
+        read_clip(path, fps=7, start_seconds=60, spool=tmp_path / "none")
+    with pytest.raises(MediaError, match="beyond the picture"):
+        read_clip(path, region=(60, 0, 48, 24), spool=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SpoolError, match="No such file or directory"):
+        read_clip(path, spool=tmp_path / "nowhere" / "spool")
+
+
+def test_claims_beyond_any_camera(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", frames=numbered_frames(40), waveform=tone(4.0, 440))
+    with pytest.raises(MediaError, match="a frame of 262144x196608 pixels"):
+        read_clip(path, short_side=3 * 2**16)
+    with pytest.raises(EmptySegmentError):
+        read_clip(path, start_seconds=1e30)
+    monkeypatch.setattr(tracks, "_LARGEST_CLIP_BYTES", 100_000)
+    with pytest.raises(MediaError, match="frames; give segments"):
+        read_clip(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tracks, "_LONGEST_SOUND_SECONDS", 3)
+    with pytest.raises(MediaError, match="sound; give segments"):
+        read_clip(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tracks, "LARGEST_FRAME_PIXELS", 3000)
+    with pytest.raises(MediaError, match="a frame of 64x48 pixels"):
+        read_clip(path)
+
+
+def mutations(data, rng):
+    """Ten ways in which disks and networks damage a file."""
+    size = len(data)
+    for count in (1, 20, 200):
+        flipped = bytearray(data)
+        for place in rng.integers(0, size, count):
+            flipped[place] ^= 1 << rng.integers(8)
+        yield flipped
+    for share in (0.02, 0.5, 0.95):
+        yield data[: int(size * share)]
+    place, length = int(rng.integers(size // 4, size // 2)), size // 8
+    yield data[:place] + bytes(length) + data[place + length :]
+    yield data[:place] + data[place : place + length] + data[place:]
+    yield rng.bytes(64) + data[64:]
+    header = bytearray(data)
+    for place in rng.integers(0, min(size, 800), 12):
+        header[place] = rng.integers(256)
+    yield header
+
+
+def test_damaged_copies_are_read_or_skipped(tmp_path):
+    rng = np.random.default_rng(5)
+    noise = rng.integers(0, 255, (20, 48, 64, 3)).astype(np.uint8)
+    clips = []
+    for suffix, codecs in (("mp4", ("libx264", "aac")), ("avi", ("mpeg4", "mp3")), ("mkv", ("mpeg4", "aac"))):
+        path = write_video(tmp_path / f"whole.{suffix}", frames=noise, waveform=tone(2.0, 440), codecs=codecs)
+        for i, data in enumerate(mutations(path.read_bytes(), rng)):
+            name = f"{suffix}_{i}.{suffix}"
+            (tmp_path / name).write_bytes(data)
+            clips.append(Annotation(name, name, (), "train"))
+    store = prepare(clips, tmp_path, tmp_path / "store", CONFIG, time_limit_seconds=30)
+    reasons = skipped(tmp_path / "store")
+    assert {*store.columns["id"], *reasons} == {a.clip_id for a in clips}
+    assert len(store) + len(reasons) == len(clips)
+    assert len(store) >= 10
+    assert len(reasons) >= 3
+    for name, reason in reasons.items():
+        assert reason.startswith(f"{tmp_path / name}: ")
+        assert "process reading it" not in reason
+
+
+def test_names_that_tools_trip_over(tmp_path, monkeypatch):
+    names = [
+        "-rf",
+        "sp ace",
+        "日本 ü\u0301",
+        "12:30",
+        "concat:a|b",
+        "pipe:0",
+        "new\nline",
+        "%03d",
+        '"quoted"',
+        "$(x)`;#?*",
+    ]
+    monkeypatch.chdir(tmp_path)
+    source = write_video(tmp_path / "source.mp4", frames=numbered_frames(5))
+    for name in names:
+        shutil.copy(source, f"./{name}.mp4")
+    Path("broken\nfile.mp4").write_bytes(b"x" * 100)
+    clips = [Annotation(name, f"{name}.mp4", (), "train") for name in [*names, "broken\nfile"]]
+    store = prepare(clips, Path("."), Path("store"), CONFIG)
+    assert store.columns["id"].tolist() == names
+    assert store.columns["path"].tolist() == [f"{name}.mp4" for name in names]
+    assert all((store.frames(i) == store.frames(0)).all() for i in range(len(names)))
+    (reason,) = skipped(Path("store")).values()
+    assert reason.startswith("broken file.mp4: ")
+    assert "Invalid data" in reason
+    assert len(prepare(clips, Path("."), Path("store"), CONFIG)) == len(names)  # sources.csv keeps such names
+
+
+def shifted(path, frames, waveform, *, picture_seconds, sound_seconds):
+    """Matroska keeps when each track sets in."""
+    whole = write_video(path.with_suffix(".whole.mkv"), frames=frames, waveform=waveform)
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                late = picture_seconds if packet.stream.type == "video" else sound_seconds
+                packet.pts += round(late / packet.time_base)
+                packet.dts += round(late / packet.time_base)
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("picture_seconds", "sound_seconds", "sound_length", "expected"),
+    [
+        (0.0, 0.0, 3.5, 3.5),  # the sound outlasts the picture
+        (0.0, 0.0, 0.5, 0.5),
+        (0.0, 1.0, 2.0, 3.0),  # it sets in later: silence until then
+        (1.0, 0.0, 2.0, 1.0),  # it sets in earlier: what no frame can show is left out
+        (1.0, 0.0, 0.5, None),  # it is over before the first frame
+    ],
+)
+def test_sound_that_does_not_fit_the_picture(tmp_path, picture_seconds, sound_seconds, sound_length, expected):
+    shifted(
+        tmp_path / "clip.mkv",
+        numbered_frames(20),
+        tone(sound_length, 440),
+        picture_seconds=picture_seconds,
+        sound_seconds=sound_seconds,
+    )
+    store = prepare([Annotation("clip", "clip.mkv", (), "train")], tmp_path, tmp_path / "store", CONFIG)
+    assert len(store.frames(0)) == 20
+    assert store.columns["has_sound"][0] == (expected is not None)
+    if expected is not None:
+        sound = store.sound(0) / 32767
+        assert len(sound) / 16000 == pytest.approx(expected, abs=0.15)  # AAC ends on a frame of 1024 samples
+        loud = np.flatnonzero(np.abs(sound) > 0.1)
+        assert loud[0] / 16000 == pytest.approx(sound_seconds, abs=0.1)
