@@ -1,9 +1,5 @@
 """Parity with the released implementation: every value and gradient in the golden file."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,34 +7,7 @@ from torch.nn import functional as F
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.video import released_r2plus1d
-
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "release_d5ceee6.json").read_text())
-# The release's names of the filter's parts, and ours.
-FILTER_NAMES = {
-    "gated_feature_composer": "gate",
-    "attn": "attention",
-    "trans_sv": "guide",
-    "sv_cls_classifier": "classifier",
-}
-
-
-def ruled_weights(spec, seed):
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for key, shape in spec:
-        x = rng.standard_normal(shape)
-        if key.endswith("running_var"):
-            x = 0.5 + np.abs(x)
-        elif key.endswith("running_mean"):
-            x = 0.1 * x
-        elif x.ndim >= 2:
-            x = x / np.sqrt(np.prod(shape[1:]))
-        elif key.endswith("weight"):
-            x = 1 + 0.1 * x
-        else:
-            x = 0.1 * x
-        weights[key] = torch.tensor(x, dtype=torch.float32)
-    return weights
+from golden_rule import GOLDEN, assert_golden, filter_inputs, renamed, ruled_weights, student_input
 
 
 def load(module, weights):
@@ -47,27 +16,10 @@ def load(module, weights):
     assert all(key.endswith("num_batches_tracked") for key in missing)
 
 
-def assert_golden(value, expected):
-    expected = torch.tensor(expected, dtype=torch.float64)
-    value = value.detach().double()
-    assert value.shape == expected.shape
-    assert (value - expected).abs().max() <= 2e-5 * (1 + expected.abs().max())
-
-
-def renamed(key):
-    head, rest = key.split(".", 1)
-    return f"{FILTER_NAMES[head]}.{rest}"
-
-
 def golden_filter(case, mode):
     noise_filter = NoiseFilter(case["D"], case["C"])
     load(noise_filter, {renamed(k): w for k, w in ruled_weights(case["spec"], case["seed"]).items()})
-    rng = np.random.default_rng(case["seed"] + 1000)
-    B, K, D = case["B"], case["K"], case["D"]
-    tokens = torch.tensor(np.abs(rng.standard_normal((B, K, D))), dtype=torch.float32, requires_grad=True)
-    sound = torch.tensor(np.abs(rng.standard_normal((B, D))), dtype=torch.float32)
-    labels = torch.tensor(rng.integers(0, case["C"], B))
-    return noise_filter.train(mode == "train"), tokens, sound, labels
+    return noise_filter.train(mode == "train"), *filter_inputs(case)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -121,9 +73,8 @@ def test_released_student(case):
     student = released_r2plus1d(case["C"], depth=case["depth"], embedding_dim=case["vid_dim"]).eval()
     load(student, ruled_weights(case["spec"], case["seed"]))
     assert sum(p.numel() for p in student.parameters()) == case["n_params"]
-    video = np.random.default_rng(case["seed"] + 1000).standard_normal(case["shape"])
     with torch.no_grad():
-        features = student(torch.tensor(video, dtype=torch.float32))
+        features = student(student_input(case))
     assert list(features.tokens.shape) == case["map_shape"]
     assert_golden(features.embedding[:, :16], case["feature_first16"])
     assert_golden(features.logits, case["logits"])
