@@ -1,0 +1,271 @@
+"""A student alone, for use elsewhere: ONNX or safetensors, how to feed it, and proof that it agrees with the run."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avdistill.data.dataset import has_modality
+from avdistill.data.store import Store, StoreError, file_checksum, write_json
+from avdistill.data.transforms import evaluation_window, window_length
+from avdistill.models.video import normalise_frames
+from avdistill.models.weights import WeightsError, load_student, save_student
+from avdistill.teachers.base import check_rates
+from avdistill.types import Network, PictureView, StudentDescription
+
+Format = Literal["onnx", "safetensors"]
+# The largest difference of any embedding or logit between the exported file and the run's student.
+TOLERANCE = 1e-4
+_RANDOM_INPUTS = 4
+_BATCH = 4
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# What `normalise_frames` computes, for those who feed the weights without us.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportError(WeightsError):
+    """A student that cannot be exported, or whose export does not agree with it; the message is one line."""
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "onnx",  # noqa: A002  (the word for it)
+    clips: Store | None = None,
+    most_clips: int = 20,
+) -> dict[str, Any]:
+    """Write the best student of a run into a new folder, load it again from there and compare it with the run.
+
+    The folder holds `student.onnx`, which takes uint8 frames or a waveform, or `student.safetensors` with
+    `student.json`, which `load` takes; and `preprocessing.json`, all that is needed to feed it. Outputs are `embedding`
+    (B, D) and `logits` (B, C).
+
+    Args:
+        run: run folder.
+        out: folder to make.
+        format: "onnx" or "safetensors".
+        clips: a store whose clips are compared besides random inputs.
+        most_clips: how many of them, evenly spread over the store.
+
+    Returns:
+        What `preprocessing.json` says.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        WeightsError: there is no trained network.
+        ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4; then there is
+            no folder.
+        StoreError, TeacherError: no clip of the store can be fed to the student.
+    """
+    run, out = Path(run), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out}: is there already; name a new folder")
+    missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
+    if missing:
+        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: pip install avdistill[onnx]")
+    network, description = load_student(run)
+    inputs = [_random_inputs(description)]
+    if clips is not None:
+        inputs.append(_clip_inputs(clips, description, most_clips))
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if format == "onnx":
+            exported = _write_onnx(network, description, partial / "student.onnx")
+        else:
+            exported = _write_safetensors(network, description, partial)
+        parity = _compare(_Exported(network), exported, torch.cat(inputs))
+        parity["clips"] = sum(map(len, inputs[1:]))
+        report = _describe(run, network, description, format) | {"parity": parity}
+        write_json(partial / "preprocessing.json", report)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # renamed by now, if all is well
+    return report
+
+
+class _Exported(nn.Module):
+    """A student from what a clip holds, uint8 (B, T, H, W, 3) or float32 (B, S), to (embedding, logits)."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(normalise_frames(inputs) if self.network.modality == "picture" else inputs)
+        assert features.logits is not None  # a student has a classifier
+        return features.embedding, features.logits
+
+
+def _write_onnx(network: Network, description: StudentDescription, file: Path) -> Runner:
+    """Write the file; returns how it answers."""
+    import onnxruntime
+
+    example = _random_inputs(description)[:2]
+    with warnings.catch_warnings():
+        # The exporter warns of its own innards (deprecated calls, opset versions); the comparison that follows tells
+        # whether the file is right.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                _Exported(network).eval(),
+                (example,),
+                str(file),
+                input_names=["inputs"],
+                output_names=["embedding", "logits"],
+                dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"{description.model} cannot be exported as ONNX; safetensors takes any model") from error
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        embedding, logits = session.run(["embedding", "logits"], {"inputs": inputs.numpy()})
+        return embedding, logits
+
+    return answer
+
+
+def _write_safetensors(network: Network, description: StudentDescription, folder: Path) -> Runner:
+    """Write weights and description; returns how a network built anew from them answers."""
+    save_student(folder, network, description)
+    again, _ = load_student(folder)
+    return _runner(_Exported(again))
+
+
+def _runner(module: nn.Module) -> Runner:
+    def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            embedding, logits = module(inputs)
+        return embedding.numpy(), logits.numpy()
+
+    return answer
+
+
+def _compare(module: nn.Module, exported: Runner, inputs: Tensor) -> dict[str, Any]:
+    """The largest absolute differences; raises ExportError beyond the tolerance."""
+    expected = _runner(module)
+    largest = {"embedding": 0.0, "logits": 0.0}
+    # The first alone, then several: the size of a batch must not matter.
+    for batch in (inputs[:1], *inputs[1:].split(_BATCH)):
+        for name, ours, theirs in zip(largest, expected(batch), exported(batch), strict=True):
+            # Written so that NaN counts as a difference.
+            difference = float(np.abs(ours - theirs).max())
+            largest[name] = difference if not difference <= largest[name] else largest[name]
+    for name, difference in largest.items():
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"the exported student's {name} differs by {difference:.2g} from the run's, more than {TOLERANCE:g}"
+            )
+    return {"inputs": len(inputs), "largest_difference": largest, "tolerance": TOLERANCE}
+
+
+def _random_inputs(description: StudentDescription) -> Tensor:
+    rng = np.random.default_rng(0)
+    view = description.view
+    if isinstance(view, PictureView):
+        shape = (_RANDOM_INPUTS, view.frames, *view.size, 3)
+        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+    sound = 0.2 * rng.standard_normal((_RANDOM_INPUTS, window_length(view, description.sample_rate_hz)))
+    return torch.from_numpy(sound.clip(-1, 1).astype(np.float32))
+
+
+def _clip_inputs(store: Store, description: StudentDescription, most: int) -> Tensor:
+    """The first window of some clips of a store."""
+    view = description.view
+    check_rates(store, view, description.fps, description.sample_rate_hz, "the student")
+    clips = np.flatnonzero(has_modality(store, np.arange(len(store)), view))
+    if not len(clips):
+        raise StoreError(f"{store.folder}: no clip with {view.modality}")
+    chosen = clips[np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int)]
+    read = store.frames if isinstance(view, PictureView) else store.sound
+    return torch.stack([evaluation_window(read(int(clip)), view, store.sample_rate_hz, 0) for clip in chosen])
+
+
+def _describe(run: Path, network: Network, description: StudentDescription, file_format: Format) -> dict[str, Any]:
+    """All that is needed to feed the exported student, JSON-ready."""
+    folder = run / "best" if (run / "best").is_dir() else run
+    length = window_length(description.view, description.sample_rate_hz)
+    describe = _describe_picture if isinstance(description.view, PictureView) else _describe_sound
+    return {
+        "version": 1,
+        "file": f"student.{file_format}",
+        "format": file_format,
+        "modality": description.view.modality,
+        **describe(description, file_format),
+        "outputs": {"embedding": ["B", network.embedding_dim], "logits": ["B", len(description.classes)]},
+        "classes": list(description.classes),
+        "probabilities": "sigmoid" if description.multi_label else "softmax",
+        "windows": {
+            "length": length,
+            "stride": length,
+            "short": "repeat the window's own items from their start",
+            "last": (
+                "the first window to reach the end, where it begins"
+                if isinstance(description.view, PictureView)
+                else "moved back to end where the sound ends"
+            ),
+            "average": "mean of the windows' probabilities",
+        },
+        "source": {
+            "run": run.resolve().name,
+            "model": description.model,
+            "options": description.options,
+            "sha256": file_checksum(folder / "student.safetensors"),
+            "avdistill": version("avdistill"),
+        },
+    }
+
+
+def _describe_picture(description: StudentDescription, file_format: Format) -> dict[str, Any]:
+    view = description.view
+    assert isinstance(view, PictureView)
+    inside = file_format == "onnx"
+    height, width = view.size
+    shape: list[str | int] = ["B", view.frames, height, width, 3] if inside else ["B", 3, view.frames, height, width]
+    return {
+        "input": {"name": "inputs", "type": "uint8" if inside else "float32", "shape": shape},
+        "fps": description.fps,
+        # How `prepare` decoded the training store's pictures, before `resize` and `crop` to `size`.
+        "decoded": {name: getattr(description, name) for name in ("short_side", "region", "size")},
+        "frames": view.frames,
+        "size": [height, width],
+        "channels": "RGB",
+        "resize": "bilinear with antialiasing, by the factor max(height / H, width / W), rounded, never below the size",
+        "crop": "centre",
+        "normalisation": {
+            "rule": "(pixel / 255 - mean) / std",
+            "mean": list(_MEAN),
+            "std": list(_STD),
+            "done_by": "the file" if inside else "the caller",
+        },
+    }
+
+
+def _describe_sound(description: StudentDescription, _: Format) -> dict[str, Any]:
+    samples = window_length(description.view, description.sample_rate_hz)
+    return {
+        "input": {"name": "inputs", "type": "float32", "shape": ["B", samples]},
+        "sample_rate_hz": description.sample_rate_hz,
+        "seconds": samples / description.sample_rate_hz,
+        "channels": "mono",
+        "range": [-1, 1],
+    }
