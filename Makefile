@@ -5,7 +5,7 @@
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check
+.PHONY: demo test check faults
 
 demo: $(INSTALLED)
 	.venv/bin/avdistill demo --out demo
@@ -17,6 +17,10 @@ check: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+# The fault list of docs/reliability.md, in about ten minutes; `make faults CLIPS=DIR` mutates the videos of a folder.
+faults: $(INSTALLED)
+	.venv/bin/python benchmarks/faults.py $(if $(CLIPS),--clips "$(CLIPS)")
 
 # The mark `.installing` stands while the work goes on. One that is found at the start was left by an install that was
 # cut short: nobody knows which packages are whole, so the environment is made anew.

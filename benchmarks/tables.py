@@ -70,10 +70,18 @@ def demo_choices() -> str:
     return markdown_table(rows, columns)
 
 
+def faults() -> str:
+    """What really happened to every fault of the list."""
+    told = _read("faults")
+    columns = {"fault": "fault", "command": "command", "promise": "promise", "what_happened": "what happened"}
+    return markdown_table(told["faults"], columns)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
+    "faults": faults,
     "grid": grid,
 }
 

@@ -31,6 +31,7 @@ def test_help_lists_the_verbs_without_importing_torch():
     expected = [
         "synthesize",
         "prepare",
+        "import",
         "info",
         "teacher",
         "embed",
@@ -38,6 +39,8 @@ def test_help_lists_the_verbs_without_importing_torch():
         "resume",
         "evaluate",
         "retrieve",
+        "predict",
+        "export",
         "demo",
         "recipes",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -9,6 +10,7 @@ from importlib import import_module
 VERBS: dict[str, tuple[str, str]] = {
     "synthesize": ("data:synthesize", "make videos of moving things with related and unrelated sound"),
     "prepare": ("data:prepare", "videos and a list -> a store of frames and sound"),
+    "import": ("release:import_", "the released implementation's clips or checkpoint -> store or run"),
     "info": ("data:info", "describe a store and verify its checksums"),
     "teacher": ("runs:teacher", "train a teacher: `teacher train STORE`"),
     "embed": ("runs:embed", "put a teacher's embeddings and logits into a store"),
@@ -16,6 +18,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "resume": ("runs:resume", "continue an interrupted run exactly"),
     "evaluate": ("figures:evaluate", "classification figures of a run on a store"),
     "retrieve": ("figures:retrieve", "retrieval figures of a run on a store"),
+    "predict": ("use:predict", "label video files with a run: each whole, and what is when"),
+    "export": ("use:export", "the student alone as ONNX or safetensors, compared with the run"),
     "demo": ("figures:demo", "the whole street on synthetic videos, with a report"),
     "recipes": ("runs:recipes", "list recipes, models and methods"),
 }
@@ -23,7 +27,16 @@ VERBS: dict[str, tuple[str, str]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0, 1 for a failure said in one line, 2 for a wrong call."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `avdistill ... | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: avdistill VERB ...    (avdistill VERB --help)\n")
         print("\n".join(f"  {verb:<12}{help_line}" for verb, (_, help_line) in VERBS.items()))

@@ -148,6 +148,8 @@ class StudentDescription:
         view: what it was trained on.
         fps: frames a second of the store; None where every frame was taken.
         sample_rate_hz: of the store's sound.
+        short_side, size, region: how the store's pictures were cut and scaled from the files, as in `PrepareConfig`;
+            all None where that is not known.
     """
 
     model: str
@@ -157,3 +159,6 @@ class StudentDescription:
     sample_rate_hz: int
     multi_label: bool = False
     options: dict[str, Option] = field(default_factory=dict)
+    short_side: int | None = None
+    size: tuple[int, int] | None = None
+    region: tuple[int, int, int, int] | None = None

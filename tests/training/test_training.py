@@ -28,6 +28,7 @@ from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resu
 from avdistill.training.checkpoint import RunError
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
+from avdistill.training.session import Session
 from avdistill.types import PictureView, SoundView
 
 STUDENT = StudentConfig(
@@ -352,9 +353,8 @@ def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
     changes = {"steps": 1, "batch_size": 3, "validation_fraction": 0.0}
     sgd = OptimizerConfig("sgd", 1e-3, 0.0, "constant")
     run = train(config(taught.folder, tmp_path / "run", accumulate=2, optimizer=sgd, **changes))
-    from avdistill.training.loop import _Session
-
-    session = _Session.open(config(taught.folder, tmp_path / "same", accumulate=2, optimizer=sgd, **changes))
+    same = config(taught.folder, tmp_path / "same", accumulate=2, optimizer=sgd, **changes)
+    session = Session.open(same, same.out, torch.device("cpu"))
     student = session.method.student.train()
     start = {k: v.clone() for k, v in student.named_parameters()}
     for number in (0, 1):

@@ -35,8 +35,8 @@ def load_student(folder: str | Path) -> tuple[Network, StudentDescription]:
         WeightsError: nothing there, or it does not fit together.
     """
     folder = Path(folder)
-    if (folder / "best").is_dir():
-        folder = folder / "best"
+    # A kill while a better student took its place leaves the one before under its old name.
+    folder = next((f for f in (folder / "best", folder / "best.old") if f.is_dir()), folder)
     described = folder / "student.json"
     if not described.is_file():
         raise WeightsError(f"{folder}: no trained network here (student.json is missing)")

@@ -7,18 +7,21 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.store import write_json
+from avdistill.data.store import reason, write_json
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, tensors
 from avdistill.types import StudentDescription
@@ -26,6 +29,27 @@ from avdistill.types import StudentDescription
 
 class RunError(Exception):
     """A run folder that is missing, in the way or damaged, or a run that cannot go on; the message is one line."""
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """A full disk or a folder that may not be written is a RunError in one line; saves are whole or not made at all."""
+    try:
+        yield
+    # PyTorch and safetensors have their own words for a disk that is full.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"{run}: cannot be written: {reason(error):.160}; what was saved before stays") from error
+
+
+def create_run(run: Path, files: Mapping[str, object]) -> None:
+    """Make a run folder with these JSON files, whole or not at all."""
+    fresh = run.with_name(run.name + ".tmp")
+    with writing(run):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, content in files.items():
+            write_json(fresh / name, content)
+        fresh.rename(run)
 
 
 @dataclass
@@ -51,24 +75,16 @@ def save_last(
         random["cuda"] = distributed.gather(torch.cuda.get_rng_state()[None])
     if distributed.rank():
         return
-    fresh, old = run / "last.tmp", run / "last.old"
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    save_student(fresh, method.student, description)
-    save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
     state = {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "random": random,
         "progress": vars(progress).copy(),
     }
-    torch.save(state, fresh / "state.pt")
-    _sync(fresh)
-    if (run / "last").exists():
-        (run / "last").rename(old)
-    fresh.rename(run / "last")
-    shutil.rmtree(old, ignore_errors=True)
+    with _replaced(run, "last") as fresh:
+        save_student(fresh, method.student, description)
+        save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
+        torch.save(state, fresh / "state.pt")
 
 
 def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
@@ -100,17 +116,9 @@ def save_best(run: Path, method: Method, description: StudentDescription, progre
     """Replace `best/` by the present student, with a line on how it was chosen; process 0 writes."""
     if distributed.rank():
         return
-    fresh, old = run / "best.tmp", run / "best.old"
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    save_student(fresh, method.student, description)
-    write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
-    _sync(fresh)
-    if (run / "best").exists():
-        (run / "best").rename(old)
-    fresh.rename(run / "best")
-    shutil.rmtree(old, ignore_errors=True)
+    with _replaced(run, "best") as fresh:
+        save_student(fresh, method.student, description)
+        write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
 
 
 def cut_metrics(run: Path, step: int) -> None:
@@ -156,10 +164,24 @@ def _processor() -> str:
     )
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+@contextmanager
+def _replaced(run: Path, name: str) -> Iterator[Path]:
+    """A fresh folder to write into, which then takes the place of `name` in the run."""
+    fresh, old = run / f"{name}.tmp", run / f"{name}.old"
+    with writing(run):
+        # A kill between the renames below leaves only the old folder: it goes when there is a whole one beside it.
+        if (run / name).exists():
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        for file in fresh.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if (run / name).exists():
+            (run / name).rename(old)
+        fresh.rename(run / name)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def run_progress(run: Path) -> Progress:

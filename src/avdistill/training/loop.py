@@ -29,11 +29,13 @@ from avdistill.inference import run_network
 from avdistill.training.checkpoint import (
     Progress,
     RunError,
+    create_run,
     cut_metrics,
     environment,
     load_last,
     save_best,
     save_last,
+    writing,
 )
 from avdistill.training.config import TrainConfig, read_config
 from avdistill.training.optim import autocast, clip_gradients
@@ -63,10 +65,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
         session = Session.open(config, config.out, device)
         distributed.wait_for_all()
         if distributed.rank() == 0:
-            config.out.mkdir(parents=True)
-            write_json(config.out / "config.json", encode(config))
-            write_json(config.out / "environment.json", environment())
-            write_json(config.out / "data.json", session.data_record())
+            records = {"config": encode(config), "environment": environment(), "data": session.data_record()}
+            create_run(config.out, {f"{name}.json": record for name, record in records.items()})
         return _run(session, Progress(), on_step, stop_after)
 
 
@@ -251,8 +251,9 @@ def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
 
         def log(step: int, values: dict[str, Any]) -> None:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-            file.flush()
+            with writing(run):
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.flush()
             for group, entry in values.items() if writer is not None else ():
                 for name, value in entry.items() if isinstance(entry, dict) else [("", entry)]:
                     with suppress(TypeError):

@@ -109,6 +109,7 @@ class Session:
                 sample_rate_hz=store.sample_rate_hz,
                 multi_label=multi_label,
                 options=dict(config.student.options),
+                **store.picture_reading,
             ),
             left_out=len(split) - len(clips),
         )
