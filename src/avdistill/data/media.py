@@ -170,16 +170,21 @@ def _decode(
 ) -> Clip:
     notes: list[str] = []
     pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    sounds = list(container.streams.audio)
+    sounds = [s for s in container.streams.audio if _is_decodable(s)]
+    if len(sounds) < len(container.streams.audio):
+        notes.append("sound stream cannot be decoded")
     if not pictures and not sounds:
         raise NoStreamError(f"{path}: neither picture nor sound")
     for kind, streams in (("video", pictures), ("sound", sounds)):
         if len(streams) > 1:
             notes.append(f"{len(streams)} {kind} streams, first taken")
     for stream in pictures[:1]:
+        if not _is_decodable(stream):
+            raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
         check_pixels(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
-    picture = Picture(path, start, end, fps, scale, kept) if pictures else None
+    avi = container.format.name == "avi"
+    picture = Picture(path, start, end, fps, scale, kept, by_decoding_time=avi) if pictures else None
     sound = Sound(path, sample_rate) if sounds else None
     if picture and start >= _SEEK_FROM_SECONDS:
         picture.seek(container, pictures[0])
@@ -214,6 +219,11 @@ def _decode(
     if picture and picture.jump:
         notes.append(picture.jump)
     return Clip(frames, times, fps, waveform, sample_rate, tuple(notes))
+
+
+def _is_decodable(stream: av.stream.Stream) -> bool:
+    # None where FFmpeg knows no decoder for the codec that the file names, as in a damaged header.
+    return getattr(stream, "codec_context", None) is not None
 
 
 def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: list[str]) -> Iterator[av.Packet]:

@@ -5,6 +5,7 @@ Frames are kept in memory or, so that an hour needs no more of it than a second,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -14,7 +15,6 @@ from typing import IO
 
 import av
 import numpy as np
-from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 
 # A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
@@ -162,9 +162,18 @@ class Picture:
     """Takes decoded frames in order and keeps those the rule names."""
 
     def __init__(
-        self, path: Path, start: Fraction, end: Fraction | None, fps: float | None, scale: Scaler, frames: Frames
+        self,
+        path: Path,
+        start: Fraction,
+        end: Fraction | None,
+        fps: float | None,
+        scale: Scaler,
+        frames: Frames,
+        *,
+        by_decoding_time: bool = False,
     ) -> None:
         self._path, self._scale, self._frames = path, scale, frames
+        self._by_decoding_time = by_decoding_time
         self._start, self._end = start, end
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
@@ -225,11 +234,41 @@ class Picture:
         return self._frames.result(), np.array(self._times)
 
     def _pts(self, frame: av.VideoFrame) -> Fraction:
-        # AVI keeps decoding times only; in a stream without reordering they are the presentation times.
-        pts = frame.pts if frame.pts is not None else frame.dts
-        if pts is None or frame.time_base is None:
-            return (self.origin or Fraction(0)) + self._last + Fraction(1, 25)
-        return pts * Fraction(frame.time_base)
+        # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
+        # FFmpeg makes up for it go back and forth where frames are reordered.
+        pts = frame.dts if self._by_decoding_time or frame.pts is None else frame.pts
+        tick = Fraction(frame.time_base or 0)
+        if pts is None or not tick:
+            return (self.origin or Fraction(0)) + self._last + (frame.duration * tick or Fraction(1, 25))
+        return pts * tick
+
+
+class _Mixer:
+    """Sound of one form -> mono at a rate. Channels are averaged by FFmpeg's weights, so that full scale stays full:
+    PyAV's own resampler adds them up when it makes floats, 1.4 times for stereo and 3.4 times for 5.1.
+    """
+
+    def __init__(self, like: av.AudioFrame, sample_rate: int) -> None:
+        graph = self._graph = av.filter.Graph()  # kept: its parts do not keep it, and crash without it
+        self._source = graph.add_abuffer(
+            sample_rate=like.sample_rate, format=like.format, layout=like.layout, time_base=like.time_base
+        )
+        mixer = graph.add("aresample", f"{sample_rate}:out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1.0")
+        self._sink = graph.add("abuffersink")
+        self._source.link_to(mixer)
+        mixer.link_to(self._sink)
+        graph.configure()
+
+    def __call__(self, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
+        """What has come out after `frame`; None flushes."""
+        self._source.push(frame)
+        while True:
+            try:
+                out = self._sink.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):  # wants more; has given all
+                return
+            assert isinstance(out, av.AudioFrame)
+            yield out
 
 
 @dataclass
@@ -244,7 +283,7 @@ class Sound:
     _kept: bytearray = field(default_factory=bytearray)  # float32; grows in place, where a list would be joined
     _samples: int = 0
     _form: tuple[str, str, int] | None = None
-    _resampler: AudioResampler | None = None
+    _mixer: _Mixer | None = None
 
     def add(self, frame: av.AudioFrame) -> None:
         """Take the next decoded frame."""
@@ -252,11 +291,11 @@ class Sound:
         if form != self._form:  # a stream may change its channels half-way
             self._flush()
             self._form = form
-            self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate)
+            self._mixer = _Mixer(frame, self.sample_rate)
         if self.first is None:
             self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
-        assert self._resampler is not None
-        for out in self._resampler.resample(frame):
+        assert self._mixer is not None
+        for out in self._mixer(frame):
             self._keep(out)
 
     def reaches(self, time: Fraction) -> bool:
@@ -290,15 +329,15 @@ class Sound:
             raise MediaError(f"{self.path}: more than {_LONGEST_SOUND_SECONDS // 3600} h of sound; give segments")
 
     def _flush(self) -> None:
-        if self._resampler is not None:
+        if self._mixer is not None:
             try:
-                for out in self._resampler.resample(None):
+                for out in self._mixer(None):
                     self._keep(out)
             except EXHAUSTED:
                 raise
             except DECODE_ERRORS:
                 pass
-            self._resampler = None
+            self._mixer = None
 
 
 def fraction(value: float) -> Fraction:
