@@ -30,7 +30,7 @@ FAULTS: list[tuple[Callable[[Street], str], str]] = [
     (faults_runs.killed_prepare, "prepare"),
     (faults_runs.killed_embed, "embed"),
     (faults_runs.killed_train, "train, resume"),
-    (faults_runs.killed_at_the_first_files, "train, resume"),
+    (faults_runs.killed_at_the_first_files, "resume, train"),
     (faults_runs.killed_rank, "torchrun ... train, resume"),
     (faults_runs.full_disk_prepare, "prepare"),
     (faults_runs.full_disk_embed, "embed"),

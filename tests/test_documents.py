@@ -48,7 +48,7 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
     assert [words[1] for words in street] == [
-        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
+        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve", "predict", "export",
     ]  # fmt: skip
     for words in street:
         extra = shlex.split(small.get(words[1], ""))

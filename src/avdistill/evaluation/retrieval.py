@@ -47,8 +47,8 @@ def retrieve(
 ) -> Retrieval:
     """Look up each labelled clip of split `queries` among the labelled clips of split `gallery`.
 
-    Under torchrun the processes share the clips. Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
-    such a gallery clip cannot be found (`gallery_missing`).
+    Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
+    such a gallery clip cannot be found (`gallery_missing`). Under torchrun the processes share the clips.
 
     Args:
         run: run folder.

@@ -75,7 +75,8 @@ def embed(
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
 
-    Under torchrun the processes share the clips and process 0 writes. Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher.
+    Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
+    torchrun the processes share the clips and process 0 writes.
 
     Raises:
         TeacherError: the store's rate differs from what the teacher was trained at.

@@ -53,11 +53,11 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
         stop_after: save and return after this many steps, as SIGTERM would do; `resume` goes on.
 
     Raises:
-        RunError: the run folder exists, a loss or gradient is not finite (the last good state is in `last/`), or
-            another process of the run was lost.
+        RunError: the run folder exists (an empty one is taken), a loss or gradient is not finite (the last good state
+            is in `last/`), the folder cannot be written, or another process of the run was lost.
         StoreError: the store does not hold what the config asks for.
     """
-    if config.out.exists():
+    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
     # Where the run is resumed from must not matter.
     config = replace(config, store=config.store.resolve())
