@@ -23,7 +23,7 @@ class Outputs:
 
     Attributes:
         embedding: float32 (N, D), mean over the clip's windows.
-        logits: float32 (N, C), mean over the windows.
+        logits: float32 (N, C), mean over the windows; (N, 0) for a network without a classifier.
         probabilities: float32 (N, C), mean over the windows of the softmax (of the sigmoid with several labels).
         present: bool (N,), whether the clip holds what the network looks at.
     """
@@ -80,8 +80,9 @@ def run_network(
             for positions, inputs in DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator()):
                 inputs = inputs.to(device)
                 features = network(normalise_frames(inputs) if view.modality == "picture" else inputs)
-                probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
-                values = [x.float().cpu() for x in (features.embedding, features.logits, probabilities)]
+                logits = features.embedding[:, :0] if features.logits is None else features.logits
+                probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+                values = [x.float().cpu() for x in (features.embedding, logits, probabilities)]
                 if sums is None:
                     sums = [torch.zeros(len(clips), x.shape[1]) for x in values]
                 index = torch.from_numpy(rows)[positions]

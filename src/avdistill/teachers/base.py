@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -42,7 +43,33 @@ class Teacher:
     source: str
 
 
-def load_teacher(run: str | Path) -> Teacher:
+@dataclass(frozen=True)
+class TeacherKind:
+    """A teacher that goes by a name: what `avdistill teacher list` tells, and how to get it.
+
+    Attributes:
+        modality: "sound" or "picture".
+        width: D of its embedding.
+        takes: what it is given, in words ("16000 Hz", "224 x 224, each frame").
+        minimum_seconds: the shortest input; shorter ones are repeated. None for a picture.
+        weights: where they come from, in words.
+        licence: of the weights.
+        load: from a file or folder of weights (None: found by itself or, where that is stated, downloaded once) to the
+            teacher; raises TeacherError or WeightsError in one line that says what was expected and found.
+        present: whether `load(None)` needs nothing that is not on this machine.
+    """
+
+    modality: Literal["sound", "picture"]
+    width: int
+    takes: str
+    minimum_seconds: float | None
+    weights: str
+    licence: str
+    load: Callable[[Path | None], Teacher]
+    present: Callable[[], bool]
+
+
+def load_run(run: str | Path) -> Teacher:
     """A teacher from a run folder: an ordinary supervised run's best student.
 
     Raises:
@@ -97,7 +124,7 @@ def embed(
         )
         present = outputs.present.numpy()
         embedding = np.full((len(store), outputs.embedding.shape[1]), np.nan, dtype=np.float32)
-        logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)
+        logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)  # (N, 0) without a classifier
         embedding[clips[present]] = outputs.embedding.numpy()[present]
         logits[clips[present]] = outputs.logits.numpy()[present]
         if distributed.rank() == 0:
@@ -106,7 +133,7 @@ def embed(
                 modality=teacher.view.modality,
                 source=teacher.source,
                 embedding=embedding,
-                logits=logits,
+                logits=logits if teacher.classes else None,
                 classes=teacher.classes,
             )
         distributed.wait_for_all()

@@ -1,0 +1,7 @@
+"""Teachers that hear, by name."""
+
+from __future__ import annotations
+
+from avdistill.teachers.base import TeacherKind
+
+SOUND_TEACHERS: dict[str, TeacherKind] = {}
