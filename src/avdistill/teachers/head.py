@@ -1,0 +1,107 @@
+"""Logits for a teacher that has none in the store's classes: a linear head on its embeddings (METHOD: baselines).
+
+Only labelled clips of the training split are fitted on. Their own logits are those of a head that has not seen them or
+another segment of their video (out of fold): a head's opinion of what it was fitted on is too sure to learn from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from avdistill.data.store import Store
+
+_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+_FOLDS = 5
+# A class without a labelled clip cannot be believed in, but a logit of minus infinity would turn losses into NaN.
+_NEVER = -20.0
+
+
+def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tuple[np.ndarray | None, str]:
+    """Logits of every clip that has an embedding, from a logistic regression on the labelled ones of a split.
+
+    The strength of its regularisation is the one with the best likelihood on the first fold.
+
+    Args:
+        store: whose labels are used.
+        embedding: (N, D), rows of NaN where a clip has none.
+        split: the clips to fit on.
+
+    Returns:
+        float32 (N, C) log-probabilities (with several labels per clip: log-odds), NaN where there is no embedding; and
+        how they were made, in words. None where fewer than two videos or classes of the split are labelled.
+    """
+    present = ~np.isnan(embedding).any(axis=1)
+    labelled = np.array([bool(row) for row in store.labels])
+    rows = np.flatnonzero(present & labelled & (store.columns["split"] == split))
+    groups = store.columns["path"][rows].astype(str)
+    occurring = sorted({name for i in rows for name in store.labels[i]})
+    if len(set(groups)) < 2 or len(occurring) < 2:
+        return None, f"no head: fewer than two labelled videos or classes in split {split!r}"
+    several = any(len(store.labels[i]) > 1 for i in rows)
+    targets: Any = np.array([store.labels[i][0] for i in rows])
+    if several:
+        targets = np.array([[name in store.labels[i] for name in occurring] for i in rows], dtype=int)
+
+    folds = list(GroupKFold(min(_FOLDS, len(set(groups)))).split(rows, groups=groups))
+    x = embedding[rows]
+    fitted_on, held_out = folds[0]
+    strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, occurring, fitted_on, held_out, c, several))
+    own = np.zeros((len(rows), len(occurring)))
+    for fitted_on, held_out in folds:
+        head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
+        own[held_out] = _scores(head, x[held_out], occurring, several)
+    columns = [store.classes.index(name) for name in occurring]
+    logits = np.full((len(store), len(store.classes)), np.nan, dtype=np.float32)
+    logits[present] = _NEVER
+    whole = _fitted(x, targets, strength, several)
+    logits[np.ix_(np.flatnonzero(present), columns)] = _scores(whole, embedding[present], occurring, several)
+    logits[np.ix_(rows, columns)] = own
+    return logits, f"logits of a linear head on {len(rows)} labelled clips of split {split!r} (C {strength:g})"
+
+
+def _likelihood(
+    x: np.ndarray,
+    targets: Any,
+    classes: list[str],
+    fitted_on: np.ndarray,
+    held_out: np.ndarray,
+    strength: float,
+    several: bool,
+) -> float:
+    """Mean log-likelihood of the clips held out."""
+    scores = _scores(_fitted(x[fitted_on], targets[fitted_on], strength, several), x[held_out], classes, several)
+    if several:
+        return float(-np.logaddexp(0, np.where(targets[held_out] == 1, -scores, scores)).mean())
+    return float(scores[np.arange(len(scores)), [classes.index(name) for name in targets[held_out]]].mean())
+
+
+def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipeline:
+    head: Any = LogisticRegression(C=strength, max_iter=300)
+    head = make_pipeline(StandardScaler(), OneVsRestClassifier(head) if several else head)
+    with warnings.catch_warnings():
+        # A head that is nearly there serves; a class that a fold lacks, or holds alone, is scored as never or always.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
+        warnings.filterwarnings("ignore", message="Label not .* is present in all training examples")
+        head.fit(x, targets)
+    return head
+
+
+def _scores(head: Pipeline, x: np.ndarray, classes: list[str], several: bool) -> np.ndarray:
+    """(n, C) in the order of `classes`."""
+    if several:
+        p = np.clip(head.predict_proba(x), 1e-9, 1 - 1e-9)
+        return np.maximum(np.log(p) - np.log1p(-p), _NEVER)
+    scores = np.full((len(x), len(classes)), _NEVER)
+    known = [classes.index(name) for name in head.classes_]
+    scores[:, known] = np.maximum(head.predict_log_proba(x), _NEVER)
+    return scores

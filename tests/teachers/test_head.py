@@ -1,0 +1,82 @@
+"""The linear head that gives a teacher logits: what it is fitted on; no clip is scored by its own label."""
+
+import numpy as np
+import pytest
+
+from avdistill.data.store import Store
+from avdistill.teachers.head import fit_head
+
+
+@pytest.fixture
+def informed(prepared):
+    """(store, embedding): 24 dimensions, a third of which tells each class, named by the clip; two clips without."""
+    store = Store(prepared)
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((len(store), 24)).astype(np.float32)
+    classes = np.array([int(name.split("_")[1]) % 3 for name in store.columns["id"]])
+    embedding += 2 * np.tile(np.eye(3, dtype=np.float32)[classes], 8)
+    embedding[[0, 30]] = np.nan
+    return store, embedding, classes
+
+
+def test_all_clips_with_an_embedding_get_logits_from_the_labelled_of_the_split(informed):
+    store, embedding, classes = informed
+    logits, told = fit_head(store, embedding)
+    assert logits.shape == (len(store), 3)
+    assert np.isnan(logits[[0, 30]]).all()
+    rest = np.delete(np.arange(len(store)), [0, 30])
+    assert np.isfinite(logits[rest]).all()
+    np.testing.assert_allclose(np.exp(logits[rest]).sum(1), 1, atol=1e-5)
+    tests = np.flatnonzero(store.columns["split"] == "test")
+    assert (logits[np.setdiff1d(tests, [30])].argmax(1) == classes[np.setdiff1d(tests, [30])]).mean() > 0.7
+    assert "8 labelled clips of split 'train'" in told  # nine, one of which has no embedding
+
+
+def test_a_clip_s_own_label_does_not_reach_its_logits(informed, monkeypatch):
+    """Another label for one training clip: its own logits stay, those of others move."""
+    store, embedding, _ = informed
+    before, _ = fit_head(store, embedding)
+    row = int(np.flatnonzero((store.columns["split"] == "train") & [bool(x) for x in store.labels])[2])
+    labels = list(store.labels)
+    labels[row] = tuple({"class_0", "class_1", "class_2"} - set(labels[row]))[:1]
+    monkeypatch.setitem(store.__dict__, "labels", labels)
+    monkeypatch.setattr("avdistill.teachers.head._STRENGTHS", (0.1,))
+    after, _ = fit_head(store, embedding)
+    monkeypatch.setitem(store.__dict__, "labels", list(Store(store.folder).labels))
+    before, _ = fit_head(store, embedding)
+    np.testing.assert_allclose(after[row], before[row], atol=1e-6)
+    tests = store.columns["split"] == "test"
+    assert np.nanmax(np.abs(after[tests] - before[tests])) > 0.01
+
+
+def test_segments_of_a_video_share_a_fold(informed, monkeypatch):
+    """Two clips of one path with the same embedding and unlike labels: neither learns the other's label."""
+    store, embedding, _ = informed
+    rows = np.flatnonzero((store.columns["split"] == "train") & [bool(x) for x in store.labels])[1:3]
+    path = store.columns["path"].copy()
+    path[rows[1]] = path[rows[0]]
+    monkeypatch.setitem(store.columns, "path", path)
+    embedding[rows[1]] = embedding[rows[0]]
+    logits, _ = fit_head(store, embedding)
+    np.testing.assert_array_equal(logits[rows[0]], logits[rows[1]])
+
+
+def test_several_labels(prepared, monkeypatch, informed):
+    store, embedding, classes = informed
+    labels = [(*row, "odd") if row and i % 2 else row for i, row in enumerate(store.labels)]
+    monkeypatch.setitem(store.__dict__, "labels", labels)
+    monkeypatch.setitem(store._description, "classes", ["class_0", "class_1", "class_2", "odd"])
+    logits, _ = fit_head(store, embedding)
+    tests = np.setdiff1d(np.flatnonzero(store.columns["split"] == "test"), [30])
+    assert np.isfinite(logits[tests]).all()
+    assert (logits[tests, :3].argmax(1) == classes[tests]).mean() > 0.7
+
+
+def test_a_class_without_labelled_clips_is_never_and_too_few_give_none(informed, monkeypatch):
+    store, embedding, _ = informed
+    monkeypatch.setitem(store._description, "classes", [*store.classes, "unseen"])
+    logits, _ = fit_head(store, embedding)
+    assert (logits[~np.isnan(logits[:, 3]), 3] == -20).all()
+    logits, told = fit_head(store, embedding, split="nowhere")
+    assert logits is None
+    assert "fewer than two" in told
