@@ -1,6 +1,7 @@
 """The pages of UCF51 and ActivityNet: their commands, word for word, on tiny trees of the same layout."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from avdistill.cli import main
 from avdistill.data.store import Store
 from avdistill.training.recipes import RECIPES
 from media_files import tone, write_video
-from test_documents import commands
+from test_documents import ROOT, commands
 
 
 @pytest.fixture
@@ -19,10 +20,9 @@ def small_recipes(monkeypatch):
     """The same recipes with a few steps of a small network, so that the pages' commands end in seconds."""
     for name, recipe in RECIPES.items():
         options = {"width": 8, "embedding_dim": 16}
-        view = replace(
-            recipe.student.view, **({"seconds": 0.5} if "teacher" in name else {"size": (32, 32), "frames": 4})
-        )
-        model = "logmel_cnn" if "teacher" in name else "shifted_frames"
+        hears = recipe.student.view.modality == "sound"
+        view = replace(recipe.student.view, **({"seconds": 0.5} if hears else {"size": (32, 32), "frames": 4}))
+        model = "logmel_cnn" if hears else "shifted_frames"
         student = replace(recipe.student, model=model, view=view, options=options)
         few = {"steps": 2, "batch_size": 6, "labelled_per_batch": None, "workers": 0}
         monkeypatch.setitem(RECIPES, name, replace(recipe, student=student, **few))
@@ -103,3 +103,65 @@ def test_activitynet_page(small_recipes, monkeypatch, tmp_path, capsys):
     assert "-A_b03xYzQw" in (tmp_path / "activitynet" / "skipped.csv").read_text()
     figures = json.loads((tmp_path / "runs" / "mnf_csc" / "retrieval-validation" / "figures.json").read_text())
     assert figures["queries"] == 8
+
+
+def test_vggsound_page(small_recipes, monkeypatch, tmp_path, capsys):
+    rows = []
+    for number in range(12):
+        name, label, split = f"yt{number:09d}", number % 2, "test" if number >= 8 else "train"
+        if number != 5:
+            clip(tmp_path / "videos", f"{name}_{30 + number:06d}.mp4", label, seed=number)
+        rows.append(f'{name},{30 + number},"{("dog barking", "cat, purring")[label]}",{split}\n')
+    (tmp_path / "vggsound.csv").write_text("".join(rows))
+
+    walk("docs/tasks/vggsound.md", monkeypatch, tmp_path, capsys)
+
+    store = Store(tmp_path / "vggsound")
+    assert store.classes == ("cat, purring", "dog barking")
+    assert store.describe()["splits"] == {"test": 4, "train": 7}
+
+
+def test_kinetics_sounds_page(small_recipes, monkeypatch, tmp_path, capsys):
+    page = (ROOT / "docs" / "tasks" / "kinetics_sounds.md").read_text()
+    classes = re.search(r"```\n(blowing nose\n.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(classes) == 31
+    for split, count in (("train", 8), ("validate", 4)):
+        rows = ["label,youtube_id,time_start,time_end,split"]
+        for number in range(count):
+            name, label = f"{split[:2]}_{number:08d}", ("bowling", "singing", "abseiling")[number % 3]
+            clip(tmp_path / "videos" / label, f"{name}_000010_000020.mp4", number % 3, seed=number)
+            rows.append(f"{label},{name},10,20,{split}")
+        (tmp_path / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "kinetics_sounds.txt").write_text("bowling\nsinging\n")
+
+    walk("docs/tasks/kinetics_sounds.md", monkeypatch, tmp_path, capsys)
+
+    store = Store(tmp_path / "ks")
+    assert store.classes == ("bowling", "singing")
+    assert store.describe()["splits"] == {"train": 6, "validation": 3}
+
+
+def test_audioset_tagging_page(small_recipes, monkeypatch, tmp_path, capsys):
+    (tmp_path / "audioset").mkdir()
+    mids = ("/m/068hy", "/m/07q6cd_", "/t/dd00088")
+    names = ("Domestic animals, pets", "Squeak", "Gush")
+    table = "".join(f'{i},{mid},"{name}"\n' for i, (mid, name) in enumerate(zip(mids, names, strict=True)))
+    (tmp_path / "audioset" / "class_labels_indices.csv").write_text("index,mid,display_name\n" + table)
+    head = "# Segments csv created\n# num_ytids=9\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    for part, count in (("balanced_train", 10), ("eval", 5)):
+        rows = []
+        for number in range(count):
+            name, label = f"-{part[:2]}{number:08d}", number % 3
+            clip(tmp_path / "videos", f"Y{name}.mp4", label, seed=number)
+            both = ",".join({mids[label], mids[(label + number % 2) % 3]})
+            rows.append(f'{name}, {number}.000, {number + 10}.000, "{both}"\n')
+        (tmp_path / "audioset" / f"{part}_segments.csv").write_text(head + "".join(rows))
+
+    walk("docs/tasks/audioset_tagging.md", monkeypatch, tmp_path, capsys)
+
+    store = Store(tmp_path / "tagging")
+    assert store.classes == tuple(sorted(names))
+    assert store.describe()["splits"] == {"test": 5, "train": 10}
+    assert store.teachers["picture"].classes == store.classes
+    figures = json.loads((tmp_path / "runs" / "mnf_csc" / "evaluation-test" / "figures.json").read_text())
+    assert {"map", "auc", "d_prime"} <= figures.keys()

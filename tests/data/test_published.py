@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avdistill.cli import main
-from avdistill.data.annotations import Annotation, read_annotations
+from avdistill.data.annotations import Annotation, AnnotationError, keep_labels, read_annotations
 from avdistill.data.preparation import PrepareConfig, prepare
 from list_files import make_videos, refusal, write
 from media_files import write_video
@@ -302,3 +302,44 @@ def test_recognised(tmp_path: Path, name: str, content: object, expected: str) -
 def test_other_json_is_not_recognised(tmp_path: Path, content: object) -> None:
     message = refusal(write(tmp_path / "a.json", content))
     assert "none of them; name the format: folder, csv, jsonl, ucf101, ucf51, activitynet, vggsound" in message
+
+
+def test_audioset(tmp_path):
+    head = "# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids=2\n# YTID, start_seconds, ...\n"
+    rows = '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/0bt9lr"\n-0_y_aaaaaa, 30.000, 40.000, "/m/068hy"\n'
+    (tmp_path / "eval_segments.csv").write_text(head + rows)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "Y--4gqARaEJE.mp4").touch()
+    (videos / "-0_y_aaaaaa.webm").touch()
+    first, second = read_annotations(tmp_path / "eval_segments.csv", videos=videos)  # recognised by its first line
+    assert (first.path, first.labels, first.split) == ("Y--4gqARaEJE.mp4", ("/m/068hy", "/m/0bt9lr"), "test")
+    assert (first.start_seconds, first.end_seconds) == (0.0, None)
+    assert (second.path, second.start_seconds, second.end_seconds) == ("-0_y_aaaaaa.webm", 30.0, 40.0)
+
+    (tmp_path / "class_labels_indices.csv").write_text('index,mid,display_name\n0,/m/068hy,"Domestic animals, pets"\n')
+    (tmp_path / "balanced_train_segments.csv").write_text(head + rows.replace("-0_y", "-1_y").replace("--4g", "--5g"))
+    listed = read_annotations(tmp_path, format="audioset", videos=videos)
+    assert [a.split for a in listed] == ["train", "train", "test", "test"]
+    assert listed[3].labels == ("Domestic animals, pets",)
+    assert listed[2].labels == ("Domestic animals, pets", "/m/0bt9lr")
+    (tmp_path / "class_labels_indices.csv").write_text("mid,name\n")
+    with pytest.raises(AnnotationError, match="index, mid, display_name"):
+        read_annotations(tmp_path, format="audioset", videos=videos)
+
+
+def test_several_lists_are_one_and_labels_choose(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label,split\na.mp4,x,train\nb.mp4,y,train\n")
+    (tmp_path / "b.csv").write_text("path,labels,split\nc.mp4,x|z,test\n")
+    (tmp_path / "wanted.txt").write_text("x\n")
+    both = read_annotations([tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert [a.clip_id for a in both] == ["a", "b", "c"]
+    assert [(a.clip_id, a.labels) for a in keep_labels(both, tmp_path / "wanted.txt")] == [("a", ("x",)), ("c", ("x",))]
+    (tmp_path / "b.csv").write_text("path,labels,split\na.mp4,x,test\n")
+    with pytest.raises(AnnotationError, match="every clip in one split"):
+        read_annotations([tmp_path / "a.csv", tmp_path / "b.csv"])
+    (tmp_path / "wanted.txt").write_text("x\nq\n")
+    with pytest.raises(AnnotationError, match="'q'"):
+        keep_labels(both, tmp_path / "wanted.txt")
+    with pytest.raises(AnnotationError, match="a readable file"):
+        keep_labels(both, tmp_path / "absent.txt")

@@ -65,3 +65,17 @@ def test_nothing_to_look_at_is_zero_with_a_graph():
     ):
         assert float(value.detach()) == 0
         value.backward()
+
+
+def test_soft_labels_of_several_classes_equal_a_naive_loop():
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    T = 2.5
+    expected = 0.0
+    for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
+        q, p = 1 / (1 + math.exp(-s / T)), 1 / (1 + math.exp(-t / T))
+        expected += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    loss = soft_label_divergence(student=student, teacher=teacher, temperature=T, several_labels=True)
+    assert loss.item() == pytest.approx(T**2 * expected / 20, abs=1e-12)
+    same = soft_label_divergence(student=teacher, teacher=teacher, temperature=T, several_labels=True)
+    assert same.item() == pytest.approx(0, abs=1e-12)

@@ -280,6 +280,7 @@ def test_every_recipe_runs_two_steps(taught, tmp_path, name):
             recipe,
             store=taught.folder,
             out=tmp_path / "run",
+            teacher=recipe.teacher and "sound",
             steps=2,
             batch_size=4,
             labelled_per_batch=None if recipe.labelled_per_batch is None else 2,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from avdistill.commands.console import output, progress_bar, say
-from avdistill.data.annotations import read_annotations
+from avdistill.data.annotations import keep_labels, read_annotations
 from avdistill.data.preparation import PrepareConfig
 from avdistill.data.preparation import prepare as prepare_store
 from avdistill.data.store import Store, StoreError
@@ -49,16 +49,29 @@ def synthesize(arguments: list[str]) -> None:
 class _Prepare:
     """Read the listed videos into a store of frames and sound. Interrupted, the same command goes on."""
 
-    list: tyro.conf.Positional[Path]
-    """CSV or JSONL list, a folder per class, or the list of UCF101, ActivityNet, VGGSound, Kinetics or the release."""
+    list: tyro.conf.Positional[tuple[Path, ...]]
+    """CSV or JSONL list, a folder per class, or the list of UCF101, ActivityNet, VGGSound, Kinetics, AudioSet or the
+    release; several are taken as one."""
     videos: Path
     """Folder that the list's paths start from; lists without paths look for their files in it."""
     out: Path
     """The store's folder."""
     format: Literal[
-        "auto", "csv", "jsonl", "folder", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "release"
+        "auto",
+        "csv",
+        "jsonl",
+        "folder",
+        "ucf101",
+        "ucf51",
+        "activitynet",
+        "vggsound",
+        "kinetics",
+        "audioset",
+        "release",
     ] = "auto"
     """What kind of list it is; auto tells by its content."""
+    labels: Path | None = None
+    """File with a label a line: clips without one of them are left out."""
     fps: float = 4.0
     """Frames a second; 0 takes every frame."""
     short_side: int | None = None
@@ -88,12 +101,17 @@ def prepare(arguments: list[str]) -> None:
         fps=a.fps or None,
         short_side=128 if a.short_side is None and a.size is None else a.short_side,
         size=a.size,
-        region=_region(a.region),
+        region=region_of(a.region),
         sample_rate_hz=a.sample_rate,
     )
+    if not a.list:
+        raise ConfigError("LIST: expected at least one list of clips, found none")
+    annotations = read_annotations(a.list, format=a.format, videos=a.videos)
+    if a.labels is not None:
+        annotations = keep_labels(annotations, a.labels)
     with progress_bar("prepare") as update:
         store = prepare_store(
-            read_annotations(a.list, format=a.format, videos=a.videos),
+            annotations,
             a.videos,
             a.out,
             config,
@@ -115,7 +133,8 @@ def prepare(arguments: list[str]) -> None:
     output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
 
 
-def _region(text: str | None) -> tuple[int, int, int, int] | None:
+def region_of(text: str | None) -> tuple[int, int, int, int] | None:
+    """`x,y,width,height` as the four numbers."""
     if text is None:
         return None
     try:

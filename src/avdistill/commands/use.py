@@ -16,7 +16,7 @@ from avdistill.application.export import Format
 from avdistill.application.export import export as export_student
 from avdistill.application.prediction import Prediction, load
 from avdistill.commands.console import output, progress_bar
-from avdistill.commands.data import _region
+from avdistill.commands.data import region_of
 from avdistill.data.media import MediaError
 from avdistill.data.store import Store
 from avdistill.decoding import ConfigError
@@ -65,7 +65,7 @@ def predict(arguments: list[str]) -> None:
         raise ConfigError("--json and --csv -: both would be written to standard output; choose one")
     if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
         raise FileExistsError(f"--csv: {a.csv}: is there already; name a new file")
-    student = load(a.run, short_side=a.short_side, size=a.size, region=_region(a.region))
+    student = load(a.run, short_side=a.short_side, size=a.size, region=region_of(a.region))
     failed = 0
     with _table(a.csv) as write_row:
         for file in a.files:

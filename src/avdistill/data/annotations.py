@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -43,6 +43,7 @@ from avdistill.data.published import (
     VideoFiles,
     assign_ucf51,
     read_activitynet,
+    read_audioset,
     read_kinetics,
     read_release,
     read_ucf51,
@@ -56,7 +57,7 @@ _KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds
 
 
 def read_annotations(
-    source: Path,
+    source: Path | Sequence[Path],
     *,
     format: str = "auto",  # noqa: A002 (the word users expect)
     videos: Path | None = None,
@@ -64,9 +65,9 @@ def read_annotations(
     """Read the list of clips at `source`, in the order of the list (folders: sorted by path).
 
     Args:
-        source: a list file or a folder, see docs/formats/annotations.md.
-        format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "release", or
-            "auto" to tell from the suffix, the first line or the folder's content.
+        source: a list file or a folder, see docs/formats/annotations.md; or several, taken as one list.
+        format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
+            "release", or "auto" to tell from the suffix, the first line or the folder's content.
         videos: the folder of videos. In it the lists of published data sets look for their files, by name; what is
             not there, or without a folder, gets the usual name. The other formats say themselves where files are.
 
@@ -75,15 +76,40 @@ def read_annotations(
     """
     if format != "auto" and format not in _READERS:
         raise listing_error("annotation format", f"auto, {', '.join(_READERS)}", repr(format))
-    source = Path(source)
+    files = VideoFiles(videos)
+    listed: list[Listed] = []
+    for each in [source] if isinstance(source, str | Path) else source:
+        listed += _read_list(Path(each), format, files)
+    _refuse_repeats(listed)
+    return _name_clips(listed)
+
+
+def _read_list(source: Path, list_format: str, files: VideoFiles) -> list[Listed]:
     try:
-        listed = _READERS[_recognise(source) if format == "auto" else format](source, VideoFiles(videos))
+        listed = _READERS[_recognise(source) if list_format == "auto" else list_format](source, files)
     except OSError as error:
         raise listing_error(shown(source), "a readable list file or folder", str(error.strerror)) from error
     if not listed:
         raise listing_error(shown(source), "at least one clip", "none")
-    _refuse_repeats(listed)
-    return _name_clips(listed)
+    return listed
+
+
+def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]:
+    """The clips with a label that the file `labels` names, one a line, reduced to these; for a subset of a data set.
+
+    Raises:
+        AnnotationError: the file cannot be read, or no clip has one of its labels.
+    """
+    try:
+        wanted = [line.strip() for _, line in numbered_lines(labels)]
+    except OSError as error:
+        raise listing_error(shown(labels), "a readable file with a label a line", str(error.strerror)) from error
+    occurring = {label for a in annotations for label in a.labels}
+    absent = [label for label in wanted if label not in occurring]
+    if absent:
+        raise listing_error(shown(labels), "labels that occur in the list of clips", clipped(absent[0]))
+    kept = [replace(a, labels=tuple(label for label in a.labels if label in wanted)) for a in annotations]
+    return [a for a in kept if a.labels]
 
 
 def _recognise(source: Path) -> str:
@@ -104,6 +130,8 @@ def _recognise_file(source: Path) -> list[str]:
     if suffix == ".csv":
         _, cells = next(csv_rows(source), ("", []))
         cells = [cell.strip() for cell in cells]
+        if cells[:1] and cells[0].startswith("# Segments csv"):
+            return ["audioset"]
         if "path" not in cells and set(KINETICS_COLUMNS[1:]) <= set(cells):
             return ["kinetics"]
         return ["vggsound" if "path" not in cells and len(cells) == 4 and cells[3] in ("train", "test") else "csv"]
@@ -117,6 +145,7 @@ def _recognise_file(source: Path) -> list[str]:
 
 def _recognise_folder(source: Path) -> list[str]:
     possible = ["ucf101"] if any(UCF_LIST.fullmatch(entry.name) for entry in source.iterdir()) else []
+    possible += ["audioset"] if (source / "balanced_train_segments.csv").is_file() else []
     paths = find_videos(source)
     if any(len(path.parts) > 1 for path in paths):
         possible.append("folder")
@@ -241,5 +270,6 @@ def _derive_id(clip: Annotation, *, exact: bool) -> str:
 
 _READERS: dict[str, Callable[[Path, VideoFiles], list[Listed]]] = {
     "folder": _read_folder, "csv": _read_csv, "jsonl": _read_jsonl, "ucf101": read_ucf101, "ucf51": read_ucf51,
-    "activitynet": read_activitynet, "vggsound": read_vggsound, "kinetics": read_kinetics, "release": read_release,
+    "activitynet": read_activitynet, "vggsound": read_vggsound, "kinetics": read_kinetics, "audioset": read_audioset,
+    "release": read_release,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The lists that published data sets come with: UCF101, UCF51, ActivityNet, VGGSound, Kinetics, and the release's own.
+"""The lists of published data sets: UCF101, UCF51, ActivityNet, VGGSound, Kinetics, AudioSet, and the release's own.
 
 None of them but UCF101 says where the files are: they are looked up by the names under which the data sets are usually
 stored, see `VideoFiles` and docs/formats/annotations.md.
@@ -244,6 +244,51 @@ def _check_kinetics_header(where: str, header: list[str]) -> None:
     missing = [column for column in KINETICS_COLUMNS[1:] if column not in header]
     if missing:
         raise listing_error(where, f"a column {missing[0]!r}", clipped(", ".join(header)))
+
+
+def read_audioset(source: Path, files: VideoFiles) -> list[Listed]:
+    """AudioSet's segments: YouTube id, start, end, labels; the name of the list tells the split.
+
+    A folder gives `balanced_train_segments.csv` and `eval_segments.csv`. Labels are the display names where
+    `class_labels_indices.csv` lies beside the list, else the identifiers (`/m/068hy`).
+    """
+    if source.is_dir():
+        parts = [source / f"{name}_segments.csv" for name in ("balanced_train", "eval")]
+        return [clip for part in parts for clip in read_audioset(part, files)]
+    split = "test" if source.name.startswith("eval") else "train"
+    names = _audioset_names(source.with_name("class_labels_indices.csv"))
+    listed = []
+    for where, cells in csv_rows(source):
+        if cells[0].lstrip().startswith("#"):  # three lines of counts and column names
+            continue
+        if len(cells) != 4:
+            raise listing_error(where, "YTID, start_seconds, end_seconds, positive_labels", f"{len(cells)} cells")
+        row = dict(zip(("id", "start", "end", "labels"), cells, strict=True))
+        name = _parse_file_name(where, "id", row)
+        start, end = (parse_seconds(where, key, row[key]) for key in ("start", "end"))
+        if start is None or end is None or start >= end:
+            raise listing_error(where, "start_seconds < end_seconds", clipped(cells))
+        labels = parse_labels(where, [names.get(item.strip(), item) for item in row["labels"].split(",")])
+        stored: list[_Stored] = [
+            (f"{name}_{round(start * 1000)}_{round(end * 1000)}", 0.0, None),
+            (f"{name}_{round(start):06d}", 0.0, None),
+            (f"{name}_{round(start)}_{round(end)}", 0.0, None),
+            (f"Y{name}", 0.0, None),
+            (name, start, end),
+        ]
+        path, begin, stop = files.locate(where, stored, labels)
+        listed.append((where, Annotation("", path, labels, split, begin, stop)))
+    return _merge_repeats(listed)
+
+
+def _audioset_names(table: Path) -> dict[str, str]:
+    """Display names by identifier, from `class_labels_indices.csv` (index, mid, display_name); empty without it."""
+    if not table.is_file():
+        return {}
+    rows = [cells for _, cells in csv_rows(table)]
+    if rows[:1] != [["index", "mid", "display_name"]] or any(len(cells) != 3 for cells in rows):
+        raise listing_error(shown(table), "the columns index, mid, display_name", clipped(rows[:1]))
+    return {mid: name for _, mid, name in rows[1:]}
 
 
 def read_release(source: Path, files: VideoFiles) -> list[Listed]:

@@ -290,8 +290,8 @@ class Sound:
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self._form:  # a stream may change its channels half-way
             self._flush()
+            self._mixer = _Mixer(frame, self.sample_rate)  # raises for a form that is damaged: tried again
             self._form = form
-            self._mixer = _Mixer(frame, self.sample_rate)
         if self.first is None:
             self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
         assert self._mixer is not None

@@ -61,7 +61,10 @@ class KD(Method):
         assert batch.teacher.logits is not None
         rows = batch.has_teacher
         divergence = soft_label_divergence(
-            student=logits[rows], teacher=batch.teacher.logits[rows], temperature=self.config.temperature
+            student=logits[rows],
+            teacher=batch.teacher.logits[rows],
+            temperature=self.config.temperature,
+            several_labels=batch.labels.ndim == 2,
         )
         return {
             "classification": classification(logits=logits, labels=batch.labels, labelled=batch.labelled),
