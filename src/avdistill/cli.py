@@ -12,7 +12,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("data:prepare", "videos and a list -> a store of frames and sound"),
     "import": ("release:import_", "the released implementation's clips or checkpoint -> store or run"),
     "info": ("data:info", "describe a store and verify its checksums"),
-    "teacher": ("runs:teacher", "train a teacher: `teacher train STORE`"),
+    "teacher": ("teachers:teacher", "train a teacher, or look at what one knows: `teacher train`, `teacher probe`"),
     "embed": ("runs:embed", "put a teacher's embeddings and logits into a store"),
     "train": ("runs:train", "train a student: `train RECIPE --store STORE --out RUN`"),
     "resume": ("runs:resume", "continue an interrupted run exactly"),

@@ -231,6 +231,39 @@ def test_retrieval_metrics_equal_a_loop(block: int) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
+def test_with_several_labels_sharing_one_is_enough(kind: torch.dtype) -> None:
+    data = random_retrieval(3)
+    generator = torch.Generator().manual_seed(4)
+    hot = {name: torch.rand(len(data[name]), 6, generator=generator) < 0.25 for name in ("queries", "gallery")}
+    cosines = (
+        torch.nn.functional.normalize(data["queries"].double())
+        @ torch.nn.functional.normalize(data["gallery"].double()).T
+    )
+    sets = {name: [set(row.nonzero().flatten().tolist()) for row in rows] for name, rows in hot.items()}
+    precisions, found = [], 0
+    for query, row in zip(sets["queries"], cosines.tolist(), strict=True):
+        ranked = [bool(query & sets["gallery"][i]) for i in sorted(range(41), key=lambda i, row=row: -row[i])]
+        found += any(ranked[:5])
+        ranks = [rank for rank, relevant in enumerate(ranked, start=1) if relevant]
+        if ranks:
+            precisions.append(sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(ranks))
+    labels = {"query_labels": hot["queries"].to(kind), "gallery_labels": hot["gallery"].to(kind)}
+    figures = metrics.retrieval_metrics(**(data | labels), ks=(5,), block=7)
+    assert figures["map"] == pytest.approx(sum(precisions) / len(precisions))
+    assert figures["hit@5"] == pytest.approx(found / 23)
+    assert figures["queries_without_relevant"] == 23 - len(precisions) > 0
+    release = metrics.release_retrieval_metrics(**(data | labels), top=41)
+    assert release["release.map@41"] == pytest.approx(figures["map"])  # all ranks looked at: the two agree
+
+
+def test_one_label_as_multi_hot_changes_nothing() -> None:
+    data = random_retrieval(5)
+    hot = {name: torch.nn.functional.one_hot(data[name], 5) for name in ("query_labels", "gallery_labels")}
+    assert metrics.retrieval_metrics(**(data | hot)) == metrics.retrieval_metrics(**data)
+    assert metrics.release_retrieval_metrics(**(data | hot)) == metrics.release_retrieval_metrics(**data)
+
+
 def test_map_equals_sklearn() -> None:
     data = random_retrieval(1)
     unit = {name: torch.nn.functional.normalize(data[name].double()) for name in ("queries", "gallery")}
@@ -456,6 +489,8 @@ def test_bad_scores_are_refused(
         ({"queries": torch.zeros(23, 5)}, "5 channels, the gallery has 6"),
         ({"query_labels": torch.zeros(22, dtype=torch.int64)}, "query_labels must be"),
         ({"gallery_labels": torch.zeros(23, dtype=torch.int64)}, "gallery_labels must be"),
+        ({"gallery_labels": torch.zeros(41, 3)}, "gallery_labels must be"),
+        ({"query_labels": torch.zeros(23, 3), "gallery_labels": torch.zeros(41, 4)}, r"not \(23, 3\) and \(41, 4\)"),
         ({"gallery": torch.full((41, 6), torch.nan)}, "gallery hold NaN"),
         ({"queries": torch.full((23, 6), torch.inf)}, "queries hold infinite"),
         ({"block": 0}, "block must be"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from avdistill.cli import main
 from avdistill.data.annotations import Annotation
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, StoreError
@@ -123,7 +124,7 @@ def test_an_unknown_label_is_an_error(taught, run, tmp_path):
         evaluate(folder.parent, taught)
 
 
-def test_several_labels_per_clip(small_set, tmp_path):
+def test_several_labels_per_clip(small_set, tmp_path, capsys):
     folder, annotations = small_set
     both = [
         replace(a, labels=(*a.labels, "even") if int(a.clip_id.split("_")[1]) % 2 == 0 and a.labels else a.labels)
@@ -141,7 +142,28 @@ def test_several_labels_per_clip(small_set, tmp_path):
             validate_every=10,
         )
     )
-    figures = evaluate(trained, Store(Path(store.folder))).figures
-    assert set(figures["average_precision"]) == {"class_0", "class_1", "class_2", "even"}
-    assert figures["map"] == pytest.approx(np.mean(list(figures["average_precision"].values())))
+    result = evaluate(trained, Store(Path(store.folder)))
+    figures, rows = result.figures, result.predictions
+    assert [row["name"] for row in figures["per_class"]] == ["class_0", "class_1", "class_2", "even"]
+    assert figures["map"] == pytest.approx(np.mean([row["average_precision"] for row in figures["per_class"]]))
     assert 1 / 6 <= figures["map"] <= 1
+    assert 0 <= figures["auc"] <= 1
+    assert (figures["classes_counted"], figures["classes_left_out"]) == (4, 0)
+    assert [(row["id"], row["labels"]) for row in rows[:2]] == [("test_0", "class_0|even"), ("test_1", "class_1")]
+    ranked = [rows[0][f"probability_{rank}"] for rank in range(1, 5)]
+    assert ranked == sorted(ranked, reverse=True)
+    assert {rows[0][f"predicted_{rank}"] for rank in range(1, 5)} == {"class_0", "class_1", "class_2", "even"}
+    json.dumps(figures, allow_nan=False)
+    assert main(["evaluate", str(trained), str(store.folder)]) == 0
+    assert "area under the ROC curve" in capsys.readouterr().out
+    for name, columns in (
+        ("predictions.csv", "id,labels,predicted_1,probability_1,"),
+        ("per_class.csv", "name,clips,average_precision,auc,d_prime"),
+    ):
+        assert (trained / "evaluation-test" / name).read_text().startswith(columns)
+    assert {p.name for p in (trained / "evaluation-test").iterdir()} == {
+        "figures.json", "predictions.csv", "per_class.csv",
+    }  # fmt: skip
+    found = retrieve(trained, store).figures
+    assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip
+    assert found["queries_without_relevant"] == 0

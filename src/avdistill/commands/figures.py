@@ -70,18 +70,25 @@ def evaluate(arguments: list[str]) -> None:
             f"calibration error   {f['calibration_error']:.4f}",
         ]
     else:
-        lines += [f"mean average precision {f['map']:.4f}"]
-    say(f"tables and confusion matrix: {out}")
+        names = {"map": "mean average precision", "auc": "area under the ROC curve", "d_prime": "d-prime"}
+        lines += [f"{label:<24} {_shown(f[name])}" for name, label in names.items()]
+        lines += [
+            f"over {f['classes_counted']} classes; {f['classes_left_out']} that all clips have, or none, left out"
+        ]
+    say(f"tables: {out}")
     output(report, lines, a.json)
+
+
+def _shown(figure: float | None) -> str:
+    return "undefined" if figure is None else f"{figure:.4f}"
 
 
 def _write_classification(out: Path, result: Classification) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "figures.json", result.figures)
-    if result.confusion is None:
-        return
-    plot_confusion(result.confusion, result.classes, out / "confusion.png")
-    write_json(out / "release_top_k.json", result.release_top_k)
+    if result.confusion is not None:
+        plot_confusion(result.confusion, result.classes, out / "confusion.png")
+        write_json(out / "release_top_k.json", result.release_top_k)
     for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", result.figures["per_class"])):
         with (out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))

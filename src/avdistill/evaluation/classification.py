@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 
 from avdistill.data.dataset import clips_of_split, encode_labels, labelled_clips
 from avdistill.data.store import Store
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
+from avdistill.evaluation.tagging import tagging_means, tagging_table
 from avdistill.inference import Outputs, run_network
 from avdistill.models.weights import load_student
 from avdistill.teachers.base import check_rates
@@ -27,10 +27,12 @@ class Classification:
 
     Attributes:
         figures: JSON-ready: `top1`, `top5`, `mean_class_accuracy`, `top1_interval` (95%, bootstrap over clips),
-            `calibration_error`, `per_class`, counts. With several labels per clip: `map` instead of the accuracies.
+            `calibration_error`, `per_class`, counts. With several labels per clip `map`, `auc` and `d_prime`
+            (`tagging.py`) instead of accuracies and calibration.
         confusion: (C, C) counts [true][predicted] of the clips that could be looked at; None with several labels.
-        release_top_k: the released implementation's top-k JSON.
-        predictions: a row per clip: id, label, predicted, probability.
+        release_top_k: the released implementation's top-k JSON; empty with several labels.
+        predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels (joined by |)
+            and the most probable classes, predicted_1, probability_1, and so on.
         classes: names, in the order of the confusion's rows.
     """
 
@@ -146,14 +148,22 @@ def _mean_class_accuracy(correct: torch.Tensor, labels: torch.Tensor) -> float:
 def _several_labels(
     store: Store, clips: np.ndarray, outputs: Outputs, description: StudentDescription, counts: dict[str, Any]
 ) -> Classification:
-    truth = encode_labels(store, clips, description.classes, multi_label=True).values.numpy()
-    scores = np.where(outputs.present.numpy()[:, None], outputs.probabilities.numpy(), -1.0)
-    occurring = np.flatnonzero(truth.sum(0))
-    precisions = {description.classes[c]: float(average_precision_score(truth[:, c], scores[:, c])) for c in occurring}
+    classes = description.classes
+    truth = encode_labels(store, clips, classes, multi_label=True).values
+    scores = outputs.probabilities.where(outputs.present[:, None], torch.tensor(-1.0))  # missing: behind all others
+    per_class = tagging_table(scores=scores, labels=truth, class_names=classes)
+    best, order = outputs.probabilities.sort(dim=1, descending=True, stable=True)
+    rows: list[dict[str, object]] = []
+    for clip, there, indices, values in zip(clips, outputs.present, order.tolist(), best.tolist(), strict=True):
+        row: dict[str, object] = {"id": store.columns["id"][clip], "labels": "|".join(store.labels[clip])}
+        for rank in range(min(5, len(classes))):
+            row[f"predicted_{rank + 1}"] = classes[indices[rank]] if there else ""
+            row[f"probability_{rank + 1}"] = values[rank] if there else 0.0
+        rows.append(row)
     return Classification(
-        figures=counts | {"map": float(np.mean(list(precisions.values()))), "average_precision": precisions},
+        figures=counts | tagging_means(per_class) | {"per_class": per_class},
         confusion=None,
         release_top_k={},
-        predictions=[],
-        classes=description.classes,
+        predictions=rows,
+        classes=classes,
     )

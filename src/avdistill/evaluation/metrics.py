@@ -4,7 +4,8 @@ Dimensions: N clips, C classes, Q queries, G gallery items, D channels. Argument
 
     scores: (N, C) logits or probabilities, higher is better. Infinite values are allowed (a masked class), NaN is not.
     probabilities: (N, C), each row in [0, 1] with sum 1 (within 0.01, for half precision). Logits are refused.
-    labels: int64 (N,) class indices; query_labels (Q,) and gallery_labels (G,) likewise.
+    labels: int64 (N,) class indices.
+    query_labels, gallery_labels: int64 (Q,) and (G,) class indices, or multi-hot (Q, C) and (G, C) of any dtype.
     class_names: C names.
     queries, gallery: (Q, D) and (G, D) finite embeddings, one per video, of any norm, on one device.
 
@@ -205,13 +206,13 @@ def retrieval_metrics(
     ks: Sequence[int] = (1, 5, 10, 20),
     block: int = 1024,
 ) -> dict[str, float]:
-    """Figures of retrieval by cosine similarity, where an item is relevant if it has the query's label.
+    """Figures of retrieval by cosine similarity, where an item is relevant if it has a label of the query.
 
     Args:
         queries: (Q, D), not themselves in the gallery.
         gallery: (G, D).
-        query_labels: (Q,).
-        gallery_labels: (G,).
+        query_labels: (Q,) or (Q, C).
+        gallery_labels: (G,) or (G, C).
         ks: cut-offs of hit@k, each at least 1; more than G counts as G.
         block: queries ranked at once; memory is some 30 bytes x block x G.
 
@@ -228,7 +229,7 @@ def retrieval_metrics(
     precisions: list[Tensor] = []
     precisions_at_r: list[Tensor] = []
     for start, _, order in _rankings(queries, gallery, block=block):
-        relevant = gallery_labels[order] == query_labels[start : start + len(order), None]  # (b, G)
+        relevant = _share_a_label(query_labels[start : start + len(order)], gallery_labels).gather(1, order)  # (b, G)
         row, rank, precision = _precision_at_hits(relevant)
         total = relevant.sum(dim=1)
         some = total > 0
@@ -271,7 +272,8 @@ def release_retrieval_metrics(
         raise ValueError(f"top must be at least 1, not {top}")
     precisions: list[Tensor] = []
     for start, _, order in _rankings(queries, gallery, block=block):
-        relevant = gallery_labels[order[:, :top]] == query_labels[start : start + len(order), None]
+        shared = _share_a_label(query_labels[start : start + len(order)], gallery_labels)
+        relevant = shared.gather(1, order[:, :top])
         row, _, precision = _precision_at_hits(relevant)
         found = relevant.sum(dim=1)
         precisions.append((_sum_rows(precision, row, len(order)) / found)[found > 0])
@@ -299,6 +301,13 @@ def _rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple
         similarity = (_unit(queries[start : start + block]) @ targets).float().clamp(-1, 1)
         scores, order = similarity.sort(dim=1, descending=True, stable=True)
         yield start, scores, order
+
+
+def _share_a_label(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
+    """bool (b, G), of class indices or multi-hot rows."""
+    if query_labels.ndim == 1:
+        return query_labels[:, None] == gallery_labels
+    return query_labels.float() @ gallery_labels.float().T > 0
 
 
 def _unit(embeddings: Tensor) -> Tensor:
@@ -354,5 +363,11 @@ def _check_class_names(class_names: Sequence[str], *, classes: int) -> None:
 
 
 def _check_retrieval_labels(queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> None:
+    if query_labels.ndim == 2 or gallery_labels.ndim == 2:
+        expected = ((len(queries), query_labels.shape[-1]), (len(gallery), query_labels.shape[-1]))
+        if (query_labels.shape, gallery_labels.shape) != expected:
+            found = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
+            raise ValueError(f"query_labels and gallery_labels must be {expected[0]} and {expected[1]}, not {found}")
+        return
     _check_labels("query_labels", query_labels, count=len(queries))
     _check_labels("gallery_labels", gallery_labels, count=len(gallery))

@@ -48,7 +48,8 @@ def retrieve(
     """Look up each labelled clip of split `queries` among the labelled clips of split `gallery`.
 
     Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
-    such a gallery clip cannot be found (`gallery_missing`). Under torchrun the processes share the clips.
+    such a gallery clip cannot be found (`gallery_missing`). Where clips of the store have several labels, a gallery
+    clip is relevant if it shares at least one with the query. Under torchrun the processes share the clips.
 
     Args:
         run: run folder.
@@ -62,14 +63,15 @@ def retrieve(
         on_batch: called with (finished, total) windows.
 
     Raises:
-        StoreError: a split is empty or has no label, or clips have several.
+        StoreError: a split is empty or has no label.
     """
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
+    several = any(len(row) > 1 for row in store.labels)
 
     def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
         clips = labelled_clips(store, split)
-        labels = encode_labels(store, clips, store.classes).values
+        labels = encode_labels(store, clips, store.classes, multi_label=several).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
         return clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())

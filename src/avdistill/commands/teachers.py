@@ -1,0 +1,134 @@
+"""Verbs about a teacher: `avdistill teacher train | probe | list`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from avdistill.commands.console import output, progress_bar
+from avdistill.commands.runs import train_teacher
+from avdistill.data.store import Store
+from avdistill.decoding import ConfigError
+from avdistill.studies.probe import npz_features, store_features
+from avdistill.studies.probe import probe as probe_features
+from avdistill.teachers import ANY_ENCODER, TEACHERS
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a teacher's embeddings tell of the labels: linear probe, retrieval, doubles and silence."""
+
+    features: tyro.conf.Positional[Path]
+    """A store, or an .npz file with name, label, split and embedding."""
+    teacher: str | None = None
+    """Name of the features in the store; default: its only teacher."""
+    train_split: str | None = None
+    """Trains the probe, and is searched; default: train or training."""
+    split: str | None = None
+    """Is evaluated, and asks; default: test, or else validation."""
+    release_metrics: bool = False
+    """Also the released implementation's mAP, which counts differently."""
+    seed: int = 0
+    """Of the cross-validation's folds."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def probe(arguments: list[str]) -> None:
+    """`avdistill teacher probe STORE|FILE.npz`."""
+    a = tyro.cli(_Probe, args=arguments, prog="avdistill teacher probe")
+    if a.features.suffix == ".npz":
+        if a.teacher is not None:
+            raise ConfigError("--teacher: an .npz file holds one teacher only")
+        features = npz_features(a.features)
+    else:
+        features = store_features(Store(a.features), a.teacher)
+    with progress_bar("probe") as update:
+        report = probe_features(
+            features,
+            train_split=a.train_split,
+            split=a.split,
+            release_metrics=a.release_metrics,
+            seed=a.seed,
+            on_fit=update,
+        )
+    output({"features": features.source, **report}, _probe_lines(report), a.json)
+
+
+def _probe_lines(report: dict[str, Any]) -> list[str]:
+    found, same, silence = report["probe"], report["identical"], report["silence"]
+    train, split = report["train_split"], report["split"]
+    lines = [
+        f"trained on {report['clips'][train]} clips of split {train!r}, evaluated on {report['clips'][split]} of "
+        f"{split!r}; {report['classes']} classes",
+        f"linear probe ({found['scaling']}, C {found['c']:g}, chosen on {train!r})",
+    ]
+    for part in ("probe", "retrieval", "release"):
+        for name, value in report.get(part, {}).items():
+            if value is None or (isinstance(value, float) and name != "c"):
+                lines.append(f"  {f'{part}.{name}':<28}{'undefined' if value is None else f'{value:.4f}'}")
+    lines += [
+        f"identical embeddings: {same['sets']} sets ({same['clips']} clips), {same['across_splits']} across splits, "
+        f"{same['labels_differ']} with labels that differ",
+        *(f"  {', '.join(row['ids'])} ({', '.join(row['splits'])})" for row in same["examples"]),
+        ", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in silence.items() if n is not None),
+    ]
+    return lines
+
+
+@dataclass(frozen=True)
+class _List:
+    """Teachers by name: what they take, how wide their embedding is, and where their weights come from."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def list_teachers(arguments: list[str]) -> None:
+    """`avdistill teacher list`."""
+    a = tyro.cli(_List, args=arguments, prog="avdistill teacher list")
+    teachers = {
+        name: {
+            "modality": kind.modality,
+            "width": kind.width,
+            "takes": kind.takes,
+            "minimum_seconds": kind.minimum_seconds,
+            "weights": kind.weights,
+            "licence": kind.licence,
+            "present": kind.present(),
+        }
+        for name, kind in TEACHERS.items()
+    }
+    lines = []
+    for name, kind in TEACHERS.items():
+        least = "" if kind.minimum_seconds is None else f"; at least {kind.minimum_seconds:g} s, else repeated"
+        there = "present" if teachers[name]["present"] else "not here"
+        lines += [
+            f"{name:<20} {kind.modality:<8} {kind.width:>5}-d  {there:<9} {kind.licence}",
+            f"  takes {kind.takes}{least}",
+            f"  weights: {kind.weights}",
+        ]
+    lines += ["", "and any encoder:", *(f"  {form:<34} {told}" for form, told in ANY_ENCODER.items())]
+    output({"teachers": teachers, "any_encoder": ANY_ENCODER}, lines, a.json)
+
+
+SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (train_teacher, "a supervised run on the labelled clips' sound: `teacher train STORE --out RUN`"),
+    "probe": (probe, "what a teacher's embeddings tell of the labels: `teacher probe STORE`"),
+    "list": (list_teachers, "the teachers there are by name, and how to get them"),
+}
+
+
+def teacher(arguments: list[str]) -> None:
+    """`avdistill teacher SUB_VERB ...`."""
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print("usage: avdistill teacher VERB ...    (avdistill teacher VERB --help)\n")
+        print("\n".join(f"  {verb:<8}{help_line}" for verb, (_, help_line) in SUB_VERBS.items()))
+        return
+    if arguments[0] not in SUB_VERBS:
+        raise ConfigError(f"teacher: no verb {arguments[0]!r}; verbs: {', '.join(SUB_VERBS)}")
+    SUB_VERBS[arguments[0]][0](arguments[1:])
