@@ -77,12 +77,41 @@ def faults() -> str:
     return markdown_table(told["faults"], columns)
 
 
+def reverse() -> str:
+    """The student hears and the teacher sees: every task with one label, every method."""
+    rows = [row for row in _read("reverse")["students"] if "top1" in row]
+    columns = {"task": "task", "method": "method", "n": "seeds", "top1": "top-1", "top1_std": "± (seeds)"}
+    return markdown_table(summarise(rows, by=("task", "method"), values=("top1",)), columns)
+
+
+def yamnet() -> str:
+    """What YAMNet hears in mixed clips."""
+    return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
+
+
+def named_teachers() -> str:
+    """GRID's words with teachers by name."""
+    columns = {"teacher": "teacher", "method": "method", "top1": "top-1", "clips": "test words"}
+    return markdown_table(_read("named_teachers")["students"], columns)
+
+
+def tagging() -> str:
+    """The student hears two events."""
+    rows = [row for row in _read("reverse")["students"] if "top1" not in row]
+    columns = {"method": "method", "n": "seeds", "map": "mAP", "auc": "AUC", "d_prime": "d-prime"}
+    return markdown_table(summarise(rows, values=("map", "auc", "d_prime")), columns)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
     "faults": faults,
     "grid": grid,
+    "reverse": reverse,
+    "named_teachers": named_teachers,
+    "tagging": tagging,
+    "yamnet": yamnet,
 }
 
 

@@ -335,7 +335,8 @@ def test_store_of_the_release(tmp_path):
     assert present.tolist() == [True, False, True]
     assert embedding[0].tolist() == np.load(tmp_path / "audio_features" / f"{a}.npy").tolist()
     assert embedding[2].tolist() == list(range(16))
-    assert logits is None
+    assert np.isfinite(logits[present]).all()
+    assert "of the release; logits of a linear head on 2 labelled clips" in store.teachers["sound"].source
     assert store.teachers["sound"].modality == "sound"
     skipped = (tmp_path / "store" / "skipped.csv").read_text()
     assert re.search(rf"{d},{d}\.hdf5,.*no such file", skipped)

@@ -33,6 +33,8 @@ from avdistill.decoding import ConfigError
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.video import R2Plus1D, released_r2plus1d
 from avdistill.models.weights import WeightsError, save_student, tensors
+from avdistill.teachers.head import add_features
+from avdistill.teachers.precomputed import read_embeddings
 from avdistill.types import PictureView, StudentDescription
 
 # Our names of the filter's parts, and the release's. The student's parts have the same names.
@@ -237,7 +239,8 @@ def import_clips(
     if features is not None:
         ids = store.columns["id"].tolist()
         absent = np.full_like(next(iter(features.values())), np.nan)
-        store.add_teacher(
+        add_features(
+            store,
             "sound",
             modality="sound",
             source=f"{embeddings}/*.npy of the release",
@@ -250,33 +253,10 @@ def import_clips(
 
 def _read_embeddings(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     """float32 (D,) by clip, for those that have a file."""
-    found: dict[str, np.ndarray] = {}
-    for name in names:
-        file = folder / f"{name}.npy"
-        if file.is_file():
-            found[name] = _read_embedding(file)
-    if not found:
+    files = {name: file for name in names if (file := folder / f"{name}.npy").is_file()}
+    if not files:
         raise StoreError(f"{folder}: expected embeddings such as {names[0]}.npy, found none of the {len(names)} listed")
-    width, _ = Counter(len(values) for values in found.values()).most_common(1)[0]
-    for name, values in found.items():
-        if len(values) != width:
-            raise StoreError(
-                f"{folder / name}.npy: expected an embedding of width {width} as in the others, found {len(values)}"
-            )
-    return found
-
-
-def _read_embedding(file: Path) -> np.ndarray:
-    try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{file}: not an array of numbers ({str(error).splitlines()[0]})") from error
-    row = values[0] if values.ndim == 2 and len(values) == 1 else values
-    if row.ndim != 1 or not row.size or row.dtype.kind not in "fiu":
-        raise StoreError(f"{file}: expected numbers of shape (D,) or (1, D), found {values.dtype} {values.shape}")
-    if not np.isfinite(row).all():
-        raise StoreError(f"{file}: expected finite numbers, found NaN or infinity")
-    return row.astype(np.float32)
+    return read_embeddings(files)
 
 
 def _read_classes(annotation: Path) -> tuple[str, ...]:

@@ -253,6 +253,8 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(taught.folder, tmp_path / "a", method=KDConfig()))
     with pytest.raises(StoreError, match="no teacher 'sound'"):
         train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
+    with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("cnn6", SoundView(seconds=0.5))))
     with pytest.raises(RunError, match="takes sound, its view is picture"):
         train(config(taught.folder, tmp_path / "c", student=StudentConfig("logmel_cnn")))
     for student, message in (
@@ -275,6 +277,8 @@ def test_every_recipe_runs_two_steps(taught, tmp_path, name):
     options = dict(recipe.student.options)
     if "frames" in options:
         options["frames"] = 8
+    if recipe.student.model == "cnn10":
+        options["sample_rate_hz"] = 16000
     run = train(
         replace(
             recipe,

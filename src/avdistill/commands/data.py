@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -123,7 +124,7 @@ def prepare(arguments: list[str]) -> None:
     for run in a.teacher:
         from avdistill.commands.runs import embed_with
 
-        embed_with(store, run, Path(run).name)
+        embed_with(store, run, re.sub(r"[^\w.]", "_", Path(run).name))
     report = store.describe()
     line = (
         f"{report['clips']} clips of {report['videos']} videos in {a.out}: {report['with_picture']} with picture, "

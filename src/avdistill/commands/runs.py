@@ -1,10 +1,11 @@
-"""Verbs around a run: teacher, embed, train, resume, recipes."""
+"""Verbs around a run: teacher train, embed, train, resume, recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -15,10 +16,11 @@ from avdistill.methods import METHODS
 from avdistill.models import MODELS
 from avdistill.teachers import embed as embed_store
 from avdistill.teachers import load_teacher
+from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
-from avdistill.training.checkpoint import run_progress
+from avdistill.training.checkpoint import run_config, run_progress
 from avdistill.training.recipes import RECIPES
 
 
@@ -42,15 +44,15 @@ def train(arguments: list[str]) -> None:
     _train(_overridden(base, rest, f"avdistill train {arguments[0]}"))
 
 
-def teacher(arguments: list[str]) -> None:
+def train_teacher(arguments: list[str]) -> None:
     """`avdistill teacher train STORE --out RUN`: an ordinary supervised run on the labelled clips' sound."""
-    if len(arguments) < 2 or arguments[0] != "train" or arguments[1].startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         raise ConfigError("usage: avdistill teacher train STORE --out RUN [--train-split teacher] [--OPTION VALUE ...]")
-    store = Store(Path(arguments[1]))
+    store = Store(Path(arguments[0]))
     splits = set(store.columns["split"].tolist())
     split = "teacher" if "teacher" in splits else "train"
     base = replace(RECIPES["sound_teacher"], store=store.folder, out=tyro.MISSING, train_split=split)
-    _train(_overridden(base, arguments[2:], "avdistill teacher train"))
+    _train(_overridden(base, arguments[1:], "avdistill teacher train"))
 
 
 def _overridden(base: TrainConfig, arguments: list[str], program: str) -> TrainConfig:
@@ -67,7 +69,7 @@ def _report_run(run: Path) -> None:
     if not FIRST_PROCESS:
         return
     progress = run_progress(run)
-    if progress.step < read_config(run / "config.json").steps:
+    if progress.step < run_config(run).steps:
         say(f"stopped after step {progress.step}, state saved; `avdistill resume {run}` goes on")
     else:
         best = (
@@ -92,8 +94,7 @@ class _Resume:
 def resume(arguments: list[str]) -> None:
     """`avdistill resume RUN`."""
     a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
-    steps = read_config(a.run / "config.json").steps
-    with training_bar("resume", steps) as on_step:
+    with training_bar("resume", run_config(a.run).steps) as on_step:
         run = resume_run(a.run, on_step=on_step, store=a.store)
     _report_run(run)
 
@@ -105,9 +106,13 @@ class _Embed:
     store: tyro.conf.Positional[Path]
     """The store's folder."""
     teacher: str
-    """Run folder of the teacher."""
+    """A teacher's name (`avdistill teacher list`), or the run folder of a trained one."""
+    weights: Path | None = None
+    """A named teacher's weights, where they are not found by themselves; `random`: random ones, to try things out."""
     name: str | None = None
     """Name of the features in the store; default: the teacher's modality."""
+    modality: Literal["sound", "picture"] | None = None
+    """What `precomputed:` embeddings were computed from, sound by default; other teachers know theirs."""
     batch_size: int = 32
     """Windows at a time."""
     json: bool = False
@@ -115,18 +120,27 @@ class _Embed:
 
 
 def embed(arguments: list[str]) -> None:
-    """`avdistill embed STORE --teacher RUN`."""
+    """`avdistill embed STORE --teacher NAME [--weights PATH]`, or `--teacher RUN`."""
     a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
     store = Store(a.store)
-    entry = embed_with(store, a.teacher, a.name, a.batch_size)
+    if a.teacher.startswith(PRECOMPUTED):
+        files = Path(a.teacher.removeprefix(PRECOMPUTED))
+        modality = a.modality or "sound"
+        entry = embed_precomputed(store, files, a.name or modality, modality)
+    elif a.modality is not None:
+        raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
+    else:
+        entry = embed_with(store, a.teacher, a.name, a.batch_size, a.weights)
     report = {**vars(entry), "store": str(a.store), "clips_in_store": len(store)}
     line = f"teacher {entry.name!r}: {entry.clips} of {len(store)} clips, {entry.width}-d, from {entry.source}"
     output(report, [line], a.json)
 
 
-def embed_with(store: Store, run: str, name: str | None, batch_size: int = 32) -> TeacherEntry:
-    """Embed a store with the teacher of a run folder, with a progress bar."""
-    teacher_network = load_teacher(run)
+def embed_with(
+    store: Store, teacher: str, name: str | None, batch_size: int = 32, weights: Path | None = None
+) -> TeacherEntry:
+    """Embed a store with a named teacher or that of a run folder, with a progress bar."""
+    teacher_network = load_teacher(teacher, weights=weights)
     with progress_bar("embed") as update:
         return embed_store(
             store, teacher_network, name or teacher_network.view.modality, batch_size=batch_size, on_batch=update

@@ -9,17 +9,25 @@ import torch
 
 from avdistill.decoding import ConfigError
 from avdistill.models.audio import LogMelCNN
+from avdistill.models.cnn14 import cnn6, cnn10, cnn14, panns_mobilenet_v1
 from avdistill.models.video import ShiftedFrames, StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
+from avdistill.models.yamnet import YAMNet
 from avdistill.types import Network, Option
 
 __all__ = ["MODELS", "build_model"]
 
 MODELS: dict[str, Callable[..., Network]] = {
+    "cnn6": cnn6,
+    "cnn10": cnn10,
+    "cnn14": cnn14,
+    **{f"cnn14_emb{width}": partial(cnn14, embedding_dim=width) for width in (512, 128, 32)},
     "logmel_cnn": LogMelCNN,
+    "panns_mobilenet_v1": panns_mobilenet_v1,
     "released_r2plus1d": released_r2plus1d,
     "shifted_frames": ShiftedFrames,
     "stacked_frames": StackedFrames,
     "tiny_r2plus1d": tiny_r2plus1d,
+    "yamnet": YAMNet,
     **{
         f"torchvision:{name}": partial(TorchvisionVideo, network=name)
         for name in (

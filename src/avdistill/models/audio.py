@@ -104,7 +104,7 @@ class LogMelCNN(Network):
         x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
         if self.training and self.spec_augment:
-            x = _blank(_blank(x, axis=2), axis=3)
+            x = blank_bands(blank_bands(x, axis=2), axis=3)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index < 3:
@@ -115,7 +115,7 @@ class LogMelCNN(Network):
         return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
 
 
-def _blank(x: Tensor, axis: int, bands: int = 2, share: float = 0.15) -> Tensor:
+def blank_bands(x: Tensor, axis: int, bands: int = 2, share: float = 0.15) -> Tensor:
     """Set `bands` random stretches of up to `share` of the axis to the mean (zero), each clip its own."""
     size = x.shape[axis]
     positions = torch.arange(size, device=x.device)

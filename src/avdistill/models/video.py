@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,14 @@ def normalise_frames(frames: Tensor) -> Tensor:
     scale = torch.tensor([1 / (255 * s) for s in _STD], device=frames.device)
     shift = torch.tensor([-m / s for m, s in zip(_MEAN, _STD, strict=True)], device=frames.device)
     return (frames.float() * scale + shift).permute(0, 4, 1, 2, 3)
+
+
+def renormalise_frames(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, T, H, W) as `normalise_frames` makes it, with another mean and deviation of RGB in [0, 1] instead."""
+    old_mean, old_std, new_mean, new_std = (
+        torch.tensor(values, device=inputs.device)[:, None, None, None] for values in (_MEAN, _STD, mean, std)
+    )
+    return (inputs * old_std + old_mean - new_mean) / new_std
 
 
 class _FactoredConv(nn.Module):

@@ -5,26 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 
 from avdistill.teachers.base import Teacher, TeacherError, TeacherKind, embed, load_run
+from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
+from avdistill.teachers.picture import PICTURE_TEACHERS, TORCHVISION, load_torchvision
+from avdistill.teachers.precomputed import PRECOMPUTED
 from avdistill.teachers.sound import SOUND_TEACHERS
 
-__all__ = ["TEACHERS", "Teacher", "TeacherError", "TeacherKind", "embed", "load_teacher"]
+__all__ = ["ANY_ENCODER", "TEACHERS", "Teacher", "TeacherError", "TeacherKind", "embed", "load_teacher"]
 
-TEACHERS: dict[str, TeacherKind] = {**SOUND_TEACHERS}
+TEACHERS: dict[str, TeacherKind] = {**SOUND_TEACHERS, **PICTURE_TEACHERS}
+# What may stand where a name stands: how it is written, and what it is.
+ANY_ENCODER = {
+    f"{HUGGINGFACE}<hub id or folder>": "sound, pictures or video; pip install avdistill[huggingface]",
+    f"{TORCHVISION}<network>": "pictures or video; weights in torchvision's cache, --weights download or FILE",
+    f"{PRECOMPUTED}<folder or .npz>": "embeddings that you have, joined by clip id (`embed` only)",
+    "<run folder>": "a network trained by `avdistill train` or `teacher train`",
+}
 
 
 def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
-    """A teacher: a name of `TEACHERS`, or the run folder of a trained one.
+    """A teacher: a name of `TEACHERS`, any encoder, or the run folder of a trained one.
 
     Args:
-        name: of `TEACHERS`, or a run folder.
-        weights: file or folder of a named teacher's weights; None: found by itself.
+        name: of `TEACHERS`; `huggingface:<hub id or folder>`; `torchvision:<network>`; or a run folder.
+        weights: file or folder of a named teacher's weights, or of a torchvision network's; None: found by itself.
 
     Raises:
-        TeacherError: weights for a run folder, or a named teacher's weights that are not there.
+        TeacherError: weights for another teacher than those, a named teacher's weights that are not there, or an
+            encoder that cannot be used.
         WeightsError: no such run, or weights that do not fit.
     """
-    if str(name) in TEACHERS:
-        return TEACHERS[str(name)].load(weights)
+    wanted = str(name)
+    if wanted in TEACHERS:
+        return TEACHERS[wanted].load(weights)
+    if wanted.startswith(TORCHVISION):
+        return load_torchvision(wanted.removeprefix(TORCHVISION), weights)
     if weights is not None:
-        raise TeacherError(f"{name}: --weights is for teachers by name ({', '.join(sorted(TEACHERS))})")
+        named = ", ".join(sorted(TEACHERS))
+        raise TeacherError(f"{name}: --weights is for teachers by name ({named}, {TORCHVISION}<network>)")
+    if wanted.startswith(HUGGINGFACE):
+        return load_huggingface(wanted.removeprefix(HUGGINGFACE))
+    if wanted.startswith(PRECOMPUTED):
+        raise TeacherError(f"{name}: not a network but its embeddings; `avdistill embed` puts them into a store")
+    if not Path(name).exists():
+        known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
+        raise TeacherError(f"{name}: no teacher of that name and no such folder; expected one of {known}")
     return load_run(name)

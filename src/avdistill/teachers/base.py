@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from avdistill import distributed
+from avdistill.data.dataset import has_modality
 from avdistill.data.store import Store, TeacherEntry, file_checksum
 from avdistill.inference import run_network
 from avdistill.models.weights import load_student
-from avdistill.types import Network, PictureView, View
+from avdistill.teachers.head import add_features
+from avdistill.types import Features, Network, PictureView, View
 
 
 class TeacherError(Exception):
@@ -32,6 +37,8 @@ class Teacher:
         fps: frames a second it was trained at; None: every frame.
         sample_rate_hz: of the sound it was trained on.
         source: what made it, for the record in the store.
+        any_fps: whether it may be shown frames of any store, whatever their rate (networks of single pictures).
+        any_rate: whether sound of another rate is resampled for it rather than refused.
     """
 
     network: Network
@@ -41,6 +48,8 @@ class Teacher:
     fps: float | None
     sample_rate_hz: int
     source: str
+    any_fps: bool = False
+    any_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,27 @@ class TeacherKind:
     licence: str
     load: Callable[[Path | None], Teacher]
     present: Callable[[], bool]
+
+
+class Resampled(Network):
+    """A network that hears, given sound of another rate: each window is resampled with scipy's polyphase filter."""
+
+    modality = "sound"
+
+    def __init__(self, network: Network, from_hz: int, to_hz: int) -> None:
+        """Args: network: wants `to_hz`; from_hz: of the sound that is given; both in samples a second."""
+        super().__init__()
+        self.network, self.embedding_dim, self.from_hz, self.to_hz = network, network.embedding_dim, from_hz, to_hz
+
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, S) mono at `from_hz`; no gradient flows to it."""
+        from scipy.signal import resample_poly
+
+        shared = math.gcd(self.from_hz, self.to_hz)
+        sound = resample_poly(inputs.detach().cpu().numpy(), self.to_hz // shared, self.from_hz // shared, axis=1)
+        # Never a sample more than the window's time: one too many would begin another of YAMNet's patches.
+        length = max(1, inputs.shape[1] * self.to_hz // self.from_hz)
+        return self.network(torch.from_numpy(sound[:, :length]).to(inputs))
 
 
 def load_run(run: str | Path) -> Teacher:
@@ -102,19 +132,31 @@ def embed(
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
 
+    Where the teacher's classes are not the store's, the logits are those of a linear head (`teachers/head.py`).
     Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
     torchrun the processes share the clips and process 0 writes.
 
     Raises:
-        TeacherError: the store's rate differs from what the teacher was trained at.
+        TeacherError: the store's rate differs from what the teacher was trained at, or no clip holds its modality.
     """
-    check_rates(store, teacher.view, teacher.fps, teacher.sample_rate_hz, f"teacher {name!r}")
+    fps = store.fps if teacher.any_fps else teacher.fps
+    rate, network, source = teacher.sample_rate_hz, teacher.network, teacher.source
+    if teacher.any_rate and rate != store.sample_rate_hz:
+        network = Resampled(network, store.sample_rate_hz, rate)
+        source += f", resampled from {store.sample_rate_hz} Hz"
+        rate = store.sample_rate_hz
+    check_rates(store, teacher.view, fps, rate, f"teacher {name!r}")
     clips = np.arange(len(store))
     if teacher.view.modality == "sound":
         clips = clips[~store.columns["silent"].astype(bool)]
+    if not has_modality(store, clips, teacher.view).any():
+        expected = "a picture" if teacher.view.modality == "picture" else "sound that is not silent"
+        raise TeacherError(
+            f"teacher {name!r}: expected clips with {expected}, {store.folder} holds none among its {len(store)} clips"
+        )
     with distributed.joined(device) as own_device:
         outputs = run_network(
-            teacher.network.to(own_device),
+            network.to(own_device),
             store,
             clips,
             teacher.view,
@@ -128,10 +170,11 @@ def embed(
         embedding[clips[present]] = outputs.embedding.numpy()[present]
         logits[clips[present]] = outputs.logits.numpy()[present]
         if distributed.rank() == 0:
-            store.add_teacher(
+            add_features(
+                store,
                 name,
                 modality=teacher.view.modality,
-                source=teacher.source,
+                source=source,
                 embedding=embedding,
                 logits=logits if teacher.classes else None,
                 classes=teacher.classes,

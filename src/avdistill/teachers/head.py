@@ -10,19 +10,46 @@ import warnings
 from typing import Any
 
 import numpy as np
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
-from avdistill.data.store import Store
+from avdistill.data.store import Store, TeacherEntry
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
 # A class without a labelled clip cannot be believed in, but a logit of minus infinity would turn losses into NaN.
 _NEVER = -20.0
+
+
+def add_features(
+    store: Store,
+    name: str,
+    *,
+    modality: str,
+    source: str,
+    embedding: np.ndarray,
+    logits: np.ndarray | None,
+    classes: tuple[str, ...],
+    split: str = "train",
+) -> TeacherEntry:
+    """Put a teacher's features into the store; where its classes are not the store's, with the logits of a head.
+
+    Args:
+        store: gets the features; `store.json` says how the logits were made.
+        name, modality, source, embedding, logits, classes: see `Store.add_teacher`.
+        split: whose labelled clips a head is fitted on.
+    """
+    if not set(store.classes) <= set(classes):
+        logits, told = fit_head(store, embedding, split=split)
+        classes, source = store.classes, f"{source}; {told}"
+    store.add_teacher(name, modality=modality, source=source, embedding=embedding, logits=logits, classes=classes)
+    return Store(store.folder).teachers[name]
 
 
 def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tuple[np.ndarray | None, str]:
@@ -59,7 +86,7 @@ def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tu
     for fitted_on, held_out in folds:
         head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
         own[held_out] = _scores(head, x[held_out], occurring, several)
-    columns = [store.classes.index(name) for name in occurring]
+    columns = np.array([store.classes.index(name) for name in occurring])
     logits = np.full((len(store), len(store.classes)), np.nan, dtype=np.float32)
     logits[present] = _NEVER
     whole = _fitted(x, targets, strength, several)
@@ -86,8 +113,11 @@ def _likelihood(
 
 def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipeline:
     head: Any = LogisticRegression(C=strength, max_iter=300)
+    if not several and len(set(targets)) < 2:  # a fold of so few clips that one class is left
+        head = DummyClassifier()
     head = make_pipeline(StandardScaler(), OneVsRestClassifier(head) if several else head)
-    with warnings.catch_warnings():
+    # One thread: those of the linear algebra wait for each other where other processes work.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # A head that is nearly there serves; a class that a fold lacks, or holds alone, is scored as never or always.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")

@@ -24,6 +24,7 @@ from avdistill import distributed
 from avdistill.data.store import reason, write_json
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, tensors
+from avdistill.training.config import TrainConfig, read_config
 from avdistill.types import StudentDescription
 
 
@@ -84,7 +85,8 @@ def save_last(
     with _replaced(run, "last") as fresh:
         save_student(fresh, method.student, description)
         save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
-        torch.save(state, fresh / "state.pt")
+        with (fresh / "state.pt").open("wb") as file:  # a file of Python's says in words what is wrong with the disk
+            torch.save(state, file)
 
 
 def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
@@ -182,6 +184,13 @@ def _replaced(run: Path, name: str) -> Iterator[Path]:
             (run / name).rename(old)
         fresh.rename(run / name)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def run_config(run: Path) -> TrainConfig:
+    """The config a run was started with. Raises RunError where there is no run, ConfigError for a damaged one."""
+    if not (run / "config.json").is_file():
+        raise RunError(f"{run}: no run folder (config.json is missing)")
+    return read_config(run / "config.json")
 
 
 def run_progress(run: Path) -> Progress:

@@ -33,11 +33,12 @@ from avdistill.training.checkpoint import (
     cut_metrics,
     environment,
     load_last,
+    run_config,
     save_best,
     save_last,
     writing,
 )
-from avdistill.training.config import TrainConfig, read_config
+from avdistill.training.config import TrainConfig
 from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.session import Session
 
@@ -85,9 +86,7 @@ def resume(
     Raises:
         RunError: no run there, or its store has changed since.
     """
-    if not (run / "config.json").is_file():
-        raise RunError(f"{run}: no run folder (config.json is missing)")
-    config = read_config(run / "config.json")
+    config = run_config(run)
     config = config if store is None else replace(config, store=store.resolve())
     with _joined(run, config.device) as device:
         session = Session.open(config, run, device)

@@ -82,6 +82,12 @@ class Session:
             raise RunError(
                 f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}"
             )
+        heard_hz = getattr(student, "sample_rate_hz", store.sample_rate_hz)
+        if heard_hz != store.sample_rate_hz:
+            raise RunError(
+                f"model {config.student.model} hears {heard_hz} Hz, {store.folder} holds {store.sample_rate_hz}: "
+                "set its option sample_rate_hz, or prepare with --sample-rate"
+            )
         method = build_method(
             config.method,
             student,

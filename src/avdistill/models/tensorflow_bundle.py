@@ -1,0 +1,165 @@
+"""Reads the variables of a TensorFlow checkpoint or SavedModel (a "tensor bundle") without TensorFlow.
+
+`variables.index` is a table in LevelDB's format: name -> BundleEntryProto (type, shape, offset, size, checksum);
+`variables.data-00000-of-00001` holds the values one after the other. Every checksum is verified.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avdistill.models.weights import WeightsError
+
+_MAGIC = 0xDB4775248B80FB57
+_FOOTER_BYTES = 48
+_FLOAT = 1  # DT_FLOAT of types.proto
+
+
+def read_bundle(folder: Path) -> dict[str, np.ndarray]:
+    """The float32 variables of a bundle of one shard, by name.
+
+    Args:
+        folder: the SavedModel's `variables` folder.
+
+    Raises:
+        WeightsError: a file is missing, damaged or cut short, or the bundle has several shards.
+    """
+    index, data = folder / "variables.index", folder / "variables.data-00000-of-00001"
+    for file in (index, data):
+        if not file.is_file():
+            raise WeightsError(f"{folder}: expected {index.name} and {data.name} (one shard), {file.name} is missing")
+    try:
+        entries = dict(_table(index.read_bytes()))
+        header = _message(entries.pop(b"", b""))
+        if header.get(1) != 1 or header.get(2, 0) != 0:
+            raise ValueError("expected one shard, little endian")
+        values = data.read_bytes()
+        return {
+            name.decode(): _tensor(name.decode(), entry, values)
+            for name, entry in ((name, _message(value)) for name, value in entries.items())
+            if entry.get(1) == _FLOAT
+        }
+    except (ValueError, IndexError, struct.error, TypeError) as error:
+        raise WeightsError(f"{folder}: damaged TensorFlow variables: {error}") from error
+
+
+def _tensor(name: str, entry: dict[int, Any], values: bytes) -> np.ndarray:
+    offset, size = entry.get(4, 0), entry.get(5, 0)
+    held = values[offset : offset + size]
+    shape = [
+        _message(dimension).get(1, 0) for message in entry.get(2, []) for dimension in _message(message).get(2, [])
+    ]
+    if len(held) != size or size != 4 * int(np.prod(shape)):
+        raise ValueError(f"{name}: expected {4 * int(np.prod(shape))} bytes at {offset}, found {len(held)}")
+    if masked_crc32c(held) != entry.get(6):
+        raise ValueError(f"{name}: wrong checksum")
+    return np.frombuffer(held, dtype="<f4").reshape(shape)
+
+
+def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of a LevelDB table: the index block at the end lists the blocks with the entries."""
+    if len(file) < _FOOTER_BYTES or struct.unpack("<Q", file[-8:])[0] != _MAGIC:
+        raise ValueError(f"the index of {len(file)} bytes does not end as a table does")
+    numbers, position = [], len(file) - _FOOTER_BYTES
+    for _ in range(4):  # offset and size of the metaindex, offset and size of the index
+        number, position = _varint(file, position)
+        numbers.append(number)
+    for _, handle in _block(file, numbers[2], numbers[3]):
+        offset, position = _varint(handle, 0)
+        size, _ = _varint(handle, position)
+        yield from _block(file, offset, size)
+
+
+def _block(file: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of a block; each key tells how many bytes it shares with the one before."""
+    held, trailer = file[offset : offset + size], file[offset + size : offset + size + 5]
+    if len(held) != size or len(trailer) != 5 or size < 4:
+        raise ValueError(f"a block of {size} bytes at {offset} lies outside the index")
+    if trailer[0] != 0:
+        raise ValueError("the index is compressed, TensorFlow's are not")
+    if masked_crc32c(held + trailer[:1]) != struct.unpack("<I", trailer[1:])[0]:
+        raise ValueError("the index has a wrong checksum")
+    end = size - 4 - 4 * int(struct.unpack("<I", held[-4:])[0])
+    position, key = 0, b""
+    while position < end:
+        shared, position = _varint(held, position)
+        own, position = _varint(held, position)
+        length, position = _varint(held, position)
+        key = key[:shared] + held[position : position + own]
+        position += own
+        yield key, held[position : position + length]
+        position += length
+
+
+def _message(held: bytes) -> dict[int, Any]:
+    """Fields of a protocol buffer by number: integers, and lists of the bytes of whatever has a length."""
+    fields: dict[int, Any] = {}
+    position = 0
+    while position < len(held):
+        tag, position = _varint(held, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            fields[number], position = _varint(held, position)
+        elif wire == 5:
+            fields[number] = struct.unpack_from("<I", held, position)[0]
+            position += 4
+        elif wire == 2:
+            length, position = _varint(held, position)
+            fields.setdefault(number, []).append(held[position : position + length])
+            position += length
+        else:
+            raise ValueError(f"unknown wire type {wire}")
+    return fields
+
+
+def _varint(held: bytes, position: int) -> tuple[int, int]:
+    """(value, position behind it) of an integer of seven bits a byte."""
+    value = shift = 0
+    while True:
+        byte = held[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
+
+
+def _crc_table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
+    return table
+
+
+_CRC = _crc_table()
+
+
+def masked_crc32c(held: bytes) -> int:
+    """CRC-32C as TensorFlow stores it: turned by 15 bits, plus a constant.
+
+    The checksum is linear, so all chunks are worked out side by side and then joined: NumPy does the loop over bytes.
+    """
+    length = 1 << len(held).bit_length() // 2  # about the root: as many chunks as bytes in a chunk
+    head = len(held) % length
+    state = 0xFFFFFFFF
+    for byte in held[:head]:
+        state = int(_CRC[(state ^ byte) & 255]) ^ (state >> 8)
+    if chunks := len(held) // length:
+        # The last 32 columns tell what becomes of each bit of the state while a chunk of zeros goes by.
+        columns = np.zeros((length, chunks + 32), dtype=np.uint8)
+        columns[:, :chunks] = np.frombuffer(held, dtype=np.uint8, offset=head).reshape(chunks, length).T
+        states = np.zeros(chunks + 32, dtype=np.uint32)
+        states[chunks:] = np.uint32(1) << np.arange(32, dtype=np.uint32)
+        for column in columns:
+            states = _CRC[(states ^ column) & 255] ^ (states >> 8)
+        images: list[int] = states[chunks:].tolist()
+        for chunk in states[:chunks].tolist():
+            for bit, image in enumerate(images):
+                chunk ^= image if state >> bit & 1 else 0
+            state = chunk
+    crc = state ^ 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,125 @@
+"""Embeddings from files: which clip each belongs to, and what is said of files that cannot be right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from avdistill.cli import main
+from avdistill.data.store import Store, StoreError
+from avdistill.teachers import TeacherError, load_teacher
+from avdistill.teachers.precomputed import embed_precomputed
+
+
+@pytest.fixture
+def store(prepared, tmp_path) -> Store:
+    shutil.copytree(prepared, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def ids(store: Store) -> list[str]:
+    return store.columns["id"].tolist()
+
+
+def test_a_folder_is_joined_by_clip_id(store, tmp_path, capsys):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    first, second, *_ = ids(store)
+    np.save(folder / f"{first}.npy", np.arange(5.0))
+    np.save(folder / f"{second}.npy", np.arange(5, dtype=np.int16)[None] + 1)
+    np.save(folder / "of_no_clip.npy", np.ones(7))
+    assert main(["embed", str(store.folder), "--teacher", f"precomputed:{folder}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["modality"], told["width"], told["clips"]) == ("sound", "sound", 5, 2)
+    embedding, _, present = Store(store.folder).teacher_features("sound")
+    assert "linear head" in told["source"]
+    assert present.tolist() == [True, True] + [False] * (len(store) - 2)
+    assert embedding[:2].tolist() == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    assert Store(store.folder).verify() == []
+
+
+def test_a_table_is_joined_in_any_order_with_its_logits(store, tmp_path):
+    names = ids(store)[::-1]
+    values = np.random.default_rng(0).standard_normal((len(names), 4))
+    logits = np.arange(4.0 * len(names)).reshape(-1, 4)
+    classes = ("class_2", "dog", "class_0", "class_1")
+    np.savez(tmp_path / "t.npz", name=names, embedding=values, logits=logits, classes=classes)
+    entry = embed_precomputed(store, tmp_path / "t.npz", "image", "picture")
+    assert (entry.modality, entry.classes, entry.clips) == ("picture", classes, len(names))
+    embedding, stored, present = Store(store.folder).teacher_features("image")
+    assert present.all()
+    np.testing.assert_array_equal(embedding, values[::-1].astype(np.float32))
+    np.testing.assert_array_equal(stored, logits[::-1])
+
+
+def test_a_files_stem_stands_for_its_only_clip(store, tmp_path):
+    # Two clips of one file, and one of a file of its own, under ids that are not the files' names.
+    import pyarrow as pa
+
+    table = store.table.slice(0, 3)
+    for key, values in (("id", ["x", "y", "z"]), ("path", ["d/both.mp4", "d/both.mp4", "d/own.v1.mp4"])):
+        table = table.set_column(table.schema.get_field_index(key), key, pa.array(values))
+    store.table = table
+    np.savez(tmp_path / "t.npz", name=["both", "own.v1", "y"], embedding=np.arange(6.0).reshape(3, 2))
+    embed_precomputed(store, tmp_path / "t.npz", "sound")
+    stored = np.load(store.folder / "teacher-sound.npy")
+    np.testing.assert_array_equal(stored, [[np.nan, np.nan], [4, 5], [2, 3]])
+
+
+def table(**changed) -> dict:
+    return {"name": ["a", "b"], "embedding": np.ones((2, 3)), **changed}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        (table(), r"0 of \d+ clips matched: expected names such as '.+', found 2 names there such as 'a'"),
+        (table(name=["a", "a"]), "expected every name once, found 'a' 2 times"),
+        (table(name=np.array([{}, {}], dtype=object)), r"not a readable \.npz"),
+        (table(name=[1, 2]), r"name: expected one row of strings, found int64 \(2,\)"),
+        (
+            table(embedding=np.ones((3, 2))),
+            r"embedding: expected numbers of shape \(2, width\).* float64 \(3, 2\)",
+        ),
+        (table(embedding=np.full((2, 3), np.inf)), "embedding: expected finite numbers"),
+        (table(logits=np.ones((2, 2))), "expected 'logits' and 'classes' together"),
+        (table(logits=np.ones((2, 2)), classes=["c"]), "expected logits of the 1 classes, found 2 columns"),
+        ({"embedding": np.ones((2, 3))}, "expected the array 'name', found embedding"),
+    ],
+)
+def test_a_table_that_cannot_be_right_is_one_line(store, tmp_path, arrays, told):
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(StoreError, match=rf"t\.npz: {told}") as error:
+        embed_precomputed(store, tmp_path / "t.npz", "sound")
+    assert "\n" not in str(error.value)
+    assert Store(store.folder).teachers == {}
+
+
+def test_files_that_cannot_be_right_are_one_line(store, tmp_path, capsys):
+    with pytest.raises(StoreError, match=r"expected a folder of <clip id>\.npy or an \.npz, found nothing"):
+        embed_precomputed(store, tmp_path / "nothing", "sound")
+    folder = tmp_path / "features"
+    folder.mkdir()
+    with pytest.raises(StoreError, match=r"0 of \d+ clips matched.*found no \.npy there"):
+        embed_precomputed(store, folder, "sound")
+    (tmp_path / "t.npz").write_bytes(b"PK no archive")
+    with pytest.raises(StoreError, match=r"not a readable \.npz"):
+        embed_precomputed(store, tmp_path / "t.npz", "sound")
+    np.save(tmp_path / "t.npy", np.ones((2, 3)))
+    with pytest.raises(StoreError, match=r"not a readable \.npz"):
+        embed_precomputed(store, tmp_path / "t.npy", "sound")
+    first, second, third, *_ = ids(store)
+    for name, width in ((first, 4), (second, 4), (third, 5)):
+        np.save(folder / f"{name}.npy", np.ones(width))
+    assert main(["embed", str(store.folder), "--teacher", f"precomputed:{folder}"]) == 1
+    line = capsys.readouterr().err
+    assert line == f"avdistill: {folder / third}.npy: expected an embedding of width 4 as in the others, found 5\n"
+    picture = ["--modality", "picture"]
+    assert main(["embed", str(store.folder), "--teacher", str(tmp_path), *picture]) == 2
+    assert "--modality: expected with precomputed:" in capsys.readouterr().err
+    with pytest.raises(TeacherError, match="`avdistill embed` puts them into a store"):
+        load_teacher(f"precomputed:{folder}")
+    assert Store(store.folder).teachers == {}
