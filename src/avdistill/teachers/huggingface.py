@@ -1,7 +1,7 @@
 """Encoders of Hugging Face's transformers as teachers: `huggingface:<hub id or folder>`.
 
-Measured against transformers itself: AST, CLAP (its sound tower), HuBERT, wav2vec2; CLIP (its picture tower), DINOv2,
-ViT, VideoMAE. Others that take a waveform, its features or pictures go the same way, without tokens. Code that lies
+Measured against transformers itself: AST, CLAP (its sound tower), HuBERT; CLIP (its picture tower), DINOv2, ViT,
+VideoMAE. Others that take a waveform, its features or pictures go the same way, without tokens. Code that lies
 beside the weights is never run.
 """
 
