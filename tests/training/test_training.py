@@ -253,6 +253,8 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(taught.folder, tmp_path / "a", method=KDConfig()))
     with pytest.raises(StoreError, match="no teacher 'sound'"):
         train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
+    with pytest.raises(RunError, match="takes 16 frames, its view shows 8"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("stacked_frames", PictureView(frames=8))))
     with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
         train(config(taught.folder, tmp_path / "c", student=StudentConfig("cnn6", SoundView(seconds=0.5))))
     with pytest.raises(RunError, match="takes sound, its view is picture"):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
@@ -41,6 +41,7 @@ from avdistill.training.checkpoint import (
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.session import Session
+from avdistill.types import Batch
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -127,20 +128,8 @@ def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_afte
     with _sigterm() as terminated, _log(session.run, config.tensorboard) as log:
         while progress.step < stop_at and not distributed.any_process(terminated.is_set()):
             began = time.perf_counter()
-            losses: dict[str, Tensor] = {}
             statistics = [buffer.clone() for buffer in method.buffers()]
-            for last in [False] * (config.accumulate - 1) + [True]:
-                batch = next(loader).to(session.device)
-                with distributed.without_exchange(model, not last):
-                    with autocast(config.precision, session.device):
-                        terms = model(batch)
-                    total = sum(terms.values()) / config.accumulate
-                    if distributed.any_process(not torch.isfinite(total)):
-                        raise _not_finite(
-                            session, progress, {n: float(t.detach()) for n, t in terms.items()}, statistics
-                        )
-                    total.backward()
-                losses = {name: losses.get(name, 0) + term.detach() / config.accumulate for name, term in terms.items()}
+            losses = _backward(session, model, loader, progress, statistics)
             norms = clip_gradients(optimizer, config.optimizer.clip_norm)
             if not all(map(math.isfinite, norms.values())):
                 raise _not_finite(session, progress, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
@@ -175,6 +164,25 @@ def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_afte
         save_best(session.run, method, session.description, progress, "last step (nothing set aside for validation)")
     distributed.wait_for_all()  # whoever returns may read what process 0 wrote
     return session.run
+
+
+def _backward(
+    session: Session, model: nn.Module, loader: Iterator[Batch], progress: Progress, statistics: list[Tensor]
+) -> dict[str, Tensor]:
+    """Forward and backward of one step's batches; returns the mean of each loss, the gradients stay in the method."""
+    config = session.config
+    losses: dict[str, Tensor] = {}
+    for last in [False] * (config.accumulate - 1) + [True]:
+        batch = next(loader).to(session.device)
+        with distributed.without_exchange(model, not last):
+            with autocast(config.precision, session.device):
+                terms = model(batch)
+            total = sum(terms.values()) / config.accumulate
+            if distributed.any_process(not torch.isfinite(total)):
+                raise _not_finite(session, progress, {n: float(t.detach()) for n, t in terms.items()}, statistics)
+            total.backward()
+        losses = {name: losses.get(name, 0) + term.detach() / config.accumulate for name, term in terms.items()}
+    return losses
 
 
 def _validate(session: Session) -> float:

@@ -18,7 +18,7 @@ from avdistill.models import build_model
 from avdistill.training.checkpoint import RunError
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
-from avdistill.types import StudentDescription
+from avdistill.types import Network, PictureView, StudentDescription
 
 
 @dataclass
@@ -76,18 +76,7 @@ class Session:
             seed=config.seed,
             share=(distributed.rank(), processes),
         )
-        torch.manual_seed(config.seed)
-        student = build_model(config.student.model, len(store.classes), config.student.options)
-        if student.modality != config.student.view.modality:
-            raise RunError(
-                f"model {config.student.model} takes {student.modality}, its view is {config.student.view.modality}"
-            )
-        heard_hz = getattr(student, "sample_rate_hz", store.sample_rate_hz)
-        if heard_hz != store.sample_rate_hz:
-            raise RunError(
-                f"model {config.student.model} hears {heard_hz} Hz, {store.folder} holds {store.sample_rate_hz}: "
-                "set its option sample_rate_hz, or prepare with --sample-rate"
-            )
+        student = _build_student(config, store)
         method = build_method(
             config.method,
             student,
@@ -133,6 +122,25 @@ class Session:
             "training": ids[self.batches.clips].tolist(),
             "validation": ids[self.validation].tolist(),
         }
+
+
+def _build_student(config: TrainConfig, store: Store) -> Network:
+    """The student with the weights of the run's seed; one that would see or hear the store wrongly is refused."""
+    torch.manual_seed(config.seed)
+    name = config.student.model
+    student = build_model(name, len(store.classes), config.student.options)
+    if student.modality != config.student.view.modality:
+        raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
+    heard_hz = getattr(student, "sample_rate_hz", store.sample_rate_hz)
+    if heard_hz != store.sample_rate_hz:
+        raise RunError(
+            f"model {name} hears {heard_hz} Hz, {store.folder} holds {store.sample_rate_hz}: "
+            "set its option sample_rate_hz, or prepare with --sample-rate"
+        )
+    frames = getattr(student, "frames", None)
+    if isinstance(config.student.view, PictureView) and frames not in (None, config.student.view.frames):
+        raise RunError(f"model {name} takes {frames} frames, its view shows {config.student.view.frames}")
+    return student
 
 
 def _teacher_features(
