@@ -133,5 +133,5 @@ def _scores(head: Pipeline, x: np.ndarray, classes: list[str], several: bool) ->
         return np.maximum(np.log(p) - np.log1p(-p), _NEVER)
     scores = np.full((len(x), len(classes)), _NEVER)
     known = [classes.index(name) for name in head.classes_]
-    scores[:, known] = np.maximum(head.predict_log_proba(x), _NEVER)
+    scores[:, known] = np.log(np.maximum(head.predict_proba(x), np.exp(_NEVER)))
     return scores
