@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -85,8 +86,9 @@ def save_last(
     with _replaced(run, "last") as fresh:
         save_student(fresh, method.student, description)
         save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
-        with (fresh / "state.pt").open("wb") as file:  # a file of Python's says in words what is wrong with the disk
-            torch.save(state, file)
+        serialised = io.BytesIO()  # torch.save into a file has no words for a full disk
+        torch.save(state, serialised)
+        (fresh / "state.pt").write_bytes(serialised.getbuffer())
 
 
 def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
