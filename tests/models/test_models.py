@@ -138,6 +138,7 @@ def test_filter_output_is_what_its_fields_say():
     out = noise_filter(teacher=torch.rand(4, 5), tokens=torch.rand(4, 6, 8))
     assert out.teacher.shape == out.embedding.shape == out.guided.shape == out.gate.shape == (4, 8)
     torch.testing.assert_close(out.embedding, out.gate * out.teacher)
+    assert (out.teacher >= 0).all()  # so that no cosine with a student behind a ReLU is negative
     torch.testing.assert_close(out.attention.sum(1), torch.ones(4))
     assert out.attention.shape == (4, 6)
     assert (out.guided >= 0).all()

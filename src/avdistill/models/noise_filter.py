@@ -36,7 +36,8 @@ class NoiseFilter(nn.Module):
     """Removes from a teacher's embedding what is not the student's clip's, and asks the student's map with the rest.
 
     The release's filter is `order="gate_attention"` with equal widths; its BatchNorm layers are kept. Where the
-    widths differ (the release cannot do that) a linear layer brings the teacher to the student's width first.
+    widths differ (the release cannot do that) a linear layer and ReLU bring the teacher to the student's width first:
+    ReLU, because the pairwise temperature is made for embeddings that are not negative, as those of the paper.
     A batch of one row uses BatchNorm's running statistics.
     """
 
@@ -79,7 +80,8 @@ class NoiseFilter(nn.Module):
             embedding: (B, D) the student's embedding; None means the mean of `tokens`, as in the release.
         """
         seen = tokens.mean(1) if embedding is None else embedding
-        teacher = self.projection(teacher)
+        if isinstance(self.projection, nn.Linear):
+            teacher = torch.relu(self.projection(teacher))
         if self.order == "gate_attention":
             gate = self._gated(teacher, seen)
             attended, attention = self._attend(gate * teacher, tokens)
