@@ -90,11 +90,12 @@ def mixed_copies(
         roles[split].append(path)
     chosen = {}
     for role, (split, paths) in enumerate(sorted(roles.items())):
-        sounds = [read_sound(videos / path) for path in paths]
+        targets = [out / Path(path).with_suffix(".mkv") for path in paths]
+        sounds = [] if all(target.exists() for target in targets) else [read_sound(videos / path) for path in paths]
         for number, path in enumerate(paths):
             rng = np.random.default_rng([seed, role, number])
             drawn = [int(i) for i in rng.permutation(len(paths)) if i != number][:others]
-            target = out / Path(path).with_suffix(".mkv")
+            target = targets[number]
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 waveform = mix(sounds[number], [sounds[i] for i in drawn], snr_db)

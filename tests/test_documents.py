@@ -55,7 +55,9 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
         assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/reliability.md", "docs/results.md", "docs/tasks/synthetic.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/reliability.md", "docs/results.md", "docs/tasks/synthetic.md", "docs/teachers.md"]
+)
 def test_tables_are_those_of_the_results(document):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "tables.py", "--check", document],
