@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from avdistill.data import tracks
+from avdistill.data import reading, tracks
 from avdistill.data.annotations import Annotation
 from avdistill.data.media import EmptySegmentError, MediaError, SpoolError, read_clip
 from avdistill.data.preparation import PrepareConfig, prepare
@@ -248,3 +248,15 @@ def test_sound_that_does_not_fit_the_picture(tmp_path, picture_seconds, sound_se
         assert len(sound) / 16000 == pytest.approx(expected, abs=0.15)  # AAC ends on a frame of 1024 samples
         loud = np.flatnonzero(np.abs(sound) > 0.1)
         assert loud[0] / 16000 == pytest.approx(sound_seconds, abs=0.1)
+
+
+def test_a_fault_of_ours_that_a_file_finds_costs_that_file(tmp_path, monkeypatch):
+    def faulty(*_arguments, **_options):
+        raise AssertionError("no such form")
+
+    monkeypatch.setattr(reading, "read_clip", faulty)
+    (tmp_path / "odd.mp4").write_bytes(b"odd")
+    task = reading.Task(Annotation("odd", "odd.mp4", (), "train"), tmp_path / "odd.mp4", tmp_path / "spool-0")
+    answer = reading.read_to_spool(reading.read_media, PrepareConfig(), task)
+    assert isinstance(answer, MediaError)
+    assert "odd.mp4: unexpected AssertionError, please report it: no such form" in str(answer)

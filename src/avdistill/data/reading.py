@@ -136,7 +136,10 @@ def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> Spooled | 
         return MediaError(f"{task.file}: too large for memory; give segments (start_seconds, end_seconds)")
     except SpoolError:
         raise
-    except Exception as error:  # a file may find a fault of ours, too: it costs that file
+    except Exception as error:
+        if read is not read_media:  # a reader of the user's own, who wants to see its mistakes
+            raise
+        # A file may find a fault of ours, too: it costs that file.
         return MediaError(f"{task.file}: unexpected {type(error).__name__}, please report it: {error}")
     frames, sound = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
     return Spooled(replace(clip, frames=None, waveform=None), frames, sound, state)
