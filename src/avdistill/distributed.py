@@ -28,6 +28,13 @@ class ProcessLostError(Exception):
     """Another process of the group has ended or does not answer; the message is one line."""
 
 
+def best_device(wanted: str = "auto") -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that torchrun started; yields this process's device.
@@ -41,10 +48,10 @@ def joined(device: str = "auto") -> Iterator[torch.device]:
     Raises:
         ProcessLostError: another process ended while this one waited for it.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    chosen = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several and device == "cuda" else device)
+    chosen = best_device(device)
+    if several and chosen == torch.device("cuda"):
+        chosen = torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avdistill.data.dataset import has_modality
 from avdistill.data.store import Store, StoreError, file_checksum, write_json
 from avdistill.data.transforms import evaluation_window, window_length
-from avdistill.models.video import normalise_frames
+from avdistill.models.video import IMAGENET_MEAN, IMAGENET_STD, normalise_frames
 from avdistill.models.weights import WeightsError, load_student, save_student
 from avdistill.teachers.base import check_rates
 from avdistill.types import Network, PictureView, StudentDescription
@@ -28,9 +28,6 @@ TOLERANCE = 1e-4
 _RANDOM_INPUTS = 4
 _BATCH = 4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# What `normalise_frames` computes, for those who feed the weights without us.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
 
@@ -253,8 +250,8 @@ def _describe_picture(description: StudentDescription, file_format: Format) -> d
         "crop": "centre",
         "normalisation": {
             "rule": "(pixel / 255 - mean) / std",
-            "mean": list(_MEAN),
-            "std": list(_STD),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
             "done_by": "the file" if inside else "the caller",
         },
     }

@@ -15,8 +15,9 @@ from avdistill.application.windows import FileItems, Window, read_windows
 from avdistill.data.preparation import PrepareConfig
 from avdistill.data.transforms import window_length
 from avdistill.decoding import ConfigError
+from avdistill.distributed import best_device
 from avdistill.models.video import normalise_frames
-from avdistill.models.weights import best_device, load_student
+from avdistill.models.weights import load_student
 from avdistill.types import Network, PictureView, StudentDescription, View
 
 Ranking = tuple[tuple[str, float], ...]

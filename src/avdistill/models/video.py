@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from avdistill.types import Features, Network
 
 # ImageNet's statistics of RGB in [0, 1]: what the paper and the Kinetics networks were trained with.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise_frames(frames: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device."""
-    scale = torch.tensor([1 / (255 * s) for s in _STD], device=frames.device)
-    shift = torch.tensor([-m / s for m, s in zip(_MEAN, _STD, strict=True)], device=frames.device)
+    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=frames.device)
+    shift = torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=frames.device)
     return (frames.float() * scale + shift).permute(0, 4, 1, 2, 3)
 
 
 def renormalise_frames(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, T, H, W) as `normalise_frames` makes it, with another mean and deviation of RGB in [0, 1] instead."""
     old_mean, old_std, new_mean, new_std = (
-        torch.tensor(values, device=inputs.device)[:, None, None, None] for values in (_MEAN, _STD, mean, std)
+        torch.tensor(values, device=inputs.device)[:, None, None, None]
+        for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
     )
     return (inputs * old_std + old_mean - new_mean) / new_std
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -75,10 +74,3 @@ def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
         raise WeightsError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
     if unexpected:
         raise WeightsError(f"{file}: unexpected {', '.join(unexpected[:3])}")
-
-
-def best_device(wanted: str = "auto") -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
