@@ -16,7 +16,7 @@ from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_label
 from avdistill.data.store import Store
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference import run_network
-from avdistill.methods import MNFCSCConfig, build_method
+from avdistill.methods import MNFCSCConfig, Sizes, build_method
 from avdistill.models import build_model
 from avdistill.types import PictureView
 
@@ -48,9 +48,8 @@ def main() -> None:
 
     # The method owns the student and the noise filter; the teacher stays frozen in the store.
     student = build_model("shifted_frames", len(store.classes))
-    method = build_method(
-        MNFCSCConfig(), student, num_classes=len(store.classes), teacher_dim=teacher[0].shape[1]
-    ).train()
+    sizes = Sizes(num_classes=len(store.classes), teacher_dim=teacher[0].shape[1])
+    method = build_method(MNFCSCConfig(), student, sizes).train()
     groups = [{"params": g["params"], "lr": 2e-3 * g["lr_scale"]} for g in method.parameter_groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
 

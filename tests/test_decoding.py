@@ -111,7 +111,8 @@ def test_values_no_run_can_have():
 
 
 def test_every_method_config_is_told_apart_by_its_name():
-    for name, (config, _) in METHODS.items():
+    for name, method in METHODS.items():
+        config = method.config_class
         assert is_dataclass(config)
         assert next(f.default for f in fields(config) if f.name == "name") == name
     assert KDConfig().name == "kd"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avdistill import cli, distributed
 from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_labels
 from avdistill.data.store import Store
-from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig, build_method
+from avdistill.methods import KDConfig, MNFCSCConfig, Sizes, SupervisedConfig, build_method
 from avdistill.models import build_model
 from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
 from avdistill.types import Features, Network, PictureView
@@ -60,7 +60,7 @@ def losses_and_gradients(store: Store) -> dict[str, dict[str, Tensor]]:
     for name, config in METHODS.items():
         torch.manual_seed(0)
         student = Float64(build_model("shifted_frames", len(store.classes), {"width": 8, "embedding_dim": 16}))
-        method = build_method(config, student, num_classes=len(store.classes), teacher_dim=24).double()
+        method = build_method(config, student, Sizes(len(store.classes), teacher_dim=24)).double()
         model = distributed.synchronised(method, torch.device("cpu"))
         for module in method.student.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -26,12 +26,14 @@ class Outputs:
         logits: float32 (N, C), mean over the windows; (N, 0) for a network without a classifier.
         probabilities: float32 (N, C), mean over the windows of the softmax (of the sigmoid with several labels).
         present: bool (N,), whether the clip holds what the network looks at.
+        tokens: float32 (N, K, D), mean over the windows, position by position; None where not asked for.
     """
 
     embedding: Tensor
     logits: Tensor
     probabilities: Tensor
     present: Tensor
+    tokens: Tensor | None = None
 
 
 def run_network(
@@ -45,6 +47,7 @@ def run_network(
     stride: int | None = None,
     batch_size: int = 32,
     workers: int = 0,
+    with_tokens: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Outputs:
     """Mean embedding, logits and probabilities of each clip; several processes share the clips, each gets all results.
@@ -59,6 +62,7 @@ def run_network(
         stride: of the sliding windows, at most a window's length; None is a window's length.
         batch_size: windows at a time: a long video is many batches, never one large one.
         workers: loader processes.
+        with_tokens: keep the maps as well, which take far more memory than all else.
         on_batch: called with (finished, total) windows.
     """
     present = has_modality(store, clips, view)
@@ -82,9 +86,14 @@ def run_network(
                 features = network(normalise_frames(inputs) if view.modality == "picture" else inputs)
                 logits = features.embedding[:, :0] if features.logits is None else features.logits
                 probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
-                values = [x.float().cpu() for x in (features.embedding, logits, probabilities)]
+                kept = [features.embedding, logits, probabilities]
+                if with_tokens:
+                    if features.tokens is None:
+                        raise ValueError("this network has no map")
+                    kept.append(features.tokens)
+                values = [x.float().cpu() for x in kept]
                 if sums is None:
-                    sums = [torch.zeros(len(clips), x.shape[1]) for x in values]
+                    sums = [torch.zeros(len(clips), *x.shape[1:]) for x in values]
                 index = torch.from_numpy(rows)[positions]
                 for total, value in zip(sums, values, strict=True):
                     total.index_add_(0, index, value)
@@ -98,5 +107,6 @@ def run_network(
     if shared:
         for total in (*sums, counts):
             distributed.add_up(total)
-    embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums)
-    return Outputs(embedding, logits, probabilities, torch.from_numpy(present))
+    embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
+    tokens = sums[3] / counts.clamp(min=1)[:, None, None] if with_tokens else None
+    return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)

@@ -74,6 +74,7 @@ class Batch:
         labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labelled` is False mean nothing.
         labelled: bool (B,).
         clip_ids: B names, for messages and tables.
+        indices: int64 (B,), which of the run's training clips these are, for methods that remember clips; or None.
     """
 
     labels: Tensor
@@ -83,6 +84,7 @@ class Batch:
     frames: Tensor | None = None
     sound: Tensor | None = None
     teacher: Features | None = None
+    indices: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """What `function` makes of every tensor of the batch, the teacher's features included."""

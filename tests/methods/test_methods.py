@@ -5,52 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
-from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig, build_method
+from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.methods.base import student_features
-from avdistill.models import build_model
-from avdistill.types import Batch, Features
-
-C, B = 4, 6
-
-
-def student():
-    torch.manual_seed(0)
-    return build_model("shifted_frames", C, {"width": 8, "embedding_dim": 16})
-
-
-def batch(dtype=torch.float32, *, teacher_dim=16, has_teacher=None, labelled=None, rows=B):
-    generator = torch.Generator().manual_seed(1)
-    yes = torch.ones(rows, dtype=torch.bool)
-    return Batch(
-        frames=torch.randint(0, 256, (rows, 4, 32, 32, 3), generator=generator, dtype=torch.uint8),
-        labels=torch.randint(0, C, (rows,), generator=generator),
-        labelled=yes if labelled is None else torch.tensor(labelled),
-        has_teacher=yes if has_teacher is None else torch.tensor(has_teacher),
-        teacher=Features(
-            embedding=torch.rand(rows, teacher_dim, generator=generator).to(dtype),
-            logits=torch.randn(rows, C, generator=generator).to(dtype),
-        ),
-        clip_ids=tuple(map(str, range(rows))),
-    )
-
-
-def built(config, **changes):
-    torch.manual_seed(2)
-    return build_method(
-        config, changes.pop("student", None) or student(), num_classes=C, **({"teacher_dim": 16} | changes)
-    )
-
-
-class Float64(torch.nn.Module):
-    """The student in float64 (frames are normalised in float32, as everywhere)."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network.double()
-        self.modality, self.embedding_dim = network.modality, network.embedding_dim
-
-    def forward(self, inputs):
-        return self.network(inputs.double())
+from avdistill.types import Batch
+from method_cases import B, Float64, batch, built, student
 
 
 def literal_two_passes(method, data):
@@ -82,7 +40,7 @@ def literal_two_passes(method, data):
 @pytest.mark.parametrize("temperature", ["pairwise", "sample", "fixed"])
 def test_one_backward_pass_equals_the_literal_two(temperature, order, sparsity):
     config = MNFCSCConfig(temperature=temperature, order=order, sparsity=sparsity)
-    ours, theirs = (built(config, student=Float64(student())).double() for _ in range(2))
+    ours, theirs = (built(config, student_network=Float64(student())).double() for _ in range(2))
     data = batch(torch.float64)
     total = sum(ours(data).values())
     total.backward()
@@ -99,7 +57,7 @@ def test_one_backward_pass_equals_the_literal_two(temperature, order, sparsity):
 
 def test_the_plain_sum_would_be_another_method():
     """What `detach` is for: without it the filter's objective moves the student."""
-    ours, summed = (built(MNFCSCConfig(), student=Float64(student())).double() for _ in range(2))
+    ours, summed = (built(MNFCSCConfig(), student_network=Float64(student())).double() for _ in range(2))
     data = batch(torch.float64)
     sum(ours(data).values()).backward()
     features = student_features(summed.student, data)
@@ -131,7 +89,7 @@ def test_widths_are_free(teacher_dim):
     sum(losses.values()).backward()
 
 
-CONFIGS = [SupervisedConfig(), KDConfig(), MNFCSCConfig(), MNFCSCConfig(unlabelled="pseudo_label")]
+CONFIGS = [*(method.config_class() for method in METHODS.values()), MNFCSCConfig(unlabelled="pseudo_label")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -143,19 +101,19 @@ def test_whatever_is_missing_every_term_is_finite_and_every_parameter_in_the_gra
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
-    if config.name == "mnf_csc":
-        # Every process of a distributed run must see every parameter, whatever its batch lacks.
-        assert all(p.grad is not None for p in method.filter.parameters())
+    # Every process of a distributed run must see every parameter of a helper, whatever its batch lacks.
+    helpers = [(n, p) for n, p in method.named_parameters() if not n.startswith("student.") and p.requires_grad]
+    assert [n for n, p in helpers if p.grad is None] == []
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_what_a_missing_teacher_would_say_changes_nothing(config):
     has_teacher = [True, False, True, True, False, True]
     data = batch(has_teacher=has_teacher)
-    other = data.teacher.embedding.clone(), data.teacher.logits.clone()
-    for values in other:
+    other = data.teacher.map(lambda values: values.clone())
+    for values in (other.embedding, other.logits, other.tokens):
         values[~data.has_teacher] = 1e6
-    changed = Batch(**{**vars(data), "teacher": Features(embedding=other[0], logits=other[1])})
+    changed = Batch(**{**vars(data), "teacher": other})
     first, second = built(config)(data), built(config)(changed)
     assert {k: float(v.detach()) for k, v in first.items()} == {k: float(v.detach()) for k, v in second.items()}
 
@@ -188,8 +146,8 @@ def test_pseudo_labels_are_the_teachers():
 
 
 def test_groups_hold_every_parameter_once():
-    for config, _ in METHODS.values():
-        method = built(config())
+    for each in METHODS.values():
+        method = built(each.config_class())
         grouped = [id(p) for group in method.parameter_groups() for p in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in method.parameters())
     assert built(MNFCSCConfig()).parameter_groups()[1]["lr_scale"] == 0.2
@@ -197,4 +155,4 @@ def test_groups_hold_every_parameter_once():
 
 def test_a_teacher_is_needed():
     with pytest.raises(ValueError, match="mnf_csc"):
-        built(MNFCSCConfig(), teacher_dim=None)
+        built(MNFCSCConfig(), teacher_dim=0)

@@ -115,6 +115,8 @@ class _Embed:
     """What `precomputed:` embeddings were computed from, sound by default; other teachers know theirs."""
     batch_size: int = 32
     """Windows at a time."""
+    maps: bool = False
+    """Also store the teacher's feature maps, which the methods `at` and `nst` look at."""
     json: bool = False
     """Print one JSON object."""
 
@@ -130,20 +132,30 @@ def embed(arguments: list[str]) -> None:
     elif a.modality is not None:
         raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
     else:
-        entry = embed_with(store, a.teacher, a.name, a.batch_size, a.weights)
+        entry = embed_with(store, a.teacher, a.name, a.batch_size, a.weights, a.maps)
     report = {**vars(entry), "store": str(a.store), "clips_in_store": len(store)}
     line = f"teacher {entry.name!r}: {entry.clips} of {len(store)} clips, {entry.width}-d, from {entry.source}"
     output(report, [line], a.json)
 
 
 def embed_with(
-    store: Store, teacher: str, name: str | None, batch_size: int = 32, weights: Path | None = None
+    store: Store,
+    teacher: str,
+    name: str | None,
+    batch_size: int = 32,
+    weights: Path | None = None,
+    maps: bool = False,
 ) -> TeacherEntry:
     """Embed a store with a named teacher or that of a run folder, with a progress bar."""
     teacher_network = load_teacher(teacher, weights=weights)
     with progress_bar("embed") as update:
         return embed_store(
-            store, teacher_network, name or teacher_network.view.modality, batch_size=batch_size, on_batch=update
+            store,
+            teacher_network,
+            name or teacher_network.view.modality,
+            batch_size=batch_size,
+            maps=maps,
+            on_batch=update,
         )
 
 
@@ -163,7 +175,7 @@ def recipes(arguments: list[str]) -> None:
             name: {"student": c.student.model, "method": c.method.name, "steps": c.steps} for name, c in RECIPES.items()
         },
         "models": sorted(MODELS),
-        "methods": {name: _defaults(config) for name, (config, _) in METHODS.items()},
+        "methods": {name: _defaults(method.config_class) for name, method in METHODS.items()},
     }
     lines = [f"{name:<24} {c.student.model:<20} {c.method.name:<12} {c.steps} steps" for name, c in RECIPES.items()]
     lines += ["", "models:  " + ", ".join(sorted(MODELS)), "methods: " + ", ".join(METHODS)]

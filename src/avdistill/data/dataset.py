@@ -112,6 +112,7 @@ class TrainingBatches(Dataset[Batch]):
         use_unlabelled: bool,
         teacher: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
         seed: int,
+        teacher_tokens: np.ndarray | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the pools.
@@ -126,10 +127,11 @@ class TrainingBatches(Dataset[Batch]):
             use_unlabelled: False draws labelled clips only.
             teacher: (embedding, logits or None, has_teacher) with a row per clip of the *store*.
             seed: of order, windows and crops.
+            teacher_tokens: (N, K, D) the teacher's maps, for a method that looks at them.
             share: (r, n) gives rows r, r + n, ... of each batch, the same as they are in the whole one.
         """
         self.store, self.clips, self.labels, self.view = store, clips, labels, view
-        self.teacher, self.seed, self.share = teacher, seed, share
+        self.teacher, self.teacher_tokens, self.seed, self.share = teacher, teacher_tokens, seed, share
         labelled = np.flatnonzero(labels.labelled.numpy())
         unlabelled = np.flatnonzero(~labels.labelled.numpy())
         if not len(labelled):
@@ -176,6 +178,7 @@ class TrainingBatches(Dataset[Batch]):
             teacher=features,
             has_teacher=has_teacher,
             clip_ids=tuple(self.store.columns["id"][clips].tolist()),
+            indices=torch.from_numpy(rows),
         )
 
     def _teacher_rows(self, clips: np.ndarray) -> tuple[Features | None, Tensor]:
@@ -185,6 +188,7 @@ class TrainingBatches(Dataset[Batch]):
         features = Features(
             embedding=torch.from_numpy(embedding[clips]),
             logits=None if logits is None else torch.from_numpy(logits[clips]),
+            tokens=None if self.teacher_tokens is None else torch.from_numpy(self.teacher_tokens[clips]),
         )
         return features, torch.from_numpy(present[clips])
 

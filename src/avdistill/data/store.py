@@ -6,7 +6,8 @@ Layout of format 1 (`docs/formats/store.md`):
     clips.parquet           a row per clip: id, labels, split, times, where its frames and sound lie
     frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per picture size and per 2 GB
     sound-00000.npy         int16 (samples,) mono
-    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too
+    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too,
+                            teacher-<name>-tokens.npy (clips, K, D) where asked for
     skipped.csv             files that could not be read, and why
     sources.csv             size and date of the files that were read
     lock                    empty; held by whoever writes
@@ -73,6 +74,8 @@ class TeacherEntry:
         classes: names of the logits' columns, empty where there are no logits.
         source: what made it (a run folder's student and its checksum, a model's name).
         clips: how many clips have an embedding.
+        positions: K of its maps; 0 where there are none.
+        fitted_head: whether the logits are those of a head fitted on this store's labels.
     """
 
     name: str
@@ -81,6 +84,8 @@ class TeacherEntry:
     classes: tuple[str, ...]
     source: str
     clips: int
+    positions: int = 0
+    fitted_head: bool = False
 
 
 class Store:
@@ -200,6 +205,16 @@ class Store:
             logits[~present] = 0
         return embedding, logits, present
 
+    def teacher_tokens(self, name: str) -> np.ndarray | None:
+        """float32 (N, K, D) maps of a teacher, memory-mapped; None where it has put none into the store.
+
+        Rows of clips without a teacher are 0: `teacher_features` tells which.
+        """
+        self.teacher_features(name)
+        if not self.teachers[name].positions:
+            return None
+        return np.load(self.folder / f"teacher-{name}-tokens.npy", mmap_mode="r")
+
     def add_teacher(
         self,
         name: str,
@@ -209,8 +224,12 @@ class Store:
         embedding: np.ndarray,
         logits: np.ndarray | None,
         classes: tuple[str, ...],
+        tokens: np.ndarray | None = None,
+        fitted_head: bool = False,
     ) -> None:
         """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
+
+        `tokens` are its maps, float32 (N, K, D), with zeros in such rows.
 
         Features of the same name are replaced: a kill in between leaves the old ones, the new ones or none, never an
         embedding of one and logits of the other. Other processes may add theirs at the same time.
@@ -225,9 +244,20 @@ class Store:
             raise StoreError(f"teacher {name!r}: {len(embedding)} rows for {len(self)} clips")
         clips = int((~np.isnan(embedding[:, 0])).sum())
         entry = TeacherEntry(
-            name, modality, int(embedding.shape[1]), classes if logits is not None else (), source, clips
+            name,
+            modality,
+            int(embedding.shape[1]),
+            classes if logits is not None else (),
+            source,
+            clips,
+            0 if tokens is None else int(tokens.shape[1]),
+            fitted_head,
         )
-        arrays = {f"teacher-{name}.npy": embedding, f"teacher-{name}-logits.npy": logits}
+        arrays = {
+            f"teacher-{name}.npy": embedding,
+            f"teacher-{name}-logits.npy": logits,
+            f"teacher-{name}-tokens.npy": tokens,
+        }
         try:
             with open_locked(self.folder, wait=True):
                 self._replace_teacher(entry, arrays)

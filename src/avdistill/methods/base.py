@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from avdistill.distributed import gather
 from avdistill.models.video import normalise_frames
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, Features, Network, Option
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a method may size its parts and schedules by.
+
+    Attributes:
+        num_classes: C.
+        teacher_dim: D of the teacher's embedding; 0 without a teacher.
+        training_clips: N; `Batch.indices` lie in [0, N).
+        batch_size: B of a forward pass, over all processes.
+        passes: forward passes of the whole run.
+    """
+
+    num_classes: int
+    teacher_dim: int = 0
+    training_clips: int = 0
+    batch_size: int = 1
+    passes: int = 1
 
 
 class Method(nn.Module, ABC):
     """A student and whatever trains with it; never the teacher, whose features come with the batch.
 
-    A subclass says what it needs (`needs`, `uses_unlabelled`, `uses_tokens`) and computes its `losses`, named and
-    weighted: their sum is what is minimised, in one backward pass. A helper network that must not move the student is
-    fed detached features. Where several processes share a batch, `losses` sees all of it in each of them.
+    A subclass says what it is made of (`config_class`, `tuning`) and what it needs (`needs`, `uses_unlabelled`,
+    `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimised, in one backward pass.
+    A helper network that must not move the student is fed detached features. Where several processes share a batch,
+    `losses` sees all of it in each of them.
     """
 
-    #: of the teacher's features: nothing, "embedding" or "logits" (which includes the embedding)
+    #: frozen dataclass of its settings; `Method.config` is one
+    config_class: ClassVar[type]
+    #: field of the config -> values that `avdistill compare` may try; what is not here stays as published
+    tuning: ClassVar[Mapping[str, tuple[Option, ...]]] = {}
+    #: of the teacher's features: nothing, "embedding", "logits" or "tokens" (the last two include the embedding)
     needs: ClassVar[str] = ""
     #: whether clips without a label contribute; where not, none is drawn
     uses_unlabelled: ClassVar[bool] = True
     #: whether the losses look at the student's map; where not, it does not travel between processes
     uses_tokens: ClassVar[bool] = False
 
-    def __init__(self, student: Network) -> None:
-        """student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`."""
+    def __init__(self, student: Network, config: Any, sizes: Sizes) -> None:
+        """Build the helpers.
+
+        Args:
+            student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`.
+            config: an instance of `config_class`.
+            sizes: of the run.
+        """
         super().__init__()
-        self.student = student
+        self.student, self.config, self.sizes = student, config, sizes
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
@@ -66,3 +98,20 @@ def student_features(student: Network, batch: Batch) -> Features:
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
     return student(inputs)
+
+
+class PassCounter(nn.Module):
+    """Counts a run's forward passes for losses that change over time; saved and resumed with the method's buffers."""
+
+    passes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def advance(self) -> int:
+        """How many training passes there were before this one, which is then counted; evaluation is not."""
+        before = int(self.passes)
+        if self.training:
+            self.passes += 1
+        return before

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from avdistill.losses import classification, soft_label_divergence
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, Features
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class SupervisedConfig:
 class Supervised(Method):
     """Classification of the labelled clips."""
 
+    config_class = SupervisedConfig
     uses_unlabelled = False
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -47,11 +48,10 @@ class KDConfig:
 class KD(Method):
     """Knowledge distillation with soft labels."""
 
+    config: KDConfig
+    config_class = KDConfig
+    tuning: ClassVar = {"temperature": (1.0, 2.0, 4.0, 8.0), "weight": (0.1, 0.3, 1.0)}
     needs = "logits"
-
-    def __init__(self, student: Network, config: KDConfig) -> None:
-        super().__init__(student)
-        self.config = config
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `soft_labels`."""

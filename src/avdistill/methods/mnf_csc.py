@@ -9,7 +9,7 @@ look must leave no trace in BatchNorm's running statistics, so it runs on copies
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.calibration import Temperature
-from avdistill.methods.base import Method
+from avdistill.methods.base import Method, Sizes
 from avdistill.models.noise_filter import FilterOutput, NoiseFilter, Order
 from avdistill.types import Batch, Features, Network
 
@@ -60,15 +60,25 @@ class MNFCSCConfig:
 class MNFCSC(Method):
     """The paper's method. Rows without a teacher take part in the classification only."""
 
+    config: MNFCSCConfig
+    config_class = MNFCSCConfig
+    tuning: ClassVar = {
+        "temperature": ("pairwise", "sample", "fixed"),
+        "calibration_weight": (0.1, 0.3, 1.0),
+        "unlabelled": ("excluded", "pseudo_label"),
+    }
     needs = "embedding"
     uses_tokens = True
 
-    def __init__(self, student: Network, config: MNFCSCConfig, *, num_classes: int, teacher_dim: int) -> None:
-        """student: its features must have tokens; teacher_dim: width of the teacher's embedding, any."""
-        super().__init__(student)
-        self.config = config
+    def __init__(self, student: Network, config: MNFCSCConfig, sizes: Sizes) -> None:
+        """student: its features must have tokens; the teacher's embedding may have any width."""
+        super().__init__(student, config, sizes)
         self.filter = NoiseFilter(
-            student.embedding_dim, num_classes, teacher_dim=teacher_dim, heads=config.heads, order=config.order
+            student.embedding_dim,
+            sizes.num_classes,
+            teacher_dim=sizes.teacher_dim,
+            heads=config.heads,
+            order=config.order,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

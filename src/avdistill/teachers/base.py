@@ -127,17 +127,20 @@ def embed(
     name: str,
     *,
     batch_size: int = 32,
+    maps: bool = False,
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
 
     Where the teacher's classes are not the store's, the logits are those of a linear head (`teachers/head.py`).
+    With `maps` its last feature maps are stored as well, for methods that look at them (AT, NST).
     Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
     torchrun the processes share the clips and process 0 writes.
 
     Raises:
-        TeacherError: the store's rate differs from what the teacher was trained at, or no clip holds its modality.
+        TeacherError: the store's rate differs from what the teacher was trained at, no clip holds its modality, or
+            `maps` are asked of a teacher that has none.
     """
     fps = store.fps if teacher.any_fps else teacher.fps
     rate, network, source = teacher.sample_rate_hz, teacher.network, teacher.source
@@ -162,6 +165,7 @@ def embed(
             teacher.view,
             multi_label=teacher.multi_label,
             batch_size=batch_size,
+            with_tokens=maps,
             on_batch=on_batch,
         )
         present = outputs.present.numpy()
@@ -169,6 +173,10 @@ def embed(
         logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)  # (N, 0) without a classifier
         embedding[clips[present]] = outputs.embedding.numpy()[present]
         logits[clips[present]] = outputs.logits.numpy()[present]
+        tokens = None
+        if outputs.tokens is not None:
+            tokens = np.zeros((len(store), *outputs.tokens.shape[1:]), dtype=np.float32)
+            tokens[clips[present]] = outputs.tokens.numpy()[present]
         if distributed.rank() == 0:
             add_features(
                 store,
@@ -178,6 +186,7 @@ def embed(
                 embedding=embedding,
                 logits=logits if teacher.classes else None,
                 classes=teacher.classes,
+                tokens=tokens,
             )
         distributed.wait_for_all()
     return Store(store.folder).teachers[name]

@@ -36,19 +36,30 @@ def add_features(
     embedding: np.ndarray,
     logits: np.ndarray | None,
     classes: tuple[str, ...],
+    tokens: np.ndarray | None = None,
     split: str = "train",
 ) -> TeacherEntry:
     """Put a teacher's features into the store; where its classes are not the store's, with the logits of a head.
 
     Args:
         store: gets the features; `store.json` says how the logits were made.
-        name, modality, source, embedding, logits, classes: see `Store.add_teacher`.
+        name, modality, source, embedding, logits, classes, tokens: see `Store.add_teacher`.
         split: whose labelled clips a head is fitted on.
     """
-    if not set(store.classes) <= set(classes):
+    fitted = not set(store.classes) <= set(classes)
+    if fitted:
         logits, told = fit_head(store, embedding, split=split)
         classes, source = store.classes, f"{source}; {told}"
-    store.add_teacher(name, modality=modality, source=source, embedding=embedding, logits=logits, classes=classes)
+    store.add_teacher(
+        name,
+        modality=modality,
+        source=source,
+        embedding=embedding,
+        logits=logits,
+        classes=classes,
+        tokens=tokens,
+        fitted_head=fitted,
+    )
     return Store(store.folder).teachers[name]
 
 

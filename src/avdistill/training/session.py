@@ -13,7 +13,7 @@ from avdistill import distributed
 from avdistill.data.dataset import TrainingBatches, clips_of_split, cut_validation, encode_labels, has_modality
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
-from avdistill.methods import METHODS, Method, build_method
+from avdistill.methods import Method, Sizes, build_method, method_class
 from avdistill.models import build_model
 from avdistill.training.checkpoint import RunError
 from avdistill.training.config import TrainConfig
@@ -62,8 +62,8 @@ class Session:
             )
         multi_label = any(len(store.labels[i]) > 1 for i in clips)
         training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
-        method_class = METHODS[config.method.name][1]
-        teacher = _teacher_features(store, config, method_class)
+        chosen = method_class(config.method)
+        teacher = _teacher_features(store, config, chosen)
         batches = TrainingBatches(
             store,
             training,
@@ -71,18 +71,21 @@ class Session:
             config.student.view,
             batch_size=config.batch_size,
             labelled_per_batch=config.labelled_per_batch,
-            use_unlabelled=method_class.uses_unlabelled,
+            use_unlabelled=chosen.uses_unlabelled,
             teacher=teacher,
+            teacher_tokens=_teacher_tokens(store, config, chosen),
             seed=config.seed,
             share=(distributed.rank(), processes),
         )
         student = _build_student(config, store)
-        method = build_method(
-            config.method,
-            student,
+        sizes = Sizes(
             num_classes=len(store.classes),
-            teacher_dim=None if teacher is None else teacher[0].shape[1],
-        ).to(device)
+            teacher_dim=0 if teacher is None else teacher[0].shape[1],
+            training_clips=len(training),
+            batch_size=config.batch_size,
+            passes=config.steps * config.accumulate,
+        )
+        method = build_method(config.method, student, sizes).to(device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
         optimizer = build_optimizer(config.optimizer, method)
@@ -163,3 +166,19 @@ def _teacher_features(
             f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none"
         )
     return embedding, logits, present
+
+
+def _teacher_tokens(store: Store, config: TrainConfig, method: type[Method]) -> np.ndarray | None:
+    """The teacher's map of every clip, for a method that looks at it."""
+    if method.needs != "tokens":
+        return None
+    assert config.teacher is not None
+    tokens = store.teacher_tokens(config.teacher)
+    if tokens is None:
+        having = [name for name, entry in store.teachers.items() if entry.positions]
+        raise RunError(
+            f"method {config.method.name!r} needs the teacher's maps, which {config.teacher!r} has not put into the "
+            f"store (teachers there with maps: {', '.join(having) or 'none'}); `avdistill embed --maps` does where the "
+            "teacher has any"
+        )
+    return tokens
