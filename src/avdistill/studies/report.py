@@ -48,6 +48,7 @@ class Section:
         columns: see `rows`.
         table_caption: printed above the table.
         images: printed after the table, in order.
+        markup: HTML printed last, as it is: whoever gives it has escaped what is in it.
     """
 
     heading: str
@@ -56,6 +57,7 @@ class Section:
     columns: Mapping[str, str] = field(default_factory=dict)
     table_caption: str = ""
     images: Sequence[Image] = ()
+    markup: str = ""
 
 
 def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
@@ -156,7 +158,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], 
             for predicted, count in enumerate(row):
                 colour = "white" if shares[true][predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=colour)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(
@@ -185,7 +187,7 @@ def plot_curves(
     styles = styles or method_styles(curves)
     figure, axes = _new_plot(width=7.5, height=4.5)
     for label, given in curves.items():
-        steps, mean, low, high, runs = _band(label, given)
+        steps, mean, low, high, runs = curve_band(label, given)
         colour, line = styles[label]
         name = _plain(label if runs == 1 else f"{label} (n = {runs})")
         axes.plot(steps, mean, line, color=colour, linewidth=1.6, label=name, marker="o" if len(steps) == 1 else "")
@@ -196,7 +198,7 @@ def plot_curves(
     axes.set_ylabel(_plain(ylabel))
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bars(
@@ -233,16 +235,17 @@ def plot_bars(
     axes.set_xlabel(_plain(xlabel))
     axes.set_title(_plain(title), loc="left", fontsize=11)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def write_page(path: Path, *, title: str, sections: Sequence[Section]) -> None:
-    """One HTML file that needs nothing else: style and images are inside, no script, no network. Text is escaped.
+def write_page(path: Path, *, title: str, sections: Sequence[Section], style: str = "") -> None:
+    """One HTML file that needs nothing else: style, images and media are inside, no script, no network.
 
     Args:
         path: of the HTML file.
-        title: of the page.
+        title: of the page; escaped, as all text of the sections.
         sections: in order; tables and figures are numbered through the page.
+        style: CSS beyond the page's own, for the sections' `markup`.
     """
     parts: list[str] = []
     tables = figures = 0
@@ -257,9 +260,11 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section]) -> None:
         for image in section.images:
             figures += 1
             parts.append(_html_image(image, number=figures))
+        parts += [section.markup] if section.markup else []
         parts.append("</section>")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts)), encoding="utf-8")
+    page = _PAGE.format(title=html.escape(title), style=_STYLE + style, body="\n".join(parts))
+    path.write_text(page, encoding="utf-8")
 
 
 # The policy makes the browser itself refuse anything from outside.
@@ -268,7 +273,8 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -335,7 +341,9 @@ def _html_image(image: Image, *, number: int) -> str:
     return f'<figure><img{wide} width="{width}" src="{source}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _band(label: str, given: Curve | Sequence[Curve]) -> tuple[list[float], list[float], list[float], list[float], int]:
+def curve_band(
+    label: str, given: Curve | Sequence[Curve]
+) -> tuple[list[float], list[float], list[float], list[float], int]:
     """Shared steps, the mean, lowest and highest value at each, and the number of runs."""
     first = given[0] if given else ()
     single = bool(first) and not isinstance(first[0], Sequence)  # a (step, value), not a run of them
@@ -357,7 +365,8 @@ def _new_plot(*, width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A figure without pyplot draws PNG with Agg, whatever the display; "tight" keeps labels outside the layout's guess.
     figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)

@@ -1,0 +1,245 @@
+"""A store under a condition: some clips with another's sound, silent, shifted or drowned, fewer labels.
+
+The result is a store like any other. Its pictures and sounds are links to the shards of the store it was made from,
+which is not touched; a swapped sound is a changed pointer in the clip table. What was done to a clip stands in its
+`extra` column, for scoring only: `sound` ("unrelated", "silent", "shifted", "drowned"; "kept" where nothing was done
+and nothing is known), `sound_source` (the clip it came from) and `true_label` (of a clip whose label was taken away).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, file_checksum, partial_folder, reason, write_json
+from avdistill.decoding import ConfigError, encode
+
+_CHANGES = ("unrelated", "silent", "shifted", "drowned")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to a store. Shares are of the clips of `split` that have a sound; a clip is changed in one way only.
+
+    Attributes:
+        unrelated: share that gets the sound of another clip with a different label. Where a label is not known, not
+            even as `true_label`, the other clip is one of another video.
+        silent: share that loses its sound.
+        shifted: share whose sound is rotated by a quarter to three quarters of its length.
+        drowned: share whose sound is mixed with that of another clip (chosen as for `unrelated`) at `snr_db`.
+        snr_db: 10 log10(mean own^2 / mean other^2) of drowned clips.
+        labels: share of the labelled clips that keep their labels, class by class, at least one of each class.
+        split: whose clips are changed.
+        seed: of all draws.
+    """
+
+    unrelated: float = 0.0
+    silent: float = 0.0
+    shifted: float = 0.0
+    drowned: float = 0.0
+    snr_db: float = 0.0
+    labels: float = 1.0
+    split: str = "train"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for shares that no store can have."""
+        shares = [getattr(self, name) for name in _CHANGES]
+        if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+            raise ConfigError(f"condition: {', '.join(_CHANGES)} must be shares that sum to at most 1, got {shares}")
+        if not 0 < self.labels <= 1:
+            raise ConfigError(f"condition: labels must lie in (0, 1], got {self.labels}")
+
+    @property
+    def name(self) -> str:
+        """What differs from the defaults, as `parse_condition` reads it; "clean" where nothing does."""
+        changed = [
+            f"{each.name}={getattr(self, each.name):g}" if each.type != "str" else f"{each.name}={self.split}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        ]
+        return ",".join(changed) or "clean"
+
+
+def parse_condition(text: str) -> Condition:
+    """A condition from "clean" or from pairs such as "unrelated=0.4,labels=0.25".
+
+    Raises:
+        ConfigError: an unknown name, or a value that is no number.
+    """
+    kinds = {each.name: each.type for each in fields(Condition)}
+    values: dict[str, Any] = {}
+    for pair in [] if text == "clean" else text.split(","):
+        name, _, value = pair.partition("=")
+        if name not in kinds or not value:
+            raise ConfigError(f"condition {text!r}: expected 'clean' or NAME=VALUE pairs of {', '.join(kinds)}")
+        try:
+            values[name] = {"float": float, "int": int, "str": str}[str(kinds[name])](value)
+        except ValueError:
+            raise ConfigError(f"condition {text!r}: {name} must be a number, got {value!r}") from None
+    return Condition(**values)
+
+
+def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
+    """A new store at `out`: the given one under a condition, without its teachers (`teachers/carrying.py` brings them).
+
+    Args:
+        store: is not touched; must stay readable where the new one holds symbolic links (other disks).
+        condition: what is done.
+        out: the new store's folder; returned as it is where it already is exactly this.
+
+    Raises:
+        StoreError: `out` holds something else, a split or a different label is missing, or it cannot be written.
+    """
+    checksum = hashlib.sha256(json.dumps([store.checksum, encode(condition)]).encode()).hexdigest()
+    if (out / "store.json").is_file():
+        found = Store(out)
+        if found.checksum != checksum:
+            raise StoreError(f"{out}: already there, and not this store under the condition {condition.name}")
+        return found
+    folder = partial_folder(out)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write(store, condition, folder, checksum)
+        folder.rename(out)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written: {reason(error)}") from error
+    return Store(out)
+
+
+def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> None:
+    rows = store.table.to_pylist()
+    for row in rows:
+        row["extra"] = dict(row["extra"] or ())
+    sounds = _change_sounds(store, condition, rows)
+    _take_labels(condition, rows)
+    for row in rows:
+        row["extra"] = list(row["extra"].items())
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
+
+    description = json.loads((store.folder / "store.json").read_text(encoding="utf-8"))
+    kept = {name: digest for name, digest in description["files"].items() if name.startswith(("frames-", "sound-"))}
+    for name in kept:
+        _link(store.folder / name, folder / name)
+    if len(sounds):
+        np.save(folder / f"sound-{_next_shard(store):05d}.npy", sounds)
+    for file in folder.iterdir():
+        kept.setdefault(file.name, file_checksum(file))
+    made_from = {"store": str(store.folder.resolve()), "checksum": store.checksum, **asdict(condition)}
+    write_json(
+        folder / "store.json",
+        {**description, "teachers": {}, "files": kept, "checksum": checksum, "condition": made_from},
+    )
+
+
+def _next_shard(store: Store) -> int:
+    return int(store.columns["sound_shard"].max(initial=-1)) + 1
+
+
+def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]]) -> np.ndarray:
+    """Change the rows in place; returns int16 (S,), the samples of the new shard that some of them point into."""
+    # Links are followed to the table as it was: nobody gets a sound that was itself swapped in.
+    own = [dict(row) for row in rows]
+    eligible = [
+        i for i, row in enumerate(rows) if row["split"] == condition.split and row["has_sound"] and not row["silent"]
+    ]
+    if not eligible:
+        raise StoreError(f"{store.folder}: no clip with sound in split {condition.split!r}")
+    rng = np.random.default_rng([condition.seed, 4])
+    order = [eligible[i] for i in rng.permutation(len(eligible))]
+    donors = _Donors(own, eligible)
+    new: list[np.ndarray] = []
+    length, first = 0, 0
+    for change in _CHANGES:
+        count = round(getattr(condition, change) * len(order))
+        for i in order[first : first + count]:
+            row, extra = rows[i], rows[i]["extra"]
+            extra.pop("snr_db", None)
+            if change == "unrelated":
+                donor = own[donors.draw(i, rng, store)]
+                row |= {name: donor[name] for name in ("sound_shard", "sound_offset", "sound_count")}
+                extra["sound_source"] = donor["id"]
+            elif change == "silent":
+                row |= {"has_sound": False, "sound_shard": 0, "sound_offset": 0, "sound_count": 0}
+                extra["sound_source"] = "no_stream"
+            else:
+                sound = store.sound(i)
+                extra["sound_source"] = row["id"]
+                if change == "shifted":
+                    sound = np.roll(sound, int(len(sound) * rng.uniform(0.25, 0.75)))
+                else:
+                    donor_row = donors.draw(i, rng, store)
+                    sound = _drown(sound, store.sound(donor_row), condition.snr_db)
+                    extra |= {"sound_source": own[donor_row]["id"], "snr_db": f"{condition.snr_db:g}"}
+                new.append(sound)
+                row |= {"sound_shard": _next_shard(store), "sound_offset": length}
+                length += len(sound)
+            extra["sound"] = change
+        first += count
+    for i in order:
+        rows[i]["extra"].setdefault("sound", "kept")
+    return np.concatenate(new) if new else np.zeros(0, np.int16)
+
+
+class _Donors:
+    """Whose sound a clip may get."""
+
+    def __init__(self, rows: list[dict[str, Any]], eligible: list[int]) -> None:
+        self.rows, self.eligible = rows, np.array(eligible)
+        self.labels = {i: _known_labels(rows[i]) for i in eligible}
+
+    def draw(self, clip: int, rng: np.random.Generator, store: Store) -> int:
+        """A random clip with a different label (of another video, where one of the labels is not known)."""
+        mine, path = self.labels[clip], self.rows[clip]["path"]
+        for other in rng.permutation(self.eligible):
+            theirs = self.labels[int(other)]
+            if (mine.isdisjoint(theirs)) if mine and theirs else self.rows[other]["path"] != path:
+                return int(other)
+        raise StoreError(f"{store.folder}: no clip has another label than {self.rows[clip]['id']}, whose sound to take")
+
+
+def _known_labels(row: dict[str, Any]) -> set[str]:
+    return set(row["labels"]) or {label for label in row["extra"].get("true_label", "").split("|") if label}
+
+
+def _drown(own: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
+    """int16 (S,): `own` plus `other` (repeated or cut) at the ratio; turned down whole where beyond full scale."""
+    signal, noise = own.astype(np.float64), np.resize(other, len(own)).astype(np.float64)
+    power = float(np.mean(noise**2))
+    gain = np.sqrt(float(np.mean(signal**2)) / power * 10 ** (-snr_db / 10)) if power else 0.0
+    mixed = signal + gain * noise
+    return np.round(mixed * min(1.0, 32767 / max(1.0, float(np.abs(mixed).max())))).astype(np.int16)
+
+
+def _take_labels(condition: Condition, rows: list[dict[str, Any]]) -> None:
+    if condition.labels == 1:
+        return
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["split"] == condition.split and row["labels"]:
+            groups.setdefault(tuple(row["labels"]), []).append(row)
+    rng = np.random.default_rng([condition.seed, 5])
+    for labels, members in sorted(groups.items()):
+        kept = max(1, round(condition.labels * len(members)))
+        for i in rng.permutation(len(members))[kept:]:
+            members[i]["extra"].setdefault("true_label", "|".join(labels))
+            members[i]["labels"] = []
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, which outlives the other name; on another disk a symbolic one."""
+    with suppress(OSError):
+        os.link(source.resolve(), target)
+        return
+    target.symlink_to(source.resolve())

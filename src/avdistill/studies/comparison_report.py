@@ -1,0 +1,227 @@
+"""What a study found: from the rows of its runs to tables, curves and one page. No torch, no training."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avdistill.studies.panels import plot_panels
+from avdistill.studies.ranking import interval, mean_ranks, paired_difference
+from avdistill.studies.report import Image, Section, markdown_table, method_styles, plot_bars, write_page
+
+BASELINE = "supervised"
+COLUMNS = {
+    "method": "method",
+    "n": "seeds",
+    "figure": "top-1",
+    "std": "± (seeds)",
+    "interval": "95% interval",
+    "difference": "vs supervised",
+    "difference_interval": "95% interval of the difference",
+    "map": "mAP (retrieval)",
+    "rank": "mean rank",
+    "setting": "setting chosen",
+    "time": "time per step",
+    "memory": "memory (MB)",
+}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; one that is still being written, or no file, is no error."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def summarise_study(
+    rows: Sequence[Mapping[str, Any]], groups: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(a row per condition and method, a row for every failed run) of the runs that count.
+
+    Methods of a condition are sorted by their figure; one whose runs failed, even one of them, has no figure and comes
+    last: a mean over the runs that survived would flatter.
+
+    Args:
+        rows: as `run_study` returns them; those of the trials are not looked at.
+        groups: (N,) video of each test clip.
+    """
+    final = [row for row in rows if row["run"].startswith("seed-")]
+    methods = list(dict.fromkeys(row["method"] for row in final))
+    conditions = list(dict.fromkeys(row["condition"] for row in final))
+    failed = [dict(row) for row in final if "failed" in row]
+    runs = {(c, m): [r for r in final if (r["condition"], r["method"]) == (c, m)] for c in conditions for m in methods}
+    whole = [m for m in methods if not any(row["method"] == m for row in failed)]
+    ranks = _ranks(runs, conditions, whole)
+    table: list[dict[str, Any]] = []
+    for condition in conditions:
+        lines = []
+        for method in methods:
+            of_method = runs[condition, method]
+            if any("failed" in row for row in of_method):
+                lines.append({"condition": condition, "method": method, "n": 0, "setting": of_method[0]["failed"]})
+            else:
+                lines.append(_line(of_method, runs.get((condition, BASELINE), []), groups, ranks[condition]))
+        table += sorted(lines, key=lambda line: -line.get("figure", -1.0))
+    return table, failed
+
+
+def _ranks(
+    runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], conditions: Sequence[str], methods: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    if not methods:
+        return {condition: {} for condition in conditions}
+    figures = {c: {m: [row_figure(row) for row in runs[c, m]] for m in methods} for c in conditions}
+    return {condition: mean_ranks(figures[condition]) for condition in conditions}
+
+
+def row_figure(row: Mapping[str, Any]) -> float:
+    """The share of test clips a run is right about."""
+    return row["correct"].count("1") / len(row["correct"])
+
+
+def _matrix(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([[ch == "1" for ch in row["correct"]] for row in rows], dtype=np.float64)
+
+
+def _line(
+    rows: Sequence[Mapping[str, Any]],
+    baseline: Sequence[Mapping[str, Any]],
+    groups: Sequence[int],
+    ranks: Mapping[str, float],
+) -> dict[str, Any]:
+    first, correct = rows[0], _matrix(rows)
+    seeds = correct.mean(1)
+    overall = interval(correct, np.asarray(groups))
+    line: dict[str, Any] = {
+        "condition": first["condition"],
+        "method": first["method"],
+        "n": len(rows),
+        "figure": overall.mean,
+        "std": float(seeds.std(ddof=1)) if len(rows) > 1 else None,
+        "interval": f"{overall.low:.3f} to {overall.high:.3f}",
+        "rank": ranks.get(first["method"]),
+        "setting": ", ".join(f"{k} {v}" for k, v in first["setting"].items()) or "published",
+        "step_seconds": float(np.median([row["step_seconds"] for row in rows])),
+    }
+    for key in ("map", "hit@1", "mean_class_accuracy", "calibration_error"):
+        if all(row.get(key) is not None for row in rows):
+            line[key] = float(np.mean([row[key] for row in rows]))
+    memory = [row["peak_memory_bytes"] for row in rows]
+    if None not in memory:
+        line["memory"] = round(float(np.median(memory)) / 1e6)
+    usable = baseline and not any("failed" in row for row in baseline)
+    if usable and [r["seed"] for r in baseline] == [r["seed"] for r in rows]:
+        reference = float(np.median([row["step_seconds"] for row in baseline]))
+        line["time"] = f"{line['step_seconds'] / reference:.2f}x"
+        if first["method"] != BASELINE:
+            gain = paired_difference(correct, _matrix(baseline), np.asarray(groups))
+            line |= {
+                "difference": gain.mean,
+                "difference_interval": f"{gain.low:+.3f} to {gain.high:+.3f}",
+                "clearly": int(gain.low > 0) - int(gain.high < 0),
+            }
+    return line
+
+
+def write_study_report(
+    out: Path, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], groups: Sequence[int], facts: Sequence[str]
+) -> dict[str, Any]:
+    """Write `results.json`, tables (Markdown, CSV), plots (PNG) and `report.html` into a study's folder.
+
+    Args:
+        out: the folder.
+        record: what the study is (`study_record`).
+        rows: of its runs.
+        groups: (N,) video of each test clip.
+        facts: sentences about the data, for the page.
+
+    Returns:
+        What `results.json` holds.
+    """
+    table, failed = summarise_study(rows, groups)
+    result = {**record, "groups": list(map(int, groups)), "table": table, "failed": failed, "runs": list(rows)}
+    (out / "results.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _write_csv(out / "table.csv", table)
+    plain = [{k: v for k, v in row.items() if k not in ("curve", "losses", "correct")} for row in rows]
+    _write_csv(out / "runs.csv", plain)
+    sections = [_what_was_done(record, facts)]
+    markdown = []
+    for condition in record["conditions"]:
+        lines = [line for line in table if line["condition"] == condition]
+        if not lines:
+            continue
+        columns = _columns(lines)
+        markdown += [f"## {condition}", "", markdown_table(lines, columns), ""]
+        images = plot_condition(out, condition, rows)
+        sections.append(Section(condition, rows=lines, columns=columns, images=images))
+    (out / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    write_page(out / "report.html", title="avdistill compare", sections=sections)
+    return result
+
+
+def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
+
+
+def plot_condition(out: Path, condition: str, rows: Sequence[Mapping[str, Any]]) -> list[Image]:
+    """`top1-<condition>.png` and `curves-<condition>.png` in the folder `out`, of the runs that count."""
+    final = [
+        row for row in rows if row["condition"] == condition and row["run"].startswith("seed-") and "failed" not in row
+    ]
+    names = list(dict.fromkeys(row["method"] for row in final))
+    if not names:
+        return []
+    slug = "".join(ch if ch.isalnum() or ch in "=.-" else "-" for ch in condition)
+    of_method = {name: [row for row in final if row["method"] == name] for name in names}
+    ordered = sorted(names, key=lambda name: -float(np.mean([row_figure(row) for row in of_method[name]])))
+    bars = {name: [row_figure(row) for row in of_method[name]] for name in ordered}
+    top1, curves = out / f"top1-{slug}.png", out / f"curves-{slug}.png"
+    plot_bars(bars, top1, xlabel="top-1 on the test clips", title=condition, styles=method_styles(names))
+    images = [Image(top1, f"{condition}: top-1 on the test clips, mean and each seed.", "top-1 per method")]
+    if all(row["curve"] for row in final):
+        plot_panels(
+            {name: [row["curve"] for row in of_method[name]] for name in ordered},
+            curves,
+            reference=BASELINE,
+            xlabel="step",
+            ylabel="validation top-1",
+        )
+        caption = (
+            f"{condition}: top-1 on the clips set aside for validation, mean and range over seeds; grey: supervised."
+        )
+        images.append(Image(curves, caption, "learning curves per method"))
+    return images
+
+
+def _what_was_done(record: Mapping[str, Any], facts: Sequence[str]) -> Section:
+    base, trials = record["base"], record["trials"]
+    tuning = (
+        f"Before that, {trials} settings of each method were tried under each condition on seed "
+        f"{record['tuning_seed']} (the published one, and others drawn from learning rates and the method's own "
+        "settings); the one that was best on labelled training clips set aside for validation was taken."
+        if trials > 1
+        else "Every method has its published setting."
+    )
+    seeds = f"{len(record['seeds'])} seed" + ("s" if len(record["seeds"]) > 1 else "")
+    paragraphs = (
+        f"{len(record['methods'])} methods, {seeds}, {len(record['conditions'])} conditions; the same student "
+        f"({base['student']['model']}), {base['steps']} steps of {base['batch_size']} clips each. {tuning}",
+        "Intervals are 95% percentile intervals of a bootstrap over seeds and test videos; differences are paired by "
+        "seed and clip. Ranks are means over seeds (1 is best). Time and memory are those of training on one machine.",
+        *facts,
+    )
+    return Section("What was done", paragraphs=paragraphs)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows)
