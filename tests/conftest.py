@@ -11,7 +11,7 @@ import torch
 from avdistill.data.annotations import Annotation
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store
-from media_files import small_videos
+from media_files import small_videos, sounding_videos
 
 DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -56,6 +56,28 @@ def taught(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
         "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
     )
     return Store(out)
+
+
+@pytest.fixture(scope="session")
+def _sounding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sounding")
+    store = prepare(sounding_videos(folder), folder, folder / "store", PrepareConfig(fps=10, short_side=24), workers=1)
+    rng = np.random.default_rng(1)
+    true = np.array([store.classes.index(row[0]) for row in store.labels])
+    logits = (rng.standard_normal((len(store), 3)) + 3 * np.eye(3)[true]).astype(np.float32)
+    embedding = np.abs(logits @ rng.standard_normal((3, 24))).astype(np.float32)
+    store.add_teacher(
+        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    )
+    return folder / "store"
+
+
+@pytest.fixture
+def many_clips(_sounding: Path, tmp_path: Path) -> Store:
+    """A copy, to write into, of a store of 40 clips that all sound, with a teacher "sound" that is mostly right."""
+    import shutil
+
+    return Store(shutil.copytree(_sounding, tmp_path / "many_clips"))
 
 
 @pytest.fixture(autouse=True)

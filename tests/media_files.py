@@ -100,3 +100,18 @@ def small_videos(folder: Path) -> list[Annotation]:
         labels = (f"class_{label}",) if labelled else ()
         annotations.append(Annotation(name, f"{name}.mp4", labels, split))
     return annotations
+
+
+def sounding_videos(folder: Path) -> list[Annotation]:
+    """Forty short files of three classes, all labelled and with sound: thirty for training, ten for testing."""
+    rng = np.random.default_rng(3)
+    annotations = []
+    for i in range(40):
+        label = i % 3
+        frames = rng.integers(0, 120, (6, 24, 32, 3)).astype(np.uint8)
+        frames[:, :, 10 * label : 10 * label + 10] += 100
+        waveform = tone(0.6, 300 * (label + 1) + 5 * i) + 0.02 * rng.standard_normal(9600)
+        write_video(folder / f"{i}.mp4", frames=frames, waveform=waveform)
+        split = "train" if i < 30 else "test"
+        annotations.append(Annotation(f"clip{i}", f"{i}.mp4", (f"class_{label}",), split))
+    return annotations

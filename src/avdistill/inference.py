@@ -17,6 +17,10 @@ from avdistill.models.video import normalise_frames
 from avdistill.types import Network, View
 
 
+class NoMapError(ValueError):
+    """Maps were asked of a network that has none."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a network says of N clips; rows where `present` is False hold no information.
@@ -64,6 +68,10 @@ def run_network(
         workers: loader processes.
         with_tokens: keep the maps as well, which take far more memory than all else.
         on_batch: called with (finished, total) windows.
+
+    Raises:
+        NoMapError: `with_tokens`, and the network has no map.
+        ValueError: no clip holds what the network looks at.
     """
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)
@@ -89,7 +97,7 @@ def run_network(
                 kept = [features.embedding, logits, probabilities]
                 if with_tokens:
                     if features.tokens is None:
-                        raise ValueError("this network has no map")
+                        raise NoMapError("this network has no map")
                     kept.append(features.tokens)
                 values = [x.float().cpu() for x in kept]
                 if sums is None:
@@ -108,5 +116,8 @@ def run_network(
         for total in (*sums, counts):
             distributed.add_up(total)
     embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
-    tokens = sums[3] / counts.clamp(min=1)[:, None, None] if with_tokens else None
+    tokens = None
+    if with_tokens:
+        with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds
+            tokens = sums[3].div_(counts.clamp(min=1)[:, None, None])
     return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)

@@ -3,11 +3,20 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.losses import classification, soft_label_divergence
+from avdistill.losses import (
+    classification,
+    decoupled_divergence,
+    inter_class_divergence,
+    intra_class_divergence,
+    non_target_divergence,
+    rank_agreement,
+    soft_label_divergence,
+)
 
 
 def softmax(row, T=1.0):
@@ -79,3 +88,189 @@ def test_soft_labels_of_several_classes_equal_a_naive_loop():
     assert loss.item() == pytest.approx(T**2 * expected / 20, abs=1e-12)
     same = soft_label_divergence(student=teacher, teacher=teacher, temperature=T, several_labels=True)
     assert same.item() == pytest.approx(0, abs=1e-12)
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def without(row, c):
+    return [x for k, x in enumerate(row) if k != c]
+
+
+def naive_decoupled(student, teacher, targets, alpha, beta, T):
+    """DKD clip by clip: the binary part and the softmax over the other classes."""
+    total = 0.0
+    for s_row, t_row, c in zip(student.tolist(), teacher.tolist(), targets.tolist(), strict=True):
+        p_s, p_t = softmax(s_row, T)[c], softmax(t_row, T)[c]
+        target_part = kl([p_t, 1 - p_t], [p_s, 1 - p_s])
+        other_part = kl(softmax(without(t_row, c), T), softmax(without(s_row, c), T))
+        total += T * T * (alpha * target_part + beta * other_part)
+    return total / len(student)
+
+
+def random_logits(seed, rows=4, classes=5):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, rows, classes, dtype=torch.float64, generator=generator) * 2
+    return student, teacher, torch.randint(0, classes, (rows,), generator=generator)
+
+
+@given(seed=st.integers(0, 10**6), T=st.floats(0.5, 10), alpha=st.floats(0, 3), beta=st.floats(0, 10))
+def test_decoupled_equals_the_loop(seed, T, alpha, beta):
+    student, teacher, targets = random_logits(seed)
+    value = decoupled_divergence(
+        student=student, teacher=teacher, targets=targets, alpha=alpha, beta=beta, temperature=T
+    )
+    expected = naive_decoupled(student, teacher, targets, alpha, beta, T)
+    assert float(value) == pytest.approx(expected, rel=1e-8, abs=1e-10)
+
+
+def test_decoupled_parts_make_up_the_soft_labels():
+    """KL = target part + (1 - teacher's target probability) x other part, clip by clip (what DKD starts from)."""
+    student, teacher, targets = random_logits(3)
+    for i in range(len(student)):
+        row = slice(i, i + 1)
+        beta = 1 - softmax(teacher[i].tolist(), 4.0)[int(targets[i])]
+        logits = {"student": student[row], "teacher": teacher[row]}
+        whole = soft_label_divergence(**logits, temperature=4.0)
+        parts = decoupled_divergence(**logits, targets=targets[row], alpha=1.0, beta=beta, temperature=4.0)
+        assert float(parts) == pytest.approx(float(whole), rel=1e-9)
+
+
+@pytest.mark.parametrize("target_logit", ["removed", "zero"])
+def test_non_target_divergence_equals_the_loop(target_logit):
+    student, teacher, targets = random_logits(5)
+    keep = torch.tensor([True, False, True, True])
+    expected = 0.0
+    for s_row, t_row, c, kept in zip(student.tolist(), teacher.tolist(), targets.tolist(), keep.tolist(), strict=True):
+        if target_logit == "removed":
+            s_row, t_row = without(s_row, c), without(t_row, c)
+        else:
+            s_row[c] = t_row[c] = 0.0
+        expected += 4.0 * kl(softmax(t_row, 2.0), softmax(s_row, 2.0)) / 4 if kept else 0.0
+    value = non_target_divergence(
+        student=student, teacher=teacher, targets=targets, keep=keep, temperature=2.0, target_logit=target_logit
+    )
+    assert float(value) == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_target_logit_does_not_move_the_other_classes():
+    student, teacher, targets = random_logits(6)
+    moved = student.clone()
+    moved[torch.arange(4), targets] += 3.0
+    one, other = (non_target_divergence(student=s, teacher=teacher, targets=targets) for s in (student, moved))
+    assert float(one) == pytest.approx(float(other), rel=1e-12)
+    with pytest.raises(ValueError, match="target_logit"):
+        non_target_divergence(student=student, teacher=teacher, targets=targets, target_logit="other")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_decoupled_is_finite_where_probabilities_round_to_0_or_1(scale):
+    generator = torch.Generator().manual_seed(0)
+    student = (torch.randn(3, 4, generator=generator) * scale).requires_grad_()
+    teacher = (torch.randn(3, 4, generator=generator) * scale).requires_grad_()
+    value = decoupled_divergence(student=student, teacher=teacher, targets=torch.tensor([0, 1, 2]))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(student.grad).all()
+    assert teacher.grad is None
+
+
+def test_of_two_classes_one_is_the_target_and_the_other_says_nothing():
+    student, teacher, targets = random_logits(7, classes=2)
+    assert float(non_target_divergence(student=student, teacher=teacher, targets=targets)) == 0
+    whole = soft_label_divergence(student=student, teacher=teacher)
+    assert float(decoupled_divergence(student=student, teacher=teacher, targets=targets)) == pytest.approx(float(whole))
+
+
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 3), classes=st.integers(2, 7), levels=st.integers(2, 50))
+def test_rank_agreement_is_kendalls_tau(seed, rows, classes, levels):
+    """Against SciPy (tau-b), with ties where there are few levels."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randint(0, levels, (2, rows, classes), generator=generator).double()
+    found = rank_agreement(student=x, teacher=y)
+    for i in range(rows):
+        tied = len(set(x[i].tolist())) == 1 or len(set(y[i].tolist())) == 1
+        expected = 0.0 if tied else scipy.stats.kendalltau(x[i].numpy(), y[i].numpy()).statistic
+        assert float(found[i]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_agreement_counts_pairs():
+    x = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], requires_grad=True)
+    y = torch.tensor([[10.0, 20.0, 30.0], [3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [1.0, 2.0, 3.0]])
+    found = rank_agreement(student=x, teacher=y)
+    assert not found.requires_grad
+    assert found.tolist() == pytest.approx([1, -1, 1 / 3, 0])
+    assert rank_agreement(student=x[:0], teacher=y[:0]).shape == (0,)
+
+
+def pearson(x, y):
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    both = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    norm = math.sqrt(sum((a - mean_x) ** 2 for a in x)) * math.sqrt(sum((b - mean_y) ** 2 for b in y))
+    return both / (norm + 1e-8)
+
+
+@pytest.mark.parametrize("several_labels", [False, True])
+@given(seed=st.integers(0, 10**6), T=st.floats(0.5, 8))
+def test_correlations_equal_the_loop(several_labels, seed, T):
+    student, teacher, _ = random_logits(seed)
+    squash = (lambda row: [1 / (1 + math.exp(-z / T)) for z in row]) if several_labels else lambda row: softmax(row, T)
+    p, q = [squash(row) for row in student.tolist()], [squash(row) for row in teacher.tolist()]
+    inter = sum(1 - pearson(a, b) for a, b in zip(p, q, strict=True)) / 4
+    intra = sum(1 - pearson([row[c] for row in p], [row[c] for row in q]) for c in range(5)) / 5
+    given_logits = {"student": student, "teacher": teacher, "temperature": T, "several_labels": several_labels}
+    assert float(inter_class_divergence(**given_logits)) == pytest.approx(T * T * inter, rel=1e-8, abs=1e-10)
+    assert float(intra_class_divergence(**given_logits)) == pytest.approx(T * T * intra, rel=1e-8, abs=1e-10)
+
+
+def test_correlations_of_the_same_and_of_opposites():
+    teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    for divergence in (inter_class_divergence, intra_class_divergence):
+        assert float(divergence(student=teacher, teacher=teacher)) == pytest.approx(0, abs=1e-6)
+        assert float(divergence(student=-teacher, teacher=teacher)) == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize("divergence", [inter_class_divergence, intra_class_divergence])
+@pytest.mark.parametrize("rows", [1, 11])
+@pytest.mark.parametrize("flat", ["student", "teacher", "both"])
+def test_what_does_not_vary_correlates_with_nothing(divergence, rows, flat):
+    """Float32 and eleven: the mean of eleven elevenths is not quite an eleventh."""
+    varied = torch.randn(rows, 11, generator=torch.Generator().manual_seed(1))
+    constant = torch.full((rows, 11), 0.3)
+    student = (varied if flat == "teacher" else constant).clone().requires_grad_()
+    value = divergence(student=student, teacher=varied if flat == "student" else constant, temperature=2.0)
+    value.backward()
+    assert float(value.detach()) == 4.0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+def test_nothing_to_look_at_is_zero_with_a_graph_in_every_divergence():
+    logits = torch.randn(2, 3, requires_grad=True)
+    empty = {"student": logits[:0], "teacher": logits[:0]}
+    targets = torch.zeros(0, dtype=torch.int64)
+    for value in (
+        decoupled_divergence(**empty, targets=targets),
+        non_target_divergence(**empty, targets=targets),
+        inter_class_divergence(**empty),
+        intra_class_divergence(**empty),
+    ):
+        assert float(value.detach()) == 0
+        value.backward()
+
+
+def test_mixed_precision_logits_are_compared_in_float32():
+    """As autocast leaves them: the student's in bfloat16, the stored teacher's in float32."""
+    student, teacher, targets = random_logits(11)
+    rounded, teacher = student.bfloat16(), teacher.float()
+    for divergence, more in (
+        (decoupled_divergence, {"targets": targets}),
+        (non_target_divergence, {"targets": targets}),
+        (inter_class_divergence, {}),
+        (intra_class_divergence, {}),
+    ):
+        value = divergence(student=rounded, teacher=teacher, **more)
+        assert value.dtype == torch.float32
+        assert float(value) == pytest.approx(
+            float(divergence(student=rounded.double(), teacher=teacher.double(), **more)), rel=1e-4
+        )

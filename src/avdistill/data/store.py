@@ -190,14 +190,9 @@ class Store:
 
     def teacher_features(self, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """(embedding (N, D), logits (N, C) or None, has_teacher bool (N,)) of a teacher, row i for clip i."""
-        if name not in self.teachers:
-            known = ", ".join(sorted(self.teachers)) or "none"
-            raise StoreError(
-                f"{self.folder}: no teacher {name!r} in this store (there: {known}); add it with `avdistill embed`"
-            )
+        entry = self._teacher(name)
         embedding = np.load(self.folder / f"teacher-{name}.npy")
-        logits_file = self.folder / f"teacher-{name}-logits.npy"
-        logits = np.load(logits_file) if self.teachers[name].classes else None
+        logits = np.load(self.folder / f"teacher-{name}-logits.npy") if entry.classes else None
         # NaN marks "no embedding" on disk, where a mask would be a third file; it never leaves this function.
         present = ~np.isnan(embedding[:, 0])
         embedding[~present] = 0
@@ -210,10 +205,17 @@ class Store:
 
         Rows of clips without a teacher are 0: `teacher_features` tells which.
         """
-        self.teacher_features(name)
-        if not self.teachers[name].positions:
-            return None
-        return np.load(self.folder / f"teacher-{name}-tokens.npy", mmap_mode="r")
+        there = self._teacher(name).positions
+        return np.load(self.folder / f"teacher-{name}-tokens.npy", mmap_mode="r") if there else None
+
+    def _teacher(self, name: str) -> TeacherEntry:
+        teachers = self.teachers
+        if name not in teachers:
+            known = ", ".join(sorted(teachers)) or "none"
+            raise StoreError(
+                f"{self.folder}: no teacher {name!r} in this store (there: {known}); add it with `avdistill embed`"
+            )
+        return teachers[name]
 
     def add_teacher(
         self,
@@ -229,10 +231,9 @@ class Store:
     ) -> None:
         """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
 
-        `tokens` are its maps, float32 (N, K, D), with zeros in such rows.
-
-        Features of the same name are replaced: a kill in between leaves the old ones, the new ones or none, never an
-        embedding of one and logits of the other. Other processes may add theirs at the same time.
+        `tokens` are its maps, float32 (N, K, D), with zeros in such rows. Features of the same name are replaced: a
+        kill in between leaves the old ones, the new ones or none, never an embedding of one and logits of the other.
+        Other processes may add theirs at the same time.
 
         Raises:
             StoreError: the name is not usable as part of a file name, the number of rows differs from the clips, or
@@ -240,19 +241,12 @@ class Store:
         """
         if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
             raise StoreError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
-        if len(embedding) != len(self):
-            raise StoreError(f"teacher {name!r}: {len(embedding)} rows for {len(self)} clips")
+        for rows in (embedding, tokens):
+            if rows is not None and len(rows) != len(self):
+                raise StoreError(f"teacher {name!r}: {len(rows)} rows for {len(self)} clips")
         clips = int((~np.isnan(embedding[:, 0])).sum())
-        entry = TeacherEntry(
-            name,
-            modality,
-            int(embedding.shape[1]),
-            classes if logits is not None else (),
-            source,
-            clips,
-            0 if tokens is None else int(tokens.shape[1]),
-            fitted_head,
-        )
+        columns, K = () if logits is None else classes, 0 if tokens is None else int(tokens.shape[1])
+        entry = TeacherEntry(name, modality, int(embedding.shape[1]), columns, source, clips, K, fitted_head)
         arrays = {
             f"teacher-{name}.npy": embedding,
             f"teacher-{name}-logits.npy": logits,

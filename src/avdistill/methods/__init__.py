@@ -2,31 +2,97 @@
 
 from __future__ import annotations
 
+from avdistill.methods.attention_transfer import AT, ATConfig
 from avdistill.methods.base import Method, Sizes
 from avdistill.methods.baselines import KD, KDConfig, Supervised, SupervisedConfig
+from avdistill.methods.c2kd import C2KD, C2KDConfig
+from avdistill.methods.ccl import CCL, CCLConfig
+from avdistill.methods.cmc import CMC, CMCConfig
+from avdistill.methods.crd import CRD, CRDConfig
+from avdistill.methods.dist import DIST, DISTConfig
+from avdistill.methods.dkd import DKD, DKDConfig
+from avdistill.methods.fitnet import FitNet, FitNetConfig
+from avdistill.methods.information_flow import IFD, IFDConfig
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
+from avdistill.methods.neuron_selectivity import NST, NSTConfig
 from avdistill.methods.own import OwnMethodConfig, load_own, own_config
+from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
+from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
+from avdistill.methods.vid import VID, VIDConfig
 from avdistill.types import Network
 
 __all__ = [
     "METHODS",
+    "ATConfig",
+    "C2KDConfig",
+    "CCConfig",
+    "CCLConfig",
+    "CMCConfig",
+    "CRDConfig",
+    "DISTConfig",
+    "DKDConfig",
+    "FitNetConfig",
+    "IFDConfig",
     "KDConfig",
     "MNFCSCConfig",
     "Method",
     "MethodConfig",
+    "NSTConfig",
     "OwnMethodConfig",
+    "PKTConfig",
+    "PseudoLabelConfig",
+    "RKDConfig",
+    "SPConfig",
     "Sizes",
     "SupervisedConfig",
+    "VIDConfig",
     "build_method",
     "method_class",
 ]
 
-MethodConfig = SupervisedConfig | KDConfig | MNFCSCConfig | OwnMethodConfig
+MethodConfig = (
+    SupervisedConfig
+    | KDConfig
+    | MNFCSCConfig
+    | ATConfig
+    | FitNetConfig
+    | NSTConfig
+    | VIDConfig
+    | C2KDConfig
+    | DISTConfig
+    | DKDConfig
+    | PseudoLabelConfig
+    | CCConfig
+    | CCLConfig
+    | CMCConfig
+    | CRDConfig
+    | IFDConfig
+    | PKTConfig
+    | RKDConfig
+    | SPConfig
+    | OwnMethodConfig
+)
 
 METHODS: dict[str, type[Method]] = {
+    "at": AT,
+    "c2kd": C2KD,
+    "cc": CC,
+    "ccl": CCL,
+    "cmc": CMC,
+    "crd": CRD,
+    "dist": DIST,
+    "dkd": DKD,
+    "fitnet": FitNet,
+    "ifd": IFD,
     "kd": KD,
     "mnf_csc": MNFCSC,
+    "nst": NST,
+    "pkt": PKT,
+    "pseudo_label": PseudoLabel,
+    "rkd": RKD,
+    "sp": SP,
     "supervised": Supervised,
+    "vid": VID,
 }
 
 

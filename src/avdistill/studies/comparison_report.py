@@ -63,8 +63,9 @@ def summarise_study(
         lines = []
         for method in methods:
             of_method = runs[condition, method]
-            if any("failed" in row for row in of_method):
-                lines.append({"condition": condition, "method": method, "n": 0, "setting": of_method[0]["failed"]})
+            reasons = [row["failed"] for row in of_method if "failed" in row]
+            if reasons:
+                lines.append({"condition": condition, "method": method, "n": 0, "setting": reasons[0]})
             else:
                 lines.append(_line(of_method, runs.get((condition, BASELINE), []), groups, ranks[condition]))
         table += sorted(lines, key=lambda line: -line.get("figure", -1.0))

@@ -15,7 +15,7 @@ from torch import Tensor
 from avdistill import distributed
 from avdistill.data.dataset import has_modality
 from avdistill.data.store import Store, TeacherEntry, file_checksum
-from avdistill.inference import run_network
+from avdistill.inference import NoMapError, run_network
 from avdistill.models.weights import load_student
 from avdistill.teachers.head import add_features
 from avdistill.types import Features, Network, PictureView, View
@@ -142,13 +142,7 @@ def embed(
         TeacherError: the store's rate differs from what the teacher was trained at, no clip holds its modality, or
             `maps` are asked of a teacher that has none.
     """
-    fps = store.fps if teacher.any_fps else teacher.fps
-    rate, network, source = teacher.sample_rate_hz, teacher.network, teacher.source
-    if teacher.any_rate and rate != store.sample_rate_hz:
-        network = Resampled(network, store.sample_rate_hz, rate)
-        source += f", resampled from {store.sample_rate_hz} Hz"
-        rate = store.sample_rate_hz
-    check_rates(store, teacher.view, fps, rate, f"teacher {name!r}")
+    network, source = _at_rates_of(store, teacher, name)
     clips = np.arange(len(store))
     if teacher.view.modality == "sound":
         clips = clips[~store.columns["silent"].astype(bool)]
@@ -158,38 +152,54 @@ def embed(
             f"teacher {name!r}: expected clips with {expected}, {store.folder} holds none among its {len(store)} clips"
         )
     with distributed.joined(device) as own_device:
-        outputs = run_network(
-            network.to(own_device),
-            store,
-            clips,
-            teacher.view,
-            multi_label=teacher.multi_label,
-            batch_size=batch_size,
-            with_tokens=maps,
-            on_batch=on_batch,
-        )
+        try:
+            outputs = run_network(
+                network.to(own_device),
+                store,
+                clips,
+                teacher.view,
+                multi_label=teacher.multi_label,
+                batch_size=batch_size,
+                with_tokens=maps,
+                on_batch=on_batch,
+            )
+        except NoMapError as error:
+            raise TeacherError(
+                f"teacher {name!r}: expected a network with a feature map, which --maps stores, found none in {source}"
+            ) from error
         present = outputs.present.numpy()
-        embedding = np.full((len(store), outputs.embedding.shape[1]), np.nan, dtype=np.float32)
-        logits = np.full((len(store), outputs.logits.shape[1]), np.nan, dtype=np.float32)  # (N, 0) without a classifier
-        embedding[clips[present]] = outputs.embedding.numpy()[present]
-        logits[clips[present]] = outputs.logits.numpy()[present]
-        tokens = None
-        if outputs.tokens is not None:
-            tokens = np.zeros((len(store), *outputs.tokens.shape[1:]), dtype=np.float32)
-            tokens[clips[present]] = outputs.tokens.numpy()[present]
         if distributed.rank() == 0:
             add_features(
                 store,
                 name,
                 modality=teacher.view.modality,
                 source=source,
-                embedding=embedding,
-                logits=logits if teacher.classes else None,
+                embedding=_rows(store, clips, present, outputs.embedding, np.nan),
+                logits=_rows(store, clips, present, outputs.logits, np.nan) if teacher.classes else None,
                 classes=teacher.classes,
-                tokens=tokens,
+                tokens=None if outputs.tokens is None else _rows(store, clips, present, outputs.tokens, 0.0),
             )
         distributed.wait_for_all()
     return Store(store.folder).teachers[name]
+
+
+def _rows(store: Store, clips: np.ndarray, present: np.ndarray, values: Tensor, missing: float) -> np.ndarray:
+    """A float32 row for every clip of the store: `values` (n, ...) where the n `clips` are present, else `missing`."""
+    rows = np.full((len(store), *values.shape[1:]), missing, dtype=np.float32)
+    rows[clips[present]] = values.numpy()[present]
+    return rows
+
+
+def _at_rates_of(store: Store, teacher: Teacher, name: str) -> tuple[Network, str]:
+    """The network as the store's clips may be given to it, and what made it, in words."""
+    fps = store.fps if teacher.any_fps else teacher.fps
+    rate, network, source = teacher.sample_rate_hz, teacher.network, teacher.source
+    if teacher.any_rate and rate != store.sample_rate_hz:
+        network = Resampled(network, store.sample_rate_hz, rate)
+        source += f", resampled from {store.sample_rate_hz} Hz"
+        rate = store.sample_rate_hz
+    check_rates(store, teacher.view, fps, rate, f"teacher {name!r}")
+    return network, source
 
 
 def check_rates(store: Store, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:

@@ -1,0 +1,137 @@
+"""Contrasts between two views of the same clips: against a memory, within a batch, and by class.
+
+Gradients reach both views: the second one may be a head that a method trains on the teacher.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avdistill.losses.calibration import _same_label
+
+
+def noise_contrastive_estimation(
+    *, positive: Tensor, negative: Tensor, used: Tensor, normaliser: Tensor, clips: int
+) -> Tensor:
+    """Tell the pair of a clip from m pairs drawn from a noise distribution 1/N (Tian et al. 2020, CRD).
+
+    P(s) = exp(s) / Z and h(s) = P(s) / (P(s) + m / N); the loss is the mean over anchors of
+    -log h(positive) - sum over the negatives of log(1 - h(negative)). m is the number of the anchor's negatives; an
+    anchor without any contributes 0.
+
+    Args:
+        positive: (B,) scores cos / temperature of the anchors with their own clip.
+        negative: (B, K) scores with other clips.
+        used: bool (B, K), which of them count.
+        normaliser: Z, a scalar without gradient.
+        clips: N.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(positive) == 0:
+        return positive.sum() + negative.sum()
+    m = used.sum(1)
+    # The logit of h is the score less this. As a logit nothing overflows, whatever Z was estimated.
+    offset = normaliser.log() + (m.clamp(min=1).to(positive.dtype) / clips).log()
+    found = -F.logsigmoid(positive - offset).masked_fill(m == 0, 0.0)
+    refused = -F.logsigmoid(offset[:, None] - negative).masked_fill(~used, 0.0)
+    return (found + refused.sum(1)).mean()
+
+
+def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float = 0.07) -> Tensor:
+    """Find the teacher's row among the batch from the student's, and the reverse (Tian et al. 2020, CMC, section 3.2).
+
+    S_ij = cos(student_i, teacher_j) / temperature; the loss is the sum of both directions,
+    mean_i -log softmax_j(S_ij)[i] + mean_i -log softmax_j(S_ji)[i].
+
+    Args:
+        student: (B, D).
+        teacher: (B, D).
+        temperature: tau.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(student) == 0:
+        return student.sum() + teacher.sum()
+    scores = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
+    own = torch.arange(len(scores), device=scores.device)
+    return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+
+
+def class_contrast(
+    *, first: Tensor, second: Tensor, labels: Tensor, labelled: Tensor, temperature: float = 0.5
+) -> Tensor:
+    """NCE(first, second) + NCE(second, first) of compositional contrastive learning (Chen et al. 2021).
+
+    p_ij = softmax_j(cos(x_i, y_j) / temperature). NCE(x, y) is the mean over i of: the mean over the j with i's label
+    (i included) of -log p_ij, plus the mean over the j with another label of -log(1 - p_ij); no such j, no such term.
+
+    A clip without a label has itself as its only positive, no known negatives (other clips are in its softmax only),
+    and is no column for another row, so it is never a negative of its own class by accident.
+
+    Args:
+        first: (B, D).
+        second: (B, D).
+        labels: int64 (B,), or multi-hot float (B, C): a positive then counts by its overlap with i's labels,
+            |y_i and y_j| / |y_i or y_j|, and a clip that shares none is a negative.
+        labelled: bool (B,).
+        temperature: tau.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(first) == 0:
+        return first.sum() + second.sum()
+    cosines = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
+    itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    known = labelled[:, None] & labelled[None, :]
+    positives = (_same_label(labels).to(cosines.dtype) * known).masked_fill(itself, 1.0)
+    negatives = (known & (positives == 0)).to(cosines.dtype)
+    columns = labelled[None, :] | itself
+    return sum(  # type: ignore[return-value]
+        _class_contrast(scores=scores / temperature, positives=positives, negatives=negatives, columns=columns)
+        for scores in (cosines, cosines.T)
+    )
+
+
+def _class_contrast(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: Tensor) -> Tensor:
+    # The lowest number, not -inf: a row with one column would have infinities of which gradients are no numbers.
+    scores = scores.masked_fill(~columns, torch.finfo(scores.dtype).min)
+    log_p = F.log_softmax(scores, dim=1)
+    attraction = (positives * log_p.masked_fill(positives == 0, 0.0)).sum(1) / positives.sum(1)
+
+    # log(1 - p) of a row's largest p comes from the sum of the others, else p = 1 in float32 would give log 0;
+    # every other p is at most a half.
+    largest = torch.zeros_like(columns).scatter(1, scores.argmax(1, keepdim=True), True)
+    others = scores.masked_fill(largest, torch.finfo(scores.dtype).min).logsumexp(1, keepdim=True)
+    log_not_p = torch.where(
+        largest,
+        others - scores.logsumexp(1, keepdim=True),
+        torch.log1p(-log_p.exp().masked_fill(largest, 0.0)),
+    )
+    repulsion = (negatives * log_not_p.masked_fill(negatives == 0, 0.0)).sum(1) / negatives.sum(1).clamp(min=1)
+    return -(attraction + repulsion).mean()
+
+
+def two_way_divergence(*, first: Tensor, second: Tensor, several_labels: bool = False) -> Tensor:
+    """(KL(p || q) + KL(q || p)) / 2 between two predictions, mean over clips; gradients reach both (Chen et al. 2021).
+
+    Args:
+        first: (B, C) logits of p.
+        second: (B, C) logits of q.
+        several_labels: every class is a yes or no of its own, with sigmoids instead of the softmax and the mean over
+            classes, as `classification` has it.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(first) == 0:
+        return first.sum() + second.sum()
+    if several_labels:
+        return 0.5 * ((first.sigmoid() - second.sigmoid()) * (first - second)).mean()
+    log_p, log_q = F.log_softmax(first, dim=1), F.log_softmax(second, dim=1)
+    return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1).mean()

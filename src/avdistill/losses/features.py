@@ -1,0 +1,104 @@
+"""Losses that hold the student's features to the teacher's: embeddings, attention over positions, what channels select.
+
+Maps of the two sides may have any number of positions and channels. Where positions are compared, both sides are taken
+to be in time order, and the one with more of them is averaged to the other's number; beyond time they share nothing.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+# Least variance of VID, as in the authors' code: a channel that is told perfectly would otherwise cost minus infinity.
+VARIANCE_FLOOR = 1e-5
+
+
+def hint_regression(*, student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over clips and channels of (student - teacher)^2 (Romero et al. 2015, equation 3, which sums and halves).
+
+    Args:
+        student: (B, D) embeddings, already brought to the teacher's width by the regressor.
+        teacher: (B, D) embeddings; no gradient reaches them.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(student) == 0:
+        return student.sum()
+    return F.mse_loss(student, teacher.detach())
+
+
+def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over clips and positions of (q_s - q_t)^2, q = a / |a| over positions (Zagoruyko and Komodakis 2017, eq. 2).
+
+    a_k is the mean over channels of the squared activations at position k; of the side with more positions, a is
+    averaged to the other's number of positions first.
+
+    Args:
+        student: (B, K, D) map, positions in time order.
+        teacher: (B, K', D') map, positions in time order; no gradient reaches it.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(student) == 0:
+        return student.sum()
+    K = min(student.shape[1], teacher.shape[1])
+    q_student, q_teacher = (
+        F.normalize(_averaged(tokens.square().mean(2, keepdim=True), K)[:, 0], dim=1)
+        for tokens in (student, teacher.detach())
+    )
+    return F.mse_loss(q_student, q_teacher)
+
+
+def neuron_selectivity(*, student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over clips of the squared MMD between what their channels select (Huang and Wang 2017, section 4).
+
+    A channel's sample is its activations over the positions, of length 1; the kernel is k(x, y) = (x . y)^2, the
+    polynomial one with d = 2 and c = 0:
+    MMD^2 = mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j).
+
+    Args:
+        student: (B, K, D) map, positions in time order.
+        teacher: (B, K', D') map, positions in time order; no gradient reaches it.
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    if len(student) == 0:
+        return student.sum()
+    K = min(student.shape[1], teacher.shape[1])
+    # sum_ij (x_i . y_j)^2 = <X'X, Y'Y>: K x K numbers a clip instead of channels x channels, and a difference that
+    # cannot fall below 0 by rounding.
+    gram_student, gram_teacher = (_gram(_averaged(tokens, K)) for tokens in (student, teacher.detach()))
+    return (gram_student - gram_teacher).square().sum((1, 2)).mean()
+
+
+def variational_information(*, mean: Tensor, raw_variance: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over clips and channels of -log q(teacher | student), constant left out (Ahn et al. 2019).
+
+    q is a Gaussian about `mean` with a variance per channel, softplus(raw_variance) + 1e-5:
+    ((teacher - mean)^2 / variance + log variance) / 2. Below 0 where the student tells the teacher well.
+
+    Args:
+        mean: (B, D) what the student's embedding lets the mean network expect.
+        raw_variance: (D,) one parameter per channel of the teacher.
+        teacher: (B, D) embeddings; no gradient reaches them.
+
+    Returns:
+        A scalar; 0 with a graph to `mean` and `raw_variance` for an empty batch.
+    """
+    variance = F.softplus(raw_variance) + VARIANCE_FLOOR
+    surprise = 0.5 * ((teacher.detach() - mean).square() / variance + variance.log())
+    return surprise.sum() if len(mean) == 0 else surprise.mean()
+
+
+def _averaged(tokens: Tensor, K: int) -> Tensor:
+    """(B, K', D) -> (B, D, K): neighbours averaged until K positions are left."""
+    return F.adaptive_avg_pool1d(tokens.transpose(1, 2), K)
+
+
+def _gram(channels: Tensor) -> Tensor:
+    """(B, D, K) -> (B, K, K): mean over channels of the outer product of each one's activations, scaled to length 1."""
+    unit = F.normalize(channels, dim=2)
+    return unit.transpose(1, 2) @ unit / channels.shape[1]

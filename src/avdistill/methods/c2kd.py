@@ -1,0 +1,128 @@
+"""C2KD: customised cross-modal distillation (Huo, Xu, Guo, Wang and Guo, CVPR 2024).
+
+There the teacher's network trains along with the student. Here the teacher is frozen: a linear classifier on its
+embedding, trained from the start, takes the place of its logits, and its proxy is a second head on the same embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avdistill.losses import classification, non_target_divergence, rank_agreement, soft_label_divergence
+from avdistill.methods.base import Method, Sizes
+from avdistill.types import Batch, Features, Network
+
+
+@dataclass(frozen=True)
+class C2KDConfig:
+    """Defaults are the release's, where every term has weight 1 and every softmax temperature 1.
+
+    Attributes:
+        threshold: a clip takes part in the exchange between the proxies where Kendall's tau of their logits is above.
+        proxy_weight: of the divergences between each network and its proxy.
+        weight: of the exchange between the proxies.
+        target_logit: "removed": the exchange is over the classes other than the target, as the paper says; "zero": the
+            release, which sets the target's logit to 0 and leaves it in the softmax.
+    """
+
+    name: Literal["c2kd"] = "c2kd"
+    threshold: float = 0.0
+    proxy_weight: float = 1.0
+    weight: float = 1.0
+    target_logit: Literal["removed", "zero"] = "removed"
+
+
+class Proxy(nn.Module):
+    """A second classifier beside a network's own: linear without bias, BatchNorm, leaky ReLU (0.1), linear.
+
+    The release's 1x1 convolution on the pooled last map is that linear layer. A batch of one row uses BatchNorm's
+    running statistics.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.BatchNorm1d(dim)
+        self.classifier = nn.Linear(dim, num_classes)
+        nn.init.kaiming_normal_(self.mix.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(B, dim) -> (B, C) logits; B > 0."""
+        x, norm = self.mix(embedding), self.norm
+        if self.training and len(x) == 1:
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            x = norm(x)
+        return self.classifier(F.leaky_relu(x, 0.1))
+
+
+class C2KD(Method):
+    """Each network and its proxy teach one another; the proxies exchange what they say of the non-target classes.
+
+    One label per clip. An unlabelled clip's target is the class that the teacher's classifier finds.
+    """
+
+    config: C2KDConfig
+    config_class = C2KDConfig
+    tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
+    needs = "embedding"
+
+    def __init__(self, student: Network, config: C2KDConfig, sizes: Sizes) -> None:
+        super().__init__(student, config, sizes)
+        self.teacher_classifier = nn.Linear(sizes.teacher_dim, sizes.num_classes)
+        self.teacher_proxy = Proxy(sizes.teacher_dim, sizes.num_classes)
+        self.student_proxy = Proxy(student.embedding_dim, sizes.num_classes)
+
+    def _helpers(self) -> list[nn.Parameter]:
+        modules = (self.teacher_classifier, self.teacher_proxy, self.student_proxy)
+        return [p for module in modules for p in module.parameters()]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The student, and the three heads at the same rate, as in the release."""
+        return [*super().parameter_groups(), {"name": "heads", "params": self._helpers(), "lr_scale": 1.0}]
+
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Student: `classification`, `student_proxy`, `to_student`; teacher's heads: the other three.
+
+        Raises:
+            ValueError: clips with several labels.
+        """
+        if batch.labels.ndim != 1:
+            raise ValueError("method 'c2kd' needs one label per clip: it sets the target class apart from the others")
+        c = self.config
+        assert student.logits is not None
+        assert batch.teacher is not None
+        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
+        rows = batch.has_teacher
+        seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
+        labels, labelled = batch.labels[rows], batch.labelled[rows]
+        assert seen.logits is not None
+        if len(labels) == 0:  # nothing to look at, but the heads stay in the graph
+            nothing = sum(p.sum() for p in self._helpers()) * 0.0 + seen.embedding.sum()
+            names = ("teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher")
+            return losses | dict.fromkeys(names, nothing)
+
+        z_s, z_t = seen.logits, self.teacher_classifier(teacher.embedding)
+        proxy_s, proxy_t = self.student_proxy(seen.embedding), self.teacher_proxy(teacher.embedding)
+        targets = torch.where(labelled, labels, z_t.argmax(1))
+        keep = rank_agreement(student=proxy_s, teacher=proxy_t) > c.threshold
+        exchange: dict[str, Any] = {"targets": targets, "keep": keep, "target_logit": c.target_logit}
+        return losses | {
+            "teacher_classification": classification(logits=z_t, labels=labels, labelled=labelled),
+            "student_proxy": c.proxy_weight * _both_ways(z_s, proxy_s),
+            "teacher_proxy": c.proxy_weight * _both_ways(z_t, proxy_t),
+            "to_student": c.weight * non_target_divergence(student=proxy_s, teacher=proxy_t, **exchange),
+            "to_teacher": c.weight * non_target_divergence(student=proxy_t, teacher=proxy_s, **exchange),
+        }
+
+
+def _both_ways(own: Tensor, proxy: Tensor) -> Tensor:
+    """KL(own || proxy) + KL(proxy || own); in each the first is the fixed target of the second."""
+    to_proxy = soft_label_divergence(student=proxy, teacher=own, temperature=1.0)
+    to_own = soft_label_divergence(student=own, teacher=proxy, temperature=1.0)
+    return to_proxy + to_own

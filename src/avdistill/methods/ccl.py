@@ -1,0 +1,111 @@
+"""Compositional contrastive learning (Chen et al. 2021, arXiv 2104.10955).
+
+Gradient routing. The release runs two backward passes: the head's objective, whose student gradients it throws away,
+then the student's, through the same live head, whose gradients the head keeps. The same gradients come from one pass:
+the student's objective on its live features, and the head's objective on detached copies of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from avdistill.losses import class_contrast, classification, two_way_divergence
+from avdistill.methods.base import Method, Sizes
+from avdistill.types import Batch, Features, Network
+
+
+@dataclass(frozen=True)
+class CCLConfig:
+    """Defaults are the release's for a teacher that hears.
+
+    Attributes:
+        temperature: of the contrasts; 0.5 for a teacher that hears, the release has 0.1 for one that sees.
+        weight: of contrasts and divergences, of student and head alike.
+        released_head_gradients: the student's objective also trains the head, as in the release since its commit
+            b590483; off, the head has its own objective only, as in the first one.
+    """
+
+    name: Literal["ccl"] = "ccl"
+    temperature: float = 0.5
+    weight: float = 1.0
+    released_head_gradients: bool = True
+
+
+class CompositionHead(nn.Module):
+    """c = t + W [t / |t| ; v / |v|], classified by a linear layer."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.residual = nn.Linear(2 * width, width)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, teacher: Tensor, student: Tensor) -> Features:
+        """The composed embedding (B, D) and logits (B, C) of embeddings (B, D) of both sides."""
+        composed = teacher + self.residual(torch.cat([F.normalize(teacher, dim=1), F.normalize(student, dim=1)], dim=1))
+        return Features(embedding=composed, logits=self.classifier(composed))
+
+
+class CCL(Method):
+    """The paper's method with one teacher. Rows without a teacher take part in the classification only."""
+
+    config: CCLConfig
+    config_class = CCLConfig
+    tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
+    needs = "embedding"
+
+    def __init__(self, student: Network, config: CCLConfig, sizes: Sizes) -> None:
+        """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""
+        super().__init__(student, config, sizes)
+        D = sizes.teacher_dim
+        self.bridge = nn.Identity() if student.embedding_dim == D else nn.Linear(student.embedding_dim, D)
+        self.head = CompositionHead(D, sizes.num_classes)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Student, head and, where there is one, the layer between the widths, at the same rate."""
+        groups = [
+            *super().parameter_groups(),
+            {"name": "head", "params": list(self.head.parameters()), "lr_scale": 1.0},
+        ]
+        bridge = list(self.bridge.parameters())
+        return [*groups, {"name": "bridge", "params": bridge, "lr_scale": 1.0}] if bridge else groups
+
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Student: `classification`, `contrast`, `divergence`; head: the same three, with `head_` before them."""
+        c = self.config
+        assert student.logits is not None
+        assert batch.teacher is not None
+        rows = batch.has_teacher
+        seen, t = student.select(rows), batch.teacher.embedding[rows].detach()
+        assert seen.logits is not None
+        v, labels, labelled = self.bridge(seen.embedding), batch.labels[rows], batch.labelled[rows]
+
+        def contrast(first: Tensor, second: Tensor) -> Tensor:
+            return class_contrast(
+                first=first, second=second, labels=labels, labelled=labelled, temperature=c.temperature
+            )
+
+        def divergence(own: Tensor, composed: Features) -> Tensor:
+            assert composed.logits is not None
+            return two_way_divergence(first=own, second=composed.logits, several_labels=labels.ndim == 2)
+
+        live = self._composed(t, v, train_head=c.released_head_gradients)
+        apart = self._composed(t, v.detach())
+        assert apart.logits is not None
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "contrast": c.weight * (contrast(v, live.embedding) + contrast(v, t)),
+            "divergence": c.weight * divergence(seen.logits, live),
+            "head_classification": classification(logits=apart.logits, labels=labels, labelled=labelled),
+            "head_contrast": c.weight * (contrast(v.detach(), apart.embedding) + contrast(apart.embedding, t)),
+            "head_divergence": c.weight * divergence(seen.logits.detach(), apart),
+        }
+
+    def _composed(self, teacher: Tensor, student: Tensor, *, train_head: bool = True) -> Features:
+        frozen = {} if train_head else {name: p.detach() for name, p in self.head.named_parameters()}
+        return functional_call(self.head, frozen, (teacher, student))

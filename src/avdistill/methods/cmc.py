@@ -1,0 +1,63 @@
+"""Contrastive multiview coding (Tian et al. 2020, arXiv 1906.05849) between the student's and the teacher's view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from avdistill.losses import classification, symmetric_info_nce
+from avdistill.methods.base import Method, Sizes
+from avdistill.types import Batch, Features, Network
+
+
+@dataclass(frozen=True)
+class CMCConfig:
+    """Contrast of the clips of a batch that have a teacher, classification on the labelled.
+
+    Attributes:
+        weight: of the contrast; in the paper it is the only loss.
+        temperature: tau.
+        width: of the space both views are projected into.
+    """
+
+    name: Literal["cmc"] = "cmc"
+    weight: float = 1.0
+    temperature: float = 0.07
+    width: int = 128
+
+
+class CMC(Method):
+    """Symmetric contrast between two views, of which only the student's network trains."""
+
+    config: CMCConfig
+    config_class = CMCConfig
+    tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
+    needs = "embedding"
+
+    def __init__(self, student: Network, config: CMCConfig, sizes: Sizes) -> None:
+        """A linear projection for each view."""
+        super().__init__(student, config, sizes)
+        self.student_projection = nn.Linear(student.embedding_dim, config.width)
+        self.teacher_projection = nn.Linear(sizes.teacher_dim, config.width)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Student and projections, at the same rate."""
+        params = [*self.student_projection.parameters(), *self.teacher_projection.parameters()]
+        return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
+
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification` and `contrast`."""
+        assert student.logits is not None
+        assert batch.teacher is not None
+        rows = batch.has_teacher
+        contrast = symmetric_info_nce(
+            student=self.student_projection(student.embedding[rows]),
+            teacher=self.teacher_projection(batch.teacher.embedding[rows].detach()),
+            temperature=self.config.temperature,
+        )
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "contrast": self.config.weight * contrast,
+        }

@@ -1,0 +1,54 @@
+"""FitNet: a regressor takes the student's embedding to the teacher's (Romero et al. 2015, arXiv 1412.6550)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from avdistill.losses import classification, hint_regression
+from avdistill.methods.base import Method, Sizes
+from avdistill.types import Batch, Features, Network
+
+
+@dataclass(frozen=True)
+class FitNetConfig:
+    """Regression of the teacher's embedding on every clip that has a teacher, classification on the labelled.
+
+    Attributes:
+        weight: of the regression.
+    """
+
+    name: Literal["fitnet"] = "fitnet"
+    weight: float = 1.0
+
+
+class FitNet(Method):
+    """Hint regression at the embedding, in one stage with the classification."""
+
+    config: FitNetConfig
+    config_class = FitNetConfig
+    tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
+    needs = "embedding"
+
+    def __init__(self, student: Network, config: FitNetConfig, sizes: Sizes) -> None:
+        """The regressor is a linear layer from the student's width to the teacher's."""
+        super().__init__(student, config, sizes)
+        self.regressor = nn.Linear(student.embedding_dim, sizes.teacher_dim)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Student and regressor, at the same rate."""
+        regressor = {"name": "regressor", "params": list(self.regressor.parameters()), "lr_scale": 1.0}
+        return [*super().parameter_groups(), regressor]
+
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification` and `hint`."""
+        assert student.logits is not None
+        assert batch.teacher is not None
+        rows = batch.has_teacher
+        hint = hint_regression(student=self.regressor(student.embedding[rows]), teacher=batch.teacher.embedding[rows])
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "hint": self.config.weight * hint,
+        }

@@ -1,0 +1,73 @@
+"""Information-flow distillation (Passalis, Tzelepi and Tefas, CVPR 2020, arXiv 2005.00727).
+
+A student copies how strongly the clips of a batch hang together, layer by layer; early in training the layers below the
+last count most, later almost only the last one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from avdistill.losses import classification, hybrid_transfer, probabilistic_transfer
+from avdistill.methods.base import Method, PassCounter, Sizes
+from avdistill.types import Batch, Features, Network
+
+
+@dataclass(frozen=True)
+class IFDConfig:
+    """Defaults are the released code's on CIFAR-10, but for the divergence.
+
+    Attributes:
+        weight: of both terms.
+        initial_weight: of the embedding's divergence in the first epoch; the logits' is 1.
+        decay: factor on it after every epoch.
+        divergence: "pkt": KL over the cosine kernel; "hybrid": the release's symmetric one over two kernels.
+    """
+
+    name: Literal["ifd"] = "ifd"
+    weight: float = 1.0
+    initial_weight: float = 100.0
+    decay: float = 0.7
+    divergence: Literal["pkt", "hybrid"] = "pkt"
+
+
+class IFD(Method):
+    """Two layers: the embedding, with a weight that decays, and the logits."""
+
+    config: IFDConfig
+    config_class = IFDConfig
+    tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
+    needs = "logits"
+
+    def __init__(self, student: Network, config: IFDConfig, sizes: Sizes) -> None:
+        """Raises ValueError for another divergence."""
+        super().__init__(student, config, sizes)
+        if config.divergence not in ("pkt", "hybrid"):
+            raise ValueError(f"divergence must be 'pkt' or 'hybrid', got {config.divergence!r}")
+        self.counter = PassCounter()
+
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification`, `embedding_flow` and `logits_flow`."""
+        c = self.config
+        epoch = self.counter.advance() * self.sizes.batch_size // max(self.sizes.training_clips, 1)
+        assert batch.teacher is not None
+        seen, teacher = student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher)
+        assert student.logits is not None
+        assert seen.logits is not None
+        assert teacher.logits is not None
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "embedding_flow": c.weight
+            * c.initial_weight
+            * c.decay**epoch
+            * self._divergence(seen.embedding, teacher.embedding),
+            "logits_flow": c.weight * self._divergence(seen.logits, teacher.logits),
+        }
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The mean over rows, which, unlike the mean over pairs, does not fade as the batch grows."""
+        loss = probabilistic_transfer if self.config.divergence == "pkt" else hybrid_transfer
+        return len(student) * loss(student=student, teacher=teacher)

@@ -1,0 +1,260 @@
+"""Studies: the same for every method, nothing lost to a kill, and a method of the user's own among them."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avdistill.cli import main
+from avdistill.decoding import ConfigError
+from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig
+from avdistill.studies.comparison import Study
+from avdistill.studies.comparison_report import summarise_study
+from avdistill.studies.ranking import paired_difference
+from avdistill.studies.trials import LEARNING_RATES, parse_method, settings_to_try
+from avdistill.training.recipes import RECIPES
+
+SMALL = [
+    *("--base.student.view.frames", "4", "--base.student.view.size", "16", "24", "--base.steps", "6"),
+    *("--base.batch-size", "6", "--base.labelled-per-batch", "3", "--base.validation-fraction", "0.3"),
+    *("--base.validate-every", "2", "--base.save-every", "2", "--base.log-every", "1"),
+]
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from avdistill import Method
+from avdistill.losses import classification
+
+
+@dataclass(frozen=True)
+class Settings:
+    weight: float = 1.0
+
+
+class Mine(Method):
+    config_class = Settings
+    tuning: ClassVar = {"weight": (0.5, 1.0)}
+    needs = "logits"
+
+    def losses(self, student, batch):
+        rows = batch.has_teacher
+        wrong = F.mse_loss(student.logits[rows].softmax(1), batch.teacher.logits[rows].softmax(1))
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "match": self.config.weight * wrong,
+        }
+"""
+
+
+def arguments(store, out, *more, recipe="demo_supervised"):
+    return ["compare", str(store), "--out", str(out), "--recipe", recipe, *SMALL, *map(str, more)]
+
+
+def without_costs(result):
+    """A study's results without what a clock or another machine's memory decides."""
+    for row in [*result["table"], *result["runs"]]:
+        for key in ("step_seconds", "peak_memory_bytes", "time", "memory"):
+            row.pop(key, None)
+    result.pop("environment")
+    return result
+
+
+@pytest.fixture
+def study(many_clips, tmp_path):
+    """A finished study of three methods, one of them a file's."""
+    own = tmp_path / "mine.py"
+    own.write_text(OWN)
+    out = tmp_path / "study"
+    methods = ["--methods", "supervised", "kd", f"{own}:Mine"]
+    conditions = ["--conditions", "clean", "unrelated=0.4,labels=0.5"]
+    call = arguments(many_clips.folder, out, *methods, *conditions, "--seeds", 0, 1, "--trials", 2)
+    assert main(call) == 0
+    return out, call, many_clips
+
+
+def test_a_study_compares_alike_and_writes_everything_down(study, capsys):
+    out, call, store = study
+    capsys.readouterr()
+    result = json.loads((out / "results.json").read_text())
+    assert len(result["runs"]) == 2 * 3 * (2 + 2)
+    for row in result["runs"]:
+        config = json.loads(next(out.glob(f"runs/*/*/{row['run']}/config.json")).read_text())
+        assert config["steps"] == 6
+        assert row["step_seconds"] > 0
+        assert row["peak_memory_bytes"] > 10e6
+        assert [step for step, _ in row["curve"]] == [2, 4, 6]
+        assert ("top1" in row) == row["run"].startswith("seed")
+    by_setting = {}
+    for row in result["runs"]:
+        by_setting.setdefault((row["condition"], row["method"]), []).append(row)
+    for rows in by_setting.values():
+        trials = [r for r in rows if r["run"].startswith("trial")]
+        best = max(trials, key=lambda r: r["validation"])  # of equals the first
+        assert all(r["setting"] == best["setting"] for r in rows if r["run"].startswith("seed"))
+        assert {r["seed"] for r in trials} == {1000}
+
+    table = result["table"]
+    assert len(table) == 6
+    groups = np.unique(store.columns["path"][store.columns["split"] == "test"].astype(str), return_inverse=True)[1]
+    for line in table:
+        rows = [r for r in by_setting[line["condition"], line["method"]] if r["run"].startswith("seed")]
+        assert line["figure"] == pytest.approx(np.mean([r["top1"] for r in rows]))
+        assert line["std"] == pytest.approx(np.std([r["top1"] for r in rows], ddof=1))
+        if line["method"] != "supervised":
+            reference = [r for r in by_setting[line["condition"], "supervised"] if r["run"].startswith("seed")]
+            matrices = [np.array([[int(c) for c in r["correct"]] for r in x]) for x in (rows, reference)]
+            gain = paired_difference(*matrices, groups)
+            assert line["difference"] == pytest.approx(gain.mean)
+            assert line["difference_interval"] == f"{gain.low:+.3f} to {gain.high:+.3f}"
+    for name in ("report.html", "table.md", "table.csv", "runs.csv", "top1-clean.png", "curves-clean.png"):
+        assert (out / name).stat().st_size > 100
+    with (out / "runs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 24
+    page = (out / "report.html").read_text()
+    assert "30 training clips, 15 of them labelled; their sound: 18 kept, 12 unrelated" in page
+    assert "mine.py:Mine" in page
+
+    # Asked again, nothing is trained, and the answer is the same.
+    dates = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/*/figures.json")}
+    assert main([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["table"] == table
+    assert {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/*/figures.json")} == dates
+    changed = list(call)
+    changed[changed.index("--base.steps") + 1] = "7"
+    assert main(changed) == 2
+    assert "holds another study: base differ" in capsys.readouterr().err
+
+
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, tmp_path):
+    methods = ["--methods", "supervised", "mnf_csc", "--conditions", "clean", "silent=0.3", "--seeds", 0, 1]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = [*methods, "--trials", 2, "--workers", 2]
+    assert main(arguments(many_clips.folder, whole, *more)) == 0
+    chance = random.Random(5)
+    command = [sys.executable, "-m", "avdistill", *arguments(many_clips.folder, cut, *more)]
+    killed = 0
+    while killed < 2:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finished = len(list(cut.glob("runs/*/*/*/figures.json")))
+        # At a random moment, but not before it has done something new.
+        while process.poll() is None and len(list(cut.glob("runs/*/*/*/metrics.jsonl"))) <= finished:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 2.5))
+        assert process.poll() is None, "it finished before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    first, second = (without_costs(json.loads((x / "results.json").read_text())) for x in (whole, cut))
+    assert first == second
+    assert (whole / "top1-clean.png").read_bytes() == (cut / "top1-clean.png").read_bytes()
+
+
+def test_a_method_that_fails_is_told_and_the_others_are_compared(many_clips, tmp_path, capsys):
+    own = tmp_path / "mine.py"
+    own.write_text(OWN.replace("self.config.weight * wrong", "wrong * float('nan')"))
+    call = arguments(many_clips.folder, tmp_path / "study", "--methods", "supervised", f"{own}:Mine", "--seeds", 0)
+    assert main([*call, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(line["method"], line["n"]) for line in told["table"]] == [("supervised", 1), (f"{own}:Mine", 0)]
+    assert "match = nan" in told["failed"][0]["failed"]
+    assert "match = nan" in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_a_run_that_breaks_for_another_reason_stops_the_study_in_one_line(many_clips, tmp_path, capsys):
+    own = tmp_path / "mine.py"
+    own.write_text(OWN.replace("rows = batch.has_teacher", "raise RuntimeError('no such thing')"))
+    call = arguments(many_clips.folder, tmp_path / "study", "--methods", f"{own}:Mine", "--seeds", 0)
+    assert main(call) == 1
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_failed_seed_leaves_no_flattering_mean():
+    rows = [
+        {"condition": "clean", "method": "kd", "run": f"seed-{s}", "seed": s, "setting": {}, "step_seconds": 1.0}
+        | {"peak_memory_bytes": 1, "correct": "11"}
+        for s in (0, 1)
+    ]
+    rows[1] = {key: rows[1][key] for key in ("condition", "method", "run", "seed", "setting")} | {"failed": "nan"}
+    table, failed = summarise_study(rows, [0, 1])
+    assert "figure" not in table[0]
+    assert [row["seed"] for row in failed] == [1]
+
+
+def test_methods_are_read_with_their_settings(tmp_path):
+    assert parse_method("kd").method == KDConfig()
+    setting = parse_method("mnf_csc:temperature=fixed,threshold=0.2")
+    assert setting.method == MNFCSCConfig(temperature="fixed", threshold=0.2)
+    own = tmp_path / "mine.py"
+    own.write_text(OWN)
+    assert parse_method(f"{own}:Mine:weight=2").method == OwnMethodConfig(f"{own}:Mine", options={"weight": 2})
+    for wrong, message in (
+        ("no", "no method 'no'"),
+        ("kd:heat=3", "unknown key"),
+        ("kd:temperature=hot", "expected float"),
+        (f"{own}:Other", "no class 'Other'"),
+        (f"{tmp_path}/absent.py:Mine", "file to be there"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_method(wrong)
+    own.write_text("1 / 0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        parse_method(f"{own}:Mine")
+    own.write_text(OWN.replace("config_class = Settings", ""))
+    with pytest.raises(ConfigError, match="config_class"):
+        parse_method(f"{own}:Mine")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_trials_are_as_many_for_every_method_and_the_first_is_the_published_one(name):
+    settings = settings_to_try(name, parse_method(name), 4, seed=1000)
+    assert len(settings) == 4
+    assert settings[0].told() == {}
+    assert len({json.dumps(s.told(), sort_keys=True) for s in settings}) == 4
+    assert all(s.learning_rate_scale in LEARNING_RATES for s in settings)
+    assert settings == settings_to_try(name, parse_method(name), 4, seed=1000)
+    for key, values in METHODS[name].tuning.items():
+        assert getattr(METHODS[name].config_class(), key) in values, "the published value is among those tried"
+
+
+def test_what_a_study_fixes_is_not_tuned():
+    settings = settings_to_try("kd:temperature=2", parse_method("kd:temperature=2"), 15, seed=0)
+    assert {s.method.temperature for s in settings} == {2.0}
+    assert len({s.method.weight for s in settings}) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ()}, "methods"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"conditions": ("clean", "unrelated=0")}, "two are the same"),
+        ({"seeds": (1000,)}, "one of the seeds"),
+        ({"trials": 2, "base": "unvalidated"}, "validation_fraction"),
+        ({"trials": 0}, "at least 1"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(changes, message):
+    base = RECIPES["demo_supervised" if changes.pop("base", None) else "tiny_supervised"]
+    with pytest.raises(ConfigError, match=message):
+        Study(**{"store": Path("s"), "out": Path("o"), "base": base, **changes})
+
+
+def test_what_a_store_lacks_is_said_before_anything_is_trained(many_clips, taught, tmp_path, capsys):
+    for method, said in (("at", "embed --maps"), ("kd", "needs teacher 'ears'")):
+        more = ["--methods", "supervised", method, *(["--teacher", "ears"] if method == "kd" else [])]
+        assert main(arguments(many_clips.folder, tmp_path / method, *more)) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / method).exists()
+    assert main(arguments(many_clips.folder, tmp_path / "x", recipe="none")) == 2
