@@ -16,7 +16,7 @@ from avdistill import distributed
 from avdistill.cli import main
 from avdistill.decoding import ConfigError, encode
 from avdistill.training import train
-from two_processes import METHODS, config, losses_and_gradients
+from two_processes import CONFIGS, config, losses_and_gradients
 
 TESTS = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -34,7 +34,7 @@ def two(taught, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGS)
 def test_losses_and_gradients_are_those_of_one_process(taught, two, method):
     one = losses_and_gradients(taught)[method]
     several = torch.load(two / "gradients.pt", weights_only=True)[method]

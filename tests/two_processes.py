@@ -8,23 +8,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avdistill import cli, distributed
 from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_labels
 from avdistill.data.store import Store
-from avdistill.methods import KDConfig, MNFCSCConfig, Sizes, SupervisedConfig, build_method
+from avdistill.methods import METHODS, CRDConfig, MNFCSCConfig, Sizes, build_method
 from avdistill.models import build_model
 from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
 from avdistill.types import Features, Network, PictureView
 
 VIEW = PictureView(frames=4, size=(24, 32))
-METHODS = {
-    "supervised": SupervisedConfig(),
-    "kd": KDConfig(),
-    "mnf_csc": MNFCSCConfig(),
+CONFIGS = {name: method.config_class() for name, method in METHODS.items()} | {
     "mnf_csc_sample": MNFCSCConfig(temperature="sample", unlabelled="pseudo_label"),
+    "crd_batch": CRDConfig(negatives="batch"),
 }
 
 
@@ -54,13 +53,16 @@ def losses_and_gradients(store: Store) -> dict[str, dict[str, Tensor]]:
         use_unlabelled=True,
         teacher=store.teacher_features("sound"),
         seed=0,
+        teacher_tokens=np.random.default_rng(2).random((len(store), 5, 24)).astype(np.float32),
         share=(distributed.rank(), distributed.world_size()),
     )[0].map(lambda x: x.double() if x.dtype == torch.float32 else x)
     found = {}
-    for name, config in METHODS.items():
+    for name, config in CONFIGS.items():
         torch.manual_seed(0)
         student = Float64(build_model("shifted_frames", len(store.classes), {"width": 8, "embedding_dim": 16}))
-        method = build_method(config, student, Sizes(len(store.classes), teacher_dim=24)).double()
+        method = build_method(
+            config, student, Sizes(len(store.classes), 24, training_clips=len(clips), batch_size=12, passes=10)
+        ).double()
         model = distributed.synchronised(method, torch.device("cpu"))
         for module in method.student.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -14,11 +14,11 @@ import pytest
 
 from avdistill.cli import main
 from avdistill.decoding import ConfigError
-from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig
+from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig, parse_method
 from avdistill.studies.comparison import Study
 from avdistill.studies.comparison_report import summarise_study
 from avdistill.studies.ranking import paired_difference
-from avdistill.studies.trials import LEARNING_RATES, parse_method, settings_to_try
+from avdistill.studies.trials import LEARNING_RATES, settings_to_try
 from avdistill.training.recipes import RECIPES
 
 SMALL = [
@@ -193,12 +193,11 @@ def test_a_failed_seed_leaves_no_flattering_mean():
 
 
 def test_methods_are_read_with_their_settings(tmp_path):
-    assert parse_method("kd").method == KDConfig()
-    setting = parse_method("mnf_csc:temperature=fixed,threshold=0.2")
-    assert setting.method == MNFCSCConfig(temperature="fixed", threshold=0.2)
+    assert parse_method("kd") == KDConfig()
+    assert parse_method("mnf_csc:temperature=fixed,threshold=0.2") == MNFCSCConfig(temperature="fixed", threshold=0.2)
     own = tmp_path / "mine.py"
     own.write_text(OWN)
-    assert parse_method(f"{own}:Mine:weight=2").method == OwnMethodConfig(f"{own}:Mine", options={"weight": 2})
+    assert parse_method(f"{own}:Mine:weight=2") == OwnMethodConfig(f"{own}:Mine", options={"weight": 2})
     for wrong, message in (
         ("no", "no method 'no'"),
         ("kd:heat=3", "unknown key"),
@@ -242,7 +241,8 @@ def test_what_a_study_fixes_is_not_tuned():
         ({"conditions": ("clean", "unrelated=0")}, "two are the same"),
         ({"seeds": (1000,)}, "one of the seeds"),
         ({"trials": 2, "base": "unvalidated"}, "validation_fraction"),
-        ({"trials": 0}, "at least 1"),
+        ({"trials": 0}, "must lie in"),
+        ({"trials": 6}, "must lie in"),
     ],
 )
 def test_studies_that_cannot_be_are_refused(changes, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar, say
+from avdistill.commands.console import output, progress_bar, say, take_option
 from avdistill.data.conditions import apply_condition, parse_condition
 from avdistill.data.store import Store
 from avdistill.decoding import ConfigError
@@ -69,7 +69,10 @@ class _Compare:
 
 def compare(arguments: list[str]) -> None:
     """`avdistill compare STORE --out STUDY [--recipe NAME] [--methods ...] [--seeds ...] [--conditions ...]`."""
-    recipe, rest = _recipe(arguments)
+    recipe, rest = take_option(arguments, "--recipe")
+    recipe = recipe or "tiny_supervised"
+    if recipe not in RECIPES:
+        raise ConfigError(f"--recipe: no recipe {recipe!r}; recipes: {', '.join(RECIPES)}")
     a = tyro.cli(
         _Compare,
         args=rest,
@@ -97,19 +100,6 @@ def compare(arguments: list[str]) -> None:
     say(f"report: {a.out / 'report.html'}")
     columns = {key: name for key, name in _SHOWN.items() if any(line.get(key) is not None for line in result["table"])}
     output({"out": str(a.out), **result}, [markdown_table(result["table"], columns)], a.json)
-
-
-def _recipe(arguments: list[str]) -> tuple[str, list[str]]:
-    """The recipe's name, and the arguments without it."""
-    for position, argument in enumerate(arguments):
-        name, joined, value = argument.partition("=")
-        if name != "--recipe":
-            continue
-        given = value if joined else next(iter(arguments[position + 1 :]), "")
-        if given not in RECIPES:
-            raise ConfigError(f"--recipe: no recipe {given!r}; recipes: {', '.join(RECIPES)}")
-        return given, arguments[:position] + arguments[position + (1 if joined else 2) :]
-    return "tiny_supervised", arguments
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,24 @@ def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> Non
         print("\n".join(lines))
 
 
+def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `name VALUE` or `name=VALUE` (None where it is not there), and the arguments without it.
+
+    For options that decide which others there are. Raises ConfigError where the value is missing.
+    """
+    from avdistill.decoding import ConfigError
+
+    for position, argument in enumerate(arguments):
+        given, joined, value = argument.partition("=")
+        if given == name:
+            rest = arguments[position + (1 if joined else 2) :]
+            value = value if joined else next(iter(arguments[position + 1 :]), "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"{name}: expected a value")
+            return value, [*arguments[:position], *rest]
+    return None, arguments
+
+
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
     """A bar that is told (finished, total)."""

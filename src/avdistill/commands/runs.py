@@ -9,10 +9,10 @@ from typing import Literal
 
 import tyro
 
-from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, training_bar
+from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, take_option, training_bar
 from avdistill.data.store import Store, TeacherEntry
 from avdistill.decoding import ConfigError
-from avdistill.methods import METHODS
+from avdistill.methods import METHODS, method_class, parse_method
 from avdistill.models import MODELS
 from avdistill.teachers import embed as embed_store
 from avdistill.teachers import load_teacher
@@ -28,7 +28,8 @@ def train(arguments: list[str]) -> None:
     """`avdistill train RECIPE --store STORE --out RUN`, or `--config FILE.json`; further options change the config."""
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print("usage: avdistill train RECIPE --store STORE --out RUN [--OPTION VALUE ...]")
-        print("       avdistill train --config FILE.json [--OPTION VALUE ...]\n\nrecipes:")
+        print("       avdistill train --config FILE.json [--OPTION VALUE ...]")
+        print("       --method NAME, or --method FILE.py:Class, puts another method into it\n\nrecipes:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print("\noptions: avdistill train RECIPE --help")
         return
@@ -41,7 +42,18 @@ def train(arguments: list[str]) -> None:
         base, rest = replace(RECIPES[arguments[0]], **unset), arguments[1:]
     else:
         raise ConfigError(f"no recipe {arguments[0]!r}; recipes: {', '.join(RECIPES)}")
+    base, rest = _with_method(base, rest)
     _train(_overridden(base, rest, f"avdistill train {arguments[0]}"))
+
+
+def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """`--method NAME` or `--method FILE.py:Class` puts another method into a recipe."""
+    given, rest = take_option(arguments, "--method")
+    if given is None:
+        return base, rest
+    method = parse_method(given)
+    needs = method_class(method).needs
+    return replace(base, method=method, teacher=(base.teacher or "sound") if needs else None), rest
 
 
 def train_teacher(arguments: list[str]) -> None:

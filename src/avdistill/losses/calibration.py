@@ -55,11 +55,11 @@ def contrastive_semantic_calibration(
     if B == 0:
         return student.sum() + guided.sum()
     v, s = F.normalize(student, dim=1), F.normalize(guided, dim=1)
-    T = _temperatures(v.detach(), F.normalize(filtered_teacher.detach(), dim=1), temperature, threshold)
+    T = temperatures(v.detach(), F.normalize(filtered_teacher.detach(), dim=1), temperature, threshold)
     scores = (v @ s.T) / T  # (B, B)
 
     itself = torch.eye(B, dtype=torch.bool, device=scores.device)
-    weights = _same_label(labels).to(scores.dtype)
+    weights = same_label(labels).to(scores.dtype)
     if labelled is not None:
         weights = weights * (labelled[:, None] & labelled[None, :])
         scores = scores.masked_fill(~(labelled[None, :] | itself), -torch.inf)
@@ -72,7 +72,11 @@ def contrastive_semantic_calibration(
     return -((weights * log_p).sum(1) / weights.sum(1)).mean()
 
 
-def _temperatures(v: Tensor, a: Tensor, temperature: Temperature, threshold: float) -> Tensor:
+def temperatures(v: Tensor, a: Tensor, temperature: Temperature, threshold: float) -> Tensor:
+    """(B, B) or (B, 1) temperatures of the contrast, at `TEMPERATURE_FLOOR` or above.
+
+    `v`, `a`: (B, D) student and purified teacher, of length 1; the rest as in `contrastive_semantic_calibration`.
+    """
     if temperature == "pairwise":
         T = v @ a.T + threshold
     elif temperature == "sample":
@@ -84,7 +88,7 @@ def _temperatures(v: Tensor, a: Tensor, temperature: Temperature, threshold: flo
     return T.clamp(min=TEMPERATURE_FLOOR)
 
 
-def _same_label(labels: Tensor) -> Tensor:
+def same_label(labels: Tensor) -> Tensor:
     """(B, B) weights in [0, 1]: 1 where two clips have the same label, the overlap where they have several."""
     if labels.ndim == 1:
         return labels[:, None] == labels[None, :]

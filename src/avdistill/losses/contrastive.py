@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avdistill.losses.calibration import _same_label
+from avdistill.losses.calibration import same_label
 
 
 def noise_contrastive_estimation(
@@ -89,7 +89,7 @@ def class_contrast(
     cosines = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
     itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     known = labelled[:, None] & labelled[None, :]
-    positives = (_same_label(labels).to(cosines.dtype) * known).masked_fill(itself, 1.0)
+    positives = (same_label(labels).to(cosines.dtype) * known).masked_fill(itself, 1.0)
     negatives = (known & (positives == 0)).to(cosines.dtype)
     columns = labelled[None, :] | itself
     return sum(  # type: ignore[return-value]

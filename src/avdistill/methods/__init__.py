@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
+from avdistill.decoding import ConfigError, decode
 from avdistill.methods.attention_transfer import AT, ATConfig
 from avdistill.methods.base import Method, Sizes
 from avdistill.methods.baselines import KD, KDConfig, Supervised, SupervisedConfig
@@ -19,7 +24,7 @@ from avdistill.methods.own import OwnMethodConfig, load_own, own_config
 from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
 from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
 from avdistill.methods.vid import VID, VIDConfig
-from avdistill.types import Network
+from avdistill.types import Network, Option
 
 __all__ = [
     "METHODS",
@@ -48,6 +53,7 @@ __all__ = [
     "VIDConfig",
     "build_method",
     "method_class",
+    "parse_method",
 ]
 
 MethodConfig = (
@@ -99,6 +105,31 @@ METHODS: dict[str, type[Method]] = {
 def method_class(config: MethodConfig) -> type[Method]:
     """The class that `config` belongs to. Raises ConfigError where a file of the user's own does not hold it."""
     return load_own(config.source) if isinstance(config, OwnMethodConfig) else METHODS[config.name]
+
+
+def parse_method(text: str) -> MethodConfig:
+    """A method by name or from a file, with settings: "kd", "crd:negatives=batch", "mine.py:Mine:weight=2".
+
+    Raises:
+        ConfigError: no such method, file or setting.
+    """
+    own = re.fullmatch(r"(.*\.py:\w+)(?::(.*))?", text)
+    name, _, settings = (own[1], "", own[2] or "") if own else text.partition(":")
+    if not own and name not in METHODS:
+        raise ConfigError(f"no method {name!r}; methods: {', '.join(sorted(METHODS))}, or FILE.py:Class")
+    options: dict[str, Option] = {}
+    for pair in filter(None, settings.split(",")):
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    chosen = load_own(name) if own else METHODS[name]
+    config: MethodConfig = decode(chosen.config_class, dict(options), f"method {name}")
+    if not own:
+        return config
+    file, _, class_name = name.rpartition(":")
+    return OwnMethodConfig(f"{Path(file).resolve()}:{class_name}", options=options)
 
 
 def build_method(config: MethodConfig, student: Network, sizes: Sizes) -> Method:

@@ -28,10 +28,10 @@ from avdistill.data.conditions import Condition, apply_condition, parse_conditio
 from avdistill.data.dataset import labelled_clips
 from avdistill.data.store import Store, StoreError, write_json
 from avdistill.decoding import ConfigError, encode
-from avdistill.methods import METHODS, method_class
+from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
 from avdistill.studies.comparison_report import write_study_report
 from avdistill.studies.jobs import Job, Pool, steps_done
-from avdistill.studies.trials import Setting, parse_method, settings_to_try
+from avdistill.studies.trials import LEARNING_RATES, Setting, settings_to_try
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.carrying import carry_features
 from avdistill.training import TrainConfig
@@ -79,8 +79,8 @@ class Study:
                 raise ConfigError(f"study.{name}: expected at least one, each once, got {' '.join(map(str, values))}")
         if len({parse_condition(text) for text in self.conditions}) != len(self.conditions):
             raise ConfigError("study.conditions: two are the same")
-        if self.trials < 1:
-            raise ConfigError(f"study.trials: must be at least 1, got {self.trials}")
+        if not 1 <= self.trials <= len(LEARNING_RATES):  # all that supervised has: every method gets as many
+            raise ConfigError(f"study.trials: must lie in [1, {len(LEARNING_RATES)}], got {self.trials}")
         if self.trials > 1 and not self.base.validation_fraction:
             raise ConfigError("study.trials: tuning needs clips to judge by: base.validation_fraction above 0")
         if self.tuning_seed in self.seeds:
@@ -116,9 +116,9 @@ def run_study(
     test_store = (study.test_store or study.store).resolve()
     rows: list[dict[str, Any]] = []
     waiting = [
-        _Contest(study, condition, name, setting, stores[condition], threads, test_store)
+        _Contest(study, condition, name, config, stores[condition], threads, test_store)
         for condition in study.conditions
-        for name, setting in methods.items()
+        for name, config in methods.items()
     ]
     total = study.base.steps * len(waiting) * (len(study.seeds) + (study.trials if study.trials > 1 else 0))
     finished: list[Job] = []
@@ -148,12 +148,19 @@ class _Contest:
     """One method under one condition: first its trials, then the seeds with the trial that validated best."""
 
     def __init__(
-        self, study: Study, condition: str, name: str, published: Setting, store: Path, threads: int, test_store: Path
+        self,
+        study: Study,
+        condition: str,
+        name: str,
+        published: MethodConfig,
+        store: Path,
+        threads: int,
+        test_store: Path,
     ) -> None:
         self.study, self.condition, self.name = study, condition, name
         self.store, self.threads, self.test_store = store, threads, test_store
         self.trials: list[Job] = []
-        self.settings = [published]
+        self.settings = [Setting(published)]
         if study.trials > 1:
             self.settings = settings_to_try(name, published, study.trials, study.tuning_seed)
             self.trials = [
@@ -204,7 +211,7 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w=.,-]+", "_", Path(text).name if ".py:" in text else text)
 
 
-def _open_folder(study: Study, methods: Mapping[str, Setting]) -> None:
+def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
     """Write what the study is, or compare with what was written."""
     told = encode(study) | {
         "store": str(study.store.resolve()),
@@ -222,8 +229,8 @@ def _open_folder(study: Study, methods: Mapping[str, Setting]) -> None:
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
     teacher = Store(study.store).teachers.get(study.teacher)
-    for name, setting in methods.items():
-        needs = method_class(setting.method).needs
+    for name, config in methods.items():
+        needs = method_class(config).needs
         if needs and teacher is None:
             raise StoreError(f"{study.store}: method {name!r} needs teacher {study.teacher!r}: `avdistill embed` first")
         if teacher and (needs, True) in {("logits", not teacher.classes), ("tokens", not teacher.positions)}:

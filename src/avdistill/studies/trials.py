@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from avdistill.decoding import ConfigError, decode
-from avdistill.methods import METHODS, MethodConfig, OwnMethodConfig, method_class
-from avdistill.methods.own import load_own
+from avdistill.methods import MethodConfig, OwnMethodConfig, method_class
 from avdistill.types import Option
 
 #: factors of the learning rate that tuning may try, for every method
@@ -36,36 +30,7 @@ class Setting:
         return dict(self.options) | rate
 
 
-def parse_method(text: str) -> Setting:
-    """A method by name or from a file, with settings: "kd", "crd:negatives=batch", "mine.py:Mine:weight=2".
-
-    Raises:
-        ConfigError: no such method, file or setting.
-    """
-    own = re.fullmatch(r"(.*\.py:\w+)(?::(.*))?", text)
-    name, _, settings = (own[1], "", own[2] or "") if own else text.partition(":")
-    if not own and name not in METHODS:
-        raise ConfigError(f"no method {name!r}; methods: {', '.join(sorted(METHODS))}, or FILE.py:Class")
-    chosen = load_own(name) if own else METHODS[name]
-    options: dict[str, Option] = {}
-    for pair in filter(None, settings.split(",")):
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return Setting(_configured(name, chosen.config_class, options))
-
-
-def _configured(name: str, config_class: type[Any], options: Mapping[str, Option]) -> MethodConfig:
-    config = decode(config_class, dict(options), f"method {name}")
-    if ".py:" not in name:
-        return config
-    file, _, class_name = name.rpartition(":")
-    return OwnMethodConfig(f"{Path(file).resolve()}:{class_name}", options=dict(options))
-
-
-def settings_to_try(name: str, published: Setting, trials: int, seed: int) -> list[Setting]:
+def settings_to_try(name: str, published: MethodConfig, trials: int, seed: int) -> list[Setting]:
     """The settings of a method's trials: the published one, then others drawn without repetition, the same every time.
 
     Args:
@@ -74,7 +39,7 @@ def settings_to_try(name: str, published: Setting, trials: int, seed: int) -> li
         trials: how many; a method with fewer settings than that gets all it has.
         seed: of the draws.
     """
-    chosen = method_class(published.method)
+    chosen = method_class(published)
     fixed = {pair.partition("=")[0] for pair in name.rpartition(":")[2].split(",")}
     tuned = {key: values for key, values in chosen.tuning.items() if key not in fixed}
     default = {each.name: each.default for each in fields(chosen.config_class)}
@@ -82,9 +47,9 @@ def settings_to_try(name: str, published: Setting, trials: int, seed: int) -> li
     for scale, values in product(LEARNING_RATES, product(*tuned.values())):
         changed = {key: v for key, v in zip(tuned, values, strict=True) if v != default[key]}
         if changed or scale != 1:
-            others.append(Setting(_changed(published.method, changed), scale, changed))
+            others.append(Setting(_changed(published, changed), scale, changed))
     drawn = np.random.default_rng([seed, crc32(name.encode())]).permutation(len(others))[: trials - 1]
-    return [published, *(others[i] for i in drawn)]
+    return [Setting(published), *(others[i] for i in drawn)]
 
 
 def _changed(method: MethodConfig, options: dict[str, Option]) -> MethodConfig:

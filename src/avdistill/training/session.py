@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 
 from avdistill import distributed
 from avdistill.data.dataset import TrainingBatches, clips_of_split, cut_validation, encode_labels, has_modality
-from avdistill.data.store import Store, StoreError
+from avdistill.data.store import Store, StoreError, reason
 from avdistill.decoding import ConfigError
 from avdistill.methods import Method, Sizes, build_method, method_class
 from avdistill.models import build_model
-from avdistill.training.checkpoint import RunError
+from avdistill.models.weights import load_student, load_tensors
+from avdistill.training.checkpoint import RunError, run_config
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.types import Network, PictureView, StudentDescription
@@ -125,6 +127,39 @@ class Session:
             "training": ids[self.batches.clips].tolist(),
             "validation": ids[self.validation].tolist(),
         }
+
+
+def load_method(run: Path, store: Store) -> tuple[Method, StudentDescription]:
+    """A run's method as its last save left it, helpers and student, on the CPU and in evaluation mode.
+
+    Args:
+        run: the run folder.
+        store: any that holds the run's teacher.
+
+    Raises:
+        RunError: no run, or nothing saved yet.
+        StoreError: the store does not hold the run's teacher.
+        WeightsError: the saved tensors are damaged or do not fit.
+    """
+    config = run_config(run)
+    folder = next((f for f in (run / "last", run / "last.old") if f.is_dir()), None)
+    if folder is None:
+        raise RunError(f"{run}: no saved state (last/ is missing)")
+    student, description = load_student(folder)
+    try:
+        training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
+    sizes = Sizes(
+        num_classes=len(description.classes),
+        teacher_dim=store.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0,
+        training_clips=len(training),
+        batch_size=config.batch_size,
+        passes=config.steps * config.accumulate,
+    )
+    method = build_method(config.method, student, sizes)
+    load_tensors(method, folder / "helpers.safetensors", strict=False)
+    return method.eval(), description
 
 
 def _build_student(config: TrainConfig, store: Store) -> Network:

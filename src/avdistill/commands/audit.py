@@ -1,0 +1,84 @@
+"""The verb that looks for clips whose sound says little about their picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
+from avdistill.data.store import Store
+from avdistill.decoding import ConfigError
+from avdistill.studies.audit import Audit, Score, write_audit
+from avdistill.studies.audit import audit as audit_run
+from avdistill.studies.audit_page import write_audit_page
+from avdistill.studies.report import format_value
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """Rank the clips of a split by how little their sound says about their picture; table and page into a folder."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    store: tyro.conf.Positional[Path]
+    """A store with the teacher's features, usually the one the run was trained on."""
+    split: str = "train"
+    """Clips to score, labelled or not."""
+    by: Score = "suspicion"
+    """Score to rank by; suspicion is teacher_label for labelled and student_teacher for unlabelled clips."""
+    teacher: str | None = None
+    """Whose features to use, for a run that has no teacher of its own."""
+    cards: int = 40
+    """Most suspicious clips to show on the page."""
+    batch_size: int = 32
+    """Clips at a time."""
+    out: Path | None = None
+    """Folder for clips.csv, audit.json and audit.html; default: RUN/audit-SPLIT."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def audit(arguments: list[str]) -> None:
+    """`avdistill audit RUN STORE`."""
+    a = tyro.cli(_Audit, args=arguments, prog="avdistill audit")
+    for name, least in (("cards", 0), ("batch_size", 1)):
+        if getattr(a, name) < least:
+            raise ConfigError(f"{name}: must be at least {least}, got {getattr(a, name)}")
+    store = Store(a.store)
+    with progress_bar("audit") as update:
+        result = audit_run(
+            a.run, store, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_batch=update
+        )
+    out = a.out or a.run / f"audit-{a.split}"
+    if FIRST_PROCESS:
+        write_audit(out, result)
+        write_audit_page(out / "audit.html", result, store, cards=a.cards)
+    say(f"table: {out / 'clips.csv'}\npage:  {out / 'audit.html'}")
+    output({**result.settings, **result.figures, "out": str(out)}, _lines(result), a.json)
+
+
+def _lines(result: Audit) -> list[str]:
+    f = result.figures
+    lines = [
+        f"{f['scored']} of {f['clips']} clips of split {f['split']!r} scored "
+        f"({f['labelled']} labelled, {f['unlabelled']} unlabelled), {f['without_teacher']} without a teacher, "
+        f"{f['without_student']} without what the student looks at"
+    ]
+    score = result.settings["by"]
+    lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_said(row)}" for row in result.rows[:5]]
+    if f["truth"]:
+        lines.append("how well unrelated sound is found (AUROC, average precision):")
+    return lines + [
+        f"  {row['group']:<11}{row['score']:<16}{format_value(row['auroc']):>6}  "
+        f"{format_value(row['average_precision']):>6}   {row['positives']} of {row['positives'] + row['negatives']}"
+        for row in f["truth"]
+    ]
+
+
+def _said(row: dict[str, Any]) -> str:
+    label = row["label"] if row["labelled"] else "unlabelled"
+    heard = f", teacher {row['teacher_class']}" if row["teacher_class"] is not None else ""
+    return f"  ({label}{heard}, student {row['student_class']})"

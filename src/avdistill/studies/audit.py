@@ -1,0 +1,328 @@
+"""Which clips' sound says little about their picture: every clip of a split scored by a run and its teacher, ranked.
+
+More generally: where the teacher's modality says little about the student's. Every score is HIGHER for a clip that is
+MORE suspicious. Where a store knows the truth (synthetic clips, controlled conditions), it is told how well each score
+finds it; the truth is never an input of a score.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avdistill.data.dataset import Labels, clips_of_split, encode_labels, has_modality
+from avdistill.data.store import Store, TeacherEntry, write_json
+from avdistill.distributed import joined
+from avdistill.evaluation.tagging import tagging_table
+from avdistill.methods import Method
+from avdistill.methods.mnf_csc import MNFCSC
+from avdistill.studies.audit_scores import SCORES, Looked, filter_scores, label_scores, look, percentiles
+from avdistill.teachers.base import check_rates
+from avdistill.training.checkpoint import RunError, environment, run_config, writing
+from avdistill.training.session import load_method
+from avdistill.types import Features, StudentDescription
+
+Score = Literal["suspicion", "gate", "similarity", "calibration", "teacher_label", "student_teacher"]
+#: values of a store's column `extra`, key "sound", that are a truth; the first is what an audit looks for
+TRUTHS = ("unrelated", "related", "kept", "noisy", "silent", "shifted", "drowned")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        rows: a row per clip of the split, most suspicious first; clips that could not be scored or have not the score
+            that ranks come last, with `rank` None. The keys are the columns of `clips.csv`.
+        clips: the rows' clips as rows of the store, in the same order.
+        figures: JSON-ready: counts, what `suspicion` is made of, and where the truth is known how well every score
+            finds unrelated sound.
+        settings: JSON-ready: what the audit was made with.
+    """
+
+    rows: list[dict[str, Any]]
+    clips: list[int]
+    figures: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def audit(
+    run: Path,
+    store: Store,
+    *,
+    split: str = "train",
+    by: Score = "suspicion",
+    teacher: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Score and rank the clips of a split, labelled and unlabelled, with the last state of a run.
+
+    Student outputs are means over a clip's windows, as in `evaluate`; the teacher's features are the store's.
+
+    Args:
+        run: run folder. Its `last/` is taken, where student and helpers are of the same step.
+        store: usually the one the run was trained on; it holds the teacher's features.
+        split: of the store.
+        by: the score to rank by. "suspicion" is `teacher_label` for a labelled clip and `student_teacher` for an
+            unlabelled one; each group is ranked for itself and the two are merged by percentile, because the two
+            scores have different scales. Where the teacher has no logits it is `similarity`.
+        teacher: whose features to use; only for a run that has no teacher of its own.
+        batch_size: clips, and windows, at a time: maps of this many clips are held.
+        device: "auto", "cpu", "cuda", ...
+        on_batch: called with (finished, total) clips.
+
+    Raises:
+        RunError: no such run, no teacher, nothing that could be scored, or the score that ranks needs what is missing.
+        StoreError: no such split or teacher, a label the student does not know.
+        TeacherError: the store's rate differs from the training store's.
+    """
+    case = _open(run, store, split, teacher)
+    labels, description = case.labels, case.description
+    with joined(device) as own_device:
+        looked = look(
+            case.method.to(own_device),
+            store,
+            case.scored,
+            case.features,
+            description,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+    scores = label_scores(looked.probabilities, case.features.logits, labels, description.multi_label)
+    scores |= filter_scores(case.method, looked, case.features.logits, labels, case.contrast_batch_size)
+    made_of = case.suspicion_from
+    scores["suspicion"] = scores[made_of["labelled"]].where(labels.labelled, scores[made_of["unlabelled"]])
+    if bool(scores[by].isnan().all()):
+        raise RunError(f"{run}: cannot rank by {by!r}: it needs {SCORES[by]}")
+    apart = by == "suspicion" and made_of["labelled"] != made_of["unlabelled"]
+    scores["percentile"] = percentiles(scores[by], labels.labelled, apart=apart)
+
+    order = scores["percentile"].nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
+    rows = _rows(store, case, looked, scores, order)
+    figures = (
+        {"split": split}
+        | _counts(rows)
+        | {"suspicion_from": made_of, "merged_by_percentile": apart}
+        | truth_figures(rows)
+    )
+    settings = case.settings(store) | {"run": str(run), "split": split, "by": by}
+    return Audit(rows, [*case.scored[order].tolist(), *(clip for clip, _ in case.unscored)], figures, settings)
+
+
+def write_audit(out: Path, result: Audit) -> None:
+    """Write `clips.csv` and `audit.json` into a folder, which is made where it is missing."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(result.rows[0]))
+            writer.writeheader()
+            writer.writerows(result.rows)
+        record = {"figures": result.figures, "settings": result.settings, "environment": environment()}
+        write_json(out / "audit.json", record)
+
+
+def truth_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well the scores find unrelated sound, labelled and unlabelled clips apart.
+
+    Args:
+        rows: as in `Audit.rows`; those that were not scored or have no known truth do not count.
+
+    Returns:
+        `known_truth`: per group how many scored clips there are of each truth; `truth`: a row per group and score with
+        `positives` (unrelated), `negatives` (all other known truths), `auroc` and `average_precision`, both None where
+        there is only one of the two. Empty where nothing is known.
+    """
+    known = [row for row in rows if row["sound"] in TRUTHS and not row["missing"]]
+    groups = {name: [row for row in known if row["labelled"] is (name == "labelled")] for name in _GROUPS}
+    counts = {name: dict(sorted(Counter(row["sound"] for row in rows).items())) for name, rows in groups.items()}
+    table: list[dict[str, Any]] = []
+    for group, members in groups.items():
+        for score in ("suspicion", *SCORES):
+            there = [row for row in members if row[score] is not None]
+            if not there:
+                continue
+            positive = torch.tensor([[row["sound"] == TRUTHS[0]] for row in there])
+            values = torch.tensor([[row[score]] for row in there], dtype=torch.float64)
+            found = tagging_table(scores=values, labels=positive, class_names=TRUTHS[:1])[0]
+            table.append(
+                {
+                    "group": group,
+                    "score": score,
+                    "positives": found["clips"],
+                    "negatives": len(there) - found["clips"],
+                    "auroc": found["auc"],
+                    "average_precision": found["average_precision"],
+                }
+            )
+    return {"known_truth": counts if known else {}, "truth": table}
+
+
+_GROUPS = ("labelled", "unlabelled")
+_SAID = ("teacher_class", "teacher_probability", "student_class", "student_probability")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is audited: a method with its saved weights, the clips it can be asked about, and what their teacher said.
+
+    Attributes:
+        scored: rows of the store that hold both modalities.
+        unscored: the split's other rows, and whether it is the teacher or what the student looks at that is missing.
+        features: the teacher's of the scored clips, logits in the order of the student's classes or None.
+        suspicion_from: group -> the score that it is ranked by.
+    """
+
+    method: Method
+    description: StudentDescription
+    teacher: TeacherEntry
+    scored: np.ndarray
+    unscored: list[tuple[int, str]]
+    features: Features
+    labels: Labels
+    suspicion_from: dict[str, str]
+    contrast_batch_size: int
+
+    def settings(self, store: Store) -> dict[str, Any]:
+        return {
+            "store": str(store.folder),
+            "store_checksum": store.checksum,
+            "method": self.method.config.name,
+            "teacher": self.teacher.name,
+            "teacher_modality": self.teacher.modality,
+            "teacher_head_fitted_on_this_store": self.teacher.fitted_head,
+            "student_modality": self.description.view.modality,
+            "contrast_batch_size": self.contrast_batch_size,
+        }
+
+
+def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
+    config = run_config(run)
+    name = _teacher_name(run, config.teacher, store, asked)
+    method, description = load_method(run, store)
+    check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
+    clips = clips_of_split(store, split)
+    embedding, logits, has_teacher = store.teacher_features(name)
+    logits = _in_order(logits, store.teachers[name].classes, description.classes)
+    seen = has_modality(store, clips, description.view)
+    there = seen & has_teacher[clips]
+    scored = clips[there]
+    if not len(scored):
+        raise RunError(
+            f"{run}: none of the {len(clips)} clips of split {split!r} has both {description.view.modality} and "
+            f"features of teacher {name!r}"
+        )
+    chosen = None if logits is None else torch.from_numpy(logits[scored])
+    if chosen is not None:
+        suspicion_from = {"labelled": "teacher_label", "unlabelled": "student_teacher"}
+    elif isinstance(method, MNFCSC):
+        suspicion_from = dict.fromkeys(_GROUPS, "similarity")
+    else:
+        raise RunError(
+            f"{run}: teacher {name!r} has no logits in the student's classes, and the run no noise filter (method "
+            "mnf_csc): there is no score to rank by"
+        )
+    return _Case(
+        method=method,
+        description=description,
+        teacher=store.teachers[name],
+        scored=scored,
+        unscored=[
+            (int(clip), "teacher" if s else "student") for clip, s in zip(clips[~there], seen[~there], strict=True)
+        ],
+        features=Features(torch.from_numpy(embedding[scored]), chosen),
+        labels=encode_labels(store, scored, description.classes, description.multi_label),
+        suspicion_from=suspicion_from,
+        contrast_batch_size=config.batch_size,
+    )
+
+
+def _teacher_name(run: Path, own: str | None, store: Store, asked: str | None) -> str:
+    if own is not None and asked not in (None, own):
+        raise RunError(f"{run}: this run has a teacher of its own, {own!r}; it cannot be audited with {asked!r}")
+    name = own if asked is None else asked
+    if name is None:
+        there = ", ".join(sorted(store.teachers)) or "none"
+        raise RunError(f"{run}: this run has no teacher; name one of the store's with --teacher (there: {there})")
+    return name
+
+
+def _in_order(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
+    """The columns in the order of `classes`; None where one of them is missing."""
+    place = {name: i for i, name in enumerate(columns)}
+    if logits is None or any(name not in place for name in classes):
+        return None
+    return logits[:, [place[name] for name in classes]]
+
+
+def _said(student: Tensor, logits: Tensor | None, description: StudentDescription) -> dict[str, list[Any]]:
+    """What teacher and student hold for most probable, and with what probability."""
+    said: dict[str, list[Any]] = {}
+    teacher = None if logits is None else logits.sigmoid() if description.multi_label else logits.softmax(1)
+    for who, probabilities in (("teacher", teacher), ("student", student)):
+        if probabilities is not None:
+            best, index = probabilities.max(1)
+            said[f"{who}_class"] = [description.classes[i] for i in index.tolist()]
+            said[f"{who}_probability"] = best.tolist()
+    return said
+
+
+def _rows(
+    store: Store, case: _Case, looked: Looked, scores: Mapping[str, Tensor], order: Sequence[int]
+) -> list[dict[str, Any]]:
+    columns = {key: values.tolist() for key, values in scores.items()}
+    columns |= _said(looked.probabilities, case.features.logits, case.description)
+    rows = [_row(store, int(case.scored[i]), {key: values[i] for key, values in columns.items()}) for i in order]
+    for rank, row in enumerate(rows, 1):
+        row["rank"] = rank if row["percentile"] is not None else None
+    return rows + [_row(store, clip, {"missing": missing}) for clip, missing in case.unscored]
+
+
+def _row(store: Store, clip: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table; what is NaN or not among the values is None."""
+    c = store.columns
+    truth = dict(store.table["extra"][clip].as_py() or ())
+    known = truth.get("sound") in TRUTHS
+    row: dict[str, Any] = {
+        "rank": None,
+        "id": str(c["id"][clip]),
+        "path": str(c["path"][clip]),
+        "start_seconds": float(c["start_seconds"][clip]),
+        "end_seconds": _number(c["end_seconds"][clip]),  # None: the end of the video
+        "label": "|".join(store.labels[clip]),
+        "split": str(c["split"][clip]),
+        "labelled": bool(store.labels[clip]),
+    }
+    for key in ("suspicion", "percentile", *SCORES, *_SAID):
+        value = values.get(key)
+        row[key] = _number(value) if isinstance(value, float) else value
+    row |= {key: (truth.get(key) or "") if known else "" for key in ("sound", "sound_source", "true_label")}
+    return row | {"missing": values.get("missing", "")}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    missing = Counter(row["missing"] for row in rows)
+    scored = [row for row in rows if not row["missing"]]
+    return {
+        "clips": len(rows),
+        "scored": len(scored),
+        "labelled": sum(row["labelled"] for row in scored),
+        "unlabelled": sum(not row["labelled"] for row in scored),
+        "ranked": sum(row["rank"] is not None for row in rows),
+        "without_teacher": missing["teacher"],
+        "without_student": missing["student"],
+    }
