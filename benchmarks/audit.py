@@ -1,10 +1,10 @@
 """How well `avdistill audit` finds swapped sound: `results/audit.json`.
 
-    python benchmarks/audit.py --videos DIR --work DIR --study DIR [--workers 2]
+    python benchmarks/audit.py --grid DIR --methods DIR --work DIR
 
-- GRID (`--videos` as for `grid.py`, whose words, roles and teacher are used): 40% of the words of the 400 student clips
+- GRID (`--grid` is the `--work` of `grid.py`; its words, roles and teacher): 40% of the words of the 400 student clips
   get the sound of another word, half of the labels are taken away, and a student is trained with mnf_csc.
-- Synthetic: the run of mnf_csc, seed 0, of `methods.py` under `unrelated=0.4`; `--study` is that script's `--work`.
+- Synthetic (`--methods` is the `--work` of `methods.py`): its run of mnf_csc, seed 0, under `unrelated=0.4`.
 
 Every score is measured against the truth, for labelled and unlabelled clips apart. Nothing was tuned on the truth: the
 scores and the one that ranks were fixed before. Stopped, the same command goes on where it was.
@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import grid
-from avdistill.data.annotations import read_annotations
 from avdistill.data.conditions import apply_condition, parse_condition
-from avdistill.data.preparation import prepare
 from avdistill.data.store import Store, write_json
 from avdistill.evaluation.classification import evaluate
 from avdistill.methods import MNFCSCConfig
 from avdistill.studies.audit import audit, write_audit
 from avdistill.studies.audit_page import write_audit_page
-from avdistill.teachers import embed, load_teacher
 from avdistill.teachers.carrying import carry_features
 from avdistill.training.checkpoint import environment, run_config
 
@@ -35,18 +32,10 @@ CONDITION = "unrelated=0.4,labels=0.5"
 STUDENT = replace(grid.STUDENT, method=MNFCSCConfig(), teacher="sound", steps=1000, labelled_per_batch=24)
 
 
-def grid_run(videos: Path, work: Path, workers: int) -> Path:
+def grid_run(words: Store, work: Path) -> Path:
     """A student trained on GRID's words, 40% of them with another word's sound."""
-    work.mkdir(parents=True, exist_ok=True)
-    listed = work / "words.csv"
-    grid.write_annotations(videos, listed)
-    store = prepare(read_annotations(listed), videos, work / "store", grid.PREPARE, workers=workers)
-    teacher = grid.run(replace(grid.TEACHER, store=store.folder, out=work / "teacher"))
-    if "sound" not in store.teachers:
-        embed(store, load_teacher(teacher), "sound")
-    base = Store(store.folder)
-    swapped = apply_condition(base, parse_condition(CONDITION), work / "swapped")
-    carry_features(base, swapped, "sound")
+    swapped = apply_condition(words, parse_condition(CONDITION), work / "swapped")
+    carry_features(words, swapped, "sound")
     return grid.run(replace(STUDENT, store=swapped.folder, out=work / "student"))
 
 
@@ -70,19 +59,19 @@ def audited(data: str, condition: str, run: Path, teacher: Path, out: Path) -> d
 def main() -> None:
     """Both, one after the other."""
     parser = argparse.ArgumentParser(description="how well the audit finds swapped sound: results/audit.json")
-    parser.add_argument("--videos", type=Path, required=True)
+    parser.add_argument("--grid", type=Path, required=True)
+    parser.add_argument("--methods", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--study", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    of_study = a.study / "study" / "runs" / "unrelated=0.4" / "mnf_csc" / "seed-0"
-    run = grid_run(a.videos, a.work, a.workers)
+    a.work.mkdir(parents=True, exist_ok=True)
+    of_study = a.methods / "study" / "runs" / "unrelated=0.4" / "mnf_csc" / "seed-0"
+    run = grid_run(Store(a.grid / "store"), a.work)
     rows = [
-        audited("GRID words", CONDITION, run, a.work / "teacher", a.work / "audit-grid"),
-        audited("synthetic", "unrelated=0.4", of_study, a.study / "teacher", a.work / "audit-synthetic"),
+        audited("GRID words", CONDITION, run, a.grid / "teacher", a.work / "audit-grid"),
+        audited("synthetic", "unrelated=0.4", of_study, a.methods / "teacher", a.work / "audit-synthetic"),
     ]
     report = {
-        "command": "python benchmarks/audit.py --videos DIR --work DIR --study DIR",
+        "command": "python benchmarks/audit.py --grid DIR --methods DIR --work DIR",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "students": rows,
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avdistill.studies.comparison_report import COLUMNS as STUDY_COLUMNS
 from avdistill.studies.report import markdown_table, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +85,29 @@ def reverse() -> str:
     return markdown_table(summarise(rows, by=("task", "method"), values=("top1",)), columns)
 
 
+def _methods(condition: str) -> str:
+    lines = [line for line in _read("methods")["table"] if line["condition"] == condition]
+    wanted = ("method", "n", "figure", "std", "difference", "difference_interval", "map", "rank", "setting", "time")
+    return markdown_table(lines, {key: STUDY_COLUMNS[key] for key in wanted})
+
+
+def methods_clean() -> str:
+    """Every method on synthetic videos whose sound is their own."""
+    return _methods("clean")
+
+
+def methods_unrelated() -> str:
+    """Every method where 40% of the sounds are another clip's."""
+    return _methods("unrelated=0.4")
+
+
+def audit() -> str:
+    """How well each score finds swapped sound."""
+    rows = [{**line, "data": row["data"]} for row in _read("audit")["students"] for line in row["truth"]]
+    columns = {"data": "data", "group": "clips", "score": "score", "positives": "swapped", "negatives": "own sound"}
+    return markdown_table(rows, columns | {"auroc": "AUROC", "average_precision": "average precision"})
+
+
 def yamnet() -> str:
     """What YAMNet hears in mixed clips."""
     return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
@@ -103,11 +127,14 @@ def tagging() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "audit": audit,
     "demo": demo,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
     "faults": faults,
     "grid": grid,
+    "methods_clean": methods_clean,
+    "methods_unrelated": methods_unrelated,
     "reverse": reverse,
     "named_teachers": named_teachers,
     "tagging": tagging,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from avdistill.cli import main
+from avdistill.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,11 +45,13 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
         "synthesize": "--teacher-clips 24 --labelled-clips 24 --unlabelled-clips 24 --test-clips 12 --seconds 1",
         "teacher": "--steps 3 --batch-size 4",
         "train": "--steps 2 --batch-size 4 --labelled-per-batch 2 --student.view.size 24 32",
+        "compare": "--seeds 0 --base.steps 2 --base.batch-size 4 --base.student.view.size 24 32",
     }
     monkeypatch.chdir(tmp_path)
     street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
     assert [words[1] for words in street] == [
-        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve", "predict", "export",
+        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve", "compare", "audit",
+        "predict", "export",
     ]  # fmt: skip
     for words in street:
         extra = shlex.split(small.get(words[1], ""))
@@ -75,4 +78,19 @@ def test_results_say_how_they_were_made():
         told = json.loads(file.read_text())
         assert told["command"]
         assert told["environment"]["packages"]["torch"]
-        assert all("seed" in row for row in told["students" if "students" in told else "faults"])
+        (rows,) = (told[name] for name in ("students", "runs", "faults") if name in told)
+        assert all("seed" in row for row in rows)
+
+
+def test_every_method_is_on_the_page_of_methods_with_what_it_needs():
+    page = (ROOT / "docs" / "methods" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (\w+) \| \[\w+\]\(\w+\.md\) \|$", page, re.MULTILINE))
+    assert rows == {name: method.needs or "nothing" for name, method in METHODS.items()}
+
+
+def test_links_between_documents_lead_somewhere():
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+            if not link.startswith(("http", "mailto")):
+                assert (document.parent / link).exists(), f"{document.relative_to(ROOT)}: {link}"
