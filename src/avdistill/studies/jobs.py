@@ -112,6 +112,7 @@ def _do_job(job: Job) -> None:
         except BaseException:
             error_log.write_text(traceback.format_exc(), encoding="utf-8")
             sys.exit(1)
+    shutil.rmtree(lock, ignore_errors=True)
 
 
 def _end_with_parent() -> None:
