@@ -21,7 +21,6 @@ from avdistill.data.store import Store, write_json
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
 from avdistill.studies.comparison import Study, run_study, write_report
-from avdistill.studies.comparison_report import plot_condition
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
 from avdistill.training.recipes import RECIPES
@@ -87,8 +86,6 @@ def main() -> None:
 
     rows = run_study(study, workers=a.workers, on_progress=told)
     result = write_report(study, rows)
-    for condition in CONDITIONS:
-        plot_condition(ROOT / "docs" / "images", condition, rows)
     head = {
         "data": "synthetic videos, all sound related: 1200 training clips, 360 labelled; 480 test clips",
         "command": "python benchmarks/methods.py --work DIR",

@@ -1,6 +1,8 @@
-"""Write the tables of the documents from `results/`, or check that they are the ones written there.
+"""Write the tables and learning curves of the documents from `results/`, or check that they are those.
 
-    python benchmarks/tables.py [--check] README.md docs/results.md
+    python benchmarks/tables.py [--check] [README.md docs/results.md ...]
+
+Without names: every document, and the pictures of the learning curves in `docs/images`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of this file.
 """
@@ -15,7 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from avdistill.studies.comparison_report import COLUMNS as STUDY_COLUMNS
+from avdistill.studies.comparison_report import curves_digest, plot_learning_curves
 from avdistill.studies.report import markdown_table, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,23 +156,38 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
+def curves_differ(write: bool) -> list[str]:
+    """Pictures of learning curves that do not show what is in `results/methods.json`; made anew where `write`."""
+    told = _read("methods")
+    images = ROOT / "docs" / "images"
+    differing = []
+    for condition in told["conditions"]:
+        path = images / f"curves-{condition}.png"
+        if not path.is_file() or Image.open(path).text.get("Source") != curves_digest(condition, told["runs"]):  # type: ignore[attr-defined]
+            differing.append(path.name)
+            if write:
+                plot_learning_curves(path, condition, told["runs"])
+    return differing
+
+
 def main() -> int:
     """Write or check."""
-    parser = argparse.ArgumentParser(description="tables of the documents, from results/")
-    parser.add_argument("documents", nargs="+")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table differs")
+    parser = argparse.ArgumentParser(description="tables and curves of the documents, from results/")
+    parser.add_argument("documents", nargs="*")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where something differs")
     arguments = parser.parse_args()
-    code = 0
-    for name in arguments.documents:
-        path = ROOT / name
+    documents = [ROOT / name for name in arguments.documents] or [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    differing = [] if arguments.documents else curves_differ(write=not arguments.check)
+    for path in documents:
         text = path.read_text(encoding="utf-8")
         fresh = filled(text)
-        if fresh != text and arguments.check:
-            print(f"{name}: a table differs from results/; run `python benchmarks/tables.py {name}`", file=sys.stderr)
-            code = 1
-        elif fresh != text:
-            path.write_text(fresh, encoding="utf-8")
-    return code
+        if fresh != text:
+            differing.append(str(path.relative_to(ROOT)))
+            if not arguments.check:
+                path.write_text(fresh, encoding="utf-8")
+    if differing and arguments.check:
+        print(f"{', '.join(differing)}: not what is in results/; run `python benchmarks/tables.py`", file=sys.stderr)
+    return int(bool(differing) and arguments.check)
 
 
 if __name__ == "__main__":

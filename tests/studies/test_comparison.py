@@ -22,6 +22,7 @@ from avdistill.studies.trials import LEARNING_RATES, settings_to_try
 from avdistill.training.recipes import RECIPES
 
 SMALL = [
+    *("--workers", "2", "--threads", "1"),
     *("--base.student.view.frames", "4", "--base.student.view.size", "16", "24", "--base.steps", "6"),
     *("--base.batch-size", "6", "--base.labelled-per-batch", "3", "--base.validation-fraction", "0.3"),
     *("--base.validate-every", "3", "--base.save-every", "3", "--base.log-every", "1"),
@@ -139,7 +140,7 @@ def test_a_study_compares_alike_and_writes_everything_down(study, capsys):
 def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, tmp_path):
     methods = ["--methods", "supervised", "mnf_csc", "--conditions", "silent=0.3", "--seeds", 0, 1]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    more = [*methods, "--trials", 2, "--workers", 2]
+    more = [*methods, "--trials", 2]
     assert main(arguments(many_clips.folder, whole, *more)) == 0
     chance = random.Random(5)
     command = [sys.executable, "-m", "avdistill", *arguments(many_clips.folder, cut, *more)]

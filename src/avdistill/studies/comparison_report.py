@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,32 +173,48 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def plot_condition(out: Path, condition: str, rows: Sequence[Mapping[str, Any]]) -> list[Image]:
     """`top1-<condition>.png` and `curves-<condition>.png` in the folder `out`, of the runs that count."""
-    final = [
-        row for row in rows if row["condition"] == condition and row["run"].startswith("seed-") and "failed" not in row
-    ]
-    names = list(dict.fromkeys(row["method"] for row in final))
-    if not names:
+    runs = _best_first(condition, rows)
+    if not runs:
         return []
     slug = "".join(ch if ch.isalnum() or ch in "=.-" else "-" for ch in condition)
-    of_method = {name: [row for row in final if row["method"] == name] for name in names}
-    ordered = sorted(names, key=lambda name: -float(np.mean([row_figure(row) for row in of_method[name]])))
-    bars = {name: [row_figure(row) for row in of_method[name]] for name in ordered}
+    bars = {name: [row_figure(row) for row in of_method] for name, of_method in runs.items()}
     top1, curves = out / f"top1-{slug}.png", out / f"curves-{slug}.png"
-    plot_bars(bars, top1, xlabel="top-1 on the test clips", title=condition, styles=method_styles(names))
+    plot_bars(bars, top1, xlabel="top-1 on the test clips", title=condition, styles=method_styles(sorted(runs)))
     images = [Image(top1, f"{condition}: top-1 on the test clips, mean and each seed.", "top-1 per method")]
-    if all(row["curve"] for row in final):
-        plot_panels(
-            {name: [row["curve"] for row in of_method[name]] for name in ordered},
-            curves,
-            reference=BASELINE,
-            xlabel="step",
-            ylabel="validation top-1",
-        )
+    if all(row["curve"] for of_method in runs.values() for row in of_method):
+        plot_learning_curves(curves, condition, rows)
         caption = (
             f"{condition}: top-1 on the clips set aside for validation, mean and range over seeds; grey: supervised."
         )
         images.append(Image(curves, caption, "learning curves per method"))
     return images
+
+
+def plot_learning_curves(path: Path, condition: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A PNG with a panel per method, best first: validation figures over the steps of the runs that count."""
+    plot_panels(
+        {name: [row["curve"] for row in of_method] for name, of_method in _best_first(condition, rows).items()},
+        path,
+        reference=BASELINE,
+        xlabel="step",
+        ylabel="validation top-1",
+        source=curves_digest(condition, rows),
+    )
+
+
+def _best_first(condition: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs that count, by method, the method with the highest mean first; failed ones left out."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["condition"] == condition and row["run"].startswith("seed-") and "failed" not in row:
+            runs.setdefault(row["method"], []).append(row)
+    return dict(sorted(runs.items(), key=lambda item: -float(np.mean([row_figure(row) for row in item[1]]))))
+
+
+def curves_digest(condition: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the learning curves of a condition; stands in the metadata of `curves-<condition>.png`."""
+    shown = [[row["method"], row["run"], row.get("curve")] for row in rows if row["condition"] == condition]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def _what_was_done(record: Mapping[str, Any], facts: Sequence[str]) -> Section:

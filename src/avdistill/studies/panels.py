@@ -10,7 +10,14 @@ from avdistill.studies.report import PALETTE, Curve, curve_band, save_figure
 
 
 def plot_panels(
-    curves: Mapping[str, Sequence[Curve]], path: Path, *, reference: str, xlabel: str, ylabel: str, columns: int = 4
+    curves: Mapping[str, Sequence[Curve]],
+    path: Path,
+    *,
+    reference: str,
+    xlabel: str,
+    ylabel: str,
+    source: str = "",
+    columns: int = 4,
 ) -> None:
     """A panel per method, all on the same axes, as PNG: mean over seeds in a band from the lowest to the highest.
 
@@ -19,6 +26,7 @@ def plot_panels(
         path: of the PNG file.
         reference: the method whose mean stands in grey in every panel, where it is among the curves.
         xlabel, ylabel: with units.
+        source: for the PNG's metadata.
         columns: panels beside each other.
     """
     from matplotlib.figure import Figure
@@ -46,4 +54,4 @@ def plot_panels(
         panel.set_visible(False)
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
-    save_figure(figure, path)
+    save_figure(figure, path, source=source)

@@ -365,11 +365,11 @@ def _new_plot(*, width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making its folder if need be."""
+def save_figure(figure: Figure, path: Path, *, source: str = "") -> None:
+    """Write a figure as PNG, making its folder if need be; `source` stands in its metadata and tells what it shows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A figure without pyplot draws PNG with Agg, whatever the display; "tight" keeps labels outside the layout's guess.
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, metadata={"Source": source})
 
 
 def _plain(text: str) -> str:
