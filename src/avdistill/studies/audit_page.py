@@ -85,8 +85,8 @@ def _summary(result: Audit, histogram: Path) -> Section:
     ]
     if s["teacher_head_fitted_on_this_store"]:
         paragraphs.append(
-            "The teacher's logits come from a head that was fitted on labelled clips of this store: on those it was "
-            "shown, a wrong pair looks less suspicious than it is."
+            "The teacher's logits come from a head fitted on the labelled clips of this store, wrong pairs among them "
+            "(a training clip's own logits from the folds without it): it knows less than one fitted on clean pairs."
         )
     caption = "The score that ranks, over the scored clips" + (
         ", by what is true of their sound." if _known(f) else "."
