@@ -62,3 +62,20 @@ def assert_golden(value: torch.Tensor, expected: object) -> None:
     value = value.detach().double()
     assert value.shape == expected.shape
     assert (value - expected).abs().max() <= 2e-5 * (1 + expected.abs().max())
+
+
+def loss_inputs() -> dict[str, torch.Tensor]:
+    """What `golden/torchdistill.json` was computed on: float64, drawn in this order from one generator."""
+    rng = np.random.default_rng(7)
+    B, C, D, E, K = 6, 5, 8, 10, 7
+    shapes = {
+        "student": (B, D),
+        "teacher": (B, E),
+        "student_logits": (B, C),
+        "teacher_logits": (B, C),
+        "student_map": (B, K, D),
+        "teacher_map": (B, K, E),
+        "student_in_teacher_width": (B, E),
+        "raw_variance": (E,),
+    }
+    return {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
