@@ -1,10 +1,11 @@
 """How well `avdistill audit` finds swapped sound: `results/audit.json`.
 
-    python benchmarks/audit.py --grid DIR --methods DIR --work DIR
+    python benchmarks/audit.py --grid DIR --study DIR --work DIR
 
 - GRID (`--grid` is the `--work` of `grid.py`; its words, roles and teacher): 40% of the words of the 400 student clips
   get the sound of another word, half of the labels are taken away, and a student is trained with mnf_csc.
-- Synthetic (`--methods` is the `--work` of `methods.py`): its run of mnf_csc, seed 0, under `unrelated=0.4`.
+- Synthetic (`--study` is a study's folder in the `--work` of `methods.py`): its run of mnf_csc, seed 0, under
+  `unrelated=0.4`.
 
 Every score is measured against the truth, for labelled and unlabelled clips apart. Nothing was tuned on the truth: the
 scores and the one that ranks were fixed before. Stopped, the same command goes on where it was.
@@ -60,18 +61,18 @@ def main() -> None:
     """Both, one after the other."""
     parser = argparse.ArgumentParser(description="how well the audit finds swapped sound: results/audit.json")
     parser.add_argument("--grid", type=Path, required=True)
-    parser.add_argument("--methods", type=Path, required=True)
+    parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
-    of_study = a.methods / "study" / "runs" / "unrelated=0.4" / "mnf_csc" / "seed-0"
+    of_study = a.study / "runs" / "unrelated=0.4" / "mnf_csc" / "seed-0"
     run = grid_run(Store(a.grid / "store"), a.work)
     rows = [
         audited("GRID words", CONDITION, run, a.grid / "teacher", a.work / "audit-grid"),
-        audited("synthetic", "unrelated=0.4", of_study, a.methods / "teacher", a.work / "audit-synthetic"),
+        audited("synthetic", "unrelated=0.4", of_study, a.study.parent / "teacher", a.work / "audit-synthetic"),
     ]
     report = {
-        "command": "python benchmarks/audit.py --grid DIR --methods DIR --work DIR",
+        "command": "python benchmarks/audit.py --grid DIR --study DIR --work DIR",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "students": rows,
     }

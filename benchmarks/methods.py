@@ -1,11 +1,11 @@
 """Every method on synthetic videos, all sound related and 40% of it another clip's: `results/methods.json`.
 
-    python benchmarks/methods.py --work DIR [--workers 2]
+    python benchmarks/methods.py --work DIR --steps N [--workers 2]
 
 The students see, the teacher hears. 1200 training clips, a part of them labelled; the sound is clean in the files and
 `avdistill compare` swaps it. How hard the pictures are was fixed from supervised students on other clips (data seed
 11), before any method was run. Three settings of every method are tried under each condition on a seed of their own,
-judged by a fifth of the labelled training videos. Stopped, the same command goes on where it was.
+judged by a fifth of the labelled training videos, for 320 steps each. Stopped, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ BASE = TrainConfig(
         "shifted_frames", PictureView(frames=6, size=(20, 26), crop_area=(0.7, 1.0)), {"width": 8, "embedding_dim": 64}
     ),
     validation_fraction=0.2,
-    steps=320,
     batch_size=24,
     labelled_per_batch=12,
     optimizer=OptimizerConfig("adamw", 3e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
@@ -56,6 +55,7 @@ BASE = TrainConfig(
     save_every=160,
 )
 TEACHER = replace(RECIPES["demo_teacher"], steps=400)
+TRIAL_STEPS = 320
 CONDITIONS = ("clean", "unrelated=0.4")
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     """Data, teacher, study, results."""
     parser = argparse.ArgumentParser(description="every method on synthetic videos: results/methods.json")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     listed = read_annotations(synthesize(a.work / "data", DATA, workers=a.workers))
@@ -75,7 +76,14 @@ def main() -> None:
         embed(store, load_teacher(teacher), "sound", maps=True)
     heard = evaluate(teacher, Store(store.folder)).figures
 
-    study = Study(store=store.folder, out=a.work / "study", base=BASE, conditions=CONDITIONS, trials=3)
+    study = Study(
+        store=store.folder,
+        out=a.work / f"study-{a.steps}",
+        base=replace(BASE, steps=a.steps),
+        conditions=CONDITIONS,
+        trials=3,
+        trial_steps=TRIAL_STEPS,
+    )
     last = ""
 
     def told(done: int, total: int, running: str) -> None:
@@ -88,7 +96,7 @@ def main() -> None:
     result = write_report(study, rows)
     head = {
         "data": "synthetic videos, all sound related: 1200 training clips, 360 labelled; 480 test clips",
-        "command": "python benchmarks/methods.py --work DIR",
+        "command": f"python benchmarks/methods.py --work DIR --steps {a.steps}",
         "teacher": {key: heard[key] for key in ("top1", "top1_interval", "clips")},
     }
     write_json(ROOT / "results" / "methods.json", head | result)

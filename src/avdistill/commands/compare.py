@@ -47,6 +47,8 @@ class _Compare:
     """Of the runs that count."""
     trials: int = 1
     """Settings tried for each method under each condition; 1 takes the published one."""
+    trial_steps: int | None = None
+    """Of a trial; default: as many as of a run that counts."""
     tuning_seed: int = 1000
     """Of the trials."""
     teacher: str = "sound"
@@ -88,6 +90,7 @@ def compare(arguments: list[str]) -> None:
         conditions=a.conditions,
         seeds=a.seeds,
         trials=a.trials,
+        trial_steps=a.trial_steps,
         tuning_seed=a.tuning_seed,
         teacher=a.teacher,
         test_store=a.test_store,

@@ -53,6 +53,7 @@ class Study:
         seeds: of the runs that count.
         trials: settings tried for each method under each condition; 1 takes the published one. Trial 0 is the
             published setting; the others are drawn from what the method declares and `LEARNING_RATES`.
+        trial_steps: of a trial's run; None: as many as a run that counts.
         tuning_seed: of the trials' runs and draws; none of `seeds`.
         teacher: name of the features.
         test_store: whose split `test_split` is classified; None is `store`, without any condition.
@@ -66,6 +67,7 @@ class Study:
     conditions: tuple[str, ...] = ("clean",)
     seeds: tuple[int, ...] = (0, 1, 2)
     trials: int = 1
+    trial_steps: int | None = None
     tuning_seed: int = 1000
     teacher: str = "sound"
     test_store: Path | None = None
@@ -120,7 +122,8 @@ def run_study(
         for condition in study.conditions
         for name, config in methods.items()
     ]
-    total = study.base.steps * len(waiting) * (len(study.seeds) + (study.trials if study.trials > 1 else 0))
+    of_trials = (study.trial_steps or study.base.steps) * (study.trials if study.trials > 1 else 0)
+    total = len(waiting) * (study.base.steps * len(study.seeds) + of_trials)
     finished: list[Job] = []
     try:
         while waiting or pool.running:
@@ -134,7 +137,7 @@ def run_study(
                     waiting.remove(contest)
             finished += pool.collect()
             if on_progress is not None:
-                steps = study.base.steps * len(finished) + sum(steps_done(job) for job in pool.running)
+                steps = sum(job.config.steps for job in finished) + sum(steps_done(job) for job in pool.running)
                 on_progress(steps, total, ", ".join(f"{j.method} {j.run}" for j in pool.running))
     finally:
         pool.stop()
@@ -201,6 +204,7 @@ class _Contest:
             teacher=study.teacher if method_class(setting.method).needs else None,
             optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * setting.learning_rate_scale),
             seed=seed,
+            steps=study.base.steps if run.startswith("seed") else study.trial_steps or study.base.steps,
         )
         told = {"condition": self.condition, "method": self.name, "run": run, "seed": seed, "setting": setting.told()}
         return Job(self.condition, self.name, run, config, self.threads, test_store, study.test_split, told)
@@ -267,6 +271,7 @@ def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "conditions": list(study.conditions),
         "seeds": list(study.seeds),
         "trials": study.trials,
+        "trial_steps": study.trial_steps or study.base.steps,
         "tuning_seed": study.tuning_seed,
         "teacher": study.teacher,
         "base": {key: base[key] for key in keep},

@@ -221,8 +221,9 @@ def _what_was_done(record: Mapping[str, Any], facts: Sequence[str]) -> Section:
     base, trials = record["base"], record["trials"]
     tuning = (
         f"Before that, {trials} settings of each method were tried under each condition on seed "
-        f"{record['tuning_seed']} (the published one, and others drawn from learning rates and the method's own "
-        "settings); the one that was best on labelled training clips set aside for validation was taken."
+        f"{record['tuning_seed']} for {record['trial_steps']} steps (the published one, and others drawn from learning "
+        "rates and the method's own settings); the one that was best on labelled training clips set aside for "
+        "validation was taken."
         if trials > 1
         else "Every method has its published setting."
     )
