@@ -92,7 +92,7 @@ def reverse() -> str:
 
 def _methods(condition: str) -> str:
     lines = [line for line in _read("methods")["table"] if line["condition"] == condition]
-    wanted = ("method", "n", "figure", "std", "difference", "difference_interval", "map", "rank", "setting", "time")
+    wanted = ("method", "n", "figure", "std", "difference", "difference_interval", "map", "rank", "setting")
     return markdown_table(lines, {key: STUDY_COLUMNS[key] for key in wanted})
 
 

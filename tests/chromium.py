@@ -33,20 +33,12 @@ def chromium(executable: str) -> Iterator[Browser]:
             browser.close()
 
 
-def screenshot(browser: Browser, page: Path, png: Path, *, width: int = 1200, height: int = 1360) -> None:
-    """A page from its first cards on (or its top) as PNG, every player showing the middle of its clip."""
+def screenshot(browser: Browser, page: Path, png: Path, *, width: int = 1200, height: int = 1300) -> None:
+    """The cards of an audit's page as PNG."""
     opened = browser.new_page(viewport={"width": width, "height": height})
     opened.goto(page.resolve().as_uri())
-    opened.evaluate(
-        """async () => {
-            for (const player of document.querySelectorAll("video")) {
-                if (player.readyState < 1) await new Promise(done => player.onloadedmetadata = done);
-                player.currentTime = player.duration / 2;
-                await new Promise(done => player.onseeked = done);
-            }
-            document.querySelector("section:has(.cards)")?.scrollIntoView();
-        }"""
-    )
+    opened.locator("h2", has_text="Most suspicious").evaluate("heading => heading.scrollIntoView()")
+    opened.wait_for_function("() => [...document.querySelectorAll('video')].every(player => player.readyState >= 1)")
     opened.screenshot(path=png)
     opened.close()
 

@@ -217,7 +217,10 @@ def _player(frames: np.ndarray | None, sound: np.ndarray | None, row: Mapping[st
     source = _data("video/webm", encode_clip(frames, fps, sound, store.sample_rate_hz))
     if frames is None:
         return f'<audio controls preload="metadata" aria-label="{name}" src="{source}"></audio>'
-    return f'<video controls playsinline preload="metadata" aria-label="{name}" src="{source}"></video>'
+    poster = _data("image/jpeg", encode_picture(frames[len(frames) // 2]))  # else it is black until it plays
+    return (
+        f'<video controls playsinline preload="metadata" poster="{poster}" aria-label="{name}" src="{source}"></video>'
+    )
 
 
 def _rate(frames: np.ndarray, sound: np.ndarray | None, row: Mapping[str, Any], store: Store) -> float:
