@@ -125,6 +125,7 @@ def test_a_study_compares_alike_and_writes_everything_down(study, capsys):
     page = (out / "report.html").read_text()
     assert "30 training clips, 15 of them labelled; their sound: 18 kept, 12 unrelated" in page
     assert "mine.py:Mine" in page
+    assert str(out.parent) not in page
 
     # Asked again, nothing is trained, and the answer is the same.
     dates = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*/*/figures.json")}
@@ -168,7 +169,7 @@ def test_a_method_that_fails_is_told_and_the_others_are_compared(many_clips, tmp
     call = arguments(many_clips.folder, tmp_path / "study", "--methods", "supervised", f"{own}:Mine", "--seeds", 0)
     assert main([*call, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [(line["method"], line["n"]) for line in told["table"]] == [("supervised", 1), (f"{own}:Mine", 0)]
+    assert [(line["method"], line["n"]) for line in told["table"]] == [("supervised", 1), ("mine.py:Mine", 0)]
     assert "match = nan" in told["failed"][0]["failed"]
     assert "match = nan" in (tmp_path / "study" / "report.html").read_text()
 
@@ -240,6 +241,7 @@ def test_what_a_study_fixes_is_not_tuned():
         ({"methods": ()}, "methods"),
         ({"seeds": (1, 1)}, "each once"),
         ({"conditions": ("clean", "unrelated=0")}, "two are the same"),
+        ({"methods": ("a/mine.py:Mine", "b/mine.py:Mine")}, "same name"),
         ({"seeds": (1000,)}, "one of the seeds"),
         ({"trials": 2, "base": "unvalidated"}, "validation_fraction"),
         ({"trials": 0}, "must lie in"),

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from avdistill.studies import report
+from avdistill.studies.panels import plot_panels
 from avdistill.studies.report import Image, Section
 
 RUNS = [
@@ -327,3 +328,9 @@ def test_a_page_refuses_what_it_cannot_show(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         report.write_page(page, title="t", sections=[Section("s", images=[Image(tmp_path / "absent.png", "c")])])
     assert not page.exists()
+
+
+def test_panels_of_long_names_leave_room_for_the_curves(tmp_path):
+    curves = {name: [[(1, 0.1), (2, 0.5)]] for name in ("supervised", "mine.py:Method:" + "setting=1.5," * 8)}
+    plot_panels(curves, tmp_path / "panels.png", reference="supervised", xlabel="step", ylabel="top-1")  # warns: error
+    assert (tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")

@@ -31,7 +31,7 @@ from avdistill.decoding import ConfigError, encode
 from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
 from avdistill.studies.comparison_report import write_study_report
 from avdistill.studies.jobs import Job, Pool, steps_done
-from avdistill.studies.trials import LEARNING_RATES, Setting, settings_to_try
+from avdistill.studies.trials import LEARNING_RATES, Setting, method_label, settings_to_try
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.carrying import carry_features
 from avdistill.training import TrainConfig
@@ -79,6 +79,8 @@ class Study:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"study.{name}: expected at least one, each once, got {' '.join(map(str, values))}")
+        if len({method_label(text) for text in self.methods}) != len(self.methods):
+            raise ConfigError("study.methods: two files of the same name; rename one")
         if len({parse_condition(text) for text in self.conditions}) != len(self.conditions):
             raise ConfigError("study.conditions: two are the same")
         if not 1 <= self.trials <= len(LEARNING_RATES):  # all that supervised has: every method gets as many
@@ -143,7 +145,7 @@ def run_study(
         pool.stop()
     for job in finished:
         rows.append(json.loads(job.figures.read_text(encoding="utf-8")))
-    order = {(c, m): i for i, (c, m) in enumerate(product(study.conditions, study.methods))}
+    order = {(c, m): i for i, (c, m) in enumerate(product(study.conditions, map(method_label, study.methods)))}
     return sorted(rows, key=lambda row: (order[row["condition"], row["method"]], row["run"]))
 
 
@@ -160,12 +162,12 @@ class _Contest:
         threads: int,
         test_store: Path,
     ) -> None:
-        self.study, self.condition, self.name = study, condition, name
+        self.study, self.condition, self.name = study, condition, method_label(name)
         self.store, self.threads, self.test_store = store, threads, test_store
         self.trials: list[Job] = []
         self.settings = [Setting(published)]
         if study.trials > 1:
-            self.settings = settings_to_try(name, published, study.trials, study.tuning_seed)
+            self.settings = settings_to_try(self.name, published, study.trials, study.tuning_seed)
             self.trials = [
                 self._job(f"trial-{i}", setting, study.tuning_seed, test_store=None)
                 for i, setting in enumerate(self.settings)
@@ -212,7 +214,7 @@ class _Contest:
 
 def folder_name(text: str) -> str:
     """A condition or method as the name of a folder."""
-    return re.sub(r"[^\w=.,-]+", "_", Path(text).name if ".py:" in text else text)
+    return re.sub(r"[^\w=.,-]+", "_", text)
 
 
 def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
@@ -267,7 +269,7 @@ def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
     base = encode(study.base)
     keep = ("steps", "batch_size", "labelled_per_batch", "validation_fraction", "student", "optimizer")
     record = {
-        "methods": list(study.methods),
+        "methods": [method_label(text) for text in study.methods],
         "conditions": list(study.conditions),
         "seeds": list(study.seeds),
         "trials": study.trials,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def plot_panels(
         panel.plot(steps, mean, color=colour, linewidth=1.5)
         if runs > 1:
             panel.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(method.replace("$", r"\$"), fontsize=9, loc="left")
+        # Wrapped: a title wider than its panel would leave the panel no room at all.
+        panel.set_title(textwrap.fill(method.replace("$", r"\$"), 28), fontsize=9, loc="left")
         panel.tick_params(labelsize=7)
     for panel in panels:  # those that are left
         panel.set_visible(False)

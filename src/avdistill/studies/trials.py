@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -28,6 +29,11 @@ class Setting:
         """What differs from the published setting, for tables."""
         rate = {} if self.learning_rate_scale == 1 else {"learning_rate_scale": self.learning_rate_scale}
         return dict(self.options) | rate
+
+
+def method_label(text: str) -> str:
+    """What a study calls a method: its text, a file without its folder."""
+    return Path(text).name if ".py:" in text else text
 
 
 def settings_to_try(name: str, published: MethodConfig, trials: int, seed: int) -> list[Setting]:
