@@ -148,3 +148,8 @@ def test_recipes_are_listed(run):
     told = json.loads(run("recipes", "--json").out)
     assert {"ucf51_mnf_csc", "activitynet_mnf_csc", "demo_kd", "sound_teacher"} <= set(told["recipes"])
     assert told["methods"]["kd"]["temperature"] == 4.0
+
+
+def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
+    assert main(["embed", str(taught.folder), "--teacher", f"precomputed:{tmp_path}", "--maps"]) == 2
+    assert "holds embeddings, no maps" in capsys.readouterr().err

@@ -138,6 +138,8 @@ def embed(arguments: list[str]) -> None:
     a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
     store = Store(a.store)
     if a.teacher.startswith(PRECOMPUTED):
+        if a.maps:
+            raise ConfigError(f"--maps: {a.teacher} holds embeddings, no maps")
         files = Path(a.teacher.removeprefix(PRECOMPUTED))
         modality = a.modality or "sound"
         entry = embed_precomputed(store, files, a.name or modality, modality)
