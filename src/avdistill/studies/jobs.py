@@ -147,7 +147,7 @@ def _result(job: Job) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(),
     }
     if job.test_store is not None:
-        row |= _test(out, Store(job.test_store), job.test_split)
+        row |= _test(out, Store(job.test_store), job.test_split, job.config.device)
     else:
         for folder in ("last", "best"):  # of a trial only the figures are of use
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -163,9 +163,9 @@ def _peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _test(run: Path, store: Store, split: str) -> dict[str, Any]:
+def _test(run: Path, store: Store, split: str, device: str) -> dict[str, Any]:
     """Figures on the test clips; `correct` is a 0 or 1 for each, in the order of `clips`, for paired statistics."""
-    result = evaluate(run, store, split=split, device="cpu")
+    result = evaluate(run, store, split=split, device=device)
     several = "top1" not in result.figures
     correct = [
         row["predicted_1"] in str(row["labels"]).split("|") if several else row["predicted"] == row["label"]
@@ -174,7 +174,7 @@ def _test(run: Path, store: Store, split: str) -> dict[str, Any]:
     keep = ("top1", "mean_class_accuracy", "calibration_error", "map", "auc", "d_prime")
     figures = {key: result.figures[key] for key in keep if key in result.figures}
     if not several:
-        found = retrieve(run, store, queries=split, device="cpu").figures
+        found = retrieve(run, store, queries=split, device=device).figures
         figures |= {"hit@1": found["hit@1"], "map": found["map"]}
     student, _ = load_student(run)
     return figures | {
