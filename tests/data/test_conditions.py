@@ -185,6 +185,14 @@ def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):
     assert not np.allclose(Store(made.folder).teacher_features("plain")[1], base.teacher_features("plain")[1])
 
 
+def test_labels_can_be_taken_where_nothing_sounds(many_clips, tmp_path):
+    mute = apply_condition(many_clips, Condition(silent=1.0), tmp_path / "mute")
+    made = apply_condition(mute, Condition(labels=0.5), tmp_path / "made")
+    assert sum(map(bool, made.labels)) < sum(map(bool, mute.labels))
+    with pytest.raises(StoreError, match="no clip with sound"):
+        apply_condition(mute, Condition(unrelated=0.5), tmp_path / "none")
+
+
 def test_conditions_are_read_and_named_alike():
     assert parse_condition("clean") == Condition()
     assert Condition().name == "clean"

@@ -154,7 +154,7 @@ def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]
     eligible = [
         i for i, row in enumerate(rows) if row["split"] == condition.split and row["has_sound"] and not row["silent"]
     ]
-    if not eligible:
+    if not eligible and any(getattr(condition, change) for change in _CHANGES):
         raise StoreError(f"{store.folder}: no clip with sound in split {condition.split!r}")
     rng = np.random.default_rng([condition.seed, 4])
     order = [eligible[i] for i in rng.permutation(len(eligible))]
