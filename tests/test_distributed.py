@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from avdistill import distributed
 from avdistill.cli import main
 from avdistill.decoding import ConfigError, encode
-from avdistill.training import train
+from avdistill.training import loop, train
 from two_processes import CONFIGS, config, losses_and_gradients
 
 TESTS = Path(__file__).parent
@@ -102,3 +102,18 @@ def test_a_batch_that_cannot_be_shared_is_refused(taught, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="multiple of the 4 processes"):
         train(config(taught.folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_told_to_end_after_its_peer_was_lost_still_says_so(monkeypatch):
+    # torchrun sends SIGTERM to the survivors at about the moment they notice for themselves.
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="closed"), loop._sigterm():
+            raise RuntimeError("connection closed by peer")
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ConfigError), loop._sigterm():
+        raise ConfigError("another error")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -238,6 +238,10 @@ def _sigterm() -> Iterator[threading.Event]:
     previous = signal.signal(signal.SIGTERM, handle)
     try:
         yield event
+    except RuntimeError:
+        if distributed.world_size() > 1:
+            previous = handle  # torchrun ends the others of a lost process: they shall live to say what happened
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
