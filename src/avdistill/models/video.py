@@ -18,9 +18,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise_frames(frames: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device."""
-    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=frames.device)
-    shift = torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=frames.device)
-    return (frames.float() * scale + shift).permute(0, 4, 1, 2, 3)
+    scale, shift = (
+        torch.tensor(values, device=frames.device)[:, None, None, None]
+        for values in (
+            [1 / (255 * s) for s in IMAGENET_STD],
+            [-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
+        )
+    )
+    # Moved as bytes, a quarter of what the floats would be.
+    return frames.permute(0, 4, 1, 2, 3).contiguous().float().mul_(scale).add_(shift)
 
 
 def renormalise_frames(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
