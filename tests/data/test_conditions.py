@@ -1,13 +1,16 @@
 """Stores under a condition: what changed, what did not, and that nothing was touched."""
 
+import json
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
-from avdistill.data.store import Store, StoreError, file_checksum
+from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, file_checksum
 from avdistill.decoding import ConfigError
 from avdistill.models.audio import LogMelCNN
 from avdistill.teachers.base import Teacher, embed
@@ -193,6 +196,145 @@ def test_labels_can_be_taken_where_nothing_sounds(many_clips, tmp_path):
         apply_condition(mute, Condition(unrelated=0.5), tmp_path / "none")
 
 
+# Ten training clips of each class: two videos of five; five videos of two; ten videos of one, two of them labelled.
+VIDEOS = {"class_0": 2, "class_1": 5, "class_2": 2}
+CLIPS = {"class_0": 10, "class_1": 10, "class_2": 2}
+
+
+@pytest.fixture
+def filmed(many_clips):
+    """`many_clips` as clips of longer videos; one of them has clips in the test split too."""
+    rows = many_clips.table.to_pylist()
+    for i, row in enumerate(rows):
+        kind, number = i % 3, i // 3
+        row["path"] = f"{kind}_{number // (5, 2, 1)[kind]}.mp4" if row["split"] == "train" else "0_0.mp4"
+        if row["split"] == "train" and kind == 2 and number >= 2:
+            row["labels"] = []
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), many_clips.folder / "clips.parquet")
+    return Store(many_clips.folder)
+
+
+def labelled(store, split="train"):
+    """Rows of a split's labelled clips."""
+    return {i for i in range(len(store)) if store.columns["split"][i] == split and store.labels[i]}
+
+
+def under(store, tmp_path, text):
+    return apply_condition(store, parse_condition(text), tmp_path / text)
+
+
+def assert_only_labels_were_taken(filmed, made):
+    assert made.classes == filmed.classes
+    for i, told in enumerate(extra(made)):
+        assert made.labels[i] in (filmed.labels[i], ())
+        taken = filmed.labels[i] != made.labels[i]
+        assert told.get("true_label") == ("|".join(filmed.labels[i]) if taken else None)
+    assert labelled(made, "test") == labelled(filmed, "test")
+    assert made.verify() == []
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_so_many_videos_keep_the_labels_of_all_their_clips(filmed, tmp_path, seed):
+    path = filmed.columns["path"]
+    having = sorted({path[i] for i in labelled(filmed)})
+    assert len(having) == sum(VIDEOS.values())
+    order = np.random.default_rng([seed, 6]).permutation(having).tolist()
+    before = set()
+    for count in range(1, 10):
+        made = under(filmed, tmp_path, f"labelled_videos={count},seed={seed}")
+        kept = labelled(made)
+        assert {path[i] for i in kept} == set(order[:count])
+        assert len(kept) == sum({"0": 5, "1": 2, "2": 1}[video[0]] for video in order[:count])
+        assert kept > before
+        assert_only_labels_were_taken(filmed, made)
+        before = kept
+    assert before == labelled(filmed)
+
+
+def test_classes_may_be_left_without_a_labelled_clip(filmed, tmp_path):
+    made = under(filmed, tmp_path, "labelled_videos=1")
+    assert len({made.labels[i] for i in labelled(made)}) == 1
+    assert made.classes == ("class_0", "class_1", "class_2")
+    mixed = under(filmed, tmp_path, "labelled_videos=3,unrelated=0.4")
+    assert len({mixed.columns["path"][i] for i in labelled(mixed)}) == 3
+    assert sum(told.get("sound") == "unrelated" for told in extra(mixed)) == round(0.4 * 30)
+
+
+def test_more_videos_than_there_are(filmed, tmp_path):
+    with pytest.raises(StoreError, match="10 labelled videos asked for, split 'train' has 9"):
+        under(filmed, tmp_path, "labelled_videos=10")
+    assert not (tmp_path / "labelled_videos=10").exists()
+
+
+def test_so_many_clips_of_each_class_keep_their_labels(filmed, tmp_path):
+    before = set()
+    for count in range(1, 11):
+        made = under(filmed, tmp_path, f"labelled_per_class={count}")
+        kept = labelled(made)
+        for name, clips in CLIPS.items():
+            assert sum(made.labels[i] == (name,) for i in kept) == min(count, clips)
+        assert kept > before
+        assert_only_labels_were_taken(filmed, made)
+        before = kept
+    assert before == labelled(filmed) == labelled(under(filmed, tmp_path, "labelled_per_class=500"))
+
+
+def test_a_class_is_each_combination_of_labels_and_a_share_draws_the_same_clips(filmed, tmp_path):
+    rows = filmed.table.to_pylist()
+    for row in rows[0:30:6]:
+        row["labels"] = ["class_0", "class_1"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), filmed.folder / "clips.parquet")
+    both = Store(filmed.folder)
+    made = under(both, tmp_path, "labelled_per_class=2,seed=4")
+    groups = [made.labels[i] for i in labelled(made)]
+    assert sorted(set(groups)) == [("class_0",), ("class_0", "class_1"), ("class_1",), ("class_2",)]
+    assert all(groups.count(group) == 2 for group in groups)
+    assert_only_labels_were_taken(both, made)
+    share = under(both, tmp_path, "labels=0.4,seed=4")  # 2 of 5, 2 of 5, 4 of 10, 1 of 2
+    for group, count in ((("class_0",), 2), (("class_0", "class_1"), 2), (("class_1",), 4), (("class_2",), 1)):
+        by_share, by_number = ({i for i in labelled(s) if s.labels[i] == group} for s in (share, made))
+        assert len(by_share) == count
+        assert by_share <= by_number or by_share >= by_number
+
+
+def test_a_head_is_fitted_again_where_a_class_has_no_label_left(filmed, tmp_path):
+    from avdistill.teachers.head import add_features
+
+    embedding = np.random.default_rng(0).standard_normal((len(filmed), 6)).astype(np.float32)
+    add_features(filmed, "plain", modality="sound", source="s", embedding=embedding, logits=None, classes=())
+    base = Store(filmed.folder)
+    # The first seed whose two videos are of two classes, and the first whose two are of one.
+    for classes in (2, 1):
+        stores = (under(base, tmp_path, f"labelled_videos=2,seed={seed}") for seed in range(50))
+        made = next(s for s in stores if len({s.labels[i] for i in labelled(s)}) == classes)
+        carry_features(base, made, "plain")
+        logits = Store(made.folder).teacher_features("plain")[1]
+        if classes == 1:
+            assert logits is None
+            continue
+        absent = ({0, 1, 2} - {made.classes.index(made.labels[i][0]) for i in labelled(made)}).pop()
+        assert np.isfinite(logits).all()
+        assert (logits[:, absent] == -20).all()
+
+
+# Of a store whose checksum is 64 times "a", computed with the last version that knew of `labels` only.
+OLD_CHECKSUMS = {
+    "clean": "27be68b88bdd8a3a185f2534ba05cd541ab64e5015503e6328446cd5417bf220",
+    "unrelated=0.4": "45484e5b1b05c6d08b9f36a686327492faed430c8b6edc907fbaf0d37131e017",
+    "labels=0.25,seed=3": "6fad671c3941fc3d34047f24f8ffc02fe91d6cbc0d4778961d86d0e0b72ba591",
+}
+
+
+@pytest.mark.parametrize("text", OLD_CHECKSUMS)
+def test_stores_written_before_there_were_numbers_are_found_again(many_clips, tmp_path, text):
+    told = json.loads((many_clips.folder / "store.json").read_text())
+    (many_clips.folder / "store.json").write_text(json.dumps(told | {"checksum": "a" * 64}))
+    base = Store(many_clips.folder)
+    assert under(base, tmp_path, text).checksum == OLD_CHECKSUMS[text]
+    others = {under(base, tmp_path, f"{name}=2").checksum for name in ("labelled_videos", "labelled_per_class")}
+    assert len(others | {under(base, tmp_path, "labelled_videos=3").checksum, OLD_CHECKSUMS[text]}) == 4
+
+
 def test_conditions_are_read_and_named_alike():
     assert parse_condition("clean") == Condition()
     assert Condition().name == "clean"
@@ -202,6 +344,11 @@ def test_conditions_are_read_and_named_alike():
     assert parse_condition(Condition(drowned=1, snr_db=-5, split="all", seed=4).name) == Condition(
         drowned=1, snr_db=-5, split="all", seed=4
     )
+    text = "labelled_videos=20,unrelated=0.4"
+    assert parse_condition(text) == Condition(unrelated=0.4, labelled_videos=20)
+    for made in (parse_condition(text), Condition(labelled_per_class=1_234_567, seed=10_000_000)):
+        assert parse_condition(made.name) == made
+    assert Condition(labelled_per_class=5, split="all").name == "labelled_per_class=5,split=all"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +359,12 @@ def test_conditions_are_read_and_named_alike():
         ("unrelated=much", "must be a number"),
         ("unrelated=0.7,silent=0.7", "at most 1"),
         ("labels=0", "labels must lie"),
+        ("labelled_videos=-1", "labelled_videos must be at least 0, got -1"),
+        ("labelled_per_class=-2", "labelled_per_class must be at least 0, got -2"),
+        ("labelled_videos=0.5", "labelled_videos must be a whole number"),
+        ("labels=0.5,labelled_videos=2", "only one of labels"),
+        ("labels=0.5,labelled_per_class=2", "only one of labels"),
+        ("labelled_videos=2,labelled_per_class=2", "only one of labels"),
     ],
 )
 def test_wrong_conditions_are_one_line(text, message):
@@ -228,5 +381,9 @@ def test_the_verb_makes_the_store_and_brings_the_teachers(many_clips, tmp_path, 
     assert main(["condition", str(many_clips.folder), "unrelated=0.5", "--out", str(tmp_path / "made")]) == 0
     assert "teachers: sound" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "made")]) == 0
+    assert main(["condition", str(many_clips.folder), "labelled_videos=7", "--out", str(tmp_path / "few")]) == 0
+    assert len(labelled(Store(tmp_path / "few"))) == 7
+    assert main(["condition", str(many_clips.folder), "labelled_videos=31", "--out", str(tmp_path / "more")]) == 1
+    assert "31 labelled videos asked for, split 'train' has 30" in capsys.readouterr().err
     assert main(["condition", str(many_clips.folder), "unrelated=5", "--out", str(tmp_path / "x")]) == 2
     assert "at most 1" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from avdistill.data.dataset import (
     EvaluationWindows,
     TrainingBatches,
     clips_of_split,
+    clips_of_splits,
     cut_validation,
     encode_labels,
     has_modality,
@@ -177,6 +178,26 @@ def test_a_student_that_hears_gets_sound(taught):
     assert data[0].frames is None
     assert data[0].teacher is None
     assert not data[0].has_teacher.any()
+
+
+def test_several_splits_are_joined(taught):
+    split = taught.columns["split"].tolist()
+    both = clips_of_splits(taught, "teacher+train")
+    assert both.tolist() == [i for i, name in enumerate(split) if name in ("train", "teacher")]
+    assert len(both) == 18 + 2 + 9
+    assert clips_of_splits(taught, "train+teacher+train").tolist() == both.tolist()
+    assert clips_of_splits(taught, "train").tolist() == clips_of_split(taught, "train").tolist()
+    with pytest.raises(StoreError, match="no clip in split 'dev'; splits there: teacher, test, train"):
+        clips_of_splits(taught, "train+dev")
+    with pytest.raises(StoreError, match="no clip in split ''"):
+        clips_of_splits(taught, "train+")
+
+
+def test_a_split_may_have_a_plus_in_its_name():
+    from types import SimpleNamespace
+
+    store = SimpleNamespace(columns={"split": np.array(["a", "a+b", "b", "a+b"], dtype=object)}, folder="x")
+    assert clips_of_splits(store, "a+b").tolist() == [1, 3]
 
 
 def test_validation_is_cut_by_video(taught):

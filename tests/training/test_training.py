@@ -371,6 +371,16 @@ def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
         torch.testing.assert_close(after[name], start[name] - 1e-3 * parameter.grad, atol=1e-7, rtol=1e-5)
 
 
+def test_a_run_on_several_splits(taught, tmp_path):
+    both = config(taught.folder, tmp_path / "run", train_split="train+teacher", steps=2)
+    told = json.loads((train(both) / "data.json").read_text())
+    rows = [i for i, name in enumerate(taught.columns["split"]) if name in ("train", "teacher")]
+    assert set(told["training"] + told["validation"]) == {taught.columns["id"][i] for i in rows}
+    assert (told["labelled"] + len(told["validation"]), len(told["validation"])) == (18, round(0.3 * 18))
+    with pytest.raises(StoreError, match="no clip in split 'dev'"):
+        train(replace(both, out=tmp_path / "none", train_split="train+dev"))
+
+
 def test_environment_is_recorded(taught, tmp_path):
     run = train(config(taught.folder, tmp_path / "run", steps=1))
     told = json.loads((run / "environment.json").read_text())

@@ -42,7 +42,8 @@ class _Compare:
     methods: tuple[str, ...] = tuple(sorted(METHODS))
     """Names (`avdistill recipes` lists them) or FILE.py:Class, each optionally with settings: crd:negatives=batch."""
     conditions: tuple[str, ...] = ("clean",)
-    """clean, or pairs: unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels."""
+    """clean, or pairs: unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels.
+    Numbers, in place of the share of labels: labelled_videos, labelled_per_class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs that count."""
     trials: int = 1
@@ -112,7 +113,8 @@ class _Condition:
     store: tyro.conf.Positional[Path]
     """The store's folder; no file of it is touched."""
     condition: tyro.conf.Positional[str]
-    """Pairs, such as unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels."""
+    """Pairs, such as unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels.
+    Numbers, in place of the share of labels: labelled_videos, labelled_per_class."""
     out: Path
     """The new store's folder."""
     teacher_run: str | None = None

@@ -25,6 +25,8 @@ from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, file_checksum, 
 from avdistill.decoding import ConfigError, encode
 
 _CHANGES = ("unrelated", "silent", "shifted", "drowned")
+# Came after stores were written: at 0 they are left out of the checksum, which so stays that of the older stores.
+_COUNTS = ("labelled_videos", "labelled_per_class")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Condition:
         drowned: share whose sound is mixed with that of another clip (chosen as for `unrelated`) at `snr_db`.
         snr_db: 10 log10(mean own^2 / mean other^2) of drowned clips.
         labels: share of the labelled clips that keep their labels, class by class, at least one of each class.
+        labelled_videos: number of videos whose clips keep their labels, drawn among those with a labelled clip; the
+            clips of all others lose theirs. A class may be left without any labelled clip, as where videos are labelled
+            one by one. A smaller number is a subset of a larger one. 0 keeps all.
+        labelled_per_class: number of labelled clips of each class (each combination of labels) that keep their labels;
+            a class with fewer keeps all it has. A smaller number is a subset of a larger one. 0 keeps all.
         split: whose clips are changed.
         seed: of all draws.
     """
@@ -49,22 +56,29 @@ class Condition:
     drowned: float = 0.0
     snr_db: float = 0.0
     labels: float = 1.0
+    labelled_videos: int = 0
+    labelled_per_class: int = 0
     split: str = "train"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for shares that no store can have."""
+        """Raise ConfigError for shares that no store can have, and for more than one way to take labels."""
         shares = [getattr(self, name) for name in _CHANGES]
         if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
             raise ConfigError(f"condition: {', '.join(_CHANGES)} must be shares that sum to at most 1, got {shares}")
         if not 0 < self.labels <= 1:
             raise ConfigError(f"condition: labels must lie in (0, 1], got {self.labels}")
+        for name in _COUNTS:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"condition: {name} must be at least 0, got {getattr(self, name)}")
+        if (self.labels != 1) + (self.labelled_videos != 0) + (self.labelled_per_class != 0) > 1:
+            raise ConfigError(f"condition: only one of labels, {', '.join(_COUNTS)} can be given")
 
     @property
     def name(self) -> str:
         """What differs from the defaults, as `parse_condition` reads it; "clean" where nothing does."""
         changed = [
-            f"{each.name}={getattr(self, each.name):g}" if each.type != "str" else f"{each.name}={self.split}"
+            f"{each.name}={getattr(self, each.name):{'g' if each.type == 'float' else ''}}"
             for each in fields(self)
             if getattr(self, each.name) != each.default
         ]
@@ -86,7 +100,8 @@ def parse_condition(text: str) -> Condition:
         try:
             values[name] = {"float": float, "int": int, "str": str}[str(kinds[name])](value)
         except ValueError:
-            raise ConfigError(f"condition {text!r}: {name} must be a number, got {value!r}") from None
+            kind = "whole number" if kinds[name] == "int" else "number"
+            raise ConfigError(f"condition {text!r}: {name} must be a {kind}, got {value!r}") from None
     return Condition(**values)
 
 
@@ -99,9 +114,11 @@ def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
         out: the new store's folder; returned as it is where it already is exactly this.
 
     Raises:
-        StoreError: `out` holds something else, a split or a different label is missing, or it cannot be written.
+        StoreError: `out` holds something else, a split or a different label is missing, there are fewer labelled videos
+            than asked for, or it cannot be written.
     """
-    checksum = hashlib.sha256(json.dumps([store.checksum, encode(condition)]).encode()).hexdigest()
+    told = {name: value for name, value in encode(condition).items() if value or name not in _COUNTS}
+    checksum = hashlib.sha256(json.dumps([store.checksum, told]).encode()).hexdigest()
     if (out / "store.json").is_file():
         found = Store(out)
         if found.checksum != checksum:
@@ -123,7 +140,7 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     for row in rows:
         row["extra"] = dict(row["extra"] or ())
     sounds = _change_sounds(store, condition, rows)
-    _take_labels(condition, rows)
+    _take_labels(store, condition, rows)
     for row in rows:
         row["extra"] = list(row["extra"].items())
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
@@ -222,19 +239,41 @@ def _drown(own: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
     return np.round(mixed * min(1.0, 32767 / max(1.0, float(np.abs(mixed).max())))).astype(np.int16)
 
 
-def _take_labels(condition: Condition, rows: list[dict[str, Any]]) -> None:
-    if condition.labels == 1:
-        return
+def _take_labels(store: Store, condition: Condition, rows: list[dict[str, Any]]) -> None:
+    labelled = [row for row in rows if row["split"] == condition.split and row["labels"]]
+    if condition.labelled_videos:
+        losing = _of_other_videos(store, condition, labelled)
+    elif condition.labelled_per_class or condition.labels != 1:
+        losing = _beyond_each_class(condition, labelled)
+    else:
+        losing = []
+    for row in losing:
+        row["extra"].setdefault("true_label", "|".join(row["labels"]))
+        row["labels"] = []
+
+
+def _of_other_videos(store: Store, condition: Condition, labelled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    videos = sorted({row["path"] for row in labelled})
+    if condition.labelled_videos > len(videos):
+        raise StoreError(
+            f"{store.folder}: {condition.labelled_videos} labelled videos asked for, split {condition.split!r} has "
+            f"{len(videos)}"
+        )
+    drawn = np.random.default_rng([condition.seed, 6]).permutation(videos)[: condition.labelled_videos]
+    kept = set(drawn.tolist())
+    return [row for row in labelled if row["path"] not in kept]
+
+
+def _beyond_each_class(condition: Condition, labelled: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["split"] == condition.split and row["labels"]:
-            groups.setdefault(tuple(row["labels"]), []).append(row)
+    for row in labelled:
+        groups.setdefault(tuple(row["labels"]), []).append(row)
     rng = np.random.default_rng([condition.seed, 5])
-    for labels, members in sorted(groups.items()):
-        kept = max(1, round(condition.labels * len(members)))
-        for i in rng.permutation(len(members))[kept:]:
-            members[i]["extra"].setdefault("true_label", "|".join(labels))
-            members[i]["labels"] = []
+    losing: list[dict[str, Any]] = []
+    for _, members in sorted(groups.items()):
+        kept = condition.labelled_per_class or max(1, round(condition.labels * len(members)))
+        losing.extend(members[i] for i in rng.permutation(len(members))[kept:])
+    return losing
 
 
 def _link(source: Path, target: Path) -> None:

@@ -66,6 +66,15 @@ def clips_of_split(store: Store, split: str) -> np.ndarray:
     return clips
 
 
+def clips_of_splits(store: Store, names: str) -> np.ndarray:
+    """Rows of the store in any of several splits, "train+teacher", each once and in the order of the store.
+
+    A split whose own name holds a "+" is found by it. Raises StoreError, naming it, where one of them is empty.
+    """
+    parts = [names] if names in store.columns["split"] else names.split("+")
+    return np.unique(np.concatenate([clips_of_split(store, part) for part in parts]))
+
+
 def labelled_clips(store: Store, split: str) -> np.ndarray:
     """Rows of a split that have a label. Raises StoreError where there is none."""
     clips = np.array([i for i in clips_of_split(store, split) if store.labels[i]], dtype=np.int64)

@@ -65,8 +65,8 @@ class TrainConfig:
         student: the network.
         method: how it is trained.
         teacher: name of the features in the store; needed by methods that distil.
-        train_split: clips to train on.
-        validation_fraction: share of the training split's labelled *videos* set aside to choose the best model by;
+        train_split: clips to train on; several splits are joined by "+", as in "train+teacher".
+        validation_fraction: share of the labelled *videos* of `train_split` set aside to choose the best model by;
             0 takes the last one.
         steps: optimizer steps. An epoch of N clips is N / batch_size of them.
         batch_size: clips of one forward pass; the contrast of a method spans these.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from avdistill import distributed
-from avdistill.data.dataset import TrainingBatches, clips_of_split, cut_validation, encode_labels, has_modality
+from avdistill.data.dataset import TrainingBatches, clips_of_splits, cut_validation, encode_labels, has_modality
 from avdistill.data.store import Store, StoreError, reason
 from avdistill.decoding import ConfigError
 from avdistill.methods import Method, Sizes, build_method, method_class
@@ -56,7 +56,7 @@ class Session:
         if config.batch_size % processes:
             raise ConfigError(f"config.batch_size: must be a multiple of the {processes} processes")
         store = Store(config.store)
-        split = clips_of_split(store, config.train_split)
+        split = clips_of_splits(store, config.train_split)
         clips = split[has_modality(store, split, config.student.view)]
         if not len(clips):
             raise StoreError(
