@@ -14,9 +14,10 @@ from avdistill.teachers.head import add_features
 def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | None = None) -> None:
     """Put the features of teacher `name` of `base` into `store`, which was made from it.
 
-    A clip with another's sound has that clip's features, a silent one none: the numbers that embedding anew would give.
-    Sound that exists in `store` only (shifted, drowned) must be embedded, with `teacher`. Logits of a head that was
-    fitted on labels are fitted again, on the labels and sounds that are left: the old ones know too much.
+    A clip with another's sound has that clip's features, one that lost its sound none: the numbers that embedding anew
+    would give. A clip without sound in either store keeps what `base` has of it (features from files). Sound that
+    exists in `store` only (shifted, drowned) must be embedded, with `teacher`. Logits of a head that was fitted on
+    labels are fitted again, on the labels and sounds that are left: the old ones know too much.
 
     Args:
         base: holds the features.
@@ -64,7 +65,15 @@ _SILENT, _NEW = -1, -2
 
 
 def sound_sources(base: Store, store: Store) -> np.ndarray:
-    """int64 (N,): the clip of `base` whose sound each clip of `store` has; -1: it has none; -2: one of its own."""
+    """The clip of `base` whose sound each clip of `store` has.
+
+    Returns:
+        int64 (N,) rows of `base`; a clip without sound in either store is its own source, as nothing was taken from it.
+        -1: a clip that had sound in `base` and has none now. -2: a sound that `base` does not have.
+
+    Raises:
+        StoreError: the stores hold different clips.
+    """
     if not np.array_equal(base.columns["id"], store.columns["id"]):
         raise StoreError(f"{store.folder}: its clips are not those of {Path(base.folder)}")
     before, after = base.columns, store.columns
@@ -72,7 +81,7 @@ def sound_sources(base: Store, store: Store) -> np.ndarray:
         (int(before["sound_shard"][i]), int(before["sound_offset"][i])): i
         for i in np.flatnonzero(before["has_sound"].astype(bool))
     }
-    found = np.full(len(store), _SILENT, dtype=np.int64)
+    found = np.where(before["has_sound"].astype(bool), _SILENT, np.arange(len(store)))
     for i in np.flatnonzero(after["has_sound"].astype(bool)):
         found[i] = at.get((int(after["sound_shard"][i]), int(after["sound_offset"][i])), _NEW)
     return found

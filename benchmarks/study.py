@@ -1,0 +1,365 @@
+"""Where the sound helps, where it misleads, and what each method makes of it: `results/study.csv` and `audit.csv`.
+
+    python benchmarks/study.py tune --grid DIR --work DIR
+    python benchmarks/study.py run --grid DIR --boxes DIR --synthetic DIR --work DIR [--data grid] [--methods kd]
+    python benchmarks/study.py report
+
+`--grid` is the `--work` of `grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`. Every run
+is written to `results/study/runs.jsonl` as it ends, with what is right and wrong of every test clip; the CSV files are
+made from it, and what stands there is not run again, on this machine or another.
+
+Settings are tuned under one condition only (`TUNED_ON`), on a seed of its own, judged on the pictures of the 160 clips
+that are the sound teacher's: no student is trained on them (but `supervised_plus`), and they are not the test clips.
+Every method has as many trials (`TRIALS`). `supervised` hears nothing: its runs count for clean and swapped sound.
+The last step's student is taken; with 20 labelled clips there is nothing to choose one by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import methods as synthetic
+from avdistill.data.conditions import Condition, apply_condition, parse_condition
+from avdistill.data.dataset import clips_of_split, labelled_clips
+from avdistill.data.store import Store, write_json
+from avdistill.methods import method_class, parse_method
+from avdistill.studies.audit import audit
+from avdistill.studies.comparison import folder_name
+from avdistill.studies.comparison_report import read_lines
+from avdistill.studies.jobs import Job, Pool
+from avdistill.teachers.carrying import carry_features
+from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig
+from avdistill.training.checkpoint import environment
+from avdistill.types import PictureView
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "study"
+SEEDS = (0, 1, 2)
+TUNING_SEED = 1000
+TUNED_ON = ("labelled_videos=70", 0.4)
+
+# Frames as channels in a 2-D network: nothing that sees motion is cheaper on two cores.
+GRID = TrainConfig(
+    store=Path(),
+    out=Path(),
+    student=StudentConfig(
+        "stacked_frames",
+        PictureView(frames=16, size=(20, 36), crop_area=(0.75, 1.0), crop_ratio=(1.65, 1.9)),
+        {"frames": 16, "width": 16, "embedding_dim": 128},
+    ),
+    validation_fraction=0.0,
+    steps=2000,
+    batch_size=48,
+    labelled_per_batch=16,
+    optimizer=OptimizerConfig("adamw", 3e-3, 3e-2, "cosine", warmup_steps=100, clip_norm=5.0),
+    validate_every=10_000,
+)
+BOXES = replace(
+    GRID,
+    student=StudentConfig(
+        "stacked_frames",
+        PictureView(frames=24, size=(24, 32), crop_area=(1.0, 1.0), crop_ratio=(4 / 3, 4 / 3)),
+        {"frames": 24, "width": 16, "embedding_dim": 64},
+    ),
+    steps=1000,
+    batch_size=32,
+    labelled_per_batch=12,
+)
+SYNTHETIC = replace(synthetic.BASE, steps=960, validation_fraction=0.0, validate_every=10_000)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of the study: how a run is made, and `labels` (number of labelled clips -> condition) x `wrong`."""
+
+    base: TrainConfig
+    labels: dict[int, str]
+    wrong: tuple[float, ...]
+
+
+DATA = {
+    "grid": Data(GRID, {70: "labelled_videos=70", 20: "labelled_videos=20", 400: "clean"}, (0.0, 0.4)),
+    "ucf51_actor_boxes": Data(BOXES, {678: "clean", 70: "labelled_per_class=10"}, (0.0,)),
+    "synthetic": Data(SYNTHETIC, {360: "clean"}, (0.0, 0.2, 0.4, 0.6)),
+}
+#: method as the tables call it -> settings tried; the first is the published one
+TRIALS = {
+    "pseudo_label": ("", "confidence=0.5", "confidence=0.8", "weight=3.0"),
+    "kd": ("", "temperature=1.0", "temperature=2.0", "temperature=1.0,weight=3.0"),
+    "robust": ("", "momentum=0.6", "momentum=0.9", "weight=3.0"),
+    "mnf_csc": ("",),
+    "mnf_csc, best temperature": (
+        "temperature=sample",
+        "temperature=fixed",
+        "temperature=fixed,unlabelled=pseudo_label",
+    ),
+    "fitnet": ("", "weight=0.1", "weight=0.3", "weight=3.0"),
+    "ccl": ("", "weight=0.1", "weight=0.3", "temperature=0.1"),
+    "c2kd": ("", "proxy_weight=0.3", "proxy_weight=0.1", "temperature=1.0"),
+}
+METHODS = ("supervised", *TRIALS, "supervised_plus")
+AUDITED = ("robust", "pseudo_label", "kd", "mnf_csc")
+
+
+def make_store(base: Store, work: Path, labels: str, wrong: float) -> Store:
+    """The store under a condition, with the teacher's features."""
+    text = (
+        ",".join(part for part in (labels, f"unrelated={wrong:g}" if wrong else "clean") if part != "clean") or "clean"
+    )
+    condition = parse_condition(text)
+    if condition == Condition():
+        return base
+    made = apply_condition(base, condition, work / "stores" / folder_name(condition.name))
+    carry_features(base, made, "sound")
+    return made
+
+
+def make_job(
+    name: str, setting: str, base: TrainConfig, store: Store, out: Path, seed: int, told: dict[str, Any]
+) -> Job:
+    """A run of a method; `told` says where it belongs. Tested on the base store's clips, which no condition changes."""
+    plain = {"supervised_plus": "supervised", "mnf_csc, best temperature": "mnf_csc"}.get(name, name)
+    method = parse_method(f"{plain}:{setting}" if setting else plain)
+    config = replace(
+        base,
+        store=store.folder,
+        out=out / f"{folder_name(name)}{'-' + folder_name(setting) if setting else ''}-{seed}",
+        method=method,
+        teacher="sound" if method_class(method).needs else None,
+        train_split="train+teacher" if name == "supervised_plus" else "train",
+        seed=seed,
+    )
+    split = "teacher" if "tuning" in told else "test"
+    return Job("", name, "", config, 1, store.folder, split, told | {"setting": setting})
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes a run of the study the same run."""
+    return tuple(row[name] for name in ("data", "labelled_clips", "wrong_sound", "method", "seed"))
+
+
+def work_through(jobs: Iterable[Job], workers: int) -> Iterator[Job]:
+    """Yield the jobs as they end."""
+    pool, waiting = Pool(workers), list(jobs)
+    try:
+        while waiting or pool.running:
+            while waiting and pool.free:
+                if not (job := waiting.pop(0)).figures.is_file():
+                    pool.start(job)
+                else:
+                    yield job
+            yield from pool.collect()
+    finally:
+        pool.stop()
+
+
+def finished(job: Job) -> dict[str, Any]:
+    """A line of `runs.jsonl`; for a run with swapped sound also what its audit found."""
+    figures = json.loads(job.figures.read_text(encoding="utf-8"))
+    keep = (
+        "setting",
+        "top1",
+        "mean_class_accuracy",
+        "calibration_error",
+        "hit@1",
+        "map",
+        "losses",
+        "correct",
+        "failed",
+    )
+    steps = read_lines(job.config.out / "metrics.jsonl")
+    row = job.told | {name: figures[name] for name in keep if name in figures}
+    row["steps"] = job.config.steps
+    row["seconds"] = round(
+        job.config.steps * statistics.median(s["step_seconds"] for s in steps if "step_seconds" in s), 1
+    )
+    if job.told["wrong_sound"] and job.method in AUDITED:
+        row["audit"] = audit(job.config.out, Store(job.config.store)).figures["truth"]
+    return row
+
+
+def tune(a: argparse.Namespace) -> None:
+    """Try the settings of every method under one condition; `results/study/tuning.json` holds figures and choices."""
+    labels, wrong = TUNED_ON
+    store = make_store(Store(a.grid / "store"), a.work / "grid", labels, wrong)
+    path = RESULTS / "tuning.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trials": []}
+    done = {(row["method"], row["setting"]) for row in told["trials"]}
+    base = replace(GRID, steps=a.steps)
+    jobs = [
+        make_job(
+            name, setting, base, store, a.work / f"tuning-{a.steps}", TUNING_SEED, {"tuning": True, "method": name}
+        )
+        for name in a.methods or TRIALS
+        for setting in TRIALS[name]
+        if (name, setting) not in done
+    ]
+    for job in work_through(jobs, a.workers):
+        figures = json.loads(job.figures.read_text(encoding="utf-8"))
+        told["trials"].append({"method": job.method, "setting": figures["setting"], "top1": figures.get("top1")})
+        told["trials"].sort(
+            key=lambda row: (list(TRIALS).index(row["method"]), TRIALS[row["method"]].index(row["setting"]))
+        )
+        chosen: dict[str, dict[str, Any]] = {}
+        for row in told["trials"]:
+            best = chosen.get(row["method"])
+            if best is None or (row["top1"] or 0) > (best["top1"] or 0):
+                chosen[row["method"]] = row
+        told |= {
+            "command": f"python benchmarks/study.py tune --grid DIR --work DIR --steps {a.steps}",
+            "condition": f"grid, {labels}, unrelated={wrong:g}; judged on the teacher's 160 clips",
+            "seed": TUNING_SEED,
+            "chosen": {name: row["setting"] for name, row in chosen.items()},
+        }
+        write_json(path, told)
+        print(job.method, figures["setting"], figures.get("top1"), file=sys.stderr, flush=True)
+
+
+def run(a: argparse.Namespace) -> None:
+    """Every run that is asked for and not yet in `runs.jsonl`."""
+    chosen = json.loads((RESULTS / "tuning.json").read_text(encoding="utf-8"))["chosen"]
+    bases = {
+        "grid": a.grid and Store(a.grid / "store"),
+        "ucf51_actor_boxes": a.boxes and Store(a.boxes / "store"),
+        "synthetic": a.synthetic and Store(a.synthetic / "store"),
+    }
+    path = RESULTS / "runs.jsonl"
+    done = {key(row) for row in read_lines(path)}
+    about = RESULTS / "test_clips.json"
+    told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    write_json(about, told | {name: test_clips(bases[name], DATA[name], a.work / name) for name in a.data})
+    jobs = []
+    for seed in SEEDS:
+        for name in a.data:
+            for labelled, labels in DATA[name].labels.items():
+                for wrong in DATA[name].wrong:
+                    work = a.work / name
+                    for method in a.methods or METHODS:
+                        told = {
+                            "data": name,
+                            "labelled_clips": labelled,
+                            "wrong_sound": wrong,
+                            "method": method,
+                            "seed": seed,
+                        }
+                        hears = method not in ("supervised", "supervised_plus")
+                        if (
+                            key(told) in done
+                            or (wrong and not hears)
+                            or (method == "supervised_plus" and name != "grid")
+                        ):
+                            continue
+                        if a.labelled and labelled not in a.labelled:
+                            continue
+                        store = make_store(bases[name], work, labels, wrong)
+                        out = work / f"{labelled}-{wrong:g}"
+                        jobs.append(make_job(method, chosen.get(method, ""), DATA[name].base, store, out, seed, told))
+    for number, job in enumerate(work_through(jobs, a.workers), 1):
+        row = finished(job)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        report(a)
+        print(f"{number} of {len(jobs)}:", *key(row), row.get("top1"), file=sys.stderr, flush=True)
+
+
+def test_clips(base: Store, data: Data, work: Path) -> dict[str, Any]:
+    """What the `correct` of a run are of: video and label of each test clip, and which classes have labels."""
+    clips = labelled_clips(base, "test")
+    labels = [base.labels[i][0] for i in clips]
+    known = {}
+    for labelled, condition in data.labels.items():
+        store = make_store(base, work, condition, 0.0)
+        rows = clips_of_split(store, "train")
+        known[str(labelled)] = sorted({name for i in rows for name in store.labels[i]})
+    return {"video": base.columns["path"][clips].tolist(), "label": labels, "labelled_classes": known}
+
+
+def study_rows(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs in the order of the tables; what hears nothing stands under clean and under swapped sound."""
+    rows = []
+    for line in lines:
+        shares = (
+            DATA[line["data"]].wrong if line["method"] in ("supervised", "supervised_plus") else (line["wrong_sound"],)
+        )
+        rows += [line | {"wrong_sound": wrong, "condition": "swapped" if wrong else "clean"} for wrong in shares]
+    order = list(DATA), list(METHODS)
+    return sorted(
+        rows,
+        key=lambda r: (
+            order[0].index(r["data"]),
+            r["labelled_clips"],
+            r["wrong_sound"],
+            order[1].index(r["method"]),
+            r["seed"],
+        ),
+    )
+
+
+def report(_: argparse.Namespace) -> None:
+    """`study.csv` and `audit.csv` from the runs."""
+    rows = study_rows(read_lines(RESULTS / "runs.jsonl"))
+    columns = (
+        "data",
+        "condition",
+        "labelled_clips",
+        "wrong_sound",
+        "method",
+        "seed",
+        "top1",
+        "mean_class_accuracy",
+        "seconds",
+    )
+    _write_csv(RESULTS.parent / "study.csv", columns, rows)
+    found = [
+        {"data": row["data"], "labelled": "yes" if line["group"] == "labelled" else "no"}
+        | {name: row[name] for name in ("wrong_sound", "method", "seed", "labelled_clips")}
+        | {name: line[name] for name in ("score", "auroc", "average_precision")}
+        for row in rows
+        for line in row.get("audit", ())
+        if line["score"] == "suspicion"
+    ]
+    of_audit = ("data", "labelled", "wrong_sound", "method", "seed", "auroc", "average_precision", "labelled_clips")
+    _write_csv(RESULTS.parent / "audit.csv", of_audit, found)
+    facts = {k: v for k, v in environment().items() if k != "command"}
+    write_json(RESULTS / "environment.json", facts)
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def main() -> None:
+    """One of the three."""
+    parser = argparse.ArgumentParser(description="the study of methods under clean and swapped sound")
+    parser.add_argument("what", choices=("tune", "run", "report"))
+    parser.add_argument("--grid", type=Path)
+    parser.add_argument("--boxes", type=Path)
+    parser.add_argument("--synthetic", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--data", nargs="*", choices=list(DATA), default=list(DATA))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS))
+    parser.add_argument("--labelled", nargs="*", type=int, help="only these numbers of labelled clips")
+    parser.add_argument("--steps", type=int, default=GRID.steps, help="of a trial")
+    parser.add_argument("--workers", type=int, default=2)
+    a = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    {"tune": tune, "run": run, "report": report}[a.what](a)
+
+
+if __name__ == "__main__":
+    main()
