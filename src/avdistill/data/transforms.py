@@ -68,10 +68,10 @@ def training_window(
     if isinstance(view, SoundView):
         return _waveform(window)
     top, left, height, width = _random_crop(window.shape[1], window.shape[2], view, rng)
-    frames = _channels_first(window)[..., top : top + height, left : left + width]
-    frames = V2F.resize(frames, list(view.size), antialias=True)
+    cut = window[:, top : top + height, left : left + width]
     if view.flip and rng.random() < 0.5:
-        frames = frames.flip(-1)
+        cut = cut[:, :, ::-1]
+    frames = V2F.resize(_channels_first(cut), list(view.size), antialias=True)
     return frames.permute(0, 2, 3, 1).contiguous()
 
 
@@ -94,7 +94,7 @@ def window_length(view: PictureView | SoundView, sample_rate_hz: int) -> int:
 
 def _channels_first(window: np.ndarray) -> Tensor:
     # Copied: the array may be a read-only view of the store's memory map.
-    return torch.from_numpy(np.array(window)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(window, order="C")).permute(0, 3, 1, 2)
 
 
 def _waveform(window: np.ndarray) -> Tensor:
