@@ -19,9 +19,11 @@ from typing import Any
 
 from PIL import Image
 
+import study
 from avdistill.studies.comparison_report import COLUMNS as STUDY_COLUMNS
-from avdistill.studies.comparison_report import curves_digest, plot_learning_curves
+from avdistill.studies.comparison_report import curves_digest, plot_learning_curves, read_lines
 from avdistill.studies.report import markdown_table, summarise
+from study_figures import Figures
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ("top1", "mean_class_accuracy", "hit@1", "map")
@@ -113,6 +115,75 @@ def audit() -> str:
     return markdown_table(rows, columns | {"auroc": "AUROC", "average_precision": "average precision"})
 
 
+def _study() -> Figures:
+    runs = study.study_rows(read_lines(study.RESULTS / "runs.jsonl"))
+    return Figures(runs, json.loads((study.RESULTS / "test_clips.json").read_text(encoding="utf-8")))
+
+
+def _study_accuracy(data: str) -> str:
+    columns = {"labelled_clips": "labelled clips", "wrong_sound": "wrong sound", "method": "method", "seeds": "seeds"}
+    columns |= {"top1": "top-1", "top1_std": "± (seeds)", "difference": "vs supervised", "interval": "95% interval"}
+    return markdown_table(_study().accuracy(data), columns | {"mean_class_accuracy": "class mean", "map": "mAP"})
+
+
+def study_grid() -> str:
+    """GRID's words: every method, few and many labels, own and swapped sound."""
+    return _study_accuracy("grid")
+
+
+def study_boxes() -> str:
+    """Actor boxes of UCF51, whose sound knows less than the picture."""
+    return _study_accuracy("ucf51_actor_boxes")
+
+
+def study_synthetic() -> str:
+    """Synthetic videos with more and more swapped sound."""
+    return _study_accuracy("synthetic")
+
+
+def study_gap() -> str:
+    """What is closed of the gap between few and all labels."""
+    rows = [row for few in (20, 70) for row in _study().gap_closed("grid", few, 400)]
+    columns = {"labelled_clips": "labelled clips", "method": "method", "few": "supervised, these", "top1": "method"}
+    return markdown_table(rows, columns | {"every": "supervised, all 400", "closed": "share of the gap closed"})
+
+
+def study_kept() -> str:
+    """What is left of the gain when 40% of the sound is swapped."""
+    rows = [row for few in (20, 70) for row in _study().gain_kept("grid", few, 0.4)]
+    columns = {"labelled_clips": "labelled clips", "method": "method", "clean": "gain, own sound"}
+    return markdown_table(rows, columns | {"wrong": "gain, 40% swapped", "kept": "kept"})
+
+
+def study_robust() -> str:
+    """`robust` against no distillation and the two that are closest to it."""
+    rows = _study().against("robust", ("supervised", "pseudo_label", "kd"))
+    columns = {"data": "data", "labelled_clips": "labelled clips", "wrong_sound": "wrong sound", "against": "against"}
+    return markdown_table(
+        rows,
+        columns | {"difference": "robust is better by", "interval": "95% interval", "seeds": "seeds", "verdict": ""},
+    )
+
+
+def study_found() -> str:
+    """How well the runs find the swapped sound."""
+    columns = {"data": "data", "labelled_clips": "labelled clips", "wrong_sound": "wrong sound", "method": "method"}
+    columns |= {"clips": "clips", "seeds": "seeds", "auroc": "AUROC", "average_precision": "average precision"}
+    return markdown_table(_study().found(), columns)
+
+
+def study_tuning() -> str:
+    """Settings tried, on the teacher's clips."""
+    return markdown_table(_read("study/tuning")["trials"], {"method": "method", "setting": "setting", "top1": "top-1"})
+
+
+def study_apart() -> str:
+    """Test words of classes that have a labelled clip, and of those that have none."""
+    rows = [row for row in _study().accuracy("grid") if "top1_other_classes" in row]
+    columns = {"labelled_clips": "labelled clips", "wrong_sound": "wrong sound", "method": "method", "seeds": "seeds"}
+    return markdown_table(rows, columns | {"top1_labelled_classes": "with", "top1_other_classes": "without"})
+
+
 def yamnet() -> str:
     """What YAMNet hears in mixed clips."""
     return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
@@ -141,6 +212,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods_clean": methods_clean,
     "methods_unrelated": methods_unrelated,
     "reverse": reverse,
+    "study_apart": study_apart,
+    "study_boxes": study_boxes,
+    "study_found": study_found,
+    "study_gap": study_gap,
+    "study_grid": study_grid,
+    "study_kept": study_kept,
+    "study_robust": study_robust,
+    "study_synthetic": study_synthetic,
+    "study_tuning": study_tuning,
     "named_teachers": named_teachers,
     "tagging": tagging,
     "yamnet": yamnet,

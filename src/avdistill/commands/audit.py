@@ -28,7 +28,8 @@ class _Audit:
     split: str = "train"
     """Clips to score, labelled or not."""
     by: Score = "suspicion"
-    """Score to rank by; suspicion is teacher_label for labelled and student_teacher for unlabelled clips."""
+    """Score to rank by; suspicion is teacher_label for labelled and student_teacher for unlabelled clips,
+    and doubt for both in a run of method robust."""
     teacher: str | None = None
     """Whose features to use, for a run that has no teacher of its own."""
     cards: int = 40

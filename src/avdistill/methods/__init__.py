@@ -23,6 +23,7 @@ from avdistill.methods.neuron_selectivity import NST, NSTConfig
 from avdistill.methods.own import OwnMethodConfig, load_own, own_config
 from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
 from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
+from avdistill.methods.robust import Robust, RobustConfig
 from avdistill.methods.vid import VID, VIDConfig
 from avdistill.types import Network, Option
 
@@ -47,6 +48,7 @@ __all__ = [
     "PKTConfig",
     "PseudoLabelConfig",
     "RKDConfig",
+    "RobustConfig",
     "SPConfig",
     "Sizes",
     "SupervisedConfig",
@@ -75,6 +77,7 @@ MethodConfig = (
     | IFDConfig
     | PKTConfig
     | RKDConfig
+    | RobustConfig
     | SPConfig
     | OwnMethodConfig
 )
@@ -96,6 +99,7 @@ METHODS: dict[str, type[Method]] = {
     "pkt": PKT,
     "pseudo_label": PseudoLabel,
     "rkd": RKD,
+    "robust": Robust,
     "sp": SP,
     "supervised": Supervised,
     "vid": VID,

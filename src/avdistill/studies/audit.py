@@ -8,6 +8,7 @@ finds it; the truth is never an input of a score.
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +26,22 @@ from avdistill.distributed import joined
 from avdistill.evaluation.tagging import tagging_table
 from avdistill.methods import Method
 from avdistill.methods.mnf_csc import MNFCSC
-from avdistill.studies.audit_scores import SCORES, Looked, filter_scores, label_scores, look, percentiles
+from avdistill.methods.robust import Robust
+from avdistill.studies.audit_scores import (
+    SCORES,
+    Looked,
+    doubt_scores,
+    filter_scores,
+    label_scores,
+    look,
+    percentiles,
+)
 from avdistill.teachers.base import check_rates
 from avdistill.training.checkpoint import RunError, environment, run_config, writing
 from avdistill.training.session import load_method
 from avdistill.types import Features, StudentDescription
 
-Score = Literal["suspicion", "gate", "similarity", "calibration", "teacher_label", "student_teacher"]
+Score = Literal["suspicion", "gate", "similarity", "calibration", "teacher_label", "student_teacher", "doubt"]
 #: values of a store's column `extra`, key "sound", that are a truth; the first is what an audit looks for
 TRUTHS = ("unrelated", "related", "kept", "noisy", "silent", "shifted", "drowned")
 
@@ -76,7 +86,8 @@ def audit(
         split: of the store.
         by: the score to rank by. "suspicion" is `teacher_label` for a labelled clip and `student_teacher` for an
             unlabelled one; each group is ranked for itself and the two are merged by percentile, because the two
-            scores have different scales. Where the teacher has no logits it is `similarity`.
+            scores have different scales. In a run of method robust it is `doubt`, one scale for all clips. Where the
+            teacher has no logits it is `similarity`.
         teacher: whose features to use; only for a run that has no teacher of its own.
         batch_size: clips, and windows, at a time: maps of this many clips are held.
         device: "auto", "cpu", "cuda", ...
@@ -88,25 +99,21 @@ def audit(
         TeacherError: the store's rate differs from the training store's.
     """
     case = _open(run, store, split, teacher)
-    labels, description = case.labels, case.description
     with joined(device) as own_device:
         looked = look(
             case.method.to(own_device),
             store,
             case.scored,
             case.features,
-            description,
+            case.description,
             batch_size=batch_size,
             on_batch=on_batch,
         )
-    scores = label_scores(looked.probabilities, case.features.logits, labels, description.multi_label)
-    scores |= filter_scores(case.method, looked, case.features.logits, labels, case.contrast_batch_size)
-    made_of = case.suspicion_from
-    scores["suspicion"] = scores[made_of["labelled"]].where(labels.labelled, scores[made_of["unlabelled"]])
+    scores, made_of = _scores(case, looked), case.suspicion_from
     if bool(scores[by].isnan().all()):
         raise RunError(f"{run}: cannot rank by {by!r}: it needs {SCORES[by]}")
     apart = by == "suspicion" and made_of["labelled"] != made_of["unlabelled"]
-    scores["percentile"] = percentiles(scores[by], labels.labelled, apart=apart)
+    scores["percentile"] = percentiles(scores[by], case.labels.labelled, apart=apart)
 
     order = scores["percentile"].nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
     rows = _rows(store, case, looked, scores, order)
@@ -180,6 +187,7 @@ class _Case:
         scored: rows of the store that hold both modalities.
         unscored: the split's other rows, and whether it is the teacher or what the student looks at that is missing.
         features: the teacher's of the scored clips, logits in the order of the student's classes or None.
+        indices: int64, which of the run's training clips each scored clip is, by its id; -1 for none.
         suspicion_from: group -> the score that it is ranked by.
     """
 
@@ -190,6 +198,7 @@ class _Case:
     unscored: list[tuple[int, str]]
     features: Features
     labels: Labels
+    indices: Tensor
     suspicion_from: dict[str, str]
     contrast_batch_size: int
 
@@ -223,7 +232,9 @@ def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
             f"features of teacher {name!r}"
         )
     chosen = None if logits is None else torch.from_numpy(logits[scored])
-    if chosen is not None:
+    if chosen is not None and isinstance(method, Robust):
+        suspicion_from = dict.fromkeys(_GROUPS, "doubt")
+    elif chosen is not None:
         suspicion_from = {"labelled": "teacher_label", "unlabelled": "student_teacher"}
     elif isinstance(method, MNFCSC):
         suspicion_from = dict.fromkeys(_GROUPS, "similarity")
@@ -242,6 +253,7 @@ def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
         ],
         features=Features(torch.from_numpy(embedding[scored]), chosen),
         labels=encode_labels(store, scored, description.classes, description.multi_label),
+        indices=_places(run, store.columns["id"][scored].tolist()),
         suspicion_from=suspicion_from,
         contrast_batch_size=config.batch_size,
     )
@@ -257,12 +269,29 @@ def _teacher_name(run: Path, own: str | None, store: Store, asked: str | None) -
     return name
 
 
+def _places(run: Path, ids: Sequence[str]) -> Tensor:
+    """Where the run's list of training clips has each id, which is how its method numbers them; -1 where it has not."""
+    training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]  # `load_method` could read it
+    place = {name: i for i, name in enumerate(training)}
+    return torch.tensor([place.get(name, -1) for name in ids])
+
+
 def _in_order(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
     """The columns in the order of `classes`; None where one of them is missing."""
     place = {name: i for i, name in enumerate(columns)}
     if logits is None or any(name not in place for name in classes):
         return None
     return logits[:, [place[name] for name in classes]]
+
+
+def _scores(case: _Case, looked: Looked) -> dict[str, Tensor]:
+    """Every score and `suspicion`, float64 (N,)."""
+    method, labels, logits = case.method.cpu(), case.labels, case.features.logits  # all that was looked at is there
+    scores = label_scores(looked.probabilities, logits, labels, case.description.multi_label)
+    scores |= filter_scores(method, looked, logits, labels, case.contrast_batch_size)
+    scores |= doubt_scores(method, looked, case.features, labels, case.indices)
+    first, second = (scores[case.suspicion_from[group]] for group in _GROUPS)
+    return scores | {"suspicion": first.where(labels.labelled, second)}
 
 
 def _said(student: Tensor, logits: Tensor | None, description: StudentDescription) -> dict[str, list[Any]]:

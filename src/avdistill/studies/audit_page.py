@@ -26,6 +26,7 @@ _NAMES = {
     "calibration": "calibration's pull",
     "teacher_label": "−log p(label) of the teacher",
     "student_teacher": "−log p(both agree)",
+    "doubt": "1 − p(both belong together)",
 }
 
 

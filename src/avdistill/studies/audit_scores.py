@@ -19,7 +19,8 @@ from avdistill.inference import run_network
 from avdistill.losses import calibration
 from avdistill.methods import Method
 from avdistill.methods.mnf_csc import MNFCSC
-from avdistill.types import Features, StudentDescription
+from avdistill.methods.robust import Robust
+from avdistill.types import Batch, Features, StudentDescription
 
 #: what each score needs, for the message where it is missing
 SCORES: dict[str, str] = {
@@ -28,6 +29,7 @@ SCORES: dict[str, str] = {
     "calibration": "a run of method mnf_csc",
     "teacher_label": "a teacher with logits in the student's classes, and labelled clips",
     "student_teacher": "a teacher with logits in the student's classes",
+    "doubt": "a run of method robust",
 }
 
 
@@ -128,6 +130,31 @@ def _pull(v: Tensor, s: Tensor, a: Tensor, labelled: Tensor, method: MNFCSC) -> 
     itself = torch.eye(len(v), dtype=torch.bool)
     scores = ((v @ s.T) / T).masked_fill(~(labelled[None, :] | itself), -torch.inf)
     return (1 - scores.softmax(1).diagonal()) / T.diagonal()
+
+
+def doubt_scores(
+    method: Method, looked: Looked, teacher: Features, labels: Labels, indices: Tensor
+) -> dict[str, Tensor]:
+    """`doubt`, float64 (N,) in [0, 1]; NaN where the method remembers nothing of its clips.
+
+    Args:
+        method: on the CPU.
+        looked: of the scored clips.
+        teacher: their features.
+        labels: of the audited store.
+        indices: int64 (N,) which of the run's training clips each is, -1 for none.
+    """
+    if not isinstance(method, Robust) or teacher.logits is None:
+        return {"doubt": torch.full((len(indices),), torch.nan, dtype=torch.float64)}
+    batch = Batch(
+        labels=labels.values,
+        labelled=labels.labelled,
+        has_teacher=torch.ones_like(labels.labelled),
+        clip_ids=(),
+        teacher=Features(teacher.embedding, teacher.logits.double()),
+        indices=indices,
+    )
+    return {"doubt": method.doubts(looked.probabilities.double(), batch)}
 
 
 def contrast_batches(labelled: np.ndarray, batch_size: int) -> list[Tensor]:

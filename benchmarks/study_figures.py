@@ -1,0 +1,147 @@
+"""What the runs of `study.py` say, against what was asked of them: figures for the tables of docs/results.md.
+
+Differences are paired by seed and test clip; their 95% intervals come from a bootstrap over seeds and videos.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from avdistill.studies.ranking import Estimate, paired_difference
+
+Run = dict[str, Any]
+#: a method counts as worse than no distillation where the interval is below zero and the mean below this
+WORSE = -0.015
+
+
+class Figures:
+    """The runs of a study, by what they were run under."""
+
+    def __init__(self, runs: Iterable[Run], clips: dict[str, Any]) -> None:
+        """runs: with `wrong_sound` of supervised at every share; clips: `test_clips.json`."""
+        self.clips = clips
+        self.cells: dict[tuple[str, int, float], dict[str, dict[int, Run]]] = {}
+        for run in runs:
+            cell = self.cells.setdefault((run["data"], run["labelled_clips"], run["wrong_sound"]), {})
+            if "correct" in run:
+                cell.setdefault(run["method"], {})[run["seed"]] = run
+
+    def top1(self, cell: tuple[str, int, float], method: str) -> float | None:
+        """Mean over the seeds."""
+        runs = self.cells.get(cell, {}).get(method)
+        return statistics.mean(run["top1"] for run in runs.values()) if runs else None
+
+    def difference(self, cell: tuple[str, int, float], method: str, baseline: str) -> tuple[Estimate, int] | None:
+        """How much better a method is than another over the seeds that both have, and how many those are."""
+        both = [self.cells.get(cell, {}).get(name, {}) for name in (method, baseline)]
+        seeds = sorted(set(both[0]) & set(both[1]))
+        if not seeds:
+            return None
+        correct = [np.array([[c == "1" for c in runs[s]["correct"]] for s in seeds]) for runs in both]
+        groups = np.unique(self.clips[cell[0]]["video"], return_inverse=True)[1]
+        return paired_difference(correct[0], correct[1], groups), len(seeds)
+
+    def accuracy(self, data: str) -> list[Run]:
+        """A row for each condition and method of a data set."""
+        rows = []
+        for cell, methods in self.cells.items():
+            for method, runs in methods.items() if cell[0] == data else ():
+                row: Run = {"labelled_clips": cell[1], "wrong_sound": cell[2], "method": method, "seeds": len(runs)}
+                for name in ("top1", "mean_class_accuracy", "map"):
+                    row[name] = statistics.mean(run[name] for run in runs.values())
+                row["top1_std"] = statistics.stdev(r["top1"] for r in runs.values()) if len(runs) > 1 else None
+                if method != "supervised" and (found := self.difference(cell, method, "supervised")):
+                    row |= {"difference": found[0].mean, "interval": _told(found[0])}
+                rows.append(row | self._apart(cell, runs))
+        return rows
+
+    def _apart(self, cell: tuple[str, int, float], runs: dict[int, Run]) -> Run:
+        """Accuracy on test clips of classes with and without a labelled training clip, where there are both."""
+        known = set(self.clips[cell[0]]["labelled_classes"][str(cell[1])])
+        has = np.array([label in known for label in self.clips[cell[0]]["label"]])
+        if has.all():
+            return {}
+        correct = np.array([[c == "1" for c in run["correct"]] for run in runs.values()])
+        return {"top1_labelled_classes": correct[:, has].mean(), "top1_other_classes": correct[:, ~has].mean()}
+
+    def gap_closed(self, data: str, few: int, every: int) -> list[Run]:
+        """Of the gap between supervised with few and with every label, what each method closes under clean sound."""
+        low, high = self.top1((data, few, 0.0), "supervised"), self.top1((data, every, 0.0), "supervised")
+        if low is None or high is None:
+            return []
+        rows = []
+        for method in self.cells[data, few, 0.0]:
+            reached = self.top1((data, few, 0.0), method)
+            if reached is not None and method != "supervised":
+                closed = (reached - low) / (high - low)
+                rows.append(
+                    {"labelled_clips": few, "method": method, "few": low, "top1": reached, "every": high}
+                    | {"closed": closed}
+                )
+        return rows
+
+    def gain_kept(self, data: str, labelled: int, wrong: float) -> list[Run]:
+        """Of each method's gain over supervised under clean sound, what is left with wrong sound."""
+        clean, swapped = (data, labelled, 0.0), (data, labelled, wrong)
+        base, rows = self.top1(clean, "supervised"), []
+        for method in self.cells.get(swapped, {}):
+            before, after = self.top1(clean, method), self.top1(swapped, method)
+            if None in (base, before, after) or method.startswith("supervised"):
+                continue
+            gains = before - base, after - base  # type: ignore[operator]
+            row = {
+                "labelled_clips": labelled,
+                "wrong_sound": wrong,
+                "method": method,
+                "clean": gains[0],
+                "wrong": gains[1],
+            }
+            rows.append(row | {"kept": gains[1] / gains[0] if gains[0] > 0 else None})
+        return rows
+
+    def against(self, method: str, baselines: Iterable[str]) -> list[Run]:
+        """A method against others under every condition."""
+        rows = []
+        for cell in self.cells:
+            for baseline in baselines:
+                found = self.difference(cell, method, baseline)
+                if found is not None:
+                    d, seeds = found
+                    row: Run = {"data": cell[0], "labelled_clips": cell[1], "wrong_sound": cell[2], "against": baseline}
+                    worse = d.high < 0 and d.mean < WORSE
+                    verdict = "ahead" if d.low > 0 else "worse" if worse else "level"
+                    rows.append(row | {"difference": d.mean, "interval": _told(d), "seeds": seeds, "verdict": verdict})
+        return rows
+
+    def found(self) -> list[Run]:
+        """How well runs find swapped sound: mean over the seeds, for labelled and unlabelled clips apart."""
+        rows = []
+        for cell, methods in self.cells.items():
+            for method, runs in methods.items():
+                for group in ("labelled", "unlabelled"):
+                    lines = [
+                        line
+                        for run in runs.values()
+                        for line in run.get("audit", ())
+                        if line["group"] == group and line["score"] == "suspicion" and line["auroc"] is not None
+                    ]
+                    if lines:
+                        row: Run = {
+                            "data": cell[0],
+                            "labelled_clips": cell[1],
+                            "wrong_sound": cell[2],
+                            "method": method,
+                        }
+                        row |= {"clips": group, "seeds": len(lines)}
+                        for name in ("auroc", "average_precision"):
+                            row[name] = statistics.mean(line[name] for line in lines)
+                        rows.append(row)
+        return rows
+
+
+def _told(d: Estimate) -> str:
+    return f"{d.low:+.3f} to {d.high:+.3f}"
