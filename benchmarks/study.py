@@ -52,11 +52,11 @@ GRID = TrainConfig(
     out=Path(),
     student=StudentConfig(
         "stacked_frames",
-        PictureView(frames=16, size=(20, 36), crop_area=(0.75, 1.0), crop_ratio=(1.65, 1.9)),
+        PictureView(frames=16, size=(20, 36), crop_area=(0.85, 1.0), crop_ratio=(1.65, 1.9), flip=False),
         {"frames": 16, "width": 16, "embedding_dim": 128},
     ),
     validation_fraction=0.0,
-    steps=2000,
+    steps=1600,
     batch_size=48,
     labelled_per_batch=16,
     optimizer=OptimizerConfig("adamw", 3e-3, 3e-2, "cosine", warmup_steps=100, clip_norm=5.0),
@@ -94,7 +94,7 @@ DATA = {
 TRIALS = {
     "pseudo_label": ("", "confidence=0.5", "confidence=0.8", "weight=3.0"),
     "kd": ("", "temperature=1.0", "temperature=2.0", "temperature=1.0,weight=3.0"),
-    "robust": ("", "momentum=0.6", "momentum=0.9", "weight=3.0"),
+    "robust": ("", "momentum=0.9", "sharpening=3.0", "own_weight=0.3"),
     "mnf_csc": ("",),
     "mnf_csc, best temperature": (
         "temperature=sample",
@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", choices=list(DATA), default=list(DATA))
     parser.add_argument("--methods", nargs="*", choices=list(METHODS))
     parser.add_argument("--labelled", nargs="*", type=int, help="only these numbers of labelled clips")
-    parser.add_argument("--steps", type=int, default=GRID.steps, help="of a trial")
+    parser.add_argument("--steps", type=int, default=800, help="of a trial")
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,11 @@ def test_widths_are_free(teacher_dim):
     sum(losses.values()).backward()
 
 
-CONFIGS = [*(method.config_class() for method in METHODS.values()), MNFCSCConfig(unlabelled="pseudo_label")]
+CONFIGS = [
+    *(method.config_class() for method in METHODS.values()),
+    MNFCSCConfig(unlabelled="pseudo_label"),
+    MNFCSCConfig(gate="open", attention="mean"),
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

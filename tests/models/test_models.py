@@ -144,6 +144,21 @@ def test_filter_output_is_what_its_fields_say():
     assert (out.guided >= 0).all()
 
 
+def test_parts_of_the_filter_can_be_left_out():
+    teacher, tokens = torch.rand(4, 8), torch.rand(4, 6, 8)
+    bare = NoiseFilter(8, 3, gate="open", attention="mean")
+    out = bare(teacher=teacher, tokens=tokens)
+    assert torch.equal(out.embedding, teacher)
+    torch.testing.assert_close(out.attention, torch.full((4, 6), 1 / 6))
+    torch.testing.assert_close(out.guided, bare.guide(tokens.mean(1)))
+    # What the teacher says then reaches neither the gate nor what is looked at.
+    assert torch.equal(out.logits, bare(teacher=1 - teacher, tokens=tokens).logits)
+    assert {name.split(".")[0] for name, _ in bare.named_parameters()} == {"guide", "classifier"}
+    open_gate = NoiseFilter(8, 3, gate="open")(teacher=teacher, tokens=tokens)
+    assert torch.equal(open_gate.embedding, teacher)
+    assert not torch.allclose(open_gate.attention, torch.full((4, 6), 1 / 6), atol=1e-4)
+
+
 def test_weights_on_disk_build_the_same_network(tmp_path):
     network = build_model("shifted_frames", 3, {"width": 8}).eval()
     description = StudentDescription(

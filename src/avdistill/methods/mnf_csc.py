@@ -18,7 +18,7 @@ from torch.func import functional_call
 from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.calibration import Temperature
 from avdistill.methods.base import Method, Sizes
-from avdistill.models.noise_filter import FilterOutput, NoiseFilter, Order
+from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
 from avdistill.types import Batch, Features, Network
 
 
@@ -32,6 +32,8 @@ class MNFCSCConfig:
         sparsity: gate layers that are kept sparse: "both", or "last" as in the release by mistake.
         sparsity_weight: of the L1 penalty.
         margin: of the filter's triplet.
+        triplet_weight: of that triplet, 1 in the release.
+        gate, attention: "open" and "mean" leave the filter's gate or its guided attention out (`NoiseFilter`).
         calibration_weight: of the contrast in the student's objective.
         calibration_into_filter: whether the contrast also trains the filter (released: yes).
         order: of gate and attention, "gate_attention" in the release.
@@ -48,6 +50,9 @@ class MNFCSCConfig:
     sparsity: Literal["both", "last"] = "both"
     sparsity_weight: float = 0.001
     margin: float = 0.2
+    triplet_weight: float = 1.0
+    gate: Gate = "learned"
+    attention: Attention = "guided"
     calibration_weight: float = 1.0
     calibration_into_filter: bool = True
     order: Order = "gate_attention"
@@ -79,6 +84,8 @@ class MNFCSC(Method):
             teacher_dim=sizes.teacher_dim,
             heads=config.heads,
             order=config.order,
+            gate=config.gate,
+            attention=config.attention,
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -119,12 +126,14 @@ class MNFCSC(Method):
         )
         own = self._filtered(teacher, seen.detach(), on_copied_buffers=True)
         losses["filter_classification"] = classification(logits=own.logits, labels=labels, labelled=labelled)
-        losses["triplet"] = filter_triplet(
+        losses["triplet"] = c.triplet_weight * filter_triplet(
             student=seen.embedding.detach(), teacher=own.teacher, filtered_teacher=own.embedding, margin=c.margin
         )
         return losses | self._sparsity()
 
     def _sparsity(self) -> dict[str, Tensor]:
+        if self.filter.gate is None:
+            return {"sparsity": self.filter.classifier.bias.sum() * 0.0}
         return {"sparsity": gate_sparsity(self.filter, self.config.sparsity, self.config.sparsity_weight)}
 
     def _filtered(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Order = Literal["gate_attention", "attention_gate", "parallel"]
+Gate = Literal["learned", "open"]
+Attention = Literal["guided", "mean"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class NoiseFilter(nn.Module):
         teacher_dim: int | None = None,
         heads: int = 2,
         order: Order = "gate_attention",
+        gate: Gate = "learned",
+        attention: Attention = "guided",
     ) -> None:
         """Build the filter.
 
@@ -59,15 +63,20 @@ class NoiseFilter(nn.Module):
             order: "gate_attention" gates by [teacher; mean of the map], then attends with the gated teacher (released);
                 "attention_gate" attends with the teacher as it is and gates by [teacher; attended]; "parallel" gates
                 by [teacher; mean of the map] and attends with the teacher as it is.
+            gate: "open" lets the whole teacher through: what the gate is worth can be told by leaving it out.
+            attention: "mean" takes the mean of the map where the teacher would point at positions, for the same end.
         """
         super().__init__()
         D = student_dim
         self.order = order
         self.projection = nn.Identity() if teacher_dim in (None, D) else nn.Linear(int(teacher_dim or D), D)
-        self.gate = nn.Sequential(
-            nn.Linear(2 * D, D // 2), nn.BatchNorm1d(D // 2), nn.ReLU(), nn.Linear(D // 2, D), nn.Sigmoid()
-        )
-        self.attention = nn.MultiheadAttention(D, heads, batch_first=True)
+        self.gate, self.attention = None, None
+        if gate == "learned":
+            self.gate = nn.Sequential(
+                nn.Linear(2 * D, D // 2), nn.BatchNorm1d(D // 2), nn.ReLU(), nn.Linear(D // 2, D), nn.Sigmoid()
+            )
+        if attention == "guided":
+            self.attention = nn.MultiheadAttention(D, heads, batch_first=True)
         self.guide = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), nn.ReLU())
         self.classifier = nn.Linear(D, num_classes)
 
@@ -102,9 +111,13 @@ class NoiseFilter(nn.Module):
         )
 
     def _gated(self, teacher: Tensor, seen: Tensor) -> Tensor:
+        if self.gate is None:
+            return torch.ones_like(teacher)
         return self._batch_independent(self.gate, torch.cat([teacher, seen], 1))
 
     def _attend(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.attention is None:
+            return tokens.mean(1), torch.full_like(tokens[:, :, 0], 1 / tokens.shape[1])
         attended, weights = self.attention(query[:, None], tokens, tokens, need_weights=True, average_attn_weights=True)
         return attended[:, 0], weights[:, 0]
 
