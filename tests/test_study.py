@@ -1,0 +1,119 @@
+"""The figures of benchmarks/study.py, from runs made up by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import study
+from study_figures import Figures
+
+CLIPS = {"grid": {"video": list("aabbccddee"), "label": ["x"] * 8 + ["y"] * 2, "labelled_classes": {"20": ["x"]}}}
+CLIPS["grid"]["labelled_classes"] |= {"400": ["x", "y"]}
+
+
+def run(method, seed, correct, *, labelled=20, wrong=0.0, audit=None):
+    right = correct.count("1") / len(correct)
+    told = {"data": "grid", "labelled_clips": labelled, "wrong_sound": wrong, "method": method, "seed": seed}
+    figures = {"top1": right, "mean_class_accuracy": right, "map": 0.5, "correct": correct, "seconds": 1.0}
+    return told | figures | ({} if audit is None else {"audit": audit})
+
+
+RUNS = [
+    run("supervised", 0, "1100000000"),
+    run("supervised", 1, "1111000000"),
+    run("supervised", 0, "1111111100", labelled=400),
+    run("kd", 0, "1111110000"),
+    run("kd", 1, "1111110000"),
+    run("kd", 0, "1111000000", wrong=0.4),
+    run("kd", 1, "1111000000", wrong=0.4),
+    run("robust", 0, "1111111000"),
+    run("robust", 0, "1111110000", wrong=0.4),
+    run("robust", 1, "1111110010", wrong=0.4),
+]
+
+
+@pytest.fixture
+def figures():
+    return Figures(study.study_rows(RUNS), CLIPS)
+
+
+def test_what_hears_nothing_stands_under_every_sound(figures):
+    assert figures.top1(("grid", 20, 0.0), "supervised") == pytest.approx(0.3)
+    assert figures.top1(("grid", 20, 0.4), "supervised") == pytest.approx(0.3)
+    rows = study.study_rows(RUNS)
+    assert [r["condition"] for r in rows if r["method"] == "supervised" and r["seed"] == 1] == ["clean", "swapped"]
+    assert all((r["condition"] == "swapped") == (r["wrong_sound"] > 0) for r in rows)
+
+
+def test_gap_and_what_is_kept(figures):
+    closed = {row["method"]: row["closed"] for row in figures.gap_closed("grid", 20, 400)}
+    assert closed == {"kd": pytest.approx(0.3 / 0.5), "robust": pytest.approx(0.4 / 0.5)}
+    kept = {row["method"]: row["kept"] for row in figures.gain_kept("grid", 20, 0.4)}
+    assert kept == {"kd": pytest.approx(0.1 / 0.3), "robust": pytest.approx(0.35 / 0.4)}
+    assert figures.gap_closed("grid", 70, 400) == []
+
+
+def test_differences_are_paired_over_common_seeds(figures):
+    found, seeds = figures.difference(("grid", 20, 0.0), "robust", "kd")
+    assert (found.mean, seeds) == (pytest.approx(0.1), 1)  # robust has one seed under clean sound
+    rows = {
+        (r["labelled_clips"], r["wrong_sound"], r["against"]): r
+        for r in figures.against("robust", ("kd", "supervised"))
+    }
+    assert rows[20, 0.4, "kd"]["difference"] == pytest.approx(0.25)
+    assert (400, 0.0, "kd") not in rows
+
+
+@pytest.mark.parametrize(("mine", "theirs", "verdict"), [("1" * 10, "0" * 10, "ahead"), ("0" * 10, "1" * 10, "worse")])
+def test_verdicts(mine, theirs, verdict):
+    two = Figures([run("robust", 0, mine), run("kd", 0, theirs)], CLIPS)
+    assert [row["verdict"] for row in two.against("robust", ("kd",))] == [verdict]
+    same = Figures([run("robust", 0, mine), run("kd", 0, mine)], CLIPS)
+    assert [row["verdict"] for row in same.against("robust", ("kd",))] == ["level"]
+
+
+def test_classes_without_a_label_are_told_apart(figures):
+    rows = {(r["labelled_clips"], r["wrong_sound"], r["method"]): r for r in figures.accuracy("grid")}
+    assert rows[20, 0.4, "robust"]["top1_labelled_classes"] == pytest.approx(12 / 16)
+    assert rows[20, 0.4, "robust"]["top1_other_classes"] == pytest.approx(1 / 4)
+    assert "top1_other_classes" not in rows[400, 0.0, "supervised"]
+    assert rows[20, 0.0, "kd"]["top1_std"] == 0
+    assert rows[20, 0.0, "robust"]["top1_std"] is None
+
+
+def test_what_audits_found_is_averaged_by_group():
+    def line(group, auroc, score="suspicion"):
+        return {"group": group, "score": score, "auroc": auroc, "average_precision": auroc / 2}
+
+    runs = [
+        run(
+            "robust",
+            seed,
+            "1" * 10,
+            wrong=0.4,
+            audit=[line("unlabelled", a), line("labelled", 1.0), line("unlabelled", 0, "gate")],
+        )
+        for seed, a in enumerate((0.8, 0.9))
+    ]
+    found = {row["clips"]: row for row in Figures(runs, CLIPS).found()}
+    assert found["unlabelled"]["auroc"] == pytest.approx(0.85)
+    assert found["unlabelled"]["average_precision"] == pytest.approx(0.425)
+    assert (found["labelled"]["auroc"], found["labelled"]["seeds"]) == (1.0, 2)
+
+
+def test_the_csv_files_are_what_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "study")
+    study.RESULTS.mkdir()
+    lines = [json.dumps(r) + "\n" for r in RUNS]
+    (study.RESULTS / "runs.jsonl").write_text("".join(lines))
+    study.report(None)
+    table = (tmp_path / "study.csv").read_text().splitlines()
+    assert table[0] == "data,condition,labelled_clips,wrong_sound,method,seed,top1,mean_class_accuracy,seconds"
+    assert len(table) == 1 + len(RUNS) + 3  # supervised twice
+    assert (
+        (tmp_path / "audit.csv").read_text().startswith("data,labelled,wrong_sound,method,seed,auroc,average_precision")
+    )
