@@ -20,7 +20,7 @@ from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, write_json
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
-from avdistill.studies.comparison import Study, run_study, write_report
+from avdistill.studies.comparison import OnProgress, Study, run_study, write_report
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
 from avdistill.training.recipes import RECIPES
@@ -59,6 +59,19 @@ TRIAL_STEPS = 320
 CONDITIONS = ("clean", "unrelated=0.4")
 
 
+def told_on_change() -> OnProgress:
+    """Prints how far a study is whenever other runs are under way."""
+    last = ""
+
+    def told(done: int, total: int, running: str) -> None:
+        nonlocal last
+        if running != last:
+            print(f"{done} of {total} steps: {running}", file=sys.stderr, flush=True)
+            last = running
+
+    return told
+
+
 def main() -> None:
     """Data, teacher, study, results."""
     parser = argparse.ArgumentParser(description="every method on synthetic videos: results/methods.json")
@@ -84,15 +97,7 @@ def main() -> None:
         trials=3,
         trial_steps=TRIAL_STEPS,
     )
-    last = ""
-
-    def told(done: int, total: int, running: str) -> None:
-        nonlocal last
-        if running != last:
-            print(f"{done} of {total} steps: {running}", file=sys.stderr, flush=True)
-            last = running
-
-    rows = run_study(study, workers=a.workers, on_progress=told)
+    rows = run_study(study, workers=a.workers, on_progress=told_on_change())
     result = write_report(study, rows)
     head = {
         "data": "synthetic videos, all sound related: 1200 training clips, 360 labelled; 480 test clips",
