@@ -64,7 +64,7 @@ def doubt(memory, known, logits, *, several=False):
     """1 - P(belongs) of a clip of which `known` is known, a list of C probabilities."""
     *heard, clips = memory["heard"]
     C, share = len(known), memory["share"]
-    usual = [(h + 1 / C) / (clips + 1) for h in heard]
+    usual = [(h + (0.5 if several else 1 / C)) / (clips + 1) for h in heard]
     if several:
         t = [1 / (1 + math.exp(-z)) for z in logits]
         fit = 1.0
