@@ -18,7 +18,7 @@ class FilterOutput:
     """What the filter makes of a batch.
 
     Attributes:
-        gate: (B, D) in (0, 1).
+        gate: (B, D) in (0, 1); 1 where the gate is open.
         teacher: (B, D) the teacher's embedding in the student's width (the input itself where the widths agree).
         embedding: (B, D) purified teacher, gate * teacher.
         guided: (B, D) what the purified teacher points at in the student's map, non-negative.
