@@ -17,6 +17,7 @@ from avdistill.decoding import ConfigError
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig, parse_method
 from avdistill.studies.comparison import Study
 from avdistill.studies.comparison_report import summarise_study
+from avdistill.studies.jobs import beside
 from avdistill.studies.ranking import paired_difference
 from avdistill.studies.trials import LEARNING_RATES, settings_to_try
 from avdistill.training.recipes import RECIPES
@@ -261,3 +262,8 @@ def test_what_a_store_lacks_is_said_before_anything_is_trained(many_clips, taugh
         assert said in capsys.readouterr().err
         assert not (tmp_path / method).exists()
     assert main(arguments(many_clips.folder, tmp_path / "x", recipe="none")) == 2
+
+
+def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):
+    names = [beside(tmp_path / f"kd-weight=0.5-{seed}", "lock").name for seed in (0, 1)]
+    assert names == ["kd-weight=0.5-0.lock", "kd-weight=0.5-1.lock"]

@@ -80,7 +80,7 @@ class Pool:
             process = self.processes.pop(job)
             process.join()
             if not job.figures.is_file():
-                log = job.config.out.with_suffix(".error.txt")
+                log = beside(job.config.out, "error.txt")
                 text = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
                 said = text[-1] if text else f"its process ended with code {process.exitcode}"
                 raise RunError(f"{job.config.out}: {said}; the same command goes on")
@@ -99,9 +99,9 @@ def _do_job(job: Job) -> None:
     _end_with_parent()
     torch.set_num_threads(job.threads)
     job.config.out.parent.mkdir(parents=True, exist_ok=True)
-    error_log = job.config.out.with_suffix(".error.txt")
+    error_log = beside(job.config.out, "error.txt")
     # A killed study's worker may still be at this run for a moment: wait until it is gone.
-    lock = job.config.out.with_suffix(".lock")
+    lock = beside(job.config.out, "lock")
     lock.mkdir(exist_ok=True)
     with open_locked(lock, wait=True):
         if job.figures.is_file():
@@ -113,6 +113,11 @@ def _do_job(job: Job) -> None:
             error_log.write_text(traceback.format_exc(), encoding="utf-8")
             sys.exit(1)
     shutil.rmtree(lock, ignore_errors=True)
+
+
+def beside(run: Path, ending: str) -> Path:
+    """A file next to a run's folder; a setting in the folder's name may hold a dot."""
+    return run.with_name(f"{run.name}.{ending}")
 
 
 def _end_with_parent() -> None:
