@@ -26,6 +26,9 @@ def test_the_page_is_what_runs(many_clips, tmp_path, monkeypatch, capsys):
     assert main([*train[1:], *small("", 4)]) == 0, capsys.readouterr().err
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert set(metrics[0]["losses"]) == {"classification", "cosine"}
+    assert main(["audit", "run", "store"]) == 0, capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "audit-train" / "audit.json").read_text())
+    assert Path(told["settings"]["method"]) == tmp_path / "cosine.py:Cosine"
     assert main([*compare[1:], "--threads", "1", *small("base.", 2)]) == 0, capsys.readouterr().err
     table = json.loads((tmp_path / "study" / "results.json").read_text())["table"]
     assert {line["method"] for line in table} == {"supervised", "cosine.py:Cosine", "mnf_csc"}

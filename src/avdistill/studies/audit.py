@@ -24,7 +24,7 @@ from avdistill.data.dataset import Labels, clips_of_split, encode_labels, has_mo
 from avdistill.data.store import Store, TeacherEntry, write_json
 from avdistill.distributed import joined
 from avdistill.evaluation.tagging import tagging_table
-from avdistill.methods import Method
+from avdistill.methods import Method, OwnMethodConfig
 from avdistill.methods.mnf_csc import MNFCSC
 from avdistill.methods.robust import Robust
 from avdistill.studies.audit_scores import (
@@ -192,6 +192,7 @@ class _Case:
     """
 
     method: Method
+    method_name: str
     description: StudentDescription
     teacher: TeacherEntry
     scored: np.ndarray
@@ -206,7 +207,7 @@ class _Case:
         return {
             "store": str(store.folder),
             "store_checksum": store.checksum,
-            "method": self.method.config.name,
+            "method": self.method_name,
             "teacher": self.teacher.name,
             "teacher_modality": self.teacher.modality,
             "teacher_head_fitted_on_this_store": self.teacher.fitted_head,
@@ -245,6 +246,7 @@ def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
         )
     return _Case(
         method=method,
+        method_name=config.method.source if isinstance(config.method, OwnMethodConfig) else config.method.name,
         description=description,
         teacher=store.teachers[name],
         scored=scored,
