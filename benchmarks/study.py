@@ -93,9 +93,9 @@ DATA = {
 }
 #: method as the tables call it -> settings tried; "" is the published one
 TRIALS = {
-    "pseudo_label": ("", "confidence=0.5", "confidence=0.8", "weight=3.0"),
-    "kd": ("", "temperature=1.0", "temperature=2.0", "temperature=1.0,weight=3.0"),
-    "robust": ("", "momentum=0.9", "sharpening=3.0", "own_weight=0.3"),
+    "pseudo_label": ("", "confidence=0.5", "confidence=0.8", "weight=3.0", "weight=0.3"),
+    "kd": ("", "temperature=1.0", "temperature=2.0", "temperature=1.0,weight=3.0", "temperature=1.0,weight=0.3"),
+    "robust": ("", "weight=0.3", "weight=3.0", "temperature=0.5", "temperature=2.0"),
     "mnf_csc": ("",),
     "mnf_csc, best temperature": (
         "temperature=sample",

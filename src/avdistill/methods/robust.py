@@ -1,19 +1,18 @@
-"""Robust distillation: a clip's teacher is believed as far as it agrees with what is known of the clip without it.
+"""Robust distillation: the student predicts what its clips sound like, and some sound belongs to another picture.
 
 Ours, within the idea of Xia et al. 2023: filter what is irrelevant in the teacher, let each clip teach as far as its
 two sides are about the same thing. For a student that sees:
 
-1. Either the sound is about the picture, and names its class with the teacher's probability, or it is about something
-   else, and names classes as often as it does anywhere.
-2. What is known of the picture's class is its label or, without one, the running mean of the student's predictions.
-3. Bayes: how much more often than by chance both name the same class says how probable it is that the sound belongs.
-4. How many sounds belong at all is measured where the class is known: on the labelled clips.
-5. An unlabelled clip is taught what both sides together say with that probability, and its own belief with the rest.
+1. A sound is either about its picture's class or about something else, like the sound of any other clip.
+2. Bayes: what the teacher says of a sound, over what it says of any, is how much likelier a class makes that sound.
+3. The mean of that under the student's own prediction is the fit: how much likelier than by chance the sound is.
+4. The share of sounds that are about their picture is measured where the class is known: on the labelled clips.
+5. The loss is -log of the likelihood of the sound, share x fit + 1 - share: a sound at odds with what the student has
+   learned from the others is explained by chance and teaches nothing.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,211 +30,128 @@ class RobustConfig:
     """Settings; symbols as in docs/methods/robust.md.
 
     Attributes:
-        momentum: of the running mean of the student's predictions of a clip, from one visit to the next.
-        sharpening: exponent of that mean. Predictions under random crops and doubtful targets are less sure than they
-            are right; 2 is the temperature 0.5 of MixMatch (Berthelot et al. 2019).
-        weight: of what both sides say together.
-        own_weight: of the student's own belief, where the teacher is doubted.
+        weight: of the likelihood of the unlabelled clips' sounds.
+        temperature: divides the teacher's logits; 1 takes its probabilities for what they say.
     """
 
     name: Literal["robust"] = "robust"
-    momentum: float = 0.8
-    sharpening: float = 2.0
     weight: float = 1.0
-    own_weight: float = 1.0
+    temperature: float = 1.0
 
 
 class Robust(Method):
-    """Weighs each unlabelled clip's teacher by the probability that its sound is the picture's own."""
+    """The likelihood of each unlabelled clip's sound, of which a share is about something else."""
 
     config: RobustConfig
     config_class = RobustConfig
-    tuning: ClassVar = {"momentum": (0.6, 0.8, 0.9), "sharpening": (1.0, 2.0, 3.0), "own_weight": (0.3, 1.0)}
+    tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "temperature": (0.5, 1.0, 2.0)}
     needs = "logits"
 
     def __init__(self, student: Network, config: RobustConfig, sizes: Sizes) -> None:
-        """Nothing trains but the student; what is remembered of the clips lies in `memory`.
-
-        Raises:
-            ValueError: no training clips to remember.
-        """
+        """Nothing trains but the student; what is known of the sounds lies in `sounds`."""
         super().__init__(student, config, sizes)
-        if sizes.training_clips < 1:
-            raise ValueError("robust needs the number of training clips")
-        self.memory = ClipMemory(sizes.training_clips, sizes.num_classes)
+        self.sounds = Sounds(sizes.num_classes)
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification`, `both` and `own`, the last two means over the unlabelled clips.
+        """Returns `classification` and `likelihood`, the mean over the unlabelled clips (0 for one without a teacher).
 
-        Raises:
-            ValueError: the batch does not say which clips it holds.
+        With several labels per clip `likelihood` is divided by C, as `classification` is.
         """
         assert student.logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
-        if batch.indices is None:
-            raise ValueError("robust needs Batch.indices")
-        several = batch.labels.ndim == 2
-        predicted, teacher = (
-            _probabilities(x.detach().to(self.memory.belief.dtype), several)
-            for x in (student.logits, batch.teacher.logits)
-        )
-        known, visited = self.memory.beliefs(batch.indices, self.config.momentum)
-        known = self._known(known, visited, batch.labels, batch.labelled)
-        fit, both = agreement(known=known, teacher=teacher, usual=self.memory.usual(several), several_labels=several)
-        # Before anything is known of a clip, the teacher is all there is.
-        fresh = ~(visited | batch.labelled)
-        fit, both = torch.where(fresh, 1.0, fit), torch.where(fresh[:, None], teacher, both)
-        belongs = belonging(fit, self.memory.share).masked_fill(~batch.has_teacher, 0.0)
+        several, there = batch.labels.ndim == 2, batch.has_teacher
+        teacher = self._teacher(batch)
+        usual, share = (x.to(teacher.dtype) for x in (self.sounds.usual(several), self.sounds.share))
         if self.training:
-            self.memory.update(batch, predicted, teacher, fit, self.config.momentum)
+            told = there & batch.labelled
+            known = label_logits(batch.labels[told], teacher.shape[1])
+            self.sounds.update(teacher[there], log_fit(known, teacher[told], usual, several), several)
 
         rows = ~batch.labelled
-        logits, belongs = student.logits[rows], belongs[rows]
-        heard = torch.where(batch.has_teacher[:, None], both, 0.0)[rows]
-        sure = certainty(known[rows], several)  # 0 for a clip never seen
-        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
-        for name, target, scale, weight in (
-            ("both", heard, belongs[:, None], self.config.weight),
-            ("own", known[rows], (1 - belongs)[:, None] * sure, self.config.own_weight),
-        ):
-            surprise = scale * _surprise(logits, target, several)
-            losses[name] = weight * (surprise.mean(0).sum() if len(logits) else logits.sum())
-        return losses
+        logits = student.logits[rows]
+        fit = log_fit(logits, teacher[rows], usual, several)
+        likelihood = torch.logaddexp(fit + share.log(), (1 - share).log()).where(there[rows], 0.0)
+        loss = -likelihood.mean() / (logits.shape[1] if several else 1) if len(logits) else logits.sum()
+        return {
+            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "likelihood": self.config.weight * loss,
+        }
 
     def doubts(self, predicted: Tensor, batch: Batch) -> Tensor:
-        """How improbable it is that each clip's sound is its own: float (B,) in [0, 1], NaN without a teacher.
+        """How improbable it is that each clip's sound is about its picture: (B,) in [0, 1], NaN without a teacher.
 
         Args:
-            predicted: (B, C) the student's probabilities, for clips that the run has no belief about.
-            batch: `labels`, `labelled`, `has_teacher`, the teacher's logits, and `indices`, -1 for a clip that is not
-                among the run's training clips.
+            predicted: (B, C) the student's probabilities; a labelled clip is judged by its label instead.
+            batch: `labels`, `labelled`, `has_teacher` and the teacher's logits.
         """
-        assert batch.indices is not None
+        several, teacher = batch.labels.ndim == 2, self._teacher(batch)
+        usual, share = (x.to(teacher.dtype) for x in (self.sounds.usual(several), self.sounds.share))
+        known = predicted.logit() if several else predicted.log()
+        known[batch.labelled] = label_logits(batch.labels[batch.labelled], known.shape[1]).to(known.dtype)
+        doubts = torch.sigmoid(-(log_fit(known, teacher, usual, several) + share.logit()))
+        return doubts.masked_fill(~batch.has_teacher, torch.nan)
+
+    def _teacher(self, batch: Batch) -> Tensor:
+        """(B, C) logits, zeros without a teacher: what stands there may be anything."""
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
-        several = batch.labels.ndim == 2
-        known, visited = self.memory.beliefs(batch.indices.clamp(min=0), self.config.momentum)
-        known = torch.where((visited & (batch.indices >= 0))[:, None], known, predicted)
-        known = self._known(known, torch.ones_like(visited), batch.labels, batch.labelled)
-        teacher = _probabilities(batch.teacher.logits, several)
-        fit, _ = agreement(known=known, teacher=teacher, usual=self.memory.usual(several), several_labels=several)
-        return (1 - belonging(fit, self.memory.share)).masked_fill(~batch.has_teacher, torch.nan)
-
-    def _known(self, belief: Tensor, visited: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-        """(B, C): the label; without one the sharpened belief; even odds for a clip never seen."""
-        C, several = belief.shape[1], labels.ndim == 2
-        g = self.config.sharpening
-        yes = belief.clamp(min=_TINY).log() * g
-        if several:
-            sharp = torch.sigmoid(yes - (1 - belief).clamp(min=_TINY).log() * g)
-            hot = labels.to(belief.dtype)
-        else:
-            sharp = yes.softmax(1)
-            hot = F.one_hot(labels.where(labelled, 0), C).to(belief.dtype)
-        sharp = torch.where(visited[:, None], sharp, 0.5 if several else 1 / C)
-        return torch.where(labelled[:, None], hot, sharp)
+        return batch.teacher.logits.detach().where(batch.has_teacher[:, None], 0.0) / self.config.temperature
 
 
-class ClipMemory(nn.Module):
-    """What is remembered from visit to visit, saved and resumed with the method: 4 (C + 2) bytes a training clip.
+class Sounds(nn.Module):
+    """What is known of the training clips' sounds, saved and resumed with the method: C + 3 sums over all visits."""
 
-    Attributes:
-        share: of the clips whose sound is their own, estimated on the labelled ones.
-    """
-
-    belief: Tensor
-    visits: Tensor
-    labelled_fit: Tensor
     heard: Tensor
-    share: Tensor
+    related: Tensor
 
-    def __init__(self, clips: int, classes: int) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.register_buffer("belief", torch.zeros(clips, classes))
-        self.register_buffer("visits", torch.zeros(clips))
-        self.register_buffer("labelled_fit", torch.full((clips,), torch.nan))
-        # Sums over all visits, of the teacher's probabilities and of clips: beyond what float32 adds up.
+        # float64: beyond what float32 adds up. The last of each is the number of clips.
         self.register_buffer("heard", torch.zeros(classes + 1, dtype=torch.float64))
-        self.register_buffer("share", torch.tensor(0.5))
+        self.register_buffer("related", torch.zeros(2, dtype=torch.float64))
 
-    def beliefs(self, indices: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-        """(B, C) running means, as if they had not begun at zero, and bool (B,) whether there is one."""
-        visits = self.visits[indices]
-        return self.belief[indices] / (1 - momentum**visits).clamp(min=_TINY)[:, None], visits > 0
+    @property
+    def share(self) -> Tensor:
+        """Of the labelled clips, those whose sound is about their picture; even odds before any was seen."""
+        # One of each kind more than there are: never 0 or 1.
+        return (self.related[0] + 1) / (self.related[1] + 2)
 
     def usual(self, several_labels: bool) -> Tensor:
-        """(C,) what the teacher says of any clip, in (0, 1): its mean over all visits and one of even odds."""
+        """(C,) what the teacher says of any sound, in (0, 1): its mean over all visits and one of even odds."""
         even = 0.5 if several_labels else 1 / (len(self.heard) - 1)
-        usual = ((self.heard[:-1] + even) / (self.heard[-1] + 1)).to(self.belief.dtype)
+        usual = (self.heard[:-1] + even) / (self.heard[-1] + 1)
         return usual.clamp(max=1 - 1e-6) if several_labels else usual
 
     @torch.no_grad()
-    def update(self, batch: Batch, predicted: Tensor, teacher: Tensor, fit: Tensor, momentum: float) -> None:
-        """Remember a batch, and estimate `share` anew."""
-        assert batch.indices is not None
-        there = batch.has_teacher
-        self.heard += torch.cat([teacher[there].double().sum(0), there.sum()[None].double()])
-        # A batch over the end of an epoch may hold a clip twice; the first counts, in every process.
-        first = ~(batch.indices[:, None] == batch.indices[None, :]).tril(-1).any(1)
-        indices = batch.indices[first]
-        self.belief[indices] = momentum * self.belief[indices] + (1 - momentum) * predicted[first]
-        self.visits[indices] += 1
-        told = first & there & batch.labelled
-        self.labelled_fit[batch.indices[told]] = fit[told]
-        fits = self.labelled_fit[~self.labelled_fit.isnan()]
-        for _ in range(_EM_STEPS):  # begins where the last batch ended
-            # One clip of each kind more than there are: the estimate exists before any, and never is 0 or 1.
-            self.share.copy_((belonging(fits, self.share).sum() + 1) / (len(fits) + 2))
+    def update(self, teacher: Tensor, fit: Tensor, several_labels: bool) -> None:
+        """Add a batch: the teacher's logits of all its clips (B, C), and the log-fits of those with a label."""
+        said = teacher.double().sigmoid() if several_labels else teacher.double().softmax(1)
+        self.heard += torch.cat([said.sum(0), said.new_tensor([len(said)])])
+        related = torch.sigmoid(fit.double() + self.share.logit())
+        self.related += torch.stack([related.sum(), related.new_tensor(len(related))])
 
 
-_TINY = 1e-12
-_EM_STEPS = 5
+def log_fit(known: Tensor, teacher: Tensor, usual: Tensor, several_labels: bool = False) -> Tensor:
+    """How much likelier than by chance a sound is, given what is known of its picture: log, (B,); 0 is chance.
 
-
-def agreement(*, known: Tensor, teacher: Tensor, usual: Tensor, several_labels: bool = False) -> tuple[Tensor, Tensor]:
-    """How much better than chance the teacher fits what is known of each clip, and what both say together.
+    log sum_c q_c p_c / pi_c with q and p the softmax of `known` and `teacher`; with several labels the sum over the
+    classes of log(q p / pi + (1 - q) (1 - p) / (1 - pi)), q and p the sigmoids.
 
     Args:
-        known: (B, C) probabilities of the classes (of each class, with several labels) without the teacher.
-        teacher: (B, C) its probabilities.
-        usual: (C,) its probabilities for any clip, in (0, 1).
+        known: (B, C) logits of the classes without the teacher; infinite ones are certain.
+        teacher: (B, C) its logits.
+        usual: (C,) pi, its probabilities for any sound, in (0, 1).
         several_labels: every class is a yes or no of its own.
-
-    Returns:
-        `fit` (B,): sum_c known_c teacher_c / usual_c; with several labels the product over the classes of
-        known teacher / usual + (1 - known) (1 - teacher) / (1 - usual). 1 is chance.
-        `both` (B, C): the classes' probabilities given both sides.
     """
     if not several_labels:
-        joint = known * teacher / usual
-        fit = joint.sum(1)
-        return fit, joint / fit.clamp(min=_TINY)[:, None]
-    yes, no = known * teacher / usual, (1 - known) * (1 - teacher) / (1 - usual)
-    total = (yes + no).clamp(min=_TINY)
-    return total.log().sum(1).clamp(-30, 30).exp(), yes / total
+        return torch.logsumexp(known.log_softmax(1) + teacher.log_softmax(1) - usual.log(), 1)
+    yes = F.logsigmoid(known) + F.logsigmoid(teacher) - usual.log()
+    no = F.logsigmoid(-known) + F.logsigmoid(-teacher) - (1 - usual).log()
+    return torch.logaddexp(yes, no).sum(1)
 
 
-def belonging(fit: Tensor, share: Tensor) -> Tensor:
-    """(B,) probability that a clip's sound is its own, from its fit and the share of clips of which that is true."""
-    return share * fit / (share * fit + 1 - share)
-
-
-def certainty(probabilities: Tensor, several_labels: bool) -> Tensor:
-    """1 - entropy / largest entropy, in [0, 1]: (B, 1) of each clip; with several labels (B, C) of each class."""
-    if several_labels:
-        both = torch.stack([probabilities, 1 - probabilities], 2)
-        return 1 + (both * both.clamp(min=_TINY).log()).sum(2) / math.log(2)
-    entropy = -(probabilities * probabilities.clamp(min=_TINY).log()).sum(1, keepdim=True)
-    return 1 - entropy / math.log(max(2, probabilities.shape[1]))
-
-
-def _probabilities(logits: Tensor, several: bool) -> Tensor:
-    return logits.sigmoid() if several else logits.softmax(1)
-
-
-def _surprise(logits: Tensor, target: Tensor, several: bool) -> Tensor:
-    """Cross-entropy with a soft target, (B, 1); with several labels (B, C), already divided by C."""
-    if several:
-        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") / logits.shape[1]
-    return -(target * F.log_softmax(logits, dim=1)).sum(1, keepdim=True)
+def label_logits(labels: Tensor, classes: int) -> Tensor:
+    """(B, C) logits of what is certain: `labels` int64 (B,), or multi-hot (B, C)."""
+    certain = labels > 0.5 if labels.ndim == 2 else F.one_hot(labels, classes).bool()
+    return torch.where(certain, torch.inf if labels.ndim == 2 else 0.0, -torch.inf)
