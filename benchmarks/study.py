@@ -11,7 +11,7 @@ made from it, and what stands there is not run again, on this machine or another
 Settings are tuned under one condition only (`TUNED_ON`), on a seed of its own, judged on the pictures of the 160 clips
 that are the sound teacher's: no student is trained on them (but `supervised_plus`), and they are not the test clips.
 Every method has four or five trials (`TRIALS`) but those that are what they are: `mnf_csc` is the released form, and
-`supervised` and `supervised_plus` have no settings. `supervised` hears nothing: its runs count for clean and swapped sound.
+`supervised` and `supervised_plus` have no settings. `supervised` hears nothing: its runs count for clean and swapped.
 The last step's student is taken; with 20 labelled clips there is nothing to choose one by.
 """
 
