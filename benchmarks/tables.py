@@ -1,8 +1,8 @@
-"""Write the tables and learning curves of the documents from `results/`, or check that they are those.
+"""Write the tables and pictures of the documents from `results/`, or check that they are those.
 
     python benchmarks/tables.py [--check] [README.md docs/results.md ...]
 
-Without names: every document, and the pictures of the learning curves in `docs/images`.
+Without names: every document, and the pictures in `docs/images`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of this file.
 """
@@ -17,11 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+import pictures
 import study
 from avdistill.studies.comparison_report import COLUMNS as STUDY_COLUMNS
-from avdistill.studies.comparison_report import curves_digest, plot_learning_curves, read_lines
+from avdistill.studies.comparison_report import read_lines
 from avdistill.studies.report import markdown_table, summarise
 from study_figures import Figures
 
@@ -236,28 +235,14 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-def curves_differ(write: bool) -> list[str]:
-    """Pictures of learning curves that do not show what is in `results/methods.json`; made anew where `write`."""
-    told = _read("methods")
-    images = ROOT / "docs" / "images"
-    differing = []
-    for condition in told["conditions"]:
-        path = images / f"curves-{condition}.png"
-        if not path.is_file() or Image.open(path).text.get("Source") != curves_digest(condition, told["runs"]):  # type: ignore[attr-defined]
-            differing.append(path.name)
-            if write:
-                plot_learning_curves(path, condition, told["runs"])
-    return differing
-
-
 def main() -> int:
     """Write or check."""
-    parser = argparse.ArgumentParser(description="tables and curves of the documents, from results/")
+    parser = argparse.ArgumentParser(description="tables and pictures of the documents, from results/")
     parser.add_argument("documents", nargs="*")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where something differs")
     arguments = parser.parse_args()
     documents = [ROOT / name for name in arguments.documents] or [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    differing = [] if arguments.documents else curves_differ(write=not arguments.check)
+    differing = [] if arguments.documents else pictures.differing(write=not arguments.check)
     for path in documents:
         text = path.read_text(encoding="utf-8")
         fresh = filled(text)
