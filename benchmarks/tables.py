@@ -183,6 +183,24 @@ def study_apart() -> str:
     return markdown_table(rows, columns | {"top1_labelled_classes": "with", "top1_other_classes": "without"})
 
 
+def _ablation(data: str) -> str:
+    told = _read("ablation")
+    rows = [{**line, "variant": told["variants"][line["method"]]} for line in told[data]["table"]]
+    rows.sort(key=lambda row: list(told["variants"]).index(row["method"]))
+    columns = {key: STUDY_COLUMNS[key] for key in ("n", "figure", "std", "difference", "difference_interval", "map")}
+    return markdown_table(rows, {"variant": "", **columns})
+
+
+def ablation_grid() -> str:
+    """GRID's words, each part of MNF + CSC changed by itself."""
+    return _ablation("grid")
+
+
+def ablation_boxes() -> str:
+    """Actor boxes, each part of MNF + CSC changed by itself."""
+    return _ablation("ucf51_actor_boxes")
+
+
 def yamnet() -> str:
     """What YAMNet hears in mixed clips."""
     return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
@@ -202,6 +220,8 @@ def tagging() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "ablation_boxes": ablation_boxes,
+    "ablation_grid": ablation_grid,
     "audit": audit,
     "demo": demo,
     "demo_choices": demo_choices,
