@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from avdistill.methods import RobustConfig, Sizes, SupervisedConfig, build_method
 from avdistill.methods.robust import label_logits, log_fit
 from avdistill.types import Batch, Features
-from method_cases import C, D, batch, built, student
+from method_cases import C, D, N, batch, built, student
 
 # Of 12 clips: every third is labelled, every fourth has no teacher. Clips 2 and 0 come twice in the third batch, 5 (no
 # teacher), 9 (labelled, no teacher) and 11 (never seen before) in the fourth.
@@ -55,6 +55,7 @@ class Literal:
         self.config, self.several, self.classes = config, several, range(classes)
         self.heard, self.visits = [0.0 for _ in self.classes], 0
         self.related, self.told = 0.0, 0
+        self.judged = {}
 
     @property
     def share(self):
@@ -97,7 +98,6 @@ class Literal:
         rows = list(zip(seen.logits.tolist(), data.teacher.logits.tolist(), strict=True))
         spoken = [self.probabilities(t, self.config.temperature) for _, t in rows]
         there, labelled = data.has_teacher.tolist(), data.labelled.tolist()
-        usual_before = self.usual()
         fits = [
             self.fit(self.label(data.labels[i].tolist()), p) for i, p in enumerate(spoken) if there[i] and labelled[i]
         ]
@@ -111,8 +111,8 @@ class Literal:
                 s = self.probabilities(logits)
                 loss -= scale * math.log(self.share * self.fit(s, spoken[i]) + 1 - self.share)
                 pull = [scale * x for x in self.pull(s, spoken[i])]
+                self.judged.setdefault(int(data.indices[i]), []).append(self.belongs(self.fit(s, spoken[i])))
             gradient.append(pull)
-        assert usual_before == self.usual()
         self.related, self.told = self.related + sum(related), self.told + len(related)
         for p, has in zip(spoken, there, strict=True):
             self.visits += has
@@ -136,6 +136,11 @@ def test_it_equals_loops_over_single_clips_through_several_steps(config, several
         assert found.abs().max() > 1e-3
         assert float(method.sounds.share) == pytest.approx(literal.share, rel=1e-9)
         assert method.sounds.usual(several).tolist() == pytest.approx(literal.usual(), rel=1e-9)
+        for clip in range(N):
+            past = literal.judged.get(clip, [])
+            assert float(method.sounds.visits[clip]) == len(past)
+            assert float(method.sounds.judged[clip]) == pytest.approx(sum(past), rel=1e-9)
+    assert max(len(past) for past in literal.judged.values()) > 2
     assert literal.told == 11  # visits of labelled clips with a teacher: 0, 3, 6
     assert abs(literal.share - 0.5) > 0.01
 
@@ -151,11 +156,20 @@ def test_doubts_equal_loops_over_single_clips(several):
     seen, data = random_batch(list(range(12)), 9, several=several)
     asked = torch.tensor([literal.probabilities(row) for row in seen.logits.tolist()], dtype=torch.float64)
     before = asked.clone()
+    outside = torch.arange(12) % 5 == 2  # clips 2 and 7: as if they were not among the training clips
+    data = replace(data, indices=data.indices.masked_fill(outside, -1))
     doubts = method.doubts(asked, data)
     assert torch.equal(asked, before)
+    del literal.judged[11], literal.judged[2]  # as if never seen without a label, and outside
+    method.sounds.visits[11] = method.sounds.judged[11] = 0
+    doubts = method.doubts(asked, data)
     for clip in range(12):
         if not data.has_teacher[clip]:
             assert torch.isnan(doubts[clip])
+            continue
+        if clip in literal.judged and not outside[clip]:
+            past = literal.judged[clip]
+            assert float(doubts[clip]) == pytest.approx(1 - sum(past) / len(past), abs=1e-6)
             continue
         q = literal.label(data.labels[clip].tolist()) if data.labelled[clip] else asked[clip].tolist()
         fit = literal.fit(q, literal.probabilities(data.teacher.logits[clip].tolist(), 1.5))
@@ -231,8 +245,9 @@ def test_sounds_of_other_clips_are_doubted(several):
         has_teacher=torch.ones(clips, dtype=torch.bool),
         clip_ids=(),
         teacher=Features(embedding=torch.zeros(clips, D), logits=teacher),
+        indices=torch.arange(clips),
     )
-    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D))
+    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D, training_clips=clips))
     generator, views = torch.Generator().manual_seed(4), []
     for _ in range(12):
         logits = looks(hot, several, generator)
@@ -241,11 +256,12 @@ def test_sounds_of_other_clips_are_doubted(several):
             method.losses(Features(torch.zeros(100, D), logits[rows]), everything.map(lambda x, r=rows: x[r]))
     assert float(method.sounds.share) == pytest.approx(0.6, abs=0.06)
     seen = torch.stack(views).mean(0)
-    doubts = method.doubts(seen, everything)
+    doubts = method.doubts(torch.full(hot.shape, 1 / classes), everything)
     for rows in (labelled, ~labelled):
         assert roc_auc_score(swapped[rows], doubts[rows]) > 0.9
         assert doubts[rows & swapped].mean() > 0.5 > doubts[rows & ~swapped].mean()
-    strange = replace(everything, labelled=torch.zeros_like(labelled))
+    strange = replace(everything, labelled=torch.zeros_like(labelled), indices=torch.full((clips,), -1))
+    assert roc_auc_score(swapped, method.doubts(seen, strange)) > 0.9
     blind = method.doubts(torch.full(hot.shape, 0.5 if several else 1 / classes), strange)
     assert roc_auc_score(swapped, blind) < 0.7  # without the student there is nothing to doubt by
 
@@ -319,7 +335,7 @@ def test_a_resumed_run_goes_on_bit_equal():
 @pytest.mark.parametrize("spoken", [1e4, -1e4, 0.0])
 @pytest.mark.parametrize(("classes", "several"), [(1, False), (1, True), (4, False), (4, True)])
 def test_extremes_are_finite(classes, several, spoken, loud):
-    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D))
+    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D, training_clips=N))
     for one in (False, True, False, True):  # of one class, then of all
         for seed, indices in enumerate(STEPS[:2]):
             seen, data = random_batch(indices, seed, several=several, classes=classes)
@@ -335,3 +351,10 @@ def test_extremes_are_finite(classes, several, spoken, loud):
             assert torch.isfinite(doubts[data.has_teacher]).all()
     assert all(torch.isfinite(values).all() for values in method.sounds.buffers())
     assert 0 < float(method.sounds.share) < 1
+
+
+def test_mistakes_have_clear_errors():
+    with pytest.raises(ValueError, match=r"Batch\.indices"):
+        built(RobustConfig())(replace(batch(), indices=None))
+    with pytest.raises(ValueError, match="number of training clips"):
+        build_method(RobustConfig(), student(), Sizes(C, teacher_dim=D))

@@ -48,31 +48,40 @@ class Robust(Method):
     needs = "logits"
 
     def __init__(self, student: Network, config: RobustConfig, sizes: Sizes) -> None:
-        """Nothing trains but the student; what is known of the sounds lies in `sounds`."""
+        """Nothing trains but the student; what is known of the sounds lies in `sounds`.
+
+        Raises:
+            ValueError: no training clips.
+        """
         super().__init__(student, config, sizes)
-        self.sounds = Sounds(sizes.num_classes)
+        if sizes.training_clips < 1:
+            raise ValueError("robust needs the number of training clips")
+        self.sounds = Sounds(sizes.num_classes, sizes.training_clips)
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `likelihood`, the mean over the unlabelled clips (0 for one without a teacher).
 
         With several labels per clip `likelihood` is divided by C, as `classification` is.
+
+        Raises:
+            ValueError: the batch does not say which clips it holds.
         """
         assert student.logits is not None
-        assert batch.teacher is not None
-        assert batch.teacher.logits is not None
+        if batch.indices is None:
+            raise ValueError("robust needs Batch.indices")
         several, there = batch.labels.ndim == 2, batch.has_teacher
         teacher = self._teacher(batch)
         usual, share = (x.to(teacher.dtype) for x in (self.sounds.usual(several), self.sounds.share))
-        if self.training:
-            told = there & batch.labelled
-            known = label_logits(batch.labels[told], teacher.shape[1])
-            self.sounds.update(teacher[there], log_fit(known, teacher[told], usual, several), several)
-
         rows = ~batch.labelled
         logits = student.logits[rows]
         fit = log_fit(logits, teacher[rows], usual, several)
         likelihood = torch.logaddexp(fit + share.log(), (1 - share).log()).where(there[rows], 0.0)
         loss = -likelihood.mean() / (logits.shape[1] if several else 1) if len(logits) else logits.sum()
+        if self.training:
+            told = there & batch.labelled
+            known = label_logits(batch.labels[told], teacher.shape[1])
+            self.sounds.judge(batch.indices[there & rows], fit.detach()[there[rows]])
+            self.sounds.update(teacher[there], log_fit(known, teacher[told], usual, several), several)
         return {
             "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
             "likelihood": self.config.weight * loss,
@@ -81,15 +90,23 @@ class Robust(Method):
     def doubts(self, predicted: Tensor, batch: Batch) -> Tensor:
         """How improbable it is that each clip's sound is about its picture: (B,) in [0, 1], NaN without a teacher.
 
+        A labelled clip is judged by its label, a clip trained on without one as it was on all visits in the mean: the
+        student learns many a wrong sound in the end. Others are judged by what the student predicts.
+
         Args:
-            predicted: (B, C) the student's probabilities; a labelled clip is judged by its label instead.
-            batch: `labels`, `labelled`, `has_teacher` and the teacher's logits.
+            predicted: (B, C) the student's probabilities.
+            batch: `labels`, `labelled`, `has_teacher`, the teacher's logits, and `indices`, -1 for a clip that is not
+                among the run's training clips.
         """
+        assert batch.indices is not None
         several, teacher = batch.labels.ndim == 2, self._teacher(batch)
         usual, share = (x.to(teacher.dtype) for x in (self.sounds.usual(several), self.sounds.share))
         known = predicted.logit() if several else predicted.log()
         known[batch.labelled] = label_logits(batch.labels[batch.labelled], known.shape[1]).to(known.dtype)
         doubts = torch.sigmoid(-(log_fit(known, teacher, usual, several) + share.logit()))
+        past = 1 - self.sounds.judged / self.sounds.visits  # NaN before the first visit
+        past = past[batch.indices.clamp(min=0)].to(doubts.dtype)
+        doubts = torch.where((batch.indices >= 0) & ~batch.labelled & ~past.isnan(), past, doubts)
         return doubts.masked_fill(~batch.has_teacher, torch.nan)
 
     def _teacher(self, batch: Batch) -> Tensor:
@@ -100,16 +117,26 @@ class Robust(Method):
 
 
 class Sounds(nn.Module):
-    """What is known of the training clips' sounds, saved and resumed with the method: C + 3 sums over all visits."""
+    """What is known of the training clips' sounds, saved and resumed with the method: 8 bytes a clip, 8 a class.
+
+    Attributes:
+        judged: (N,) sums over the visits of each clip without a label, of the probability that its sound belongs. Only
+            `doubts` looks at it; to learn from it was no better.
+        visits: (N,) how many those are.
+    """
 
     heard: Tensor
     related: Tensor
+    judged: Tensor
+    visits: Tensor
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, clips: int) -> None:
         super().__init__()
         # float64: beyond what float32 adds up. The last of each is the number of clips.
         self.register_buffer("heard", torch.zeros(classes + 1, dtype=torch.float64))
         self.register_buffer("related", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("judged", torch.zeros(clips))
+        self.register_buffer("visits", torch.zeros(clips))
 
     @property
     def share(self) -> Tensor:
@@ -122,6 +149,12 @@ class Sounds(nn.Module):
         even = 0.5 if several_labels else 1 / (len(self.heard) - 1)
         usual = (self.heard[:-1] + even) / (self.heard[-1] + 1)
         return usual.clamp(max=1 - 1e-6) if several_labels else usual
+
+    def judge(self, indices: Tensor, fit: Tensor) -> None:
+        """Add a visit of these clips, of which none has a label, with their log-fits (B,)."""
+        belongs = torch.sigmoid(fit + self.share.logit()).to(self.judged.dtype)
+        self.judged.index_add_(0, indices, belongs)  # a batch over the end of an epoch may hold a clip twice
+        self.visits.index_add_(0, indices, torch.ones_like(belongs))
 
     @torch.no_grad()
     def update(self, teacher: Tensor, fit: Tensor, several_labels: bool) -> None:

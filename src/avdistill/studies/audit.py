@@ -8,6 +8,7 @@ finds it; the truth is never an input of a score.
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +187,7 @@ class _Case:
         scored: rows of the store that hold both modalities.
         unscored: the split's other rows, and whether it is the teacher or what the student looks at that is missing.
         features: the teacher's of the scored clips, logits in the order of the student's classes or None.
+        indices: int64, which of the run's training clips each scored clip is, by its id; -1 for none.
         suspicion_from: group -> the score that it is ranked by.
     """
 
@@ -197,6 +199,7 @@ class _Case:
     unscored: list[tuple[int, str]]
     features: Features
     labels: Labels
+    indices: Tensor
     suspicion_from: dict[str, str]
     contrast_batch_size: int
 
@@ -252,6 +255,7 @@ def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
         ],
         features=Features(torch.from_numpy(embedding[scored]), chosen),
         labels=encode_labels(store, scored, description.classes, description.multi_label),
+        indices=_places(run, store.columns["id"][scored].tolist()),
         suspicion_from=suspicion_from,
         contrast_batch_size=config.batch_size,
     )
@@ -267,6 +271,13 @@ def _teacher_name(run: Path, own: str | None, store: Store, asked: str | None) -
     return name
 
 
+def _places(run: Path, ids: Sequence[str]) -> Tensor:
+    """Where the run's list of training clips has each id, which is how its method numbers them; -1 where it has not."""
+    training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]  # `load_method` could read it
+    place = {name: i for i, name in enumerate(training)}
+    return torch.tensor([place.get(name, -1) for name in ids])
+
+
 def _in_order(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
     """The columns in the order of `classes`; None where one of them is missing."""
     place = {name: i for i, name in enumerate(columns)}
@@ -280,7 +291,7 @@ def _scores(case: _Case, looked: Looked) -> dict[str, Tensor]:
     method, labels, logits = case.method.cpu(), case.labels, case.features.logits  # all that was looked at is there
     scores = label_scores(looked.probabilities, logits, labels, case.description.multi_label)
     scores |= filter_scores(method, looked, logits, labels, case.contrast_batch_size)
-    scores |= doubt_scores(method, looked, case.features, labels)
+    scores |= doubt_scores(method, looked, case.features, labels, case.indices)
     first, second = (scores[case.suspicion_from[group]] for group in _GROUPS)
     return scores | {"suspicion": first.where(labels.labelled, second)}
 

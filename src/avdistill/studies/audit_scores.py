@@ -132,7 +132,9 @@ def _pull(v: Tensor, s: Tensor, a: Tensor, labelled: Tensor, method: MNFCSC) -> 
     return (1 - scores.softmax(1).diagonal()) / T.diagonal()
 
 
-def doubt_scores(method: Method, looked: Looked, teacher: Features, labels: Labels) -> dict[str, Tensor]:
+def doubt_scores(
+    method: Method, looked: Looked, teacher: Features, labels: Labels, indices: Tensor
+) -> dict[str, Tensor]:
     """`doubt`, float64 (N,) in [0, 1]; NaN where the method knows nothing of sounds.
 
     Args:
@@ -140,6 +142,7 @@ def doubt_scores(method: Method, looked: Looked, teacher: Features, labels: Labe
         looked: of the scored clips.
         teacher: their features.
         labels: of the audited store.
+        indices: int64 (N,) which of the run's training clips each is, -1 for none.
     """
     if not isinstance(method, Robust) or teacher.logits is None:
         return {"doubt": torch.full((len(looked.probabilities),), torch.nan, dtype=torch.float64)}
@@ -149,6 +152,7 @@ def doubt_scores(method: Method, looked: Looked, teacher: Features, labels: Labe
         has_teacher=torch.ones_like(labels.labelled),
         clip_ids=(),
         teacher=Features(teacher.embedding, teacher.logits.double()),
+        indices=indices,
     )
     return {"doubt": method.doubts(looked.probabilities.double(), batch)}
 
