@@ -17,7 +17,7 @@ from avdistill.studies.panels import plot_panels
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-Curves = dict[str, list[list[list[float]]]]
+Curves = dict[str, list[list[tuple[float, float]]]]
 
 
 def pictures() -> dict[str, tuple[str, Callable[[Path], None]]]:
@@ -48,11 +48,11 @@ def pictures() -> dict[str, tuple[str, Callable[[Path], None]]]:
 def study_curves() -> dict[tuple[str, int], Curves]:
     """(data, labelled clips) -> method -> for every seed its top-1 over the share of wrong sound."""
     curves: dict[tuple[str, int], Curves] = {}
-    seen: dict[tuple[str, int, str, int], list[list[float]]] = {}
+    seen: dict[tuple[str, int, str, int], list[tuple[float, float]]] = {}
     for row in study.study_rows(read_lines(study.RESULTS / "runs.jsonl")):
         key = row["data"], row["labelled_clips"], row["method"], row["seed"]
         if "top1" in row and len(study.DATA[row["data"]].wrong) > 1:
-            seen.setdefault(key, []).append([row["wrong_sound"], row["top1"]])
+            seen.setdefault(key, []).append((row["wrong_sound"], row["top1"]))
     for (data, labelled, method, _), points in seen.items():
         if len(points) == len(study.DATA[data].wrong):
             curves.setdefault((data, labelled), {}).setdefault(method, []).append(points)
