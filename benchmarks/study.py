@@ -4,7 +4,7 @@
     python benchmarks/study.py run --grid DIR --boxes DIR --synthetic DIR --work DIR [--data grid] [--methods kd]
     python benchmarks/study.py report
 
-`--grid` is the `--work` of `grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`. Every run
+`--grid` is the `--work` of `study_grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`. Every run
 is written to `results/study/runs.jsonl` as it ends, with what is right and wrong of every test clip; the CSV files are
 made from it, and what stands there is not run again, on this machine or another.
 
@@ -53,7 +53,7 @@ GRID = TrainConfig(
     out=Path(),
     student=StudentConfig(
         "stacked_frames",
-        PictureView(frames=16, size=(20, 36), crop_area=(0.85, 1.0), crop_ratio=(1.65, 1.9), flip=False),
+        PictureView(frames=16, size=(20, 36), flip=False, resize=False),
         {"frames": 16, "width": 16, "embedding_dim": 128},
     ),
     validation_fraction=0.0,

@@ -112,6 +112,8 @@ class PictureView:
         crop_area: range of the share of the picture a training crop covers.
         crop_ratio: range of its width over its height.
         flip: mirror half of the training clips.
+        resize: False leaves the pictures at the store's scale: `size` is cut out, anywhere in training and from the
+            centre otherwise; `crop_area` and `crop_ratio` then have no say. By far the cheapest.
     """
 
     modality: Literal["picture"] = "picture"
@@ -120,6 +122,7 @@ class PictureView:
     crop_area: tuple[float, float] = (0.25, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = True
+    resize: bool = True
 
 
 @dataclass(frozen=True)

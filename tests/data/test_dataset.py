@@ -1,5 +1,7 @@
 """Windows, crops, batches: every batch is a function of (seed, number), nothing is skipped, absence is a mask."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,38 @@ def test_evaluation_window_is_the_centre():
     window = evaluation_window(frames, PictureView(frames=4, size=(20, 20)), 16000, 0)
     assert window.shape == (4, 20, 20, 3)
     assert window[:, :, 1:-1].float().mean() > 195
+
+
+def test_without_resizing_the_pixels_are_those_of_the_store():
+    frames = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+    view = PictureView(frames=4, size=(7, 10), flip=False, resize=False)
+    crops = {
+        (t, y, x): frames[t : t + 4, y : y + 7, x : x + 10].tobytes()
+        for t, y, x in itertools.product(range(3), range(3), range(3))
+    }
+    drawn = [training_window(frames, view, 16000, np.random.default_rng(seed)).numpy().tobytes() for seed in range(300)]
+    assert set(drawn) == set(crops.values())  # every place in time and picture, and nothing else
+    assert evaluation_window(frames, view, 16000, 1).numpy().tobytes() == crops[1, 1, 1]
+
+
+def test_without_resizing_half_of_the_windows_are_mirrored():
+    frames = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    view = PictureView(frames=2, size=(4, 5), resize=False)
+    drawn = [training_window(frames, view, 16000, np.random.default_rng(seed)).numpy() for seed in range(40)]
+    mirrored = [np.array_equal(window, frames[:, :, ::-1]) for window in drawn]
+    assert 8 < sum(mirrored) < 32
+    assert all(m or np.array_equal(window, frames) for m, window in zip(mirrored, drawn, strict=True))
+
+
+@pytest.mark.parametrize("look", ["training", "evaluation"])
+def test_a_view_larger_than_the_pictures_is_refused(look):
+    view = PictureView(frames=2, size=(5, 5), resize=False)
+    with pytest.raises(ValueError, match=r"5x5 pixels .* pictures of 4x8"):
+        frames = np.zeros((2, 4, 8, 3), np.uint8)
+        if look == "training":
+            training_window(frames, view, 16000, np.random.default_rng(0))
+        else:
+            evaluation_window(frames, view, 16000, 0)
 
 
 def test_sound_window_is_scaled_and_looped():

@@ -121,6 +121,22 @@ def test_spec_augment_acts_in_training_only():
     assert not torch.equal(network(sound).embedding, network(sound).embedding)
 
 
+def test_the_position_in_time_is_an_input_of_its_own():
+    network = build_model("logmel_cnn", 3, {"time_position": True}).eval()
+    seen = []
+    network.blocks[0].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    plain = build_model("logmel_cnn", 3).eval()
+    plain.blocks[0].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    sound = torch.randn(2, 8000)
+    network(sound)
+    plain(sound)
+    with_position, without = seen
+    frames = with_position.shape[2]
+    torch.testing.assert_close(with_position[:, :1], without)
+    expected = torch.tensor([2 * i / (frames - 1) - 1 for i in range(frames)])
+    torch.testing.assert_close(with_position[:, 1], expected[None, :, None].expand(2, frames, 64))
+
+
 def test_the_filter_uses_running_statistics_for_a_single_row():
     noise_filter = NoiseFilter(8, 3)
     tokens, teacher = torch.rand(4, 5, 8), torch.rand(4, 8)

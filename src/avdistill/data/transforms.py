@@ -71,6 +71,8 @@ def training_window(
     cut = window[:, top : top + height, left : left + width]
     if view.flip and rng.random() < 0.5:
         cut = cut[:, :, ::-1]
+    if not view.resize:
+        return torch.from_numpy(np.array(cut, order="C"))
     frames = V2F.resize(_channels_first(cut), list(view.size), antialias=True)
     return frames.permute(0, 2, 3, 1).contiguous()
 
@@ -81,6 +83,10 @@ def evaluation_window(items: np.ndarray, view: PictureView | SoundView, sample_r
     if isinstance(view, SoundView):
         return _waveform(window)
     H, W = window.shape[1:3]
+    if not view.resize:
+        _check_fits(H, W, view)
+        top, left = (H - view.size[0]) // 2, (W - view.size[1]) // 2
+        return torch.from_numpy(np.array(window[:, top : top + view.size[0], left : left + view.size[1]], order="C"))
     factor = max(view.size[0] / H, view.size[1] / W)
     scaled = [max(view.size[0], round(H * factor)), max(view.size[1], round(W * factor))]
     frames = V2F.center_crop(V2F.resize(_channels_first(window), scaled, antialias=True), list(view.size))
@@ -102,7 +108,14 @@ def _waveform(window: np.ndarray) -> Tensor:
 
 
 def _random_crop(H: int, W: int, view: PictureView, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop of random area and shape; the centre where ten tries do not fit."""
+    """(top, left, height, width) of a crop of random area and shape; the centre where ten tries do not fit.
+
+    At the store's scale: of the view's size, anywhere.
+    """
+    if not view.resize:
+        _check_fits(H, W, view)
+        height, width = view.size
+        return int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1)), height, width
     for _ in range(10):
         area = H * W * rng.uniform(*view.crop_area)
         ratio = math.exp(rng.uniform(math.log(view.crop_ratio[0]), math.log(view.crop_ratio[1])))
@@ -112,3 +125,11 @@ def _random_crop(H: int, W: int, view: PictureView, rng: np.random.Generator) ->
     ratio = min(max(W / H, view.crop_ratio[0]), view.crop_ratio[1])
     height, width = min(H, round(W / ratio)), min(W, round(H * ratio))
     return (H - height) // 2, (W - width) // 2, height, width
+
+
+def _check_fits(H: int, W: int, view: PictureView) -> None:
+    if view.size[0] > H or view.size[1] > W:
+        raise ValueError(
+            f"the view of {view.size[0]}x{view.size[1]} pixels (height x width) does not fit into pictures of {H}x{W}: "
+            "a smaller view.size, or view.resize"
+        )

@@ -77,6 +77,7 @@ class LogMelCNN(Network):
         bands: int = 64,
         width: int = 32,
         spec_augment: bool = True,
+        time_position: bool = False,
     ) -> None:
         """Build the network.
 
@@ -87,12 +88,15 @@ class LogMelCNN(Network):
             bands: mel bands.
             width: channels of the first block, doubled by the second and third.
             spec_augment: while training, blank two bands of frequencies and two of times (Park et al. 2019).
+            time_position: a further input channel tells where in the window a frame lies, -1 to 1 (Liu et al. 2018,
+                CoordConv). The mean over the map forgets it, and a word in the middle is then taken for its neighbours.
         """
         super().__init__()
-        self.embedding_dim, self.sample_rate_hz, self.spec_augment = embedding_dim, sample_rate_hz, spec_augment
+        self.embedding_dim, self.sample_rate_hz = embedding_dim, sample_rate_hz
+        self.spec_augment, self.time_position = spec_augment, time_position
         self.log_mel = LogMel(sample_rate_hz, bands)
         self.bands_norm = nn.BatchNorm2d(bands)
-        widths = (1, width, 2 * width, 4 * width, embedding_dim)
+        widths = (2 if time_position else 1, width, 2 * width, 4 * width, embedding_dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
             for a, b in pairwise(widths)
@@ -105,6 +109,9 @@ class LogMelCNN(Network):
         x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
         if self.training and self.spec_augment:
             x = blank_bands(blank_bands(x, axis=2), axis=3)
+        if self.time_position:
+            place = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
+            x = torch.cat([x, place[None, None, :, None].expand_as(x)], 1)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index < 3:
