@@ -2,15 +2,24 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from avdistill.data.dataset import clips_of_split
+from avdistill.training import StudentConfig, train
+from avdistill.types import PictureView
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import study
 from study_figures import Figures
 
+FILE = "student.safetensors"
 CLIPS = {"grid": {"video": list("aabbccddee"), "label": ["x"] * 8 + ["y"] * 2, "labelled_classes": {"20": ["x"]}}}
 CLIPS["grid"]["labelled_classes"] |= {"400": ["x", "y"]}
 
@@ -49,12 +58,49 @@ def test_what_hears_nothing_stands_under_every_sound(figures):
     assert all((r["condition"] == "swapped") == (r["wrong_sound"] > 0) for r in rows)
 
 
+def test_every_setting_that_is_tried_is_one():
+    stores = SimpleNamespace(folder=Path("store"))
+    for name, settings in study.TRIALS.items():
+        jobs = [study.make_job(name, s, study.GRID, stores, Path("out"), 0, {"method": name}) for s in settings]
+        assert len({job.config.method for job in jobs}) == len(settings)
+        assert len({job.config.out for job in jobs}) == len(settings)
+
+
 def test_gap_and_what_is_kept(figures):
     closed = {row["method"]: row["closed"] for row in figures.gap_closed("grid", 20, 400)}
     assert closed == {"kd": pytest.approx(0.3 / 0.5), "robust": pytest.approx(0.4 / 0.5)}
     kept = {row["method"]: row["kept"] for row in figures.gain_kept("grid", 20, 0.4)}
     assert kept == {"kd": pytest.approx(0.1 / 0.3), "robust": pytest.approx(0.35 / 0.4)}
     assert figures.gap_closed("grid", 70, 400) == []
+
+
+def test_a_run_without_unlabelled_clips_stands_for_what_differs_on_those_only():
+    rows = [r for r in study.study_rows(RUNS) if r["labelled_clips"] == 400]
+    assert {(r["method"], r["wrong_sound"]) for r in rows} == {
+        (method, wrong) for method in ("supervised", "pseudo_label", "robust") for wrong in (0.0, 0.4)
+    }
+    assert {r["top1"] for r in rows} == {0.8}
+
+
+@pytest.mark.parametrize("name", study.FOR_UNLABELLED)
+def test_and_it_is_that_run_bit_by_bit(many_clips, tmp_path, name):
+    assert all(many_clips.labels[i] for i in clips_of_split(many_clips, "train"))
+
+    def weights(method):
+        view = PictureView(frames=4, size=(20, 24), flip=False, resize=False)
+        told = {"data": "grid", "labelled_clips": 400, "wrong_sound": 0.0, "method": method, "seed": 3}
+        base = replace(
+            study.GRID,
+            student=StudentConfig("stacked_frames", view, {"frames": 4, "width": 8, "embedding_dim": 16}),
+            steps=4,
+            batch_size=6,
+            labelled_per_batch=2,
+        )
+        return load_file(train(study.make_job(method, "", base, many_clips, tmp_path, 3, told).config) / "last" / FILE)
+
+    expected, found = weights("supervised"), weights(name)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 def test_differences_are_paired_over_common_seeds(figures):
@@ -113,7 +159,7 @@ def test_the_csv_files_are_what_was_asked_for(tmp_path, monkeypatch):
     study.report(None)
     table = (tmp_path / "study.csv").read_text().splitlines()
     assert table[0] == "data,condition,labelled_clips,wrong_sound,method,seed,top1,mean_class_accuracy,seconds"
-    assert len(table) == 1 + len(RUNS) + 3  # supervised twice
+    assert len(table) == 1 + len(RUNS) + 2 + 5  # supervised twice; with every label it is six runs
     assert (
         (tmp_path / "audit.csv").read_text().startswith("data,labelled,wrong_sound,method,seed,auroc,average_precision")
     )

@@ -21,9 +21,11 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
         for group in method.parameter_groups()
     ]
     rate, decay = config.learning_rate, config.weight_decay
+    # One kernel for all of a group's weights: of a small network the update is otherwise a tenth of the step.
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     if config.name == "sgd":
-        return SGD(groups, lr=rate, momentum=0.9, weight_decay=decay)
-    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate, weight_decay=decay)
+        return SGD(groups, lr=rate, momentum=0.9, weight_decay=decay, fused=fused)
+    return (Adam if config.name == "adam" else AdamW)(groups, lr=rate, weight_decay=decay, fused=fused)
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
