@@ -4,9 +4,9 @@
     python benchmarks/study.py run --grid DIR --boxes DIR --synthetic DIR --work DIR [--data grid] [--methods kd]
     python benchmarks/study.py report
 
-`--grid` is the `--work` of `study_grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`. Every run
-is written to `results/study/runs.jsonl` as it ends, with what is right and wrong of every test clip; the CSV files are
-made from it, and what stands there is not run again, on this machine or another.
+`--grid` is the `--work` of `study_grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`.
+Every run is written to `results/study/runs.jsonl` as it ends, with what is right and wrong of every test clip; the CSV
+files are made from it, and what stands there is not run again, on this machine or another.
 
 Settings are tuned under one condition only (`TUNED_ON`), on a seed of its own, judged on the pictures of the 160 clips
 that are the sound teacher's: no student is trained on them (but `supervised_plus`), and they are not the test clips.
@@ -115,7 +115,7 @@ TRIALS = {
 #: `robust` where somebody has taken the swapped sounds away: what a perfect doubt could do
 TOLD = "robust, wrong sound removed"
 METHODS = ("supervised", *TRIALS, TOLD, "supervised_plus")
-#: without an unlabelled clip these have no term but that of `supervised`: the same run, bit by bit (tests/test_study.py)
+#: without an unlabelled clip these have no term but that of `supervised`: the same run, bit by bit, as a test says
 FOR_UNLABELLED = ("pseudo_label", "robust")
 AUDITED = ("robust", "pseudo_label", "kd", "mnf_csc")
 

@@ -1,9 +1,9 @@
-"""GRID for the study: small pictures that are cut, not scaled, and a teacher that knows where in its window a word lies.
+"""GRID for the study: small pictures, cut and not scaled, and a teacher that knows where in its window a word lies.
 
     python benchmarks/study_grid.py --videos DIR --work DIR [--workers 2]
 
-DIR of the videos as for `grid.py`, whose word segments and roles these are. The pictures are a third as large as they lie
-in the files, a training crop is a place and not a scale, and so two cores train a student in a minute. The teacher is
+The videos are those of `grid.py`, and so are the word segments and their roles. The pictures are a third as large as
+in the files, a training crop is a place and not a scale, and so a core trains a student in a minute. The teacher is
 that of `grid.py` with fewer channels and bands and one more input, the position in time: without it the mean over the
 window takes a word for its neighbours. Both were settled on the 160 clips that are the teacher's (the teacher on 32 of
 them set aside), never on the test clips. Stopped, the same command goes on where it was.

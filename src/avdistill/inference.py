@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avdistill import distributed
-from avdistill.data.dataset import EvaluationWindows, has_modality
+from avdistill.data.dataset import EvaluationWindows, check_view_fits, has_modality
 from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
 from avdistill.types import Network, View
@@ -72,11 +72,13 @@ def run_network(
     Raises:
         NoMapError: `with_tokens`, and the network has no map.
         ValueError: no clip holds what the network looks at.
+        StoreError: the pictures are smaller than a view that does not resize them.
     """
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)
     if len(rows) == 0:
         raise ValueError(f"none of the {len(clips)} clips holds {view.modality}")
+    check_view_fits(store, clips[rows], view)
     shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
     rows = distributed.share(rows) if shared else rows
     device = next(network.parameters()).device

@@ -119,12 +119,13 @@ def test_without_resizing_half_of_the_windows_are_mirrored():
 @pytest.mark.parametrize("look", ["training", "evaluation"])
 def test_a_view_larger_than_the_pictures_is_refused(look):
     view = PictureView(frames=2, size=(5, 5), resize=False)
+    frames = np.zeros((2, 4, 8, 3), np.uint8)
+    looks = {
+        "training": lambda: training_window(frames, view, 16000, np.random.default_rng(0)),
+        "evaluation": lambda: evaluation_window(frames, view, 16000, 0),
+    }
     with pytest.raises(ValueError, match=r"5x5 pixels .* pictures of 4x8"):
-        frames = np.zeros((2, 4, 8, 3), np.uint8)
-        if look == "training":
-            training_window(frames, view, 16000, np.random.default_rng(0))
-        else:
-            evaluation_window(frames, view, 16000, 0)
+        looks[look]()
 
 
 def test_sound_window_is_scaled_and_looped():

@@ -371,6 +371,13 @@ def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
         torch.testing.assert_close(after[name], start[name] - 1e-3 * parameter.grad, atol=1e-7, rtol=1e-5)
 
 
+def test_a_view_that_does_not_fit_is_refused_before_anything_is_written(taught, tmp_path):
+    student = replace(STUDENT, view=PictureView(frames=4, size=(33, 32), resize=False))
+    with pytest.raises(StoreError, match=r"hold no window of 33x32, and the view's `resize` is off"):
+        train(config(taught.folder, tmp_path / "run", student=student))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_several_splits(taught, tmp_path):
     both = config(taught.folder, tmp_path / "run", train_split="train+teacher", steps=2)
     told = json.loads((train(both) / "data.json").read_text())

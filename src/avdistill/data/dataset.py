@@ -88,6 +88,19 @@ def has_modality(store: Store, clips: np.ndarray, view: View) -> np.ndarray:
     return store.columns["has_frames" if isinstance(view, PictureView) else "has_sound"][clips].astype(bool)
 
 
+def check_view_fits(store: Store, clips: np.ndarray, view: View) -> None:
+    """Raise StoreError where a view without resizing is larger than the pictures of some of the clips."""
+    if not isinstance(view, PictureView) or view.resize:
+        return
+    for first in np.unique(store.columns["frame_shard"][clips], return_index=True)[1]:  # a shard has one size
+        H, W = store.frames(int(clips[first])).shape[1:3]
+        if view.size[0] > H or view.size[1] > W:
+            raise StoreError(
+                f"{store.folder}: its pictures of {H}x{W} pixels (height x width) hold no window of "
+                f"{view.size[0]}x{view.size[1]}, and the view's `resize` is off"
+            )
+
+
 def cut_validation(store: Store, clips: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation): a share of the *videos* with a labelled clip is set aside, with all their labelled clips.
 

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from avdistill import distributed
-from avdistill.data.dataset import TrainingBatches, clips_of_splits, cut_validation, encode_labels, has_modality
+from avdistill.data.dataset import (
+    TrainingBatches,
+    check_view_fits,
+    clips_of_splits,
+    cut_validation,
+    encode_labels,
+    has_modality,
+)
 from avdistill.data.store import Store, StoreError, reason
 from avdistill.decoding import ConfigError
 from avdistill.methods import Method, Sizes, build_method, method_class
@@ -62,6 +69,7 @@ class Session:
             raise StoreError(
                 f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
             )
+        check_view_fits(store, clips, config.student.view)
         multi_label = any(len(store.labels[i]) > 1 for i in clips)
         training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
         chosen = method_class(config.method)
