@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -352,74 +352,12 @@ def test_retrieval_figures_are_ordered_fractions(seed: int, queries: int, galler
         assert whole["release.map@500"] == pytest.approx(figures["map"], abs=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 4, 41, 60])
-@pytest.mark.parametrize("block", [5, 1024])
-def test_top_k_neighbours_equal_a_full_sort(k: int, block: int) -> None:
-    data = random_retrieval(4)
-    scores, indices = metrics.top_k_neighbours(queries=data["queries"], gallery=data["gallery"], k=k, block=block)
-    q, g = data["queries"].double().numpy(), data["gallery"].double().numpy()
-    cosines = (q @ g.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
-    expected = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-    assert indices.dtype == torch.int64
-    assert scores.dtype == torch.float32
-    assert indices.tolist() == expected.tolist()
-    assert scores.numpy() == pytest.approx(np.take_along_axis(cosines, expected, axis=1), abs=1e-6)
-
-
-@example(seed=0, block=1, width=513)
-@given(seed=st.integers(0, 10_000), block=st.integers(1, 40), width=st.sampled_from([3, 64, 513]))
-@settings(max_examples=25, deadline=None)
-def test_equal_embeddings_stay_in_gallery_order(seed: int, block: int, width: int) -> None:
-    # Float32 products of equal rows differ by their place in the matrix: done in float32, the example fails.
-    generator = torch.Generator().manual_seed(seed)
-    distinct = torch.rand(4, width, generator=generator)
-    kind = torch.randint(4, (37,), generator=generator)
-    scale = 2.0 ** torch.randint(-30, 30, (37, 1), generator=generator)  # a power of two leaves the direction as it is
-    queries = torch.rand(11, width, generator=generator)
-    scores, indices = metrics.top_k_neighbours(queries=queries, gallery=distinct[kind] * scale, k=37, block=block)
-    for row, order in zip(scores, indices, strict=True):
-        for value in kind.unique():
-            places = (kind[order] == value).nonzero().flatten()
-            assert order[places].tolist() == sorted(order[places].tolist())
-            assert row[places].unique().numel() == 1
-
-
-def test_a_silent_embedding_is_equally_far_from_everything() -> None:
-    gallery = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    scores, indices = metrics.top_k_neighbours(queries=torch.zeros(1, 3), gallery=gallery, k=5)
-    assert scores.tolist() == [[0.0] * 5]
-    assert indices.tolist() == [[0, 1, 2, 3, 4]]
-
-
 def test_the_norm_of_an_embedding_does_not_matter() -> None:
     data = random_retrieval(5)
     expected = metrics.retrieval_metrics(**data)
     data["queries"] = data["queries"] * 2.0**-100  # its square is not a float32
     data["gallery"] = data["gallery"] * 2.0**100
     assert metrics.retrieval_metrics(**data) == expected
-
-
-def test_only_a_block_of_similarities_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    heights: list[int] = []
-    sort = torch.Tensor.sort
-
-    def recording_sort(self: torch.Tensor, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
-        heights.append(len(self))
-        return sort(self, **options)
-
-    kept: list[torch.Tensor] = []
-    join = torch.cat
-
-    def recording_join(parts: list[torch.Tensor]) -> torch.Tensor:
-        kept.extend(parts)
-        return join(parts)
-
-    monkeypatch.setattr(torch.Tensor, "sort", recording_sort)
-    monkeypatch.setattr(torch, "cat", recording_join)
-    metrics.top_k_neighbours(queries=torch.randn(10, 3), gallery=torch.randn(6, 3), k=2, block=4)
-    assert heights == [4, 4, 2]
-    assert len(kept) == 6
-    assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept)  # no slice holds on to its whole block
 
 
 def ucf51_sound() -> dict[str, torch.Tensor]:
@@ -519,7 +457,6 @@ def test_bad_retrieval_is_refused(figure: Callable[..., object], change: dict[st
             lambda: metrics.release_top_k(probabilities=ONE[[0, 0]], names=["a", "a"], class_names=["x", "y"]),
             "same name",
         ),
-        (lambda: metrics.top_k_neighbours(queries=ONE, gallery=ONE, k=0), "k must be"),
         (lambda: metrics.retrieval_metrics(**random_retrieval(0), ks=()), "ks must"),
         (lambda: metrics.release_retrieval_metrics(**random_retrieval(0), top=0), "top must be"),
     ],

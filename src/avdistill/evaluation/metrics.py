@@ -15,11 +15,13 @@ outside the classes) is a ValueError that says what was found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+from avdistill.evaluation.neighbours import check_table, rankings
 
 
 class ClassFigures(TypedDict):
@@ -174,29 +176,6 @@ def release_top_k(
     }
 
 
-def top_k_neighbours(*, queries: Tensor, gallery: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """The k gallery items most similar to each query, by cosine, best first.
-
-    Equal similarities stay in gallery order. A zero embedding has similarity 0 to everything. Never more than
-    `block` x G similarities exist at a time.
-
-    Args:
-        queries: (Q, D).
-        gallery: (G, D).
-        k: at least 1; with fewer gallery items, all of them are given.
-        block: queries compared at once, at least 1.
-
-    Returns:
-        float32 (Q, min(k, G)) similarities in [-1, 1] and int64 (Q, min(k, G)) gallery indices.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    # Cloned: a slice would keep its whole block x G ranking alive, and with it the Q x G matrix.
-    rankings = _rankings(queries, gallery, block=block)
-    found = [(scores[:, :k].clone(), order[:, :k].clone()) for _, scores, order in rankings]
-    return torch.cat([scores for scores, _ in found]), torch.cat([order for _, order in found])
-
-
 def retrieval_metrics(
     *,
     queries: Tensor,
@@ -228,7 +207,7 @@ def retrieval_metrics(
     hits = dict.fromkeys(ks, 0)
     precisions: list[Tensor] = []
     precisions_at_r: list[Tensor] = []
-    for start, _, order in _rankings(queries, gallery, block=block):
+    for start, _, order in rankings(queries, gallery, block=block):
         relevant = _share_a_label(query_labels[start : start + len(order)], gallery_labels).gather(1, order)  # (b, G)
         row, rank, precision = _precision_at_hits(relevant)
         total = relevant.sum(dim=1)
@@ -271,7 +250,7 @@ def release_retrieval_metrics(
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     precisions: list[Tensor] = []
-    for start, _, order in _rankings(queries, gallery, block=block):
+    for start, _, order in rankings(queries, gallery, block=block):
         shared = _share_a_label(query_labels[start : start + len(order)], gallery_labels)
         relevant = shared.gather(1, order[:, :top])
         row, _, precision = _precision_at_hits(relevant)
@@ -284,36 +263,11 @@ def release_retrieval_metrics(
     }
 
 
-def _rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of each block: its first query, float32 (b, G) similarities from high to low, int64 (b, G) gallery indices."""
-    for name, embeddings in (("queries", queries), ("gallery", gallery)):
-        _check_table(name, embeddings)
-        if embeddings.isinf().any():
-            raise ValueError(f"{name} hold infinite values")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} channels, the gallery has {gallery.shape[1]}")
-    if block < 1:
-        raise ValueError(f"block must be at least 1, not {block}")
-    targets = _unit(gallery).T
-    for start in range(0, len(queries), block):
-        # A float32 product rounds equal columns differently by their place, which would reorder equal embeddings
-        # (silent clips share one). Computed in float64 and rounded to float32, a tie is a tie.
-        similarity = (_unit(queries[start : start + block]) @ targets).float().clamp(-1, 1)
-        scores, order = similarity.sort(dim=1, descending=True, stable=True)
-        yield start, scores, order
-
-
 def _share_a_label(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     """bool (b, G), of class indices or multi-hot rows."""
     if query_labels.ndim == 1:
         return query_labels[:, None] == gallery_labels
     return query_labels.float() @ gallery_labels.float().T > 0
-
-
-def _unit(embeddings: Tensor) -> Tensor:
-    exact = embeddings.detach().double()
-    exact = exact / exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # no overflow
-    return torch.nn.functional.normalize(exact, dim=1)
 
 
 def _precision_at_hits(relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -334,24 +288,15 @@ def _check_labels(name: str, labels: Tensor, *, count: int) -> None:
         raise ValueError(f"{name} must be int64 ({count},), not {labels.dtype} {tuple(labels.shape)}")
 
 
-def _check_table(name: str, values: Tensor) -> None:
-    if values.ndim != 2 or not values.numel() or not values.is_floating_point():
-        raise ValueError(
-            f"{name} must be floating (rows, columns), not empty; got {values.dtype} {tuple(values.shape)}"
-        )
-    if values.isnan().any():
-        raise ValueError(f"{name} hold NaN, first in row {int(values.isnan().any(dim=1).nonzero()[0])}")
-
-
 def _check_scores(scores: Tensor, labels: Tensor) -> None:
-    _check_table("scores", scores)
+    check_table("scores", scores)
     _check_labels("labels", labels, count=len(scores))
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes")
 
 
 def _check_probabilities(probabilities: Tensor) -> None:
-    _check_table("probabilities", probabilities)
+    check_table("probabilities", probabilities)
     exact = probabilities.double()
     if exact.min() < 0 or ((exact.sum(dim=1) - 1).abs() > 0.01).any():
         raise ValueError("probabilities must be at least 0 and sum to 1 in each row; are these logits?")

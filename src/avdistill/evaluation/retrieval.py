@@ -15,6 +15,7 @@ from avdistill.data.dataset import encode_labels, labelled_clips
 from avdistill.data.store import Store
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
+from avdistill.evaluation.neighbours import top_k_neighbours
 from avdistill.inference import run_network
 from avdistill.models.weights import load_student
 from avdistill.teachers.base import check_rates
@@ -101,7 +102,7 @@ def retrieve(
 def _neighbours(
     store: Store, query_clips: np.ndarray, gallery_clips: np.ndarray, query: Tensor, items: Tensor, k: int
 ) -> list[dict[str, object]]:
-    scores, indices = metrics.top_k_neighbours(queries=query, gallery=items, k=k)
+    scores, indices = top_k_neighbours(queries=query, gallery=items, k=k)
     ids = store.columns["id"]
     return [
         {
