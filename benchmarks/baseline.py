@@ -141,7 +141,9 @@ def objectives(student: Student, noise_filter: Filter, frames: Tensor, sound: Te
     """The filter's objective and the student's."""
     v, tokens, logits = student(frames)
     purified, guided, guided_logits = noise_filter(sound, v, tokens)
-    sparsity = 0.001 * noise_filter.gate[3].weight.abs().sum(1).mean()
+    last = noise_filter.gate[3]
+    assert isinstance(last, nn.Linear)
+    sparsity = 0.001 * last.weight.abs().sum(1).mean()
     triplet = F.relu(F.cosine_similarity(v, sound) - F.cosine_similarity(v, purified) + 0.2).mean()
     of_filter = F.cross_entropy(guided_logits, labels) + sparsity + triplet
     of_student = F.cross_entropy(logits, labels) + calibration(v, guided, purified, labels)

@@ -1,0 +1,77 @@
+"""How the figures of speed are taken: two procedures in turn in one run, medians, and what the machine is."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from avdistill.data.store import write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "performance"
+REPEATS = 5
+PACKAGES = ("torch", "torchvision", "numpy", "av", "h5py", "pillow")
+Row = dict[str, Any]
+
+
+def seconds(procedure: Callable[[], object]) -> float:
+    """Of one call, by the wall clock."""
+    began = time.perf_counter()
+    procedure()
+    return time.perf_counter() - began
+
+
+def in_turn(
+    first: Callable[[], object], second: Callable[[], object], repeats: int = REPEATS
+) -> list[tuple[float, float]]:
+    """Seconds of both, A B A B ..., after a round of each that does not count: a drift of the machine meets both."""
+    first(), second()
+    return [(seconds(first), seconds(second)) for _ in range(repeats)]
+
+
+def against(
+    name: str, bar: float, ours: Callable[[], object], theirs: Callable[[], object], repeats: int = REPEATS, **more: Any
+) -> Row:
+    """How many times as fast as theirs ours is: the median of the pairs."""
+    pairs = in_turn(ours, theirs, repeats)
+    figures = {
+        "ratio": statistics.median(b / a for a, b in pairs),
+        "bar": bar,
+        "ours_seconds": statistics.median(a for a, _ in pairs),
+        "theirs_seconds": statistics.median(b for _, b in pairs),
+        "ratios": [round(b / a, 3) for a, b in pairs],
+    }
+    return {"name": name} | figures | more | machine()
+
+
+def within(name: str, limit: float, measured: list[float], **more: Any) -> Row:
+    """How far below a ceiling the median of what was measured lies: 1 and above holds it."""
+    figure = statistics.median(measured)
+    told = {"ratio": limit / figure, "bar": 1, "limit": limit, "measured": figure}
+    return {"name": name} | told | {"all": [round(each, 4) for each in measured]} | more | machine()
+
+
+def machine() -> Row:
+    """Versions and processor."""
+    return {"versions": {name: version(name) for name in PACKAGES}, "processor": _processor()}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def write_rows(family: str, rows: list[Row]) -> None:
+    """Put the rows into the family's file; rows of other names stay."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{family}.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    new = {row["name"] for row in rows}
+    write_json(path, [row for row in there if row["name"] not in new] + rows)
