@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import study
-from avdistill.data.store import write_json
+from avdistill.data.files import write_json
 from avdistill.studies.comparison import Study, run_study, write_report
 from methods import told_on_change
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import grid
 from avdistill.data.conditions import apply_condition, parse_condition
-from avdistill.data.store import Store, write_json
+from avdistill.data.files import write_json
+from avdistill.data.store import Store
 from avdistill.evaluation.classification import evaluate
 from avdistill.methods import MNFCSCConfig
 from avdistill.studies.audit import audit, write_audit

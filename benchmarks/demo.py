@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from avdistill.commands.console import progress_bar, say
-from avdistill.data.store import write_json
+from avdistill.data.files import write_json
 from avdistill.decoding import encode
 from avdistill.studies.demo import DEMO_DATA, run_demo
 from avdistill.training.checkpoint import environment

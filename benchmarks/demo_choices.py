@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.data.synthetic import synthesize
 from avdistill.decoding import encode
 from avdistill.evaluation.classification import evaluate

@@ -19,7 +19,7 @@ from typing import Any
 
 import faults_files
 import faults_runs
-from avdistill.data.store import write_json
+from avdistill.data.files import write_json
 from avdistill.training.checkpoint import environment
 from faults_tools import BrokenPromiseError, NotRunError, Street
 from tables import filled

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.decoding import encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve

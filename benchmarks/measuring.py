@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from avdistill.data.store import write_json
+from avdistill.data.files import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "performance"
 REPEATS = 5

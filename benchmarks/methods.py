@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
 from avdistill.studies.comparison import OnProgress, Study, run_study, write_report

@@ -20,9 +20,10 @@ import torch
 
 import grid
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.media import MediaError, read_clip
 from avdistill.data.preparation import prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.decoding import encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig

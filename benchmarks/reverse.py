@@ -30,8 +30,9 @@ import numpy as np
 
 import grid
 from avdistill.data.annotations import Annotation, read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.decoding import encode
 from avdistill.evaluation.classification import evaluate

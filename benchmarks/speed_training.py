@@ -67,7 +67,7 @@ def literal(method: Method) -> tuple[baseline.Student, baseline.Filter]:
     """The literal procedure's networks with the weights of ours."""
     student, noise_filter = baseline.Student(CLASSES, WIDTH), baseline.Filter(WIDTH, CLASSES)
     student.load_state_dict(method.student.state_dict())
-    noise_filter.load_state_dict(method.filter.state_dict())  # type: ignore[union-attr, operator]
+    noise_filter.load_state_dict(method.filter.state_dict())  # type: ignore[union-attr]
     return student, noise_filter
 
 

@@ -32,7 +32,8 @@ from typing import Any
 import methods as synthetic
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
 from avdistill.data.dataset import clips_of_split, labelled_clips
-from avdistill.data.store import Store, write_json
+from avdistill.data.files import write_json
+from avdistill.data.store import Store
 from avdistill.methods import method_class, parse_method
 from avdistill.studies.audit import audit
 from avdistill.studies.comparison import folder_name

@@ -22,9 +22,10 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 import avdistill
 from avdistill.cli import main
 from avdistill.data.annotations import AnnotationError
+from avdistill.data.files import file_checksum
 from avdistill.data.media import UnreadableFileError
 from avdistill.data.preparation import PrepareConfig
-from avdistill.data.store import Store, StoreError, file_checksum
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.video import released_r2plus1d

@@ -25,10 +25,11 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import file_checksum, write_json
 from avdistill.data.hdf5 import read_hdf5_clip
 from avdistill.data.listing import clipped, listing_error, parse_json, read_text, shown
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, StoreError, file_checksum, write_json
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.video import R2Plus1D, released_r2plus1d

@@ -10,7 +10,8 @@ import pytest
 
 from avdistill.cli import main
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
-from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, file_checksum
+from avdistill.data.files import file_checksum
+from avdistill.data.store import CLIP_SCHEMA, Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.models.audio import LogMelCNN
 from avdistill.teachers.base import Teacher, embed

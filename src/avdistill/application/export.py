@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.data.dataset import has_modality
-from avdistill.data.store import Store, StoreError, file_checksum, write_json
+from avdistill.data.files import file_checksum, write_json
+from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window, window_length
 from avdistill.models.video import IMAGENET_MEAN, IMAGENET_STD, normalise_frames
 from avdistill.models.weights import WeightsError, load_student, save_student

@@ -83,6 +83,8 @@ class _Prepare:
     """x,y,width,height of the picture, cut out before scaling."""
     sample_rate: int = 16000
     """Of the stored sound, in Hz."""
+    jpeg: int | None = None
+    """Store frames as JPEG of this quality (1 to 100, 90 is good), ten times smaller and slower to read."""
     teacher: tuple[str, ...] = ()
     """Run folders of teachers to embed with at once; each is named after its folder."""
     workers: int = os.cpu_count() or 1
@@ -104,6 +106,7 @@ def prepare(arguments: list[str]) -> None:
         size=a.size,
         region=region_of(a.region),
         sample_rate_hz=a.sample_rate,
+        jpeg_quality=a.jpeg,
     )
     if not a.list:
         raise ConfigError("LIST: expected at least one list of clips, found none")

@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
-from avdistill.data.store import Store, write_json
+from avdistill.data.files import write_json
+from avdistill.data.store import Store
 from avdistill.evaluation.classification import Classification
 from avdistill.evaluation.classification import evaluate as evaluate_run
 from avdistill.evaluation.retrieval import retrieve as retrieve_run

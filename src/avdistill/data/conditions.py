@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, file_checksum, partial_folder, reason, write_json
+from avdistill.data.files import file_checksum, reason, write_json
+from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
 from avdistill.decoding import ConfigError, encode
 
 _CHANGES = ("unrelated", "silent", "shifted", "drowned")

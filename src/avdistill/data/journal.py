@@ -17,74 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.data.annotations import Annotation
+from avdistill.data.files import file_checksum, reason, write_json
 from avdistill.data.media import Clip
 from avdistill.data.reading import remove_spools
-from avdistill.data.store import (
-    CLIP_SCHEMA,
-    FORMAT_VERSION,
-    SILENCE_PEAK,
-    StoreError,
-    file_checksum,
-    reason,
-    write_json,
-)
+from avdistill.data.shards import Growing, JpegShard, Shard, sync
+from avdistill.data.store import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK, StoreError
 
-_SHARD_BYTES = 2 * 2**30
 _SYNC_EVERY_CLIPS = 64
 _BLOCK_BYTES = 2**22
 _SOURCES = "sources.csv"
 # What describes how the store was made, not what it holds: the same clips give the same checksum without it.
 _RECORDS = ("skipped.csv", _SOURCES)
-
-
-@dataclass
-class Shard:
-    """An .npy file that grows; its header has room for the final count, which is written at the end."""
-
-    path: Path
-    shape: tuple[int, ...]  # of one item
-    dtype: str
-    file: IO[bytes]
-    count: int = 0
-
-    @classmethod
-    def open(cls, path: Path, shape: tuple[int, ...], dtype: str, count: int) -> Shard:
-        """Make the file, or take it up and cut it back to `count` items of `shape`."""
-        file = path.open("r+b" if path.exists() else "w+b")
-        shard = cls(path, shape, dtype, file, count)
-        shard._write_header(0)
-        file.truncate(shard.start + count * shard.item_bytes)
-        file.seek(0, os.SEEK_END)
-        return shard
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of one item."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-    def append(self, array: np.ndarray) -> None:
-        """Write items at the end."""
-        self.file.write(np.ascontiguousarray(array).data)
-        self.count += len(array)
-
-    def sync(self) -> None:
-        """Have everything on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Write the final count into the header and let go of the file."""
-        start = self.start
-        self._write_header(self.count)
-        assert self.start == start, "the header outgrew its place"
-        self.sync()
-        self.file.close()
-
-    def _write_header(self, count: int) -> None:
-        self.file.seek(0)
-        header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": (count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        self.start = self.file.tell()
 
 
 @dataclass
@@ -95,9 +38,10 @@ class Journal:
     rows: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     file: IO[str]
+    jpeg_quality: int | None = None  # None: frames are stored as they are
     sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
-    _frames: dict[tuple[int, ...], tuple[int, Shard]] = field(default_factory=dict)
-    _sound: tuple[int, Shard] | None = None
+    _frames: dict[tuple[int, ...], tuple[int, Growing]] = field(default_factory=dict)
+    _sound: tuple[int, Growing] | None = None
     _shards: int = 0
 
     @property
@@ -126,7 +70,11 @@ class Journal:
         file = path.open("a", encoding="utf-8")
         file.truncate(good)
         journal = cls(
-            folder, [e["row"] for e in entries if "row" in e], [e["skipped"] for e in entries if "skipped" in e], file
+            folder,
+            [e["row"] for e in entries if "row" in e],
+            [e["skipped"] for e in entries if "skipped" in e],
+            file,
+            settings["config"].get("jpeg_quality"),
         )
         journal.sources = {row["path"]: tuple(row["source"]) for row in journal.rows if "source" in row}
         journal._reopen_shards()
@@ -143,16 +91,15 @@ class Journal:
                 ends["sound", row["sound_shard"]] = row["sound_offset"] + row["sound_count"]
         for (kind, number), count in sorted(ends.items()):
             if kind == "frames":
-                shard = Shard.open(self._name(kind, number), shapes[number], "uint8", count)
                 self._retire(self._frames.get(shapes[number]))
-                self._frames[shapes[number]] = (number, shard)
+                self._frames[shapes[number]] = (number, self._open_frames(number, shapes[number], count))
                 self._shards = max(self._shards, number + 1)
             else:
                 self._retire(self._sound)
                 self._sound = (number, Shard.open(self._name(kind, number), (), "int16", count))
         known = {self._name(kind, number) for kind, number in ends}
-        for stray in [*self.folder.glob("frames-*.npy"), *self.folder.glob("sound-*.npy")]:
-            if stray not in known:
+        for stray in [*self.folder.glob("frames-*"), *self.folder.glob("sound-*")]:
+            if stray.with_suffix(".npy") not in known:
                 stray.unlink()
 
     def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
@@ -210,44 +157,53 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         # The bytes must be down before the line that vouches for them.
-        for shard in self._open_shards():
-            shard.file.flush()
+        for file in self._open_files():
+            file.flush()
         if self.finished % _SYNC_EVERY_CLIPS == 0:
-            for shard in self._open_shards():
-                shard.sync()
+            for file in self._open_files():
+                sync(file)
             os.fsync(self.file.fileno())
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
-    def _open_shards(self) -> list[Shard]:
+    def _open_shards(self) -> list[Growing]:
         return [shard for _, shard in self._frames.values()] + ([self._sound[1]] if self._sound else [])
+
+    def _open_files(self) -> list[IO[bytes]]:
+        return [file for shard in self._open_shards() for file in shard.files]
+
+    def _open_frames(self, number: int, shape: tuple[int, ...], count: int) -> Growing:
+        path = self._name("frames", number)
+        if self.jpeg_quality is not None:
+            return JpegShard(path, self.jpeg_quality, count)
+        return Shard.open(path, shape, "uint8", count)
 
     def _name(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number:05d}.npy"
 
-    def _frame_shard(self, shape: tuple[int, ...]) -> tuple[int, Shard]:
+    def _frame_shard(self, shape: tuple[int, ...]) -> tuple[int, Growing]:
         current = self._frames.get(shape)
-        if current is None or current[1].count * current[1].item_bytes >= _SHARD_BYTES:
+        if current is None or current[1].full:
             self._retire(current)
-            self._frames[shape] = (self._shards, Shard.open(self._name("frames", self._shards), shape, "uint8", 0))
+            self._frames[shape] = (self._shards, self._open_frames(self._shards, shape, 0))
             self._shards += 1
         return self._frames[shape]
 
-    def _sound_shard(self) -> tuple[int, Shard]:
-        if self._sound is None or self._sound[1].count * 2 >= _SHARD_BYTES:
+    def _sound_shard(self) -> tuple[int, Growing]:
+        if self._sound is None or self._sound[1].full:
             number = 0 if self._sound is None else self._sound[0] + 1
             self._retire(self._sound)
             self._sound = (number, Shard.open(self._name("sound", number), (), "int16", 0))
         return self._sound
 
     @staticmethod
-    def _retire(current: tuple[int, Shard] | None) -> None:
+    def _retire(current: tuple[int, Growing] | None) -> None:
         if current is not None:
             current[1].close()
 
     def close(self) -> None:
         """Let go of every file; what was written stays for the next run."""
-        files: list[IO[Any]] = [self.file, *(shard.file for shard in self._open_shards())]
+        files: list[IO[Any]] = [self.file, *self._open_files()]
         for file in files:
             with suppress(OSError):  # on a full disk what waits in a buffer is lost, and nothing vouches for it
                 file.close()
@@ -267,11 +223,11 @@ class Journal:
         )
         sources = [[path, *state] for path, state in self.sources.items()]
         _write_csv(self.folder / _SOURCES, ["path", "bytes", "mtime_ns"], sources)
-        kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".parquet", ".csv"))
+        kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".jpeg", ".parquet", ".csv"))
         files = {f.name: file_checksum(f) for f in kept}
         content = {name: digest for name, digest in files.items() if name not in _RECORDS}
         description = {
-            "version": FORMAT_VERSION,
+            "version": RAW_VERSION if self.jpeg_quality is None else JPEG_VERSION,
             "fps": settings["config"]["fps"],
             "sample_rate_hz": settings["config"]["sample_rate_hz"],
             "classes": sorted({label for row in self.rows for label in row["labels"]}),

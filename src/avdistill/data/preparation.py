@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from avdistill.data.annotations import Annotation
+from avdistill.data.files import LOCK, open_locked, reason
 from avdistill.data.journal import Journal, read_sources
 from avdistill.data.media import MediaError, SpoolError
 from avdistill.data.reading import (
@@ -34,7 +35,7 @@ from avdistill.data.reading import (
     read_to_spool,
     remove_spools,
 )
-from avdistill.data.store import LOCK, Store, StoreError, open_locked, partial_folder, reason
+from avdistill.data.store import Store, StoreError, partial_folder
 from avdistill.data.workers import Lost, map_in_order
 from avdistill.decoding import ConfigError
 
@@ -84,6 +85,8 @@ def prepare(
             f"read: expected a function that worker processes can import, {read.__qualname__} is a script's"
         )
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
+    if config.jpeg_quality is None:  # came after stores were made: theirs are the same settings
+        del settings["config"]["jpeg_quality"]
     if read is not read_media:
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"
     folder = partial_folder(out)

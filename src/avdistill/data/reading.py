@@ -27,6 +27,7 @@ class PrepareConfig:
         size: (height, width) instead of `short_side`.
         region: (x, y, width, height) of the displayed picture, cut out before scaling.
         sample_rate_hz: of the stored mono sound.
+        jpeg_quality: 1 to 100 stores each frame as a JPEG, many times smaller and slower to read; None: as it is.
     """
 
     fps: float | None = 4.0
@@ -34,6 +35,7 @@ class PrepareConfig:
     size: tuple[int, int] | None = None
     region: tuple[int, int, int, int] | None = None
     sample_rate_hz: int = 16000
+    jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError before anything is opened."""
@@ -41,6 +43,8 @@ class PrepareConfig:
             check_reading(self.fps, self.short_side, self.size, self.region, self.sample_rate_hz)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}")
 
 
 # From the file of a clip, its annotation and the config: a clip, or MediaError or OSError where it cannot be read.

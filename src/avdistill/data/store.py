@@ -1,10 +1,11 @@
 """The store: clips of uint8 frames and int16 sound on disk, readable without this library.
 
-Layout of format 1 (`docs/formats/store.md`):
+Layout of formats 1 and 2 (`docs/formats/store.md`):
 
     store.json              version, rates, sizes, classes, teachers, SHA-256 of every file
     clips.parquet           a row per clip: id, labels, split, times, where its frames and sound lie
-    frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per picture size and per 2 GB
+    frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per picture size and per 2 GB.
+                            Format 2: frames-00000.jpeg and where each picture ends (`shards.py`)
     sound-00000.npy         int16 (samples,) mono
     teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too,
                             teacher-<name>-tokens.npy (clips, K, D) where asked for
@@ -17,22 +18,22 @@ A store is built under another name and renamed when it is whole (`preparation.p
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 1
-LOCK = "lock"
+from avdistill.data.files import as_json, file_checksum, open_locked, reason, write_array, write_json, write_text
+from avdistill.data.shards import JpegFrames
+
+# Older readers refuse the second by its number.
+RAW_VERSION, JPEG_VERSION = 1, 2
 # Sound whose every sample lies below -80 dBFS says nothing: such a clip counts as one without sound for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
 
@@ -115,8 +116,11 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{self.folder}: store.json is damaged: {reason(error)}") from error
         version = description.get("version")
-        if version != FORMAT_VERSION:
-            raise StoreError(f"{self.folder}: store format {version!r}; this avdistill reads format {FORMAT_VERSION}")
+        if version not in (RAW_VERSION, JPEG_VERSION):
+            raise StoreError(
+                f"{self.folder}: store format {version!r}; "
+                f"this avdistill reads formats {RAW_VERSION} and {JPEG_VERSION}"
+            )
         return description
 
     def __len__(self) -> int:
@@ -172,13 +176,19 @@ class Store:
         """Label names per clip; an empty tuple is an unlabelled clip."""
         return [tuple(row) for row in self.table["labels"].to_pylist()]
 
-    def frames(self, clip: int) -> np.ndarray:
-        """uint8 (T, H, W, 3) view of a clip's frames on disk. Raises StoreError where the clip has no picture."""
+    def frames(self, clip: int) -> np.ndarray | JpegFrames:
+        """uint8 (T, H, W, 3) view of a clip's frames on disk, or what decodes those that are asked for.
+
+        Raises StoreError where the clip has no picture.
+        """
         c = self.columns
         if not c["has_frames"][clip]:
             raise StoreError(f"{self.folder}: clip {c['id'][clip]} has no picture")
-        offset = c["frame_offset"][clip]
-        return self._shard("frames", int(c["frame_shard"][clip]))[offset : offset + c["frame_count"][clip]]
+        number, offset, count = (int(c[f"frame_{name}"][clip]) for name in ("shard", "offset", "count"))
+        shard = self._shard("frames", number)
+        if self._description["version"] == JPEG_VERSION:
+            return JpegFrames(self._pictures(number), shard, offset, count)
+        return shard[offset : offset + count]
 
     def sound(self, clip: int) -> np.ndarray:
         """int16 (S,) view of a clip's sound on disk. Raises StoreError where the clip has no sound."""
@@ -268,11 +278,11 @@ class Store:
         try:
             # First all that takes room on the disk, under other names; then what cannot be taken back.
             for name, array in kept.items():
-                _write_array(self.folder / f"{name}.tmp", np.ascontiguousarray(array, np.float32))
+                write_array(self.folder / f"{name}.tmp", np.ascontiguousarray(array, np.float32))
                 files[name] = file_checksum(self.folder / f"{name}.tmp")
             fields = {key: value for key, value in asdict(entry).items() if key != "name"}
             added = {**description, "files": files, "teachers": {**teachers, entry.name: fields}}
-            _write_text(finished, _as_json(added))
+            write_text(finished, as_json(added))
             if entry.name in description["teachers"]:
                 write_json(self.folder / "store.json", without)
             for name in arrays:
@@ -301,10 +311,12 @@ class Store:
         """Counts and settings of the store as one JSON-ready object."""
         c = self.columns
         splits = Counter(c["split"].tolist())
-        sizes = {self._shard("frames", int(s)).shape[1:3] for s in np.unique(c["frame_shard"][c["has_frames"]])}
+        seen = np.flatnonzero(c["has_frames"])
+        firsts = seen[np.unique(c["frame_shard"][seen], return_index=True)[1]]  # a shard has one size
+        sizes = {self.frames(int(clip)).shape[1:3] for clip in firsts}
         return {
             "folder": str(self.folder),
-            "version": FORMAT_VERSION,
+            "version": self._description["version"],
             "checksum": self.checksum,
             "clips": len(self),
             "videos": len(set(c["path"].tolist())),
@@ -331,6 +343,12 @@ class Store:
             shards[kind, number] = np.load(self.folder / f"{kind}-{number:05d}.npy", mmap_mode="r")
         return shards[kind, number]
 
+    def _pictures(self, number: int) -> np.ndarray:
+        shards = self.__dict__.setdefault("_shards", {})
+        if ("jpeg", number) not in shards:
+            shards["jpeg", number] = np.memmap(self.folder / f"frames-{number:05d}.jpeg", np.uint8, "r")
+        return shards["jpeg", number]
+
     def __getstate__(self) -> dict[str, Any]:
         # Loader processes map the shards themselves: a memory map that is pickled would travel as a copy.
         return {key: value for key, value in self.__dict__.items() if key != "_shards"}
@@ -339,62 +357,3 @@ class Store:
 def partial_folder(store: Path) -> Path:
     """Where a store lives until it is whole."""
     return store.with_name(store.name + ".partial")
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_locked(folder: Path, *, wait: bool = False) -> IO[str]:
-    """The folder's lock file, locked until it is closed or this process ends, in whatever way.
-
-    Raises:
-        BlockingIOError: another process has it, and we do not `wait`.
-    """
-    file = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def reason(error: Exception) -> str:
-    """What an error says, as one line that can be printed and stored whatever the names in it."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno:
-        text = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
-    return " ".join(text.splitlines()).encode("utf-8", "replace").decode()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write atomically: a reader sees the old file or the new one, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        _write_text(temporary, _as_json(value))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _as_json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        # Not np.save: on a full disk its error would not say so.
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)
-        file.flush()
-        os.fsync(file.fileno())

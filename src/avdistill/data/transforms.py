@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V2F
 
+from avdistill.data.shards import JpegFrames
 from avdistill.types import PictureView, SoundView
 
 
@@ -40,7 +41,7 @@ def spaced_starts(count: int, length: int, windows: int) -> list[int]:
     return sorted({round(i * last / max(1, windows - 1)) for i in range(windows)}) if windows > 1 else [last // 2]
 
 
-def take_window(items: np.ndarray, start: int, length: int) -> np.ndarray:
+def take_window(items: np.ndarray | JpegFrames, start: int, length: int) -> np.ndarray:
     """`length` items from `start` on; where the clip ends sooner, the window repeats its own items from their start."""
     there = min(length, len(items) - start)
     if there == length:
@@ -49,7 +50,7 @@ def take_window(items: np.ndarray, start: int, length: int) -> np.ndarray:
 
 
 def training_window(
-    items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, rng: np.random.Generator
+    items: np.ndarray | JpegFrames, view: PictureView | SoundView, sample_rate_hz: int, rng: np.random.Generator
 ) -> Tensor:
     """A random window as the network is shown it in training.
 
@@ -77,7 +78,9 @@ def training_window(
     return frames.permute(0, 2, 3, 1).contiguous()
 
 
-def evaluation_window(items: np.ndarray, view: PictureView | SoundView, sample_rate_hz: int, start: int) -> Tensor:
+def evaluation_window(
+    items: np.ndarray | JpegFrames, view: PictureView | SoundView, sample_rate_hz: int, start: int
+) -> Tensor:
     """The window at `start`, scaled so that the view just fits and cut from the centre; shapes as `training_window`."""
     window = take_window(items, start, window_length(view, sample_rate_hz))
     if isinstance(view, SoundView):

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from avdistill.data.dataset import Labels, clips_of_split, encode_labels, has_modality
-from avdistill.data.store import Store, TeacherEntry, write_json
+from avdistill.data.files import write_json
+from avdistill.data.store import Store, TeacherEntry
 from avdistill.distributed import joined
 from avdistill.evaluation.tagging import tagging_table
 from avdistill.methods import Method, OwnMethodConfig

@@ -178,7 +178,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 def _card(shown: _Shown, store: Store, settings: Mapping[str, Any]) -> str:
     row, clip = shown.row, shown.clip
-    frames = store.frames(clip) if store.columns["has_frames"][clip] else None
+    frames = np.asarray(store.frames(clip)) if store.columns["has_frames"][clip] else None
     sound = store.sound(clip) if store.columns["has_sound"][clip] else None
     label = f"labelled <b>{html.escape(row['label'])}</b>" if row["labelled"] else "unlabelled"
     said = "".join(

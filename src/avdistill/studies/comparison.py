@@ -26,7 +26,8 @@ import numpy as np
 
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
 from avdistill.data.dataset import labelled_clips
-from avdistill.data.store import Store, StoreError, write_json
+from avdistill.data.files import write_json
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
 from avdistill.studies.comparison_report import write_study_report

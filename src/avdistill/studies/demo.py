@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, write_json
+from avdistill.data.store import Store
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve

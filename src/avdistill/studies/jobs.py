@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from avdistill.data.store import Store, open_locked, write_json
+from avdistill.data.files import open_locked, write_json
+from avdistill.data.store import Store
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.models.weights import load_student

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from avdistill import distributed
 from avdistill.data.dataset import has_modality
-from avdistill.data.store import Store, TeacherEntry, file_checksum
+from avdistill.data.files import file_checksum
+from avdistill.data.store import Store, TeacherEntry
 from avdistill.inference import NoMapError, run_network
 from avdistill.models.weights import load_student
 from avdistill.teachers.head import add_features

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avdistill.data.store import file_checksum, reason
+from avdistill.data.files import file_checksum, reason
 from avdistill.models.video import renormalise_frames
 from avdistill.teachers.base import Teacher, TeacherError
 from avdistill.teachers.picture import PICTURE_FRAMES, EachFrame

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avdistill.data.store import file_checksum
+from avdistill.data.files import file_checksum
 from avdistill.models.efficientnet_lite import EfficientNetLite0
 from avdistill.models.video import TorchvisionVideo, renormalise_frames
 from avdistill.models.weights import WeightsError

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from avdistill.data.store import Store, StoreError, TeacherEntry, file_checksum
+from avdistill.data.files import file_checksum
+from avdistill.data.store import Store, StoreError, TeacherEntry
 from avdistill.teachers.head import add_features
 
 PRECOMPUTED = "precomputed:"

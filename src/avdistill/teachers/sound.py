@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from avdistill.data.store import file_checksum
+from avdistill.data.files import file_checksum
 from avdistill.models import build_model
 from avdistill.models.cnn14 import AUDIOSET_CLASSES, PANN
 from avdistill.models.published import (

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.store import reason, write_json
+from avdistill.data.files import reason, write_json
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, tensors
 from avdistill.training.config import TrainConfig, read_config

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from avdistill import distributed
 from avdistill.data.dataset import encode_labels
-from avdistill.data.store import write_json
+from avdistill.data.files import write_json
 from avdistill.decoding import encode
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference import run_network

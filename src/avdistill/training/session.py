@@ -19,7 +19,8 @@ from avdistill.data.dataset import (
     encode_labels,
     has_modality,
 )
-from avdistill.data.store import Store, StoreError, reason
+from avdistill.data.files import reason
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.methods import Method, Sizes, build_method, method_class
 from avdistill.models import build_model

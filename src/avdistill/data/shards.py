@@ -1,0 +1,218 @@
+"""The files that hold a store's frames and sound: as they grow, and JPEG frames as they are read.
+
+Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one picture after the other, and
+`frames-00000.npy`, int64 (frames,), the byte at which each of them ends.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+_SHARD_BYTES = 2 * 2**30
+
+
+class Growing(Protocol):
+    """What a preparation writes into."""
+
+    @property
+    def count(self) -> int:
+        """Items so far."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the next clip belongs into another shard."""
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """What is open."""
+
+    def append(self, array: np.ndarray) -> None:
+        """Write items at the end."""
+
+    def close(self) -> None:
+        """Write what tells how many items there are, have all on the disk, let go of the files."""
+
+
+@dataclass
+class Shard:
+    """An .npy file that grows; its header has room for the final count, which is written at the end."""
+
+    path: Path
+    shape: tuple[int, ...]  # of one item
+    dtype: str
+    file: IO[bytes]
+    count: int = 0
+
+    @classmethod
+    def open(cls, path: Path, shape: tuple[int, ...], dtype: str, count: int) -> Shard:
+        """Make the file, or take it up and cut it back to `count` items of `shape`."""
+        file = path.open("r+b" if path.exists() else "w+b")
+        shard = cls(path, shape, dtype, file, count)
+        shard._write_header(0)
+        file.truncate(shard.start + count * shard.item_bytes)
+        file.seek(0, os.SEEK_END)
+        return shard
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one item."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds 2 GB."""
+        return self.count * self.item_bytes >= _SHARD_BYTES
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """The one."""
+        return (self.file,)
+
+    def append(self, array: np.ndarray) -> None:
+        """Write items at the end."""
+        self.file.write(np.ascontiguousarray(array).data)
+        self.count += len(array)
+
+    def close(self) -> None:
+        """Write the final count into the header and let go of the file."""
+        start = self.start
+        self._write_header(self.count)
+        assert self.start == start, "the header outgrew its place"
+        sync(self.file)
+        self.file.close()
+
+    def _write_header(self, count: int) -> None:
+        self.file.seek(0)
+        header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": (count, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.start = self.file.tell()
+
+
+class JpegShard:
+    """Frames as JPEG, and where each ends."""
+
+    def __init__(self, path: Path, quality: int, count: int) -> None:
+        """Make both files, or take them up and cut them back to `count` frames.
+
+        Args:
+            path: of the .npy file; that of the pictures differs in its ending.
+            quality: 1 to 100.
+            count: frames that are there.
+        """
+        self.quality = quality
+        self.ends = Shard.open(path, (), "int64", count)
+        self.end = 0
+        if count:
+            self.ends.file.seek(-8, os.SEEK_END)
+            self.end = int(np.frombuffer(self.ends.file.read(8), np.int64)[0])
+        pictures = path.with_suffix(".jpeg")
+        self.file = pictures.open("r+b" if pictures.exists() else "w+b")
+        self.file.truncate(self.end)
+        self.file.seek(0, os.SEEK_END)
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return self.ends.count
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds 2 GB."""
+        return self.end >= _SHARD_BYTES
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """Pictures first: what vouches for them comes after them."""
+        return (self.file, self.ends.file)
+
+    def append(self, array: np.ndarray) -> None:
+        """Encode and write uint8 (T, H, W, 3)."""
+        from PIL import Image
+
+        for frame in array:
+            buffer = io.BytesIO()
+            Image.fromarray(frame).save(buffer, "JPEG", quality=self.quality)
+            self.file.write(buffer.getvalue())
+            self.end += buffer.tell()
+            self.ends.append(np.array([self.end]))
+
+    def close(self) -> None:
+        """Have both on the disk and let go of them."""
+        sync(self.file)
+        self.file.close()
+        self.ends.close()
+
+
+def sync(file: IO[Any]) -> None:
+    """Have everything on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class JpegFrames:
+    """A clip's frames that lie as JPEG: along its first axis indexed like an array, and decoded only then."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, pictures: np.ndarray, ends: np.ndarray, first: int, count: int) -> None:
+        """Frames `first` to `first + count` of a shard.
+
+        Args:
+            pictures: uint8 (bytes,) of the whole shard.
+            ends: int64 (frames,) of the whole shard.
+            first: of the clip's frames.
+            count: of the clip's frames.
+        """
+        self._pictures, self._ends, self._first, self._count = pictures, ends, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3); all frames of a shard are of one size."""
+        return (self._count, *self._decode([0]).shape[1:])
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) for a number, (n, H, W, 3) otherwise."""
+        if isinstance(index, slice):
+            return self._decode(range(*index.indices(self._count)))
+        if isinstance(index, np.ndarray):
+            each, back = np.unique(np.arange(self._count)[index], return_inverse=True)
+            return self._decode(each.tolist())[back]
+        return self._decode([range(self._count)[index]])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("JPEG frames cannot be an array without being decoded")
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _decode(self, frames: Sequence[int]) -> np.ndarray:
+        if not len(frames):
+            return np.zeros((0, *self.shape[1:]), np.uint8)
+        decode = _decoder()
+        pictures = []
+        for frame in frames:
+            number = self._first + frame
+            start = int(self._ends[number - 1]) if number else 0
+            pictures.append(decode(self._pictures[start : int(self._ends[number])].tobytes()))
+        return np.stack(pictures)
+
+
+def _decoder() -> Callable[[bytes], np.ndarray]:
+    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; the same pixels."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        from PIL import Image
+
+        return lambda content: np.array(Image.open(io.BytesIO(content), formats=["JPEG"]))
+    return decode_jpeg
