@@ -165,6 +165,7 @@ class TrainingBatches(Dataset[Batch]):
         else:
             self.pools = [(labelled, labelled_per_batch), (unlabelled, batch_size - labelled_per_batch)]
         self.pools = [(pool, share) for pool, share in self.pools if share > 0]
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def rows(self, number: int) -> np.ndarray:
         """Which of the clips make up the whole batch `number`."""
@@ -172,9 +173,17 @@ class TrainingBatches(Dataset[Batch]):
         for pool_number, (pool, share) in enumerate(self.pools):
             positions = np.arange(number * share, (number + 1) * share)
             for epoch in np.unique(positions // len(pool)):
-                order = np.random.default_rng([self.seed, 2, pool_number, int(epoch)]).permutation(pool)
+                order = self._order(pool_number, int(epoch))
                 drawn.append(order[positions[positions // len(pool) == epoch] % len(pool)])
         return np.concatenate(drawn)
+
+    def _order(self, pool_number: int, epoch: int) -> np.ndarray:
+        """The shuffled pool. Each pool's last one is kept: of 100,000 clips shuffling takes longer than a batch."""
+        kept = self._orders.get(pool_number)
+        if kept is None or kept[0] != epoch:
+            rng = np.random.default_rng([self.seed, 2, pool_number, epoch])
+            self._orders[pool_number] = kept = (epoch, rng.permutation(self.pools[pool_number][0]))
+        return kept[1]
 
     def __getitem__(self, number: int) -> Batch:
         first, step = self.share

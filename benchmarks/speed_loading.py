@@ -1,0 +1,169 @@
+"""Speed of loading: `results/performance/loading.json`.
+
+    python benchmarks/speed_loading.py --work DIR [load_0_workers ...]
+
+From the store to normalised batches of 16-frame clips, a random crop of 112 pixels, half of them mirrored, against the
+literal procedure of `baseline.py`; opening a store of 100,000 clips; what a clip costs in a large store and in a small
+one. `--work` keeps the made-up stores, of some 9 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+import baseline
+from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_labels
+from avdistill.data.store import Store
+from avdistill.models.video import normalise_frames
+from avdistill.types import PictureView
+from made_stores import CLASSES, made_clip, made_store
+from measuring import Row, against, within, write_rows
+
+CLIPS, FRAMES, SHAPE, BATCH = 400, 40, (128, 171), 32
+VIEW = PictureView(frames=16, size=(112, 112), resize=False)
+OPEN = """
+import json, resource, sys, time
+import torch
+bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+began = time.perf_counter()
+from speed_loading import batches_of
+from avdistill.data.store import Store
+from torch.utils.data import DataLoader
+imported = time.perf_counter()
+batch = next(iter(DataLoader(batches_of(Store(sys.argv[1])), batch_size=None, sampler=range(1))))
+seconds = time.perf_counter() - imported
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"seconds": seconds, "bytes": peak - bare, "clips": len(batch.labels)}))
+"""
+
+
+def batches_of(store: Store) -> TrainingBatches:
+    """The training batches of a made store, with nothing but pictures."""
+    clips = clips_of_split(store, "train")
+    return TrainingBatches(
+        store,
+        clips,
+        encode_labels(store, clips, store.classes, False),
+        VIEW if store.frames(0).shape[1] >= VIEW.size[0] else PictureView(frames=2, size=(8, 8), resize=False),
+        batch_size=BATCH,
+        labelled_per_batch=None,
+        use_unlabelled=True,
+        teacher=None,
+        seed=0,
+    )
+
+
+def read_ours(store: Store, workers: int) -> Callable[[], object]:
+    """Every clip once, normalised. Worker processes are started anew for each call, on both sides."""
+
+    def read() -> int:
+        loader = DataLoader(batches_of(store), batch_size=None, sampler=range(len(store) // BATCH), num_workers=workers)
+        return sum(len(normalise_frames(batch.frames)) for batch in loader)
+
+    return read
+
+
+def read_theirs(files: list[Path], workers: int) -> Callable[[], object]:
+    """Every clip once. The lengths are looked up once, outside: reading is compared here, not opening."""
+    data = baseline.Clips(files, [i % CLASSES for i in range(len(files))])
+
+    def read() -> int:
+        loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers)
+        return sum(len(frames) for frames, _ in loader)
+
+    return read
+
+
+def literal_files(work: Path) -> list[Path]:
+    """The made clips as the literal procedure keeps them."""
+    (folder := work / "hdf5").mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{i:04d}.hdf5" for i in range(CLIPS)]
+    for i, path in enumerate(files):
+        if not path.is_file():
+            baseline.write_clip(path, made_clip(i % 50, FRAMES, *SHAPE))
+    return files
+
+
+def load(name: str, bar: float, work: Path, workers: int, jpeg: bool = False) -> Row:
+    """Ours against theirs."""
+    store = made_store(work / ("jpeg" if jpeg else "raw"), CLIPS, FRAMES, *SHAPE, jpeg_quality=95 if jpeg else None)
+    return against(
+        name, bar, read_ours(store, workers), read_theirs(literal_files(work), workers), clips=CLIPS, workers=workers
+    )
+
+
+def many(work: Path, clips: int) -> Store:
+    """A store of many small clips."""
+    return made_store(work / f"many-{clips}", clips, 4, 16, 16)
+
+
+def open_100k(work: Path) -> Row:
+    """Opening 100,000 clips and the first batch, at most 2 s and 300 MB over an interpreter with torch."""
+    store = many(work, 100_000)
+    told = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN, str(store.folder)],
+            cwd=Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        told.append(json.loads(done.stdout))
+    seconds, size = (statistics.median(each[key] for each in told) for key in ("seconds", "bytes"))
+    worst = [max(each["seconds"] / 2, each["bytes"] / 300e6) for each in told]
+    limits = {"limits": {"seconds": 2, "bytes": 300e6}, "seconds": seconds, "bytes": size}
+    return within("open_100k", 1.0, worst, **limits)
+
+
+def growth(work: Path) -> Row:
+    """Seconds a clip takes in a store of 100,000 over those in one of 1,000, at most 1.2."""
+    large, small = (batches_of(many(work, clips)) for clips in (100_000, 1_000))
+
+    def read(data: TrainingBatches, first: int) -> float:
+        began = time.perf_counter()
+        for number in range(first, first + 30):
+            data[number]
+        return time.perf_counter() - began
+
+    rng = np.random.default_rng(0)
+    ratios = []
+    for round_ in range(10):
+        first = int(rng.integers(3000))
+        a, b = read(large, first), read(small, 0)
+        if round_:
+            ratios.append(a / b)
+    return within("flat_growth_loading", 1.2, ratios)
+
+
+def main() -> None:
+    """Those named, or all."""
+    parser = argparse.ArgumentParser(description="speed of loading: results/performance/loading.json")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("names", nargs="*")
+    a = parser.parse_args()
+    measures: dict[str, Callable[[], Row]] = {
+        "load_0_workers": lambda: load("load_0_workers", 10, a.work, 0),
+        "load_2_workers": lambda: load("load_2_workers", 6, a.work, 2),
+        "load_jpeg": lambda: load("load_jpeg", 3, a.work, 0, jpeg=True),
+        "open_100k": lambda: open_100k(a.work),
+        "flat_growth_loading": lambda: growth(a.work),
+    }
+    for name in a.names or measures:
+        row = measures[name]()
+        write_rows("loading", [row])
+        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
