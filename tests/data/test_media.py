@@ -83,6 +83,21 @@ def test_containers(tmp_path, suffix):
     assert np.corrcoef(brightness(clip.frames), np.arange(20))[0, 1] > 0.999
 
 
+def test_sound_that_is_no_number_is_silence_or_full_scale(tmp_path):
+    samples = tone(1.0, 440).astype(np.float32)
+    samples[[100, 5000, 9000]] = np.nan, np.inf, -np.inf
+    path = tmp_path / "odd.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_f32le", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+    waveform = read_clip(path).waveform
+    assert waveform[[100, 5000, 9000]].tolist() == [0, 1, -1]
+    fine = np.isfinite(samples)
+    np.testing.assert_array_equal(waveform[fine], samples[fine])
+
+
 def test_scaling_and_region(tmp_path):
     frames = np.zeros((3, 48, 96, 3), np.uint8)
     frames[:, :24, 48:] = (250, 30, 30)

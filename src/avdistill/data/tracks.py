@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -16,6 +17,7 @@ from typing import IO
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 
 # A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 _LONGEST_GAP_SECONDS = 60
@@ -129,7 +131,14 @@ class Scaler:
         height, width = self._target(frame.height, frame.width)
         check_pixels(path, width, height)  # a strip of 1 x 65535 pixels, its short side scaled up
         # Bilinear in swscale widens its kernel when shrinking, so it does not alias.
-        return frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+        return self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR"
+        ).to_ndarray()
+
+    @cached_property
+    def _reformatter(self) -> VideoReformatter:
+        """One for all frames: a frame's own would set itself up anew for each of them."""
+        return VideoReformatter()
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.size is not None:
@@ -315,6 +324,8 @@ class Sound:
         if begin >= self._samples or stop <= 0:
             return None
         waveform = np.frombuffer(self._kept, np.float32)
+        for first in range(0, len(waveform), 2**20):  # in parts: what marks the odd ones takes memory as well
+            np.nan_to_num(waveform[first : first + 2**20], copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
         if begin < 0:  # what lies before the first sample is silent
             return np.concatenate([np.zeros(-begin, np.float32), waveform[:stop]])
         part = waveform[begin:stop]
@@ -323,7 +334,7 @@ class Sound:
 
     def _keep(self, frame: av.AudioFrame) -> None:
         samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
-        self._kept += np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0).data
+        self._kept += samples.data
         self._samples += len(samples)
         if self._samples > _LONGEST_SOUND_SECONDS * self.sample_rate:
             raise MediaError(f"{self.path}: more than {_LONGEST_SOUND_SECONDS // 3600} h of sound; give segments")

@@ -1,0 +1,135 @@
+"""Speed of preparation, and of the command line: `results/performance/preparation.json`.
+
+    python benchmarks/speed_preparation.py --work DIR [prepare_vs_decode ...]
+
+A made video of 640 x 360 pixels, H.264 and AAC, to frames at 4 a second with a short side of 128 and sound at 16 kHz:
+against decoding alone with the same decoder, and against FFmpeg's `minterpolate`, JPEG and HDF5 (which needs the
+program ffmpeg); the memory that an hour of video takes; and how long `avdistill --help` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+import baseline
+from avdistill.data.media import read_clip
+from faults_tools import run, write_clip, write_list
+from made_stores import picture
+from measuring import Row, against, in_turn, seconds, within, write_rows
+
+
+def video(path: Path, length_seconds: int = 20, fps: int = 25, size: tuple[int, int] = (360, 640)) -> Path:
+    """A window that moves over a picture, with a tone; kept if there."""
+    if path.is_file():
+        return path
+    whole = picture(np.random.default_rng(0), size[0] + 120, size[1] + 120)
+    with av.open(str(path), "w") as container:
+        seen = container.add_stream("libx264", rate=Fraction(fps), options={"preset": "veryfast", "crf": "20"})
+        seen.height, seen.width, seen.pix_fmt = *size, "yuv420p"
+        heard = container.add_stream("aac", rate=44100, layout="stereo")
+        for i in range(length_seconds * fps):
+            top, left = (round(60 + 60 * np.sin(i / (11 + 6 * axis))) for axis in (0, 1))
+            frame = np.ascontiguousarray(whole[top : top + size[0], left : left + size[1]])
+            container.mux(seen.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(seen.encode())
+        for first in range(0, length_seconds * 44100, 44100):
+            tone = np.sin(2 * np.pi * 440 * (first + np.arange(44100)) / 44100).astype(np.float32) / 2
+            sound = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
+            sound.sample_rate, sound.pts = 44100, first
+            container.mux(heard.encode(sound))
+        container.mux(heard.encode())
+    return path
+
+
+def decode(path: Path) -> int:
+    """Every frame of picture and sound, and nothing done with them."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(container.streams.video[0], container.streams.audio[0]))
+
+
+def to_arrays(path: Path, out: Path) -> None:
+    """What `prepare` does with one file, arrays on the disk included."""
+    clip = read_clip(path, fps=4, short_side=128)
+    assert clip.frames is not None
+    assert clip.waveform is not None
+    np.save(out.with_suffix(".frames.npy"), clip.frames)
+    np.save(out.with_suffix(".sound.npy"), clip.waveform)
+
+
+def vs_decode(work: Path) -> Row:
+    """At most 1.3 times as long as decoding alone."""
+    path = video(work / "video.mp4")
+    pairs = in_turn(lambda: to_arrays(path, work / "ours"), lambda: decode(path), repeats=7)
+    return within("prepare_vs_decode", 1.3, [a / b for a, b in pairs])
+
+
+def vs_chain(work: Path) -> Row:
+    """Against FFmpeg, JPEG, HDF5."""
+    if shutil.which("ffmpeg") is None:
+        raise SystemExit("prepare_vs_chain needs the program ffmpeg (Debian: apt-get install ffmpeg)")
+    path = video(work / "short.mp4", length_seconds=5)
+
+    def chain() -> None:
+        shutil.rmtree(work / "chain", ignore_errors=True)
+        baseline.prepare_chain(path, work / "chain")
+
+    return against("prepare_vs_chain", 5, lambda: to_arrays(path, work / "ours"), chain)
+
+
+def memory(work: Path) -> Row:
+    """All processes of `prepare` together on an hour of video, at most 1 GB."""
+    videos = work / "hour"
+    videos.mkdir(exist_ok=True)
+    if not (videos / "hour.avi").is_file():
+        write_clip(videos / "hour.avi", seconds=3600, fps=5, rate=8000)
+    listed, measured = write_list(work / "hour.csv", ["hour.avi"]), []
+    for _ in range(5):
+        shutil.rmtree(work / "hour_store", ignore_errors=True)
+        ended = run("prepare", listed, "--videos", videos, "--out", work / "hour_store", "--workers", 2)
+        measured.append(float(ended.peak_bytes))
+    return within("prepare_memory", 1e9, measured)
+
+
+def help_text(_: Path) -> Row:
+    """Seconds that `avdistill --help` takes over a bare interpreter, at most 0.3."""
+
+    def start(*words: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+    ours, bare = start("-m", "avdistill", "--help"), start("-c", "pass")
+    ours(), bare()
+    return within("help", 0.3, [seconds(ours) - seconds(bare) for _ in range(9)])
+
+
+MEASURES = {
+    "prepare_vs_decode": vs_decode,
+    "prepare_vs_chain": vs_chain,
+    "prepare_memory": memory,
+    "help": help_text,
+}
+
+
+def main() -> None:
+    """Those named, or all."""
+    parser = argparse.ArgumentParser(description="speed of preparation: results/performance/preparation.json")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("names", nargs="*")
+    a = parser.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+    for name in a.names or MEASURES:
+        row = MEASURES[name](a.work)
+        write_rows("preparation", [row])
+        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
