@@ -2,6 +2,7 @@
 
     python benchmarks/study_grid.py --videos DIR --work DIR [--workers 2]
 
+What the teacher knows of the test words is written to `results/study/teacher.json`.
 The videos are those of `grid.py`, and so are the word segments and their roles. The pictures are a third as large as
 in the files, a training crop is a place and not a scale, and so a core trains a student in a minute. The teacher is
 that of `grid.py` with fewer channels and bands and one more input, the position in time: without it the mean over the
@@ -12,23 +13,25 @@ them set aside), never on the test clips. Stopped, the same command goes on wher
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from avdistill.data.annotations import read_annotations
+from avdistill.data.files import write_json
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store
+from avdistill.decoding import encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import StudentConfig, TrainConfig
+from avdistill.training.checkpoint import environment
 from avdistill.types import SoundView
 from grid import FPS, write_annotations
 from grid import PREPARE as LARGER
 from grid import TEACHER as WITHOUT_POSITION
 from grid import run as train_or_resume
 
+ROOT = Path(__file__).resolve().parents[1]
 PREPARE = PrepareConfig(fps=FPS, short_side=None, size=(24, 42), region=LARGER.region)
 TEACHER: TrainConfig = replace(
     WITHOUT_POSITION,
@@ -40,7 +43,7 @@ TEACHER: TrainConfig = replace(
 
 
 def main() -> None:
-    """Store, teacher, its features; prints what the teacher knows of the test words."""
+    """Store, teacher, its features, and what the teacher knows of the test words."""
     parser = argparse.ArgumentParser(description="GRID for benchmarks/study.py")
     parser.add_argument("--videos", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -55,7 +58,14 @@ def main() -> None:
         embed(store, load_teacher(teacher), "sound")
     heard = evaluate(teacher, Store(store.folder)).figures
     keep = ("top1", "top1_interval", "mean_class_accuracy", "clips")
-    print(json.dumps({key: heard[key] for key in keep}), file=sys.stderr)
+    told = {
+        "command": "python benchmarks/study_grid.py --videos DIR --work DIR",
+        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "store_checksum": store.checksum,
+        "figures": {key: heard[key] for key in keep},
+        "config": encode(replace(TEACHER, store=Path("store"), out=Path("teacher"))),
+    }
+    write_json(ROOT / "results" / "study" / "teacher.json", told)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ _LONGEST_GAP_SECONDS = 60
 LARGEST_FRAME_PIXELS = 64 * 2**20
 _LARGEST_CLIP_BYTES = 64 * 2**30
 _LONGEST_SOUND_SECONDS = 24 * 3600
+_PUSHES_A_LOOK = 8
 # OverflowError: a time that no clock of the file can tell.
 DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
 # Among them are these two, no memory and no thread: they say nothing of the file and must be let through
@@ -263,15 +264,20 @@ class _Mixer:
             sample_rate=like.sample_rate, format=like.format, layout=like.layout, time_base=like.time_base
         )
         mixer = graph.add("aresample", f"{sample_rate}:out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1.0")
+        # In large parts, asked for now and then: Python is slow at taking out a thousand small ones.
+        parts = graph.add("asetnsamples", "n=16384:p=0")
         self._sink = graph.add("abuffersink")
         self._source.link_to(mixer)
-        mixer.link_to(self._sink)
+        mixer.link_to(parts)
+        parts.link_to(self._sink)
         graph.configure()
+        self._pushed = 0
 
     def __call__(self, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
-        """What has come out after `frame`; None flushes."""
+        """What has come out after `frame`, if it is asked; None flushes."""
         self._source.push(frame)
-        while True:
+        self._pushed += 1
+        while frame is None or self._pushed % _PUSHES_A_LOOK == 0:
             try:
                 out = self._sink.pull()
             except (av.error.BlockingIOError, av.error.EOFError):  # wants more; has given all
