@@ -101,7 +101,7 @@ DATA = {
 TRIALS = {
     "pseudo_label": ("", "confidence=0.5", "weight=3.0", "weight=0.3"),
     "kd": ("", "temperature=1.0", "temperature=2.0", "temperature=1.0,weight=3.0"),
-    "robust": ("", "weight=3.0", "temperature=0.5", "temperature=2.0"),
+    "robust": ("peer=true", "peer=true,weight=3.0", "peer=true,temperature=0.5", "peer=true,temperature=2.0"),
     "mnf_csc": ("",),
     "mnf_csc, best temperature": (
         "temperature=sample",
