@@ -95,7 +95,7 @@ class Robust(Method):
     def _losses(
         self, student: Features, batch: Batch, *, judge: Features | None = None, count: bool = True
     ) -> dict[str, Tensor]:
-        """With a judge `likelihood` is the log of the fit, weighed by its word; were it oneself, the gradient is the same."""
+        """With a judge `likelihood` is the log of the fit, weighed by its word: from oneself, the same gradient."""
         assert student.logits is not None
         if batch.indices is None:
             raise ValueError("robust needs Batch.indices")
