@@ -51,8 +51,8 @@ def study_curves() -> dict[tuple[str, int], Curves]:
     seen: dict[tuple[str, int, str, int], list[tuple[float, float]]] = {}
     for row in study.study_rows(read_lines(study.RESULTS / "runs.jsonl")):
         key = row["data"], row["labelled_clips"], row["method"], row["seed"]
-        data = study.DATA[row["data"]]
-        if "top1" in row and len(data.wrong) > 1 and row["labelled_clips"] != data.every:
+        about = study.DATA[row["data"]]
+        if "top1" in row and len(about.wrong) > 1 and row["labelled_clips"] != about.every:
             seen.setdefault(key, []).append((row["wrong_sound"], row["top1"]))
     for (data, labelled, method, _), points in seen.items():
         if len(points) == len(study.DATA[data].wrong):
