@@ -104,6 +104,21 @@ def run(config: TrainConfig) -> Path:
     return resume(config.out) if (config.out / "data.json").is_file() else train(config)
 
 
+def words_and_teacher(
+    videos: Path, work: Path, reading: PrepareConfig, teacher: TrainConfig, workers: int
+) -> tuple[Store, dict[str, Any]]:
+    """The store `work`/store of all words with the teacher "sound", and what that knows of the test words."""
+    work.mkdir(parents=True, exist_ok=True)
+    listed = work / "words.csv"
+    write_annotations(videos, listed)
+    store = prepare(read_annotations(listed), videos, work / "store", reading, workers=workers)
+    trained = run(replace(teacher, store=store.folder, out=work / "teacher"))
+    if "sound" not in store.teachers:
+        embed(store, load_teacher(trained), "sound")
+    heard = evaluate(trained, store).figures
+    return store, {key: heard[key] for key in ("top1", "top1_interval", "mean_class_accuracy", "clips")}
+
+
 def student(name: str, config: TrainConfig) -> dict[str, Any]:
     """One row of the table."""
     folder = run(config)
@@ -127,21 +142,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    a.work.mkdir(parents=True, exist_ok=True)
-    listed = a.work / "words.csv"
-    write_annotations(a.videos, listed)
-    store = prepare(read_annotations(listed), a.videos, a.work / "store", PREPARE, workers=a.workers)
-    teacher = run(replace(TEACHER, store=store.folder, out=a.work / "teacher"))
-    if "sound" not in store.teachers:
-        embed(store, load_teacher(teacher), "sound")
-    heard = evaluate(teacher, store).figures
+    store, heard = words_and_teacher(a.videos, a.work, PREPARE, TEACHER, a.workers)
 
     report: dict[str, Any] = {
         "data": "GRID speaker s1, 0.64 s word segments: 400 student clips, 160 teacher, 140 test (840 words)",
         "command": "python benchmarks/grid.py --videos DIR --work DIR",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "store_checksum": store.checksum,
-        "teacher": {key: heard[key] for key in ("top1", "top1_interval", "mean_class_accuracy", "clips")},
+        "teacher": heard,
         "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
     }
     done = {(row["method"], row["seed"]) for row in report["students"]}

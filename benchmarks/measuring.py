@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,11 @@ def write_rows(family: str, rows: list[Row]) -> None:
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     new = {row["name"] for row in rows}
     write_json(path, [row for row in there if row["name"] not in new] + rows)
+
+
+def measure(family: str, measures: dict[str, Callable[[], Row]], names: Sequence[str]) -> None:
+    """Take those figures of a family that are named, or all; each is written as it is there."""
+    for name in names or measures:
+        row = measures[name]()
+        write_rows(family, [row])
+        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
 from avdistill.types import PictureView
 from made_stores import CLASSES, made_clip, made_store
-from measuring import Row, against, within, write_rows
+from measuring import Row, against, measure, within
 
 CLIPS, FRAMES, SHAPE, BATCH = 400, 40, (128, 171), 32
 VIEW = PictureView(frames=16, size=(112, 112), resize=False)
@@ -159,10 +159,7 @@ def main() -> None:
         "open_100k": lambda: open_100k(a.work),
         "flat_growth_loading": lambda: growth(a.work),
     }
-    for name in a.names or measures:
-        row = measures[name]()
-        write_rows("loading", [row])
-        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+    measure("loading", measures, a.names)
 
 
 if __name__ == "__main__":

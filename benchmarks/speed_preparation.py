@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -24,7 +25,7 @@ import baseline
 from avdistill.data.media import read_clip
 from faults_tools import run, write_clip, write_list
 from made_stores import picture
-from measuring import Row, against, in_turn, seconds, within, write_rows
+from measuring import Row, against, in_turn, measure, seconds, within
 
 
 def video(path: Path, length_seconds: int = 20, fps: int = 25, size: tuple[int, int] = (360, 640)) -> Path:
@@ -125,10 +126,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
-    for name in a.names or MEASURES:
-        row = MEASURES[name](a.work)
-        write_rows("preparation", [row])
-        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+    measure("preparation", {name: partial(taken, a.work) for name, taken in MEASURES.items()}, a.names)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 import baseline
 from avdistill.evaluation.metrics import retrieval_metrics
 from avdistill.evaluation.neighbours import top_k_neighbours
-from measuring import Row, against, in_turn, within, write_rows
+from measuring import Row, against, in_turn, measure, within
 
 WIDTH, BLOCK = 512, 1024
 MEMORY = """
@@ -98,10 +98,7 @@ MEASURES = {"retrieval_loop": loop, "retrieval_100k": of_100k, "flat_growth_retr
 
 def main() -> None:
     """Those named, or all."""
-    for name in sys.argv[1:] or MEASURES:
-        row = MEASURES[name]()
-        write_rows("retrieval", [row])
-        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+    measure("retrieval", MEASURES, sys.argv[1:])
 
 
 if __name__ == "__main__":

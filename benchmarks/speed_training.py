@@ -21,7 +21,7 @@ from avdistill.models.video import normalise_frames
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.optim import build_optimizer, clip_gradients
 from avdistill.types import Batch, Features
-from measuring import Row, against, in_turn, within, write_rows
+from measuring import Row, against, in_turn, measure, within
 
 CLASSES, WIDTH = 51, 512
 RECIPE = OptimizerConfig("adam", 3e-4, 5e-4)
@@ -139,10 +139,7 @@ MEASURES = {
 
 def main() -> None:
     """Those named, or all."""
-    for name in sys.argv[1:] or MEASURES:
-        row = MEASURES[name]()
-        write_rows("training", [row])
-        print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)
+    measure("training", MEASURES, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -16,20 +16,15 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from avdistill.data.annotations import read_annotations
 from avdistill.data.files import write_json
-from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store
+from avdistill.data.preparation import PrepareConfig
 from avdistill.decoding import encode
-from avdistill.evaluation.classification import evaluate
-from avdistill.teachers import embed, load_teacher
 from avdistill.training import StudentConfig, TrainConfig
 from avdistill.training.checkpoint import environment
 from avdistill.types import SoundView
-from grid import FPS, write_annotations
+from grid import FPS, words_and_teacher
 from grid import PREPARE as LARGER
 from grid import TEACHER as WITHOUT_POSITION
-from grid import run as train_or_resume
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPARE = PrepareConfig(fps=FPS, short_side=None, size=(24, 42), region=LARGER.region)
@@ -49,20 +44,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    a.work.mkdir(parents=True, exist_ok=True)
-    listed = a.work / "words.csv"
-    write_annotations(a.videos, listed)
-    store = prepare(read_annotations(listed), a.videos, a.work / "store", PREPARE, workers=a.workers)
-    teacher = train_or_resume(replace(TEACHER, store=store.folder, out=a.work / "teacher"))
-    if "sound" not in store.teachers:
-        embed(store, load_teacher(teacher), "sound")
-    heard = evaluate(teacher, Store(store.folder)).figures
-    keep = ("top1", "top1_interval", "mean_class_accuracy", "clips")
+    store, heard = words_and_teacher(a.videos, a.work, PREPARE, TEACHER, a.workers)
     told = {
         "command": "python benchmarks/study_grid.py --videos DIR --work DIR",
         "environment": {key: value for key, value in environment().items() if key != "command"},
         "store_checksum": store.checksum,
-        "figures": {key: heard[key] for key in keep},
+        "figures": heard,
         "config": encode(replace(TEACHER, store=Path("store"), out=Path("teacher"))),
     }
     write_json(ROOT / "results" / "study" / "teacher.json", told)

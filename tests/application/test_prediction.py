@@ -158,6 +158,13 @@ def test_a_long_sound_is_read_in_pieces_and_gives_the_same_windows(long_files, s
     assert set(segments) <= {(), (2, 1, 1), (1, 1, 1)}
 
 
+def test_a_file_smaller_than_a_view_that_does_not_resize_is_told_by_name(long_files):
+    view = PictureView(frames=4, size=(25, 30), resize=False)
+    items = FileItems(long_files / "both.mkv", view, PrepareConfig(fps=4, short_side=24))
+    with pytest.raises(MediaError, match=r"both\.mkv: pictures of 24x36 pixels .* hold no window of 25x30"):
+        next(read_windows(items))
+
+
 def test_sound_that_sets_in_late_is_silent_until_then(tmp_path, segments):
     file = tmp_path / "late.mkv"
     with av.open(str(file), "w") as container:

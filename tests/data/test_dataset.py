@@ -124,7 +124,7 @@ def test_a_view_larger_than_the_pictures_is_refused(look):
         "training": lambda: training_window(frames, view, 16000, np.random.default_rng(0)),
         "evaluation": lambda: evaluation_window(frames, view, 16000, 0),
     }
-    with pytest.raises(ValueError, match=r"5x5 pixels .* pictures of 4x8"):
+    with pytest.raises(ValueError, match=r"pictures of 4x8 pixels .* no window of 5x5"):
         looks[look]()
 
 

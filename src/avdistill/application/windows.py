@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from avdistill.data.media import Clip, EmptySegmentError, NoStreamError, UnreadableFileError, read_clip
+from avdistill.data.media import Clip, EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
 from avdistill.data.preparation import PrepareConfig
-from avdistill.data.transforms import evaluation_window, spaced_starts, window_length
+from avdistill.data.transforms import check_fits, evaluation_window, spaced_starts, window_length
 from avdistill.types import PictureView, View
 
 # What is held at a time. Every segment costs a seek and the frames from the last key frame on; of sound alone ten times
@@ -163,6 +163,11 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
     start = next(starts)
     offset, buffer = 0, np.zeros(0)  # the items from number `offset` on
     for segment in items.segments():
+        if isinstance(view, PictureView):
+            try:
+                check_fits(*segment.shape[1:3], view)
+            except ValueError as error:
+                raise MediaError(f"{items.path}: {error}") from error
         buffer = np.concatenate([buffer, segment]) if len(buffer) else segment
         while offset + len(buffer) > start + length:  # more follows: this window is whole and not the last
             window = evaluation_window(buffer, view, rate, start - offset)

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avdistill.data.store import Store, StoreError
-from avdistill.data.transforms import evaluation_window, sliding_starts, spaced_starts, training_window, window_length
+from avdistill.data.transforms import (
+    check_fits,
+    evaluation_window,
+    sliding_starts,
+    spaced_starts,
+    training_window,
+    window_length,
+)
 from avdistill.types import Batch, Features, PictureView, View
 
 
@@ -94,11 +101,10 @@ def check_view_fits(store: Store, clips: np.ndarray, view: View) -> None:
         return
     for first in np.unique(store.columns["frame_shard"][clips], return_index=True)[1]:  # a shard has one size
         H, W = store.frames(int(clips[first])).shape[1:3]
-        if view.size[0] > H or view.size[1] > W:
-            raise StoreError(
-                f"{store.folder}: its pictures of {H}x{W} pixels (height x width) hold no window of "
-                f"{view.size[0]}x{view.size[1]}, and the view's `resize` is off"
-            )
+        try:
+            check_fits(H, W, view)
+        except ValueError as error:
+            raise StoreError(f"{store.folder}: {error}") from error
 
 
 def cut_validation(store: Store, clips: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

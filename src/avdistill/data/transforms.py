@@ -87,7 +87,7 @@ def evaluation_window(
         return _waveform(window)
     H, W = window.shape[1:3]
     if not view.resize:
-        _check_fits(H, W, view)
+        check_fits(H, W, view)
         top, left = (H - view.size[0]) // 2, (W - view.size[1]) // 2
         return torch.from_numpy(np.array(window[:, top : top + view.size[0], left : left + view.size[1]], order="C"))
     factor = max(view.size[0] / H, view.size[1] / W)
@@ -116,7 +116,7 @@ def _random_crop(H: int, W: int, view: PictureView, rng: np.random.Generator) ->
     At the store's scale: of the view's size, anywhere.
     """
     if not view.resize:
-        _check_fits(H, W, view)
+        check_fits(H, W, view)
         height, width = view.size
         return int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1)), height, width
     for _ in range(10):
@@ -130,9 +130,10 @@ def _random_crop(H: int, W: int, view: PictureView, rng: np.random.Generator) ->
     return (H - height) // 2, (W - width) // 2, height, width
 
 
-def _check_fits(H: int, W: int, view: PictureView) -> None:
-    if view.size[0] > H or view.size[1] > W:
+def check_fits(H: int, W: int, view: PictureView) -> None:
+    """Raise ValueError where a view that does not resize is larger than the pictures."""
+    if not view.resize and (view.size[0] > H or view.size[1] > W):
         raise ValueError(
-            f"the view of {view.size[0]}x{view.size[1]} pixels (height x width) does not fit into pictures of {H}x{W}: "
-            "a smaller view.size, or view.resize"
+            f"pictures of {H}x{W} pixels (height x width) hold no window of {view.size[0]}x{view.size[1]}, "
+            "and the view's `resize` is off"
         )
