@@ -165,7 +165,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
     for segment in items.segments():
         if isinstance(view, PictureView):
             try:
-                check_fits(*segment.shape[1:3], view)
+                check_fits(segment.shape[1], segment.shape[2], view)
             except ValueError as error:
                 raise MediaError(f"{items.path}: {error}") from error
         buffer = np.concatenate([buffer, segment]) if len(buffer) else segment
