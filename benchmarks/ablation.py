@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --grid DIR --boxes DIR --work DIR [--workers 2]
 
 The paper's setting, every training clip labelled: GRID's words, whose sound teacher knows more than the picture, and
-the actor boxes of UCF51, whose teacher knows less. `--grid` is the `--work` of `grid.py`, `--boxes` that of
+the actor boxes of UCF51, whose teacher knows less. `--grid` is the `--work` of `study_grid.py`, `--boxes` that of
 `actor_boxes.py`. One part is changed at a time, nothing is tuned, and the curves are of a fifth of the training videos
 set aside. Stopped, the same command goes on where it was.
 """

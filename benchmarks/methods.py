@@ -1,6 +1,6 @@
 """Every method on synthetic videos, all sound related and 40% of it another clip's: `results/methods.json`.
 
-    python benchmarks/methods.py --work DIR --steps N [--workers 2]
+    python benchmarks/methods.py --work DIR [--steps 960] [--workers 2] [--data-only]
 
 The students see, the teacher hears. 1200 training clips, a part of them labelled; the sound is clean in the files and
 `avdistill compare` swaps it. How hard the pictures are was fixed from supervised students on other clips (data seed
@@ -73,21 +73,30 @@ def told_on_change() -> OnProgress:
     return told
 
 
-def main() -> None:
-    """Data, teacher, study, results."""
-    parser = argparse.ArgumentParser(description="every method on synthetic videos: results/methods.json")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--workers", type=int, default=2)
-    a = parser.parse_args()
-    listed = read_annotations(synthesize(a.work / "data", DATA, workers=a.workers))
-    store = prepare(listed, a.work / "data" / "videos", a.work / "store", PREPARE, workers=a.workers)
-    teacher = a.work / "teacher"
+def make_data(work: Path, workers: int) -> tuple[Store, Path]:
+    """The store, the teacher's embeddings in it, and the teacher's run; what is there is not made again."""
+    listed = read_annotations(synthesize(work / "data", DATA, workers=workers))
+    store = prepare(listed, work / "data" / "videos", work / "store", PREPARE, workers=workers)
+    teacher = work / "teacher"
     if not (teacher / "data.json").is_file():
         train(replace(TEACHER, store=store.folder, out=teacher))
     resume(teacher)
     if "sound" not in store.teachers:
         embed(store, load_teacher(teacher), "sound", maps=True)
+    return store, teacher
+
+
+def main() -> None:
+    """Data, teacher, study, results."""
+    parser = argparse.ArgumentParser(description="every method on synthetic videos: results/methods.json")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=960)
+    parser.add_argument("--data-only", action="store_true", help="stop when store and teacher are there")
+    parser.add_argument("--workers", type=int, default=2)
+    a = parser.parse_args()
+    store, teacher = make_data(a.work, a.workers)
+    if a.data_only:
+        return
     heard = evaluate(teacher, Store(store.folder)).figures
 
     study = Study(

@@ -4,7 +4,8 @@
     python benchmarks/study.py run --grid DIR --boxes DIR --synthetic DIR --work DIR [--data grid] [--methods kd]
     python benchmarks/study.py report
 
-`--grid` is the `--work` of `study_grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of `methods.py`.
+`--grid` is the `--work` of `study_grid.py`, `--boxes` that of `actor_boxes.py`, `--synthetic` that of
+`methods.py --data-only`.
 Every run is written to `results/study/runs.jsonl` as it ends, with what is right and wrong of every test clip; the CSV
 files are made from it, and what stands there is not run again, on this machine or another.
 
