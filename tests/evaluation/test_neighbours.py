@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from avdistill.evaluation.neighbours import top_k_neighbours
+from avdistill.evaluation.neighbours import relevant_ranks, top_k_neighbours
 
 
 def full_sort(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +113,29 @@ def test_only_a_block_of_similarities_exists_at_a_time(
     assert heights == [4, 4, 2]
     assert len(kept) >= 6
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in kept[-6:])  # no slice holds its whole block
+
+
+@example(seed=0, block=1, width=513)
+@given(seed=st.integers(0, 10_000), block=st.integers(1, 40), width=st.sampled_from([3, 64, 513]))
+@settings(max_examples=25, deadline=None)
+def test_ranks_are_those_of_the_whole_ranking_equal_embeddings_in_gallery_order(
+    seed: int, block: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.cat([torch.rand(4, width, generator=generator), torch.zeros(1, width)])
+    gallery = distinct[torch.randint(5, (37,), generator=generator)]
+    gallery = gallery * 2.0 ** torch.randint(-30, 30, (37, 1), generator=generator)
+    queries = torch.cat([torch.rand(10, width, generator=generator), torch.zeros(1, width)])
+    relevant = torch.rand(11, 37, generator=generator) < torch.rand(11, 1, generator=generator)
+    relevant[3] = False
+    _, order = top_k_neighbours(queries=queries, gallery=gallery, k=37)
+    expected = [(row[places].nonzero()[:, 0] + 1).tolist() for row, places in zip(relevant, order, strict=True)]
+    parts = list(relevant_ranks(queries, gallery, lambda part: relevant[part], block=block))
+    assert [len(counts) for counts, _ in parts] == [len(part) for part in queries.split(block)]
+    found = [row for counts, ranks in parts for row in zip(counts.tolist(), ranks.tolist(), strict=True)]
+    for (count, ranks), wanted in zip(found, expected, strict=True):
+        assert ranks[:count] == wanted
+        assert all(rank == 38 for rank in ranks[count:])
 
 
 def test_bad_input_is_refused() -> None:

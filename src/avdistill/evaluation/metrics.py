@@ -15,13 +15,13 @@ outside the classes) is a ValueError that says what was found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from avdistill.evaluation.neighbours import check_table, rankings
+from avdistill.evaluation.neighbours import check_table, relevant_ranks
 
 
 class ClassFigures(TypedDict):
@@ -193,7 +193,7 @@ def retrieval_metrics(
         query_labels: (Q,) or (Q, C).
         gallery_labels: (G,) or (G, C).
         ks: cut-offs of hit@k, each at least 1; more than G counts as G.
-        block: queries ranked at once; memory is some 30 bytes x block x G.
+        block: queries ranked at once; memory is some 12 bytes x block x G.
 
     Returns:
         `hit@k`, fraction of all queries with a relevant item among the first k; `map`, average precision over *all*
@@ -207,16 +207,13 @@ def retrieval_metrics(
     hits = dict.fromkeys(ks, 0)
     precisions: list[Tensor] = []
     precisions_at_r: list[Tensor] = []
-    for start, _, order in rankings(queries, gallery, block=block):
-        relevant = _share_a_label(query_labels[start : start + len(order)], gallery_labels).gather(1, order)  # (b, G)
-        row, rank, precision = _precision_at_hits(relevant)
-        total = relevant.sum(dim=1)
+    for total, ranks in _relevant_ranks(queries, gallery, query_labels, gallery_labels, block):
         some = total > 0
-        within = rank <= total[row]
-        precisions.append((_sum_rows(precision, row, len(order)) / total)[some])
-        precisions_at_r.append((_sum_rows(precision[within], row[within], len(order)) / total)[some])
+        precision = _precision_at_hits(ranks, len(gallery))
+        precisions.append((precision.sum(dim=1) / total)[some])
+        precisions_at_r.append(((precision * (ranks <= total[:, None])).sum(dim=1) / total)[some])
         for k in hits:
-            hits[k] += int(relevant[:, :k].any(dim=1).sum())
+            hits[k] += int((ranks[:, :1] <= min(k, len(gallery))).sum())
     answered = torch.cat(precisions)
     figures: dict[str, float] = {f"hit@{k}": count / len(queries) for k, count in hits.items()}
     figures["map"] = float(answered.mean())
@@ -250,12 +247,10 @@ def release_retrieval_metrics(
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     precisions: list[Tensor] = []
-    for start, _, order in rankings(queries, gallery, block=block):
-        shared = _share_a_label(query_labels[start : start + len(order)], gallery_labels)
-        relevant = shared.gather(1, order[:, :top])
-        row, _, precision = _precision_at_hits(relevant)
-        found = relevant.sum(dim=1)
-        precisions.append((_sum_rows(precision, row, len(order)) / found)[found > 0])
+    for _, ranks in _relevant_ranks(queries, gallery, query_labels, gallery_labels, block):
+        near = ranks <= min(top, len(gallery))
+        found = near.sum(dim=1)
+        precisions.append(((_precision_at_hits(ranks, len(gallery)) * near).sum(dim=1) / found)[found > 0])
     answered = torch.cat(precisions)
     return {
         f"release.map@{top}": float(answered.mean()),
@@ -263,24 +258,23 @@ def release_retrieval_metrics(
     }
 
 
-def _share_a_label(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
-    """bool (b, G), of class indices or multi-hot rows."""
-    if query_labels.ndim == 1:
-        return query_labels[:, None] == gallery_labels
-    return query_labels.float() @ gallery_labels.float().T > 0
+def _relevant_ranks(
+    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, block: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`relevant_ranks` where an item is relevant if it has a label of the query: class indices or multi-hot rows."""
+
+    def share_a_label(part: slice) -> Tensor:
+        if query_labels.ndim == 1:
+            return query_labels[part, None] == gallery_labels
+        return query_labels[part].float() @ gallery_labels.float().T > 0
+
+    return relevant_ranks(queries, gallery, share_a_label, block=block)
 
 
-def _precision_at_hits(relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, rank (from 1) and float64 precision at that rank of every True in (b, G), row by row."""
-    row, column = relevant.nonzero(as_tuple=True)
-    counts = relevant.sum(dim=1)
-    before = counts.cumsum(0) - counts  # hits in earlier rows
-    nth = torch.arange(len(row), device=row.device) - before[row] + 1
-    return row, column + 1, nth.double() / (column + 1)
-
-
-def _sum_rows(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    return torch.zeros(rows, dtype=values.dtype, device=values.device).index_add(0, row, values)
+def _precision_at_hits(ranks: Tensor, gallery: int) -> Tensor:
+    """float64 (b, R) precision at the ranks of the relevant items, ascending; 0 at those past the gallery's end."""
+    nth = torch.arange(1, ranks.shape[1] + 1, device=ranks.device, dtype=torch.float64)
+    return (nth / ranks) * (ranks <= gallery)
 
 
 def _check_labels(name: str, labels: Tensor, *, count: int) -> None:

@@ -1,9 +1,14 @@
-"""Rankings of a gallery by cosine similarity: exact, ties in gallery order, a block of queries at a time."""
+"""Rankings of a gallery by cosine similarity: ties in gallery order, a block of queries at a time.
+
+`top_k_neighbours` is exact; `relevant_ranks`, for figures, is so to the rounding of float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +37,7 @@ def top_k_neighbours(*, queries: Tensor, gallery: Tensor, k: int, block: int = 1
     _check(queries, gallery, block)
     if k + _SPARE >= len(gallery):
         # Cloned: a slice would keep its whole block x G ranking alive, and with it the Q x G matrix.
-        found = [(s[:, :k].clone(), order[:, :k].clone()) for _, s, order in rankings(queries, gallery, block=block)]
+        found = [(s[:, :k].clone(), order[:, :k].clone()) for _, s, order in _rankings(queries, gallery, block=block)]
         return torch.cat([scores for scores, _ in found]), torch.cat([order for _, order in found])
     sizes = torch.cat([_sizes(part) for part in gallery.split(8192)])
     targets = torch.cat([_unit(part).float() for part in gallery.split(8192)]).T
@@ -53,15 +58,14 @@ def _top_k(queries: Tensor, gallery: Tensor, sizes: Tensor, targets: Tensor, k: 
     error = (queries.shape[1] + 4) * 2.0**-24
     unsure = (near[:, -1] + 2 * error >= scores[:, -1]).nonzero().flatten()
     if len(unsure):
-        for start, ranked, whole in rankings(queries[unsure], gallery, block=len(queries)):
+        for start, ranked, whole in _rankings(queries[unsure], gallery, block=len(queries)):
             rows = unsure[start : start + len(ranked)]
             scores[rows], order[rows] = ranked[:, :k], whole[:, :k]
     return scores, order
 
 
-def rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Of each block: its first query, float32 (b, G) similarities from high to low, int64 (b, G) gallery indices."""
-    _check(queries, gallery, block)
     targets = _unit(gallery).T
     for start in range(0, len(queries), block):
         # A float32 product rounds equal columns differently by their place, which would reorder equal embeddings
@@ -71,20 +75,93 @@ def rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple[
         yield start, scores, order
 
 
+def relevant_ranks(
+    queries: Tensor, gallery: Tensor, relevant: Callable[[slice], Tensor], *, block: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where the relevant gallery items of each query stand in its ranking by cosine, without making the ranking.
+
+    Equal embeddings stay in gallery order; cosines closer than the rounding of float32 may stand in either order.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D).
+        relevant: of a slice of the queries, bool (b, G).
+        block: queries compared at once, at least 1.
+
+    Yields:
+        Of each block: int64 (b,) numbers of relevant items, and int64 (b, R) ranks from 1, ascending; where a query has
+        fewer than R, the rest of its row is G + 1.
+    """
+    _check(queries, gallery, block)
+    targets = _unit32(gallery)
+    first = _first_of_equal(targets)
+    for start in range(0, len(queries), block):
+        similarity = _unit32(queries[start : start + block]) @ targets.T
+        # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent clips
+        # share one.
+        if len(again := (first != torch.arange(len(first), device=first.device)).nonzero()[:, 0]):
+            similarity[:, again] = similarity[:, first[again]]
+        yield _ranks(similarity, relevant(slice(start, start + len(similarity))))
+
+
+def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """As `relevant_ranks`, of one block: an item's rank is how many are above it, and the equal ones before it."""
+    row, column = relevant.nonzero(as_tuple=True)
+    counts = row.bincount(minlength=len(relevant))
+    nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
+    sought[row, nth] = similarity[row, column]
+    ordered = _sorted_rows(similarity)
+    above = ordered.shape[1] - torch.searchsorted(ordered, sought, right=True)
+    equal = ordered.shape[1] - above - torch.searchsorted(ordered, sought)
+    ranks = above + 1
+    for part in (equal[row, nth] > 1).nonzero()[:, 0].split(256):
+        before = torch.arange(similarity.shape[1], device=row.device) < column[part, None]
+        same = similarity[row[part]] == similarity[row[part], column[part], None]
+        ranks[row[part], nth[part]] += (same & before).sum(dim=1)
+    ranks[sought.isinf()] = similarity.shape[1] + 1
+    return counts, _sorted_rows(ranks)
+
+
+def _sorted_rows(values: Tensor) -> Tensor:
+    """Ascending: on a processor NumPy's sort of bare values, several times as fast as PyTorch's."""
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values
+    rows = values.numpy().copy()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(rows, torch.get_num_threads())))
+    return torch.from_numpy(rows)
+
+
+def _first_of_equal(rows: Tensor) -> Tensor:
+    """int64 (N,): for each of the float32 rows the first one that equals it."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(2**62, (rows.shape[1],), generator=generator).to(rows.device)
+    bits = (rows + 0.0).view(torch.int32)  # -0.0 equals 0.0
+    sums = torch.cat([(part.long() * factors).sum(dim=1) for part in bits.split(4096)])
+    _, group = sums.unique(return_inverse=True)
+    own = torch.arange(len(rows), device=rows.device)
+    first = own.new_full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, own, "amin")[group]
+    # Sums of different rows agree about never, and then the row stands for itself.
+    again = (first != own).nonzero()[:, 0]
+    first[again] = torch.where((rows[again] == rows[first[again]]).all(dim=1), first[again], again)
+    return first
+
+
 def check_table(name: str, values: Tensor) -> None:
     """Raise ValueError unless `values` are floating, (rows, columns), not empty and without NaN."""
     if values.ndim != 2 or not values.numel() or not values.is_floating_point():
         raise ValueError(
             f"{name} must be floating (rows, columns), not empty; got {values.dtype} {tuple(values.shape)}"
         )
-    if values.isnan().any():
+    if values.sum().isnan() and values.isnan().any():  # a sum is a quick look at all of them
         raise ValueError(f"{name} hold NaN, first in row {int(values.isnan().any(dim=1).nonzero()[0])}")
 
 
 def _check(queries: Tensor, gallery: Tensor, block: int) -> None:
     for name, embeddings in (("queries", queries), ("gallery", gallery)):
         check_table(name, embeddings)
-        if embeddings.isinf().any():
+        if not embeddings.sum().isfinite() and embeddings.isinf().any():
             raise ValueError(f"{name} hold infinite values")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} channels, the gallery has {gallery.shape[1]}")
@@ -96,6 +173,14 @@ def _unit(embeddings: Tensor) -> Tensor:
     """float64, of length 1; a zero embedding stays zero."""
     largest, length = _sizes(embeddings).split(1, dim=1)
     return embeddings.detach().double() / largest / length
+
+
+def _unit32(embeddings: Tensor) -> Tensor:
+    """float32, of length 1 to its rounding; a zero embedding stays zero."""
+    known = embeddings.detach()
+    largest = known.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(known.dtype).tiny)  # no overflow
+    scaled = (known / largest).float()
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _sizes(embeddings: Tensor) -> Tensor:
