@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,39 @@ def seconds(procedure: Callable[[], object]) -> float:
     began = time.perf_counter()
     procedure()
     return time.perf_counter() - began
+
+
+@contextmanager
+def process_of(make: Callable[[], Callable[[], object]]) -> Iterator[Callable[[], None]]:
+    """A procedure that is made and called in a process of its own, whose memory and settings are no other's.
+
+    `make` is a function of a module, or a `partial` of one.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(make, theirs))
+    process.start()
+    theirs.close()
+    ours.recv()
+
+    def call() -> None:
+        ours.send(True)
+        ours.recv()
+
+    try:
+        yield call
+    finally:
+        ours.send(False)
+        process.join()
+
+
+def _serve(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+    multiprocessing.set_start_method(None, force=True)  # that of a program of its own, not "spawn" after its parent
+    procedure = make()
+    pipe.send(True)
+    while pipe.recv():
+        procedure()
+        pipe.send(True)
 
 
 def in_turn(

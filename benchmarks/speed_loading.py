@@ -16,20 +16,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 import baseline
 from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_labels
+from avdistill.data.loading import read_ahead
 from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
+from avdistill.training.memory import keep_freed_memory
 from avdistill.types import PictureView
 from made_stores import CLASSES, made_clip, made_store
-from measuring import Row, against, measure, within
+from measuring import Row, against, measure, process_of, within
 
-CLIPS, FRAMES, SHAPE, BATCH = 400, 40, (128, 171), 32
+CLIPS, FRAMES, SHAPE, BATCH, EPOCHS = 400, 40, (128, 171), 32, 2
 VIEW = PictureView(frames=16, size=(112, 112), resize=False)
 OPEN = """
 import json, resource, sys, time
@@ -38,9 +41,8 @@ bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 began = time.perf_counter()
 from speed_loading import batches_of
 from avdistill.data.store import Store
-from torch.utils.data import DataLoader
 imported = time.perf_counter()
-batch = next(iter(DataLoader(batches_of(Store(sys.argv[1])), batch_size=None, sampler=range(1))))
+batch = batches_of(Store(sys.argv[1]))[0]
 seconds = time.perf_counter() - imported
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": seconds, "bytes": peak - bare, "clips": len(batch.labels)}))
@@ -63,23 +65,28 @@ def batches_of(store: Store) -> TrainingBatches:
     )
 
 
-def read_ours(store: Store, workers: int) -> Callable[[], object]:
-    """Every clip once, normalised. Worker processes are started anew for each call, on both sides."""
+def read_ours(folder: Path, workers: int) -> Callable[[], object]:
+    """Every clip `EPOCHS` times, normalised. Threads, and the other side's processes, start anew for each call."""
+    keep_freed_memory()  # as a training does
+    store = Store(folder)
 
     def read() -> int:
-        loader = DataLoader(batches_of(store), batch_size=None, sampler=range(len(store) // BATCH), num_workers=workers)
-        return sum(len(normalise_frames(batch.frames)) for batch in loader)
+        read, clips = batches_of(store).__getitem__, 0
+        for batch in read_ahead(read, range(EPOCHS * len(store) // BATCH), workers):
+            assert batch.frames is not None
+            clips += len(normalise_frames(batch.frames))
+        return clips
 
     return read
 
 
 def read_theirs(files: list[Path], workers: int) -> Callable[[], object]:
-    """Every clip once. The lengths are looked up once, outside: reading is compared here, not opening."""
+    """The same. The lengths are looked up once, outside: reading is compared here, not opening."""
     data = baseline.Clips(files, [i % CLASSES for i in range(len(files))])
 
     def read() -> int:
-        loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers)
-        return sum(len(frames) for frames, _ in loader)
+        drawn = RandomSampler(data, num_samples=EPOCHS * len(data))
+        return sum(len(frames) for frames, _ in DataLoader(data, BATCH, sampler=drawn, num_workers=workers))
 
     return read
 
@@ -95,11 +102,11 @@ def literal_files(work: Path) -> list[Path]:
 
 
 def load(name: str, bar: float, work: Path, workers: int, jpeg: bool = False) -> Row:
-    """Ours against theirs."""
+    """Ours against theirs, each in a process of its own."""
     store = made_store(work / ("jpeg" if jpeg else "raw"), CLIPS, FRAMES, *SHAPE, jpeg_quality=95 if jpeg else None)
-    return against(
-        name, bar, read_ours(store, workers), read_theirs(literal_files(work), workers), clips=CLIPS, workers=workers
-    )
+    own, literal = partial(read_ours, store.folder, workers), partial(read_theirs, literal_files(work), workers)
+    with process_of(own) as first, process_of(literal) as second:
+        return against(name, bar, first, second, clips=CLIPS, workers=workers)
 
 
 def many(work: Path, clips: int) -> Store:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from avdistill import distributed
 from avdistill.data.dataset import EvaluationWindows, check_view_fits, has_modality
+from avdistill.data.loading import read_ahead
 from avdistill.data.store import Store
 from avdistill.models.video import normalise_frames
 from avdistill.types import Network, View
@@ -50,7 +50,7 @@ def run_network(
     windows: int | None = None,
     stride: int | None = None,
     batch_size: int = 32,
-    workers: int = 0,
+    workers: int = 2,
     with_tokens: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Outputs:
@@ -65,7 +65,7 @@ def run_network(
         windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
         stride: of the sliding windows, at most a window's length; None is a window's length.
         batch_size: windows at a time: a long video is many batches, never one large one.
-        workers: loader processes.
+        workers: threads that read ahead.
         with_tokens: keep the maps as well, which take far more memory than all else.
         on_batch: called with (finished, total) windows.
 
@@ -90,8 +90,8 @@ def run_network(
     network.eval()
     try:
         with torch.inference_mode():
-            # A generator of its own: evaluating in the midst of training must not advance the global one.
-            for positions, inputs in DataLoader(data, batch_size, num_workers=workers, generator=torch.Generator()):
+            firsts = range(0, len(data), batch_size)
+            for positions, inputs in read_ahead(lambda first: data.batch(first, batch_size), firsts, workers):
                 inputs = inputs.to(device)
                 features = network(normalise_frames(inputs) if view.modality == "picture" else inputs)
                 logits = features.embedding[:, :0] if features.logits is None else features.logits

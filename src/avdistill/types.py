@@ -97,6 +97,10 @@ class Batch:
                 changed[each.name] = value.map(function)
         return replace(self, **changed)  # type: ignore[arg-type]
 
+    def ready_for(self, device: torch.device) -> Batch:
+        """Still in memory, pinned if `device` is a GPU: only from there can `to` copy without blocking."""
+        return self.map(Tensor.pin_memory) if device.type == "cuda" else self
+
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; copies do not block when the memory is pinned."""
         return self.map(lambda values: values.to(device, non_blocking=True))

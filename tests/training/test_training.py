@@ -76,7 +76,7 @@ def lines(run, without=("step_seconds",)):
 VARIANTS = {
     "supervised": {},
     "kd, accumulating": {"method": KDConfig(), "teacher": "sound", "accumulate": 2, "labelled_per_batch": 3},
-    "kd, with a loader process": {"method": KDConfig(), "teacher": "sound", "labelled_per_batch": 3, "workers": 1},
+    "kd, reading ahead": {"method": KDConfig(), "teacher": "sound", "labelled_per_batch": 3, "workers": 2},
     "mnf_csc, plateau": {
         "method": MNFCSCConfig(),
         "teacher": "sound",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import (
@@ -121,7 +120,7 @@ def cut_validation(store: Store, clips: np.ndarray, fraction: float, seed: int) 
     return clips[~aside], clips[aside & labelled]
 
 
-class TrainingBatches(Dataset[Batch]):
+class TrainingBatches:
     """Batch number i of a run, for every i >= 0.
 
     Clips are drawn without replacement from a shuffled order that is renewed when it runs out, from one pool, or from
@@ -230,7 +229,7 @@ class TrainingBatches(Dataset[Batch]):
         return features, torch.from_numpy(present[clips])
 
 
-class EvaluationWindows(Dataset[tuple[int, Tensor]]):
+class EvaluationWindows:
     """Every window of every clip: (position of the clip among `clips`, uint8 frames or float32 sound)."""
 
     def __init__(
@@ -265,3 +264,8 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         clip = int(self.clips[position])
         items = self.store.frames(clip) if isinstance(self.view, PictureView) else self.store.sound(clip)
         return position, evaluation_window(items, self.view, self.store.sample_rate_hz, start)
+
+    def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        """Windows `first` to `first + size`, as many as there are: int64 (n,) positions of their clips, and windows."""
+        positions, windows = zip(*(self[i] for i in range(first, min(first + size, len(self)))), strict=True)
+        return torch.tensor(positions), torch.stack(windows)

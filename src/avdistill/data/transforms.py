@@ -69,12 +69,11 @@ def training_window(
     if isinstance(view, SoundView):
         return _waveform(window)
     top, left, height, width = _random_crop(window.shape[1], window.shape[2], view, rng)
-    cut = window[:, top : top + height, left : left + width]
+    frames = _channels_first(window[:, top : top + height, left : left + width])
     if view.flip and rng.random() < 0.5:
-        cut = cut[:, :, ::-1]
-    if not view.resize:
-        return torch.from_numpy(np.array(cut, order="C"))
-    frames = V2F.resize(_channels_first(cut), list(view.size), antialias=True)
+        frames = V2F.horizontal_flip(frames)
+    if view.resize:
+        frames = V2F.resize(frames, list(view.size), antialias=True)
     return frames.permute(0, 2, 3, 1).contiguous()
 
 

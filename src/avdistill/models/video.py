@@ -54,14 +54,18 @@ class _FactoredConv(nn.Module):
         self.temporal_conv = nn.Conv3d(
             middle, outputs, (t, 1, 1), stride=(stride[0], 1, 1), padding=(t // 2, 0, 0), bias=False
         )
+        self.stride, self.padding = stride, (t // 2, d // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn(self.spatial_conv(x)))
-        # Along time, with a picture's positions in one row, it is a 2-D convolution: a CPU has fast kernels for those
-        # and for some widths none for the 3-D one, which then takes three times as long.
-        conv = self.temporal_conv
-        y = F.conv2d(x.flatten(3), conv.weight.flatten(3), None, (conv.stride[0], 1), (conv.kernel_size[0] // 2, 0))
-        return y.unflatten(3, x.shape[3:])
+        # Both are 2-D convolutions: over the picture with time in the batch, and along time with a picture's positions
+        # in one row. A processor has fast kernels for those and for some widths none for the 3-D ones; of a tensor in
+        # channels_last_3d neither change of shape moves a number.
+        y = x.transpose(1, 2).flatten(0, 1)
+        y = F.conv2d(y, self.spatial_conv.weight[:, :, 0], None, self.stride[1:], self.padding[1])
+        y = self.relu(self.bn(y.unflatten(0, (len(x), -1)).transpose(1, 2)))
+        weight = self.temporal_conv.weight.flatten(3)
+        z = F.conv2d(y.flatten(3), weight, None, (self.stride[0], 1), (self.padding[0], 0))
+        return z.unflatten(3, y.shape[3:])
 
 
 class _Block(nn.Module):
@@ -122,7 +126,8 @@ class R2Plus1D(Network):
 
     def forward(self, inputs: Tensor) -> Features:
         """inputs: float (B, 3, T, H, W), normalised; any T, H, W. The map's stride: 8 in time, 16 in space."""
-        x = self.relu(self.bn1(self.conv1(inputs)))
+        x = inputs.contiguous(memory_format=torch.channels_last_3d)
+        x = self.relu(self.bn1(self.conv1(x)))
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
         tokens = x.flatten(2).transpose(1, 2)  # (B, K, D)
         embedding = tokens.mean(1)

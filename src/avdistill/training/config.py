@@ -79,7 +79,7 @@ class TrainConfig:
         validation_windows: evenly spaced windows per clip.
         save_every: steps between saves of `last/`.
         log_every: steps between lines of `metrics.jsonl`.
-        workers: loader processes.
+        workers: threads that read ahead; 0 reads each batch when it is needed.
         device: "auto", "cpu", "cuda", ...
         tensorboard: also write TensorBoard events (extra `log`).
         seed: of weights, order, windows and crops.

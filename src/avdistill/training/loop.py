@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 from avdistill import distributed
 from avdistill.data.dataset import encode_labels
 from avdistill.data.files import write_json
+from avdistill.data.loading import read_ahead
 from avdistill.decoding import encode
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference import run_network
@@ -39,6 +39,7 @@ from avdistill.training.checkpoint import (
     writing,
 )
 from avdistill.training.config import TrainConfig
+from avdistill.training.memory import keep_freed_memory
 from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.session import Session
 from avdistill.types import Batch
@@ -114,14 +115,12 @@ def _joined(run: Path, device: str) -> Iterator[torch.device]:
 
 def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_after: int | None) -> Path:
     config, method, optimizer = session.config, session.method, session.optimizer
+    if session.device.type == "cpu":
+        keep_freed_memory()
     model = distributed.synchronised(method, session.device)
     plateau = isinstance(session.schedule, ReduceLROnPlateau)
     micro_batches = range(progress.step * config.accumulate, config.steps * config.accumulate)
-    # A generator of its own: DataLoader would draw from the global one, and a resumed run would differ.
-    own = torch.Generator()
-    loader = iter(
-        DataLoader(session.batches, batch_size=None, sampler=micro_batches, num_workers=config.workers, generator=own)
-    )
+    loader = read_ahead(lambda number: session.batches[number].ready_for(session.device), micro_batches, config.workers)
     stop_at = config.steps if stop_after is None else min(config.steps, progress.step + stop_after)
     method.train()
 

@@ -54,7 +54,9 @@ def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float
     """
     norms = {}
     for group in optimizer.param_groups:
-        norm = torch.nn.utils.clip_grad_norm_(group["params"], math.inf if limit is None else limit)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(group["params"], limit, norm)
         norms[str(group["name"])] = float(norm)
     return norms
 
