@@ -95,23 +95,26 @@ def relevant_ranks(
     _check(queries, gallery, block)
     targets = _unit32(gallery)
     first = _first_of_equal(targets)
+    # Written over by every block: fresh memory of this size costs as much as the products.
+    room = targets.new_empty(2, min(block, len(queries)), len(targets))
     for start in range(0, len(queries), block):
-        similarity = _unit32(queries[start : start + block]) @ targets.T
+        part = _unit32(queries[start : start + block])
+        similarity = torch.mm(part, targets.T, out=room[0, : len(part)])
         # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent clips
         # share one.
         if len(again := (first != torch.arange(len(first), device=first.device)).nonzero()[:, 0]):
             similarity[:, again] = similarity[:, first[again]]
-        yield _ranks(similarity, relevant(slice(start, start + len(similarity))))
+        ordered = _sort_rows(room[1, : len(part)].copy_(similarity))
+        yield _ranks(similarity, ordered, relevant(slice(start, start + len(part))))
 
 
-def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks(similarity: Tensor, ordered: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     """As `relevant_ranks`, of one block: an item's rank is how many are above it, and the equal ones before it."""
     row, column = relevant.nonzero(as_tuple=True)
     counts = row.bincount(minlength=len(relevant))
     nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
     sought[row, nth] = similarity[row, column]
-    ordered = _sorted_rows(similarity)
     above = ordered.shape[1] - torch.searchsorted(ordered, sought, right=True)
     equal = ordered.shape[1] - above - torch.searchsorted(ordered, sought)
     ranks = above + 1
@@ -120,17 +123,17 @@ def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
         same = similarity[row[part]] == similarity[row[part], column[part], None]
         ranks[row[part], nth[part]] += (same & before).sum(dim=1)
     ranks[sought.isinf()] = similarity.shape[1] + 1
-    return counts, _sorted_rows(ranks)
+    return counts, _sort_rows(ranks)
 
 
-def _sorted_rows(values: Tensor) -> Tensor:
-    """Ascending: on a processor NumPy's sort of bare values, several times as fast as PyTorch's."""
+def _sort_rows(values: Tensor) -> Tensor:
+    """Ascending, in place on a processor: NumPy's sort of bare values, several times as fast as PyTorch's."""
     if values.device.type != "cpu":
         return values.sort(dim=1).values
-    rows = values.numpy().copy()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda part: part.sort(axis=1), np.array_split(rows, torch.get_num_threads())))
-    return torch.from_numpy(rows)
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(values.numpy(), threads)))
+    return values
 
 
 def _first_of_equal(rows: Tensor) -> Tensor:
