@@ -5,6 +5,7 @@ Frames are kept in memory or, so that an hour needs no more of it than a second,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -188,6 +189,8 @@ class Picture:
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
         self._last = Fraction(0)
+        self._passed = self._next = 0  # in ticks of the file: the frame before, and the first that may be wanted
+        self._tick = Fraction(0)
         self.origin: Fraction | None = None
         self.done, self.errors, self.jump = False, 0, ""
 
@@ -208,6 +211,12 @@ class Picture:
 
     def add(self, frame: av.VideoFrame) -> None:
         """Take the next decoded frame, in the order of display."""
+        ticks = frame.dts if self._by_decoding_time else frame.pts
+        if ticks is not None and self._passed <= ticks < self._next:
+            self._passed = ticks  # between two that are wanted lie most frames; whole numbers tell it much sooner
+            return
+        if self.origin is not None and self._next:
+            self._last = max(self._last, self._passed * self._tick - self.origin)
         pts = self._pts(frame)
         if self.origin is None:
             self.origin = pts
@@ -234,6 +243,10 @@ class Picture:
                 self._times.append(float(time))
                 if self._step is None:
                     break
+        self._tick = Fraction(frame.time_base or 0)
+        if self._step and self._tick and ticks is not None:
+            until = min(self._start + self._frames.count * self._step, time + _LONGEST_GAP_SECONDS)
+            self._passed, self._next = ticks, math.ceil((self.origin + until) / self._tick)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (T, H, W, 3) and the frames' times, float64 (T,). Raises EmptySegmentError where no frame was kept."""
