@@ -23,6 +23,27 @@ PACKAGES = ("torch", "torchvision", "numpy", "av", "h5py", "pillow")
 Row = dict[str, Any]
 
 
+class NotHereError(Exception):
+    """What a figure is measured against is not installed here; the message says what."""
+
+
+def peak_bytes() -> int:
+    """The most that this process has held. Not `ru_maxrss`, which a child begins with that of its parent."""
+    return _kibibytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """What this process holds."""
+    return _kibibytes("VmRSS")
+
+
+def _kibibytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status tells no {field}")
+
+
 def seconds(procedure: Callable[[], object]) -> float:
     """Of one call, by the wall clock."""
     began = time.perf_counter()
@@ -115,8 +136,15 @@ def write_rows(family: str, rows: list[Row]) -> None:
 
 
 def measure(family: str, measures: dict[str, Callable[[], Row]], names: Sequence[str]) -> None:
-    """Take those figures of a family that are named, or all; each is written as it is there."""
+    """Take those figures of a family that are named, or all; each is written as it is there.
+
+    What cannot be measured here keeps the row that it has.
+    """
     for name in names or measures:
-        row = measures[name]()
+        try:
+            row = measures[name]()
+        except NotHereError as error:
+            print(f"{name} not measured: {error}", file=sys.stderr, flush=True)
+            continue
         write_rows(family, [row])
         print(name, f"{row['ratio']:.2f} (bar {row['bar']})", file=sys.stderr, flush=True)

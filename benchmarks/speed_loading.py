@@ -35,17 +35,16 @@ from measuring import Row, against, measure, process_of, within
 CLIPS, FRAMES, SHAPE, BATCH, EPOCHS = 400, 40, (128, 171), 32, 2
 VIEW = PictureView(frames=16, size=(112, 112), resize=False)
 OPEN = """
-import json, resource, sys, time
+import json, sys, time
 import torch
-bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-began = time.perf_counter()
+from measuring import peak_bytes, resident_bytes
+bare = resident_bytes()
 from speed_loading import batches_of
 from avdistill.data.store import Store
-imported = time.perf_counter()
+began = time.perf_counter()
 batch = batches_of(Store(sys.argv[1]))[0]
-seconds = time.perf_counter() - imported
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "bytes": peak - bare, "clips": len(batch.labels)}))
+seconds = time.perf_counter() - began
+print(json.dumps({"seconds": seconds, "bytes": peak_bytes() - bare, "clips": len(batch.labels)}))
 """
 
 

@@ -26,7 +26,7 @@ import baseline
 from avdistill.data.media import read_clip
 from faults_tools import run, write_clip, write_list
 from made_stores import picture
-from measuring import Row, against, in_turn, measure, seconds, within
+from measuring import NotHereError, Row, against, in_turn, measure, seconds, within
 
 #: brings 640 x 360 pixels to what uploads of that size have, some 0.7 Mbit/s; without it decoding would be too easy
 NOISE = 4
@@ -89,7 +89,7 @@ def vs_decode(work: Path) -> Row:
 def vs_chain(work: Path) -> Row:
     """Against FFmpeg, JPEG, HDF5."""
     if shutil.which("ffmpeg") is None:
-        raise SystemExit("prepare_vs_chain needs the program ffmpeg (Debian: apt-get install ffmpeg)")
+        raise NotHereError("needs the program ffmpeg (Debian: apt-get install ffmpeg)")
     path = video(work / "short.mp4", length_seconds=5)
 
     def chain() -> None:

@@ -266,3 +266,15 @@ def test_evaluation_windows_cover_each_clip(taught):
     assert position == 1
     assert window.shape == (4, 16, 20, 3)
     assert torch.equal(window[0], window[2])  # the last window holds two frames, looped
+
+
+@pytest.mark.parametrize(("stored", "size"), [((31, 57), (20, 26)), ((128, 171), (112, 112)), ((24, 42), (48, 48))])
+def test_pictures_are_scaled_and_cut_as_torchvision_does(stored: tuple[int, int], size: tuple[int, int]) -> None:
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    frames = np.random.default_rng(0).integers(0, 256, (3, *stored, 3), dtype=np.uint8)
+    factor = max(size[0] / stored[0], size[1] / stored[1])
+    scaled = [max(size[i], round(stored[i] * factor)) for i in range(2)]
+    first = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = functional.center_crop(functional.resize(first, scaled, antialias=True), list(size))
+    found = evaluation_window(frames, PictureView(frames=3, size=size), 16000, 0)
+    assert torch.equal(found, expected.permute(0, 2, 3, 1))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V2F
+from torch.nn import functional as F
 
 from avdistill.data.shards import JpegFrames
 from avdistill.types import PictureView, SoundView
@@ -71,9 +71,9 @@ def training_window(
     top, left, height, width = _random_crop(window.shape[1], window.shape[2], view, rng)
     frames = _channels_first(window[:, top : top + height, left : left + width])
     if view.flip and rng.random() < 0.5:
-        frames = V2F.horizontal_flip(frames)
+        frames = frames.flip(3)
     if view.resize:
-        frames = V2F.resize(frames, list(view.size), antialias=True)
+        frames = _resized(frames, view.size)
     return frames.permute(0, 2, 3, 1).contiguous()
 
 
@@ -90,8 +90,11 @@ def evaluation_window(
         top, left = (H - view.size[0]) // 2, (W - view.size[1]) // 2
         return torch.from_numpy(np.array(window[:, top : top + view.size[0], left : left + view.size[1]], order="C"))
     factor = max(view.size[0] / H, view.size[1] / W)
-    scaled = [max(view.size[0], round(H * factor)), max(view.size[1], round(W * factor))]
-    frames = V2F.center_crop(V2F.resize(_channels_first(window), scaled, antialias=True), list(view.size))
+    height, width = max(view.size[0], round(H * factor)), max(view.size[1], round(W * factor))
+    frames = _resized(_channels_first(window), (height, width))
+    # The centre as torchvision finds it: half a pixel rounds to the even side.
+    top, left = round((height - view.size[0]) / 2), round((width - view.size[1]) / 2)
+    frames = frames[:, :, top : top + view.size[0], left : left + view.size[1]]
     return frames.permute(0, 2, 3, 1).contiguous()
 
 
@@ -103,6 +106,13 @@ def window_length(view: PictureView | SoundView, sample_rate_hz: int) -> int:
 def _channels_first(window: np.ndarray) -> Tensor:
     # Copied: the array may be a read-only view of the store's memory map.
     return torch.from_numpy(np.array(window, order="C")).permute(0, 3, 1, 2)
+
+
+def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (T, 3, H, W) scaled as torchvision's `resize` does it, whose import takes a second and 170 MB."""
+    if tuple(frames.shape[2:]) == size:
+        return frames
+    return F.interpolate(frames, list(size), mode="bilinear", antialias=True)
 
 
 def _waveform(window: np.ndarray) -> Tensor:
