@@ -3,8 +3,7 @@
     python benchmarks/speed_loading.py --work DIR [load_0_workers ...]
 
 From the store to normalised batches of 16-frame clips, a random crop of 112 pixels, half of them mirrored, against the
-literal procedure of `baseline.py`; opening a store of 100,000 clips; what a clip costs in a large store and in a small
-one. `--work` keeps the made-up stores, of some 9 GB.
+literal procedure of `baseline.py`; and opening a store of 100,000 clips. `--work` keeps the made-up stores, some 9 GB.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import DataLoader, RandomSampler
 
 import baseline
@@ -132,38 +129,18 @@ def open_100k(work: Path) -> Row:
     return within("open_100k", 1.0, worst, **limits)
 
 
-def growth(work: Path) -> Row:
-    """Seconds a clip takes in a store of 100,000 over those in one of 1,000, at most 1.2."""
-    large, small = (batches_of(many(work, clips)) for clips in (100_000, 1_000))
-
-    def read(data: TrainingBatches, first: int) -> float:
-        began = time.perf_counter()
-        for number in range(first, first + 30):
-            data[number]
-        return time.perf_counter() - began
-
-    rng = np.random.default_rng(0)
-    ratios = []
-    for round_ in range(10):
-        first = int(rng.integers(3000))
-        a, b = read(large, first), read(small, 0)
-        if round_:
-            ratios.append(a / b)
-    return within("flat_growth_loading", 1.2, ratios)
-
-
 def main() -> None:
     """Those named, or all."""
     parser = argparse.ArgumentParser(description="speed of loading: results/performance/loading.json")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("names", nargs="*")
     a = parser.parse_args()
+    a.work = a.work.resolve()
     measures: dict[str, Callable[[], Row]] = {
         "load_0_workers": lambda: load("load_0_workers", 10, a.work, 0),
         "load_2_workers": lambda: load("load_2_workers", 6, a.work, 2),
         "load_jpeg": lambda: load("load_jpeg", 3, a.work, 0, jpeg=True),
         "open_100k": lambda: open_100k(a.work),
-        "flat_growth_loading": lambda: growth(a.work),
     }
     measure("loading", measures, a.names)
 

@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("names", nargs="*")
     a = parser.parse_args()
+    a.work = a.work.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
     measure("preparation", {name: partial(taken, a.work) for name, taken in MEASURES.items()}, a.names)
 

@@ -25,6 +25,24 @@ from avdistill.studies.report import markdown_table, summarise
 from study_figures import Figures
 
 ROOT = Path(__file__).resolve().parents[1]
+#: name of a row in `results/performance` -> what it is
+FIGURES_OF_SPEED = {
+    "step_8x56": "step of the released student with MNF + CSC, 8 clips of 8 x 56 x 56, against the literal one",
+    "step_16x112": "the same, 4 clips of 16 x 112 x 112",
+    "method_overhead": "step of MNF + CSC over a supervised one, limit 1.03 (at 16 x 112 x 112)",
+    "cheap_student": "training speed of the fastest student that keeps 90% of the released one's top-1",
+    "load_0_workers": "clips from the store to normalised batches, against the literal procedure",
+    "load_2_workers": "the same with two reading threads, against two processes",
+    "load_jpeg": "the same as the first from a store of JPEG",
+    "prepare_vs_decode": "a file to frames and sound over decoding alone, limit 1.3",
+    "prepare_vs_chain": "the same against FFmpeg's `minterpolate`, JPEG and HDF5",
+    "prepare_memory": "peak memory on an hour of video, limit 1 GB",
+    "open_100k": "100,000 clips opened and the first batch, limits 2 s and 300 MB",
+    "retrieval_loop": "hit@k and mAP, 1,944 queries in 4,892, against a loop",
+    "retrieval_100k": "the 20 nearest among 100,000 over the bare products, limits 1.5 and 2 GB",
+    "help": "`avdistill --help` over a bare interpreter, limit 0.3 s",
+    "flat_growth": "a clip among 100,000 over one among 1,000, limit 1.2",
+}
 FIGURES = ("top1", "mean_class_accuracy", "hit@1", "map")
 COLUMNS = {
     "method": "method",
@@ -206,6 +224,68 @@ def ablation_boxes() -> str:
     return _ablation("ucf51_actor_boxes")
 
 
+def _performance() -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for family in ("training", "students", "loading", "preparation", "retrieval", "growth"):
+        for row in json.loads((ROOT / "results" / "performance" / f"{family}.json").read_text(encoding="utf-8")):
+            rows[row["name"]] = row
+    return rows
+
+
+def performance() -> str:
+    """Every figure with a bar."""
+    rows = [
+        {"name": f"`{name}`", "what": what, "ratio": row["ratio"], "bar": row["bar"]}
+        | {"verdict": "met" if row["ratio"] >= row["bar"] else "**not met**"}
+        for name, what in FIGURES_OF_SPEED.items()
+        if (row := _performance().get(name))
+    ]
+    columns = {"name": "name", "what": "what is measured", "ratio": "ratio", "bar": "bar", "verdict": ""}
+    return markdown_table(rows, columns)
+
+
+def performance_students() -> str:
+    """Students beside the released one."""
+    rows = [
+        row | {f"top1_{data}": top1 for data, top1 in row["top1"].items()}
+        for name, row in _performance().items()
+        if "share_of_accuracy" in row and name != "cheap_student"
+    ]
+    columns = {"name": "student", "grid": "times as fast, GRID", "synthetic": "times as fast, synthetic"}
+    columns |= {"top1_grid": "top-1, GRID", "top1_synthetic": "top-1, synthetic"}
+    return markdown_table(rows, columns | {"share_of_accuracy": "of the released student's top-1, at least"})
+
+
+def performance_step() -> str:
+    """The operators that a training step spends its time in."""
+    columns = {"operator": "operator", "seconds": "s", "share": "share", "gflops": "GFLOP/s"}
+    rows = _read("performance/profile")["step"]["operators"]
+    return markdown_table(rows, columns | {"gigabytes_per_second": "GB/s"})
+
+
+def performance_clip() -> str:
+    """What a prepared clip's time goes into."""
+    rows = _read("performance/profile")["clip"]["parts"]
+    return markdown_table(rows, {"part": "part", "seconds": "s", "share": "share"})
+
+
+def performance_limits() -> str:
+    """The machine, and what was tried and is not used."""
+    told = _read("performance/profile")
+    rows = [
+        {"what": "product of two 4096 x 4096 matrices, GFLOP/s", "figure": told["limits"]["gflops"]},
+        {"what": "copy in memory, GB/s read and written", "figure": told["limits"]["gigabytes_per_second"]},
+        {"what": "compiled student: step over the plain one's", "figure": told["compiled"]["times"]},
+    ]
+    if "torchcodec" in told:
+        every, some = told["torchcodec"]["every_frame"], told["torchcodec"]["at_4_fps_full_size"]
+        rows.append(
+            {"what": "torchcodec, every frame to RGB, over PyAV's decoding of picture and sound", "figure": every}
+        )
+        rows.append({"what": "torchcodec, 4 frames a second without sound, over `read_clip` with it", "figure": some})
+    return markdown_table(rows, {"what": "", "figure": f"on {told['processor']}"})
+
+
 def yamnet() -> str:
     """What YAMNet hears in mixed clips."""
     return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
@@ -236,6 +316,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods_clean": methods_clean,
     "methods_unrelated": methods_unrelated,
     "reverse": reverse,
+    "performance": performance,
+    "performance_clip": performance_clip,
+    "performance_limits": performance_limits,
+    "performance_step": performance_step,
+    "performance_students": performance_students,
     "study_apart": study_apart,
     "study_boxes": study_boxes,
     "study_found": study_found,
