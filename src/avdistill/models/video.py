@@ -62,7 +62,7 @@ class _FactoredConv(nn.Module):
         # channels_last_3d neither change of shape moves a number.
         y = x.transpose(1, 2).flatten(0, 1)
         y = F.conv2d(y, self.spatial_conv.weight[:, :, 0], None, self.stride[1:], self.padding[1])
-        y = self.relu(self.bn(y.unflatten(0, (len(x), -1)).transpose(1, 2)))
+        y = self.relu(self.bn(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)))
         weight = self.temporal_conv.weight.flatten(3)
         z = F.conv2d(y.flatten(3), weight, None, (self.stride[0], 1), (self.padding[0], 0))
         return z.unflatten(3, y.shape[3:])
