@@ -95,26 +95,23 @@ def relevant_ranks(
     _check(queries, gallery, block)
     targets = _unit32(gallery)
     first = _first_of_equal(targets)
-    # Written over by every block: fresh memory of this size costs as much as the products.
-    room = targets.new_empty(2, min(block, len(queries)), len(targets))
     for start in range(0, len(queries), block):
-        part = _unit32(queries[start : start + block])
-        similarity = torch.mm(part, targets.T, out=room[0, : len(part)])
+        similarity = _unit32(queries[start : start + block]) @ targets.T
         # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent clips
         # share one.
         if len(again := (first != torch.arange(len(first), device=first.device)).nonzero()[:, 0]):
             similarity[:, again] = similarity[:, first[again]]
-        ordered = _sort_rows(room[1, : len(part)].copy_(similarity))
-        yield _ranks(similarity, ordered, relevant(slice(start, start + len(part))))
+        yield _ranks(similarity, relevant(slice(start, start + len(similarity))))
 
 
-def _ranks(similarity: Tensor, ordered: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     """As `relevant_ranks`, of one block: an item's rank is how many are above it, and the equal ones before it."""
     row, column = relevant.nonzero(as_tuple=True)
     counts = row.bincount(minlength=len(relevant))
     nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
     sought[row, nth] = similarity[row, column]
+    ordered = _sort_rows(similarity.clone())
     above = ordered.shape[1] - torch.searchsorted(ordered, sought, right=True)
     equal = ordered.shape[1] - above - torch.searchsorted(ordered, sought)
     ranks = above + 1
