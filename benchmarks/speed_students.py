@@ -60,7 +60,7 @@ def make_job(data: str, student: str, store: Store, work: Path) -> Job:
         out=work / data / student,
         student=StudentConfig(student, view, options_of(student, view)),
         validation_fraction=0.2,
-        steps=600,
+        steps=400,
         batch_size=24,
         optimizer=RECIPE,
         validate_every=60,
