@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import torch
 T = TypeVar("T")
 
 
-def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[T]:
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> Generator[T]:
     """Yield `read(number)` of each number, in order, while threads read the next ones.
 
     Threads and not processes, as PyTorch's DataLoader has: copying, mirroring, scaling and decoding JPEG all let other

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -124,7 +124,7 @@ def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_afte
     stop_at = config.steps if stop_after is None else min(config.steps, progress.step + stop_after)
     method.train()
 
-    with _sigterm() as terminated, _log(session.run, config.tensorboard) as log:
+    with _sigterm() as terminated, _log(session.run, config.tensorboard) as log, closing(loader):
         while progress.step < stop_at and not distributed.any_process(terminated.is_set()):
             began = time.perf_counter()
             statistics = [buffer.clone() for buffer in method.buffers()]
