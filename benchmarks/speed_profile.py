@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avdistill.data.files import write_json
 from avdistill.data.media import read_clip
 from avdistill.methods import MNFCSCConfig, SupervisedConfig
+from avdistill.training.memory import keep_freed_memory
 from measuring import RESULTS, NotHereError, in_turn, machine, process_of, seconds
 from speed_preparation import decode, video
 from speed_training import batch_of, method_of, step_of
@@ -57,21 +58,21 @@ def machine_limits() -> dict[str, float]:
 
 
 def step_costs() -> dict[str, Any]:
-    """Of one step, after two that do not count."""
+    """Of a step: the mean of three, after three that do not count."""
     batch = batch_of(CLIPS, FRAMES, SIDE)
     method = method_of(MNFCSCConfig(), CLIPS)
     step = step_of(method, batch)
-    step(), step()
     with FlopCounterMode(display=False) as counter:
         step()
+    step(), step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as told:
-        step()
+        step(), step(), step()
     times: dict[str, float] = defaultdict(float)
     moved: dict[str, float] = defaultdict(float)
     for event in told.key_averages(group_by_input_shape=True):
-        times[event.key] += event.self_cpu_time_total / 1e6
+        times[event.key] += event.self_cpu_time_total / 1e6 / 3
         shape = event.input_shapes[0] if event.input_shapes else []
-        moved[event.key] += 4 * MOVES.get(event.key, 0) * event.count * math.prod(shape)
+        moved[event.key] += 4 * MOVES.get(event.key, 0) * event.count / 3 * math.prod(shape)
     whole = sum(times.values())
     operations = {str(key): value for key, value in counter.get_flop_counts()["Global"].items()}
     counted = {
@@ -87,6 +88,23 @@ def step_costs() -> dict[str, Any]:
             row["gigabytes_per_second"] = moved[name] / spent / 1e9
         rows.append(row)
     return {"clips": CLIPS, "frames": FRAMES, "side": SIDE, "seconds": whole, "operators": rows}
+
+
+def moving_alone() -> dict[str, float]:
+    """GB/s of BatchNorm and ReLU backward without a profiler, whose own allocations scatter the memory of a step."""
+    keep_freed_memory()
+    x = torch.randn(64, 144, 28, 28).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn_like(x)
+    figures = {}
+    for name, output in (
+        ("native_batch_norm_backward", torch.nn.BatchNorm2d(144)(x)),
+        ("threshold_backward", torch.relu(x)),
+    ):
+        backward = partial(torch.autograd.grad, output, x, gradient, retain_graph=True)
+        backward()
+        spent = statistics.median(seconds(backward) for _ in range(15))
+        figures[name] = MOVES[f"aten::{name}"] * x.nbytes / spent / 1e9
+    return figures
 
 
 def clip_costs(path: Path) -> dict[str, Any]:
@@ -163,7 +181,9 @@ def main() -> None:
     a.work = a.work.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
     path = video(a.work / "video.mp4")
-    told: dict[str, Any] = {"limits": machine_limits(), "step": step_costs(), "clip": clip_costs(path)}
+    # The step first: what others have allocated would be in its way.
+    told: dict[str, Any] = {"step": step_costs(), "clip": clip_costs(path), "limits": machine_limits()}
+    told["moving_alone"] = moving_alone()
     told["compiled"] = compiled()
     try:
         told["torchcodec"] = torchcodec(path)

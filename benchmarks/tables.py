@@ -275,6 +275,10 @@ def performance_limits() -> str:
     rows = [
         {"what": "product of two 4096 x 4096 matrices, GFLOP/s", "figure": told["limits"]["gflops"]},
         {"what": "copy in memory, GB/s read and written", "figure": told["limits"]["gigabytes_per_second"]},
+        *(
+            {"what": f"{name} without a profiler, GB/s", "figure": figure}
+            for name, figure in told["moving_alone"].items()
+        ),
         {"what": "compiled student: step over the plain one's", "figure": told["compiled"]["times"]},
     ]
     if "torchcodec" in told:
