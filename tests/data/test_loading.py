@@ -51,6 +51,22 @@ def test_an_error_is_raised_at_its_batch_and_the_threads_end(threads: int) -> No
     assert not [t for t in threading.enumerate() if t.name.startswith("avdistill-reader")]
 
 
+def test_a_thread_that_cannot_be_started_is_an_error_and_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, begun = threading.Thread.start, []
+
+    def start(self: threading.Thread) -> None:
+        begun.append(self)
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        original(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(read_ahead(lambda number: number, range(5), 3))
+    begun[0].join(timeout=30)
+    assert not begun[0].is_alive()
+
+
 def test_readers_compute_alone_and_nobody_else_is_told_to() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)

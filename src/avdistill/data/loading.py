@@ -49,4 +49,5 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -
         while waiting:
             yield waiting.popleft().result()
     finally:
+        started.abort()  # where one could not be started the others wait for it
         pool.shutdown(cancel_futures=True)

@@ -189,7 +189,8 @@ class Picture:
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
         self._last = Fraction(0)
-        self._passed = self._next = 0  # in ticks of the file: the frame before, and the first that may be wanted
+        self._passed = 0  # in ticks of the file: the frame before
+        self._next: int | None = None  # and the first that may be wanted
         self._tick = Fraction(0)
         self.origin: Fraction | None = None
         self.done, self.errors, self.jump = False, 0, ""
@@ -212,10 +213,10 @@ class Picture:
     def add(self, frame: av.VideoFrame) -> None:
         """Take the next decoded frame, in the order of display."""
         ticks = frame.dts if self._by_decoding_time else frame.pts
-        if ticks is not None and self._passed <= ticks < self._next:
+        if ticks is not None and self._next is not None and self._passed <= ticks < self._next:
             self._passed = ticks  # between two that are wanted lie most frames; whole numbers tell it much sooner
             return
-        if self.origin is not None and self._next:
+        if self.origin is not None and self._next is not None:
             self._last = max(self._last, self._passed * self._tick - self.origin)
         pts = self._pts(frame)
         if self.origin is None:
