@@ -6,9 +6,9 @@
 `accuracy` trains every student on all labelled clips of GRID's words and of the synthetic videos, alike: the same
 steps, batches and rates, the best step on a fifth of the training videos, tested on the test clips. `--grid` is the
 `--work` of `study_grid.py`, `--synthetic` that of `methods.py --data-only`. Stopped, the same command goes on where it
-was; it takes most of an hour and is no part of `make bench`. `speed` times a training step of each beside one of the
-released student, on pictures of the same size. `cheap_student` is the fastest that keeps 90% of the released student's
-top-1 on both.
+was; it takes a quarter of an hour on two cores and is no part of `make bench`. `speed` times a training step of each
+beside one of the released student, on pictures of the same size. `cheap_student` is the fastest that keeps 90% of the
+released student's top-1 on both.
 """
 
 from __future__ import annotations
