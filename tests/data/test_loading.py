@@ -67,6 +67,18 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_no_waiting(monkeypatch:
     assert not begun[0].is_alive()
 
 
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_short_readings_end_however_late_a_thread_wakes_up(batches: int) -> None:
+    def many() -> None:
+        for _ in range(300):
+            assert list(read_ahead(abs, range(batches), 4)) == list(range(batches))
+
+    reading = threading.Thread(target=many, daemon=True)
+    reading.start()
+    reading.join(timeout=120)
+    assert not reading.is_alive()
+
+
 def test_readers_compute_alone_and_nobody_else_is_told_to() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -28,19 +28,8 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -
     if threads == 0:
         yield from map(read, numbers)
         return
-    started = threading.Barrier(threads + 1)
-
-    def alone() -> None:
-        torch.get_num_threads()  # a thread's first use takes the process's number over; what is set sooner is lost
-        torch.set_num_threads(1)  # of this thread: the others are the parallelism
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, "avdistill-reader", alone)
+    pool = _readers(threads)
     try:
-        for _ in range(threads):
-            pool.submit(int)
-        started.wait()
-        torch.set_num_threads(torch.get_num_threads())  # or threads begun from now on would have one, like the readers
         waiting: deque[Future[T]] = deque()
         for number in numbers:
             waiting.append(pool.submit(read, number))
@@ -49,5 +38,28 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -
         while waiting:
             yield waiting.popleft().result()
     finally:
-        started.abort()  # where one could not be started the others wait for it
         pool.shutdown(cancel_futures=True)
+
+
+def _readers(threads: int) -> ThreadPoolExecutor:
+    """Threads that have begun, each computing alone: the others are the parallelism."""
+    started = threading.Barrier(threads + 1)
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first use takes the process's number over; what is set sooner is lost
+        torch.set_num_threads(1)  # of this thread
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "avdistill-reader", alone)
+    try:
+        for _ in range(threads):
+            pool.submit(int)
+        started.wait()
+    except BaseException:
+        # One could not be started, and the others wait for it. Only then: a reader that still wakes up from a barrier
+        # that was passed would take an abort for its own, and take the signal to end from the others.
+        started.abort()
+        pool.shutdown()
+        raise
+    torch.set_num_threads(torch.get_num_threads())  # or threads begun from now on would have one, like the readers
+    return pool
