@@ -96,7 +96,8 @@ def accuracy(a: argparse.Namespace) -> None:
         told = json.loads(job.figures.read_text(encoding="utf-8"))
         top1[told["student"]][told["data"]] = told["top1"]
         print(told["student"], told["data"], told["top1"], file=sys.stderr, flush=True)
-    write_json(ACCURACY, {"steps": jobs[0].config.steps, "seed": jobs[0].config.seed, "top1": top1} | machine())
+    told = {"command": "python benchmarks/speed_students.py accuracy --grid DIR --synthetic DIR --work DIR"}
+    write_json(ACCURACY, told | {"steps": jobs[0].config.steps, "seed": jobs[0].config.seed, "top1": top1} | machine())
 
 
 def speed() -> None:
