@@ -84,7 +84,7 @@ _DEMO = TrainConfig(
     ),
     teacher="sound",
     validation_fraction=0.0,
-    steps=480,
+    steps=800,
     batch_size=16,
     labelled_per_batch=8,
     optimizer=OptimizerConfig("adamw", 3e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
