@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,7 @@ class Session:
             share=(distributed.rank(), processes),
         )
         student = _build_student(config, store)
-        sizes = Sizes(
-            num_classes=len(store.classes),
-            teacher_dim=0 if teacher is None else teacher[0].shape[1],
-            training_clips=len(training),
-            batch_size=config.batch_size,
-            passes=config.steps * config.accumulate,
-        )
+        sizes = _sizes(config, store.classes, 0 if teacher is None else teacher[0].shape[1], len(training))
         method = build_method(config.method, student, sizes).to(device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
@@ -110,16 +105,7 @@ class Session:
             method=method,
             optimizer=optimizer,
             schedule=build_schedule(config.optimizer, optimizer, config.steps),
-            description=StudentDescription(
-                model=config.student.model,
-                classes=store.classes,
-                view=config.student.view,
-                fps=store.fps,
-                sample_rate_hz=store.sample_rate_hz,
-                multi_label=multi_label,
-                options=dict(config.student.options),
-                **store.picture_reading,
-            ),
+            description=_describe(config, store, multi_label),
             left_out=len(split) - len(clips),
         )
 
@@ -159,16 +145,34 @@ def load_method(run: Path, store: Store) -> tuple[Method, StudentDescription]:
         training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
-    sizes = Sizes(
-        num_classes=len(description.classes),
-        teacher_dim=store.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0,
-        training_clips=len(training),
-        batch_size=config.batch_size,
-        passes=config.steps * config.accumulate,
-    )
+    teacher_dim = store.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0
+    sizes = _sizes(config, description.classes, teacher_dim, len(training))
     method = build_method(config.method, student, sizes)
     load_tensors(method, folder / "helpers.safetensors", strict=False)
     return method.eval(), description
+
+
+def _sizes(config: TrainConfig, classes: Sequence[str], teacher_dim: int, training_clips: int) -> Sizes:
+    return Sizes(
+        num_classes=len(classes),
+        teacher_dim=teacher_dim,
+        training_clips=training_clips,
+        batch_size=config.batch_size,
+        passes=config.steps * config.accumulate,
+    )
+
+
+def _describe(config: TrainConfig, store: Store, multi_label: bool) -> StudentDescription:
+    return StudentDescription(
+        model=config.student.model,
+        classes=store.classes,
+        view=config.student.view,
+        fps=store.fps,
+        sample_rate_hz=store.sample_rate_hz,
+        multi_label=multi_label,
+        options=dict(config.student.options),
+        **store.picture_reading,
+    )
 
 
 def _build_student(config: TrainConfig, store: Store) -> Network:
