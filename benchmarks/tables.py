@@ -196,7 +196,12 @@ def study_found() -> str:
 
 def study_tuning() -> str:
     """Settings tried, on the teacher's clips."""
-    return markdown_table(_read("study/tuning")["trials"], {"method": "method", "setting": "setting", "top1": "top-1"})
+    told = _read("study/tuning")
+    rows = summarise(told["trials"], by=("method", "setting"))
+    for row in rows:
+        row["chosen"] = "chosen" if told["chosen"][row["method"]] == row["setting"] else ""
+    columns = {"method": "method", "setting": "setting", "n": "seeds", "top1": "top-1", "top1_std": "± (seeds)"}
+    return markdown_table(rows, columns | {"chosen": ""})
 
 
 def study_apart() -> str:

@@ -163,3 +163,16 @@ def test_the_csv_files_are_what_was_asked_for(tmp_path, monkeypatch):
     assert (
         (tmp_path / "audit.csv").read_text().startswith("data,labelled,wrong_sound,method,seed,auroc,average_precision")
     )
+
+
+def test_a_setting_is_chosen_by_its_mean_over_the_seeds_and_the_published_one_if_equal():
+    figures = {("kd", ""): (0.5, 0.3), ("kd", "weight=3.0"): (0.6, 0.1), ("ccl", "weight=0.1"): (0.2, 0.4)}
+    figures |= {("ccl", "weight=0.3"): (0.4, 0.2)}
+    rows = [
+        {"method": method, "setting": setting, "seed": seed, "top1": top1}
+        for (method, setting), both in figures.items()
+        for seed, top1 in enumerate(both)
+    ]
+    assert study.best_settings(rows) == {"kd": "", "ccl": "weight=0.1"}
+    with pytest.raises(ValueError, match="same seed"):
+        study.best_settings([*rows, rows[0]])
