@@ -117,3 +117,15 @@ def test_a_process_told_to_end_after_its_peer_was_lost_still_says_so(monkeypatch
     with pytest.raises(ConfigError), loop._sigterm():
         raise ConfigError("another error")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_gpu_is_taken_by_its_number(monkeypatch, wanted):
+    """`set_device` refuses "cuda" without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(torch.device(device).index))
+    with distributed.joined(wanted) as device:
+        assert device == torch.device("cuda", 1)
+    assert taken == [1]
