@@ -160,3 +160,21 @@ def test_groups_hold_every_parameter_once():
 def test_a_teacher_is_needed():
     with pytest.raises(ValueError, match="mnf_csc"):
         built(MNFCSCConfig(), teacher_dim=0)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_losses_are_of_full_precision_under_autocast(name, monkeypatch):
+    """Only the student runs in bfloat16: the losses are those of its features, no more rounded than those."""
+    config = METHODS[name].config_class()
+    method, data = built(config).eval(), batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = student_features(method.student, data)
+        assert seen.logits.dtype == torch.bfloat16
+        found = method(data)
+    monkeypatch.setattr("avdistill.methods.base.student_features", lambda *_: seen.map(lambda x: x.float()))
+    with torch.no_grad():
+        expected = method(data)
+    assert set(found) == set(expected)
+    for term, value in expected.items():
+        assert found[term].dtype == torch.float32
+        assert float(found[term]) == float(value), term

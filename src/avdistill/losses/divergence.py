@@ -27,9 +27,11 @@ def soft_label_divergence(
     if len(student) == 0:
         return student.sum()
     if several_labels:
-        believed = (teacher.detach() / temperature).sigmoid()
-        surprise = F.binary_cross_entropy_with_logits(student / temperature, believed)
-        return temperature**2 * (surprise - F.binary_cross_entropy(believed, believed))
+        scaled = teacher.detach() / temperature
+        surprise, least = (
+            F.binary_cross_entropy_with_logits(logits, scaled.sigmoid()) for logits in (student / temperature, scaled)
+        )
+        return temperature**2 * (surprise - least)
     target = F.log_softmax(teacher.detach() / temperature, dim=1)
     predicted = F.log_softmax(student / temperature, dim=1)
     return temperature**2 * F.kl_div(predicted, target, reduction="batchmean", log_target=True)

@@ -38,9 +38,9 @@ class Method(nn.Module, ABC):
     """A student and whatever trains with it; never the teacher, whose features come with the batch.
 
     A subclass says what it is made of (`config_class`, `tuning`) and what it needs (`needs`, `uses_unlabelled`,
-    `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimised, in one backward pass.
-    A helper network that must not move the student is fed detached features. Where several processes share a batch,
-    `losses` sees all of it in each of them.
+    `several_labels`, `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimised, in
+    one backward pass. A helper network that must not move the student is fed detached features. Where several processes
+    share a batch, `losses` sees all of it in each of them. Under autocast only the student runs in half precision.
     """
 
     #: frozen dataclass of its settings; `Method.config` is one
@@ -51,6 +51,8 @@ class Method(nn.Module, ABC):
     needs: ClassVar[str] = ""
     #: whether clips without a label contribute; where not, none is drawn
     uses_unlabelled: ClassVar[bool] = True
+    #: whether it has a meaning for clips with several labels; where not, such a store is refused
+    several_labels: ClassVar[bool] = True
     #: whether the losses look at the student's map; where not, it does not travel between processes
     uses_tokens: ClassVar[bool] = False
 
@@ -67,10 +69,16 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
-        student = student_features(self.student, batch)
+        student = self.whole_features(self.student, batch)
+        with full_precision(batch):
+            return self.losses(student, replace(batch, frames=None, sound=None).map(gather))
+
+    def whole_features(self, network: Network, batch: Batch) -> Features:
+        """What a network makes of the whole batch, of which this process holds its share; at least float32."""
+        seen = student_features(network, batch)
         if not self.uses_tokens:
-            student = replace(student, tokens=None)
-        return self.losses(student.map(gather), replace(batch, frames=None, sound=None).map(gather))
+            seen = replace(seen, tokens=None)
+        return seen.map(lambda x: gather(x.to(torch.promote_types(x.dtype, torch.float32))))
 
     @abstractmethod
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -98,6 +106,11 @@ def student_features(student: Network, batch: Batch) -> Features:
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
     return student(inputs)
+
+
+def full_precision(batch: Batch) -> torch.autocast:
+    """Losses are computed without autocast: a divergence of what is nearly alike is lost in bfloat16."""
+    return torch.autocast(batch.labels.device.type, enabled=False)
 
 
 class PassCounter(nn.Module):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from avdistill.distributed import gather
 from avdistill.losses import classification
-from avdistill.methods.base import Method, Sizes, student_features
+from avdistill.methods.base import Method, Sizes, full_precision
 from avdistill.types import Batch, Features, Network
 
 
@@ -74,13 +74,12 @@ class Robust(Method):
         """As of every method; with a peer its losses too, as `peer_classification` and `peer_likelihood`."""
         if self.peer is None:
             return super().forward(batch)
-        seen, other = (
-            replace(student_features(network, batch), tokens=None).map(gather) for network in (self.student, self.peer)
-        )
+        seen, other = (self.whole_features(network, batch) for network in (self.student, self.peer))
         whole = replace(batch, frames=None, sound=None).map(gather)
-        # The peer's first: the sounds are counted once, after both have been judged by what was known before.
-        of_peer = self._losses(other, whole, judge=seen, count=False)
-        return self._losses(seen, whole, judge=other) | {f"peer_{name}": loss for name, loss in of_peer.items()}
+        with full_precision(batch):
+            # The peer's first: the sounds are counted once, after both have been judged by what was known before.
+            of_peer = self._losses(other, whole, judge=seen, count=False)
+            return self._losses(seen, whole, judge=other) | {f"peer_{name}": loss for name, loss in of_peer.items()}
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `likelihood`, the mean over the unlabelled clips (0 for one without a teacher).
