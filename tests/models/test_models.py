@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from avdistill.methods.robust import from_scratch
 from avdistill.models import MODELS, build_model
 from avdistill.models.audio import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
@@ -61,6 +62,7 @@ def test_sizes():
 
 
 def test_tokens_run_through_time_then_height_then_width():
+    torch.manual_seed(1)  # of some weights the neighbour on the right changes a little more
     network = build_model("tiny_r2plus1d", 3).eval()
     with torch.no_grad():
         plain = network(torch.zeros(1, 3, 16, 64, 96)).tokens
@@ -216,3 +218,32 @@ def test_two_dimensional_kernels_lie_channels_last():
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_that_training_began_with_are_not_downloaded_again(tmp_path, monkeypatch):
+    network = build_model("torchvision:mc3_18", 2)
+    options = {"kinetics": True}
+    view = PictureView(frames=4, size=(32, 32))
+    save_student(
+        tmp_path, network, StudentDescription("torchvision:mc3_18", ("a", "b"), view, 8.0, 16000, options=options)
+    )
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    again, told = load_student(tmp_path)
+    assert told.options == options
+    assert torch.equal(again.classifier.weight, network.classifier.weight)
+
+
+def test_a_copied_network_keeps_its_own_map():
+    """As `robust` makes its peer."""
+    network = build_model("torchvision:mc3_18", 2).eval()
+    other = from_scratch(network)
+    video = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        seen, by_other = network(video), other(video)
+    assert seen.tokens.shape == by_other.tokens.shape == (1, 4 * 2 * 2, 512)
+    assert not torch.equal(seen.tokens, by_other.tokens)

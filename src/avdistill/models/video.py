@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from avdistill.types import Features, Network
 
-# ImageNet's statistics of RGB in [0, 1]: what the paper and the Kinetics networks were trained with.
+# ImageNet's statistics of RGB in [0, 1], as in the paper. torchvision's R3D, MC3 and R(2+1)D were trained on Kinetics
+# with others (`renormalise_frames`); as students they are trained on, and get used to these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -264,6 +265,13 @@ _TORCHVISION = {
 }
 
 
+class _Outputs(list[Tensor]):
+    """A forward hook that keeps outputs. Copied with its network, where a closure would fill the first one's."""
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self.append(output)
+
+
 class TorchvisionVideo(Network):
     """A torchvision video network with a new classifier; its own last map becomes the tokens."""
 
@@ -296,10 +304,8 @@ class TorchvisionVideo(Network):
         if network == "s3d":  # its pooling window is fixed to 224 pixels; the mean is the same there and works below
             self.backbone.avgpool = nn.AdaptiveAvgPool3d(1)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
-        self._map: list[Tensor] = []
-        getattr(self.backbone, map_name).register_forward_hook(
-            lambda _module, _inputs, output: self._map.append(output)
-        )
+        self._map = _Outputs()
+        getattr(self.backbone, map_name).register_forward_hook(self._map)
 
     def forward(self, inputs: Tensor) -> Features:
         """inputs: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""

@@ -41,7 +41,9 @@ def load_student(folder: str | Path) -> tuple[Network, StudentDescription]:
         raise WeightsError(f"{folder}: no trained network here (student.json is missing)")
     try:
         description = decode(StudentDescription, json.loads(described.read_text(encoding="utf-8")), "student")
-        student = build_model(description.model, len(description.classes), description.options)
+        # The weights are in the file: those that training began with are not downloaded again.
+        options = {name: value for name, value in description.options.items() if name != "kinetics"}
+        student = build_model(description.model, len(description.classes), options)
         load_tensors(student, folder / "student.safetensors")
     except (ConfigError, ValueError) as error:
         raise WeightsError(f"{described}: {error}") from error
