@@ -12,7 +12,9 @@ from torch import Tensor
 from avdistill import distributed
 from avdistill.data.dataset import EvaluationWindows, check_view_fits, has_modality
 from avdistill.data.loading import read_ahead
-from avdistill.data.store import Store
+from avdistill.data.store import Store, StoreError
+from avdistill.data.transforms import window_length
+from avdistill.decoding import ConfigError
 from avdistill.models.video import normalise_frames
 from avdistill.types import Network, View
 
@@ -71,13 +73,18 @@ def run_network(
 
     Raises:
         NoMapError: `with_tokens`, and the network has no map.
-        ValueError: no clip holds what the network looks at.
-        StoreError: the pictures are smaller than a view that does not resize them.
+        ConfigError: `batch_size` below 1, or a stride that would skip something.
+        StoreError: no clip holds what the network looks at, or the pictures are smaller than a view that does not
+            resize them.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: must be at least 1, got {batch_size}")
+    if stride is not None and not 1 <= stride <= (length := window_length(view, store.sample_rate_hz)):
+        raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)
     if len(rows) == 0:
-        raise ValueError(f"none of the {len(clips)} clips holds {view.modality}")
+        raise StoreError(f"{store.folder}: none of the {len(clips)} clips asked for holds {view.modality}")
     check_view_fits(store, clips[rows], view)
     shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
     rows = distributed.share(rows) if shared else rows

@@ -1,6 +1,7 @@
 """Windows, crops, batches: every batch is a function of (seed, number), nothing is skipped, absence is a mask."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from avdistill.data.dataset import (
     encode_labels,
     has_modality,
 )
+from avdistill.data.published import video_of
 from avdistill.data.store import StoreError
 from avdistill.data.transforms import (
     evaluation_window,
@@ -229,8 +231,6 @@ def test_several_splits_are_joined(taught):
 
 
 def test_a_split_may_have_a_plus_in_its_name():
-    from types import SimpleNamespace
-
     store = SimpleNamespace(columns={"split": np.array(["a", "a+b", "b", "a+b"], dtype=object)}, folder="x")
     assert clips_of_splits(store, "a+b").tolist() == [1, 3]
 
@@ -278,3 +278,39 @@ def test_pictures_are_scaled_and_cut_as_torchvision_does(stored: tuple[int, int]
     expected = functional.center_crop(functional.resize(first, scaled, antialias=True), list(size))
     found = evaluation_window(frames, PictureView(frames=3, size=size), 16000, 0)
     assert torch.equal(found, expected.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "video"),
+    [
+        ("Typing/v_Typing_g08_c03.avi", "v_Typing_g08"),
+        ("v_HandstandPushups_g25_c01.avi", "v_HandstandPushups_g25"),
+        ("v_-a1b_c2d3e4_12.mp4", "v_-a1b_c2d3e4"),
+        ("cats/v_1.mp4", "cats/v_1.mp4"),
+        ("kT3hpe1sVbA_000030.mp4", "kT3hpe1sVbA_000030.mp4"),
+    ],
+)
+def test_names_tell_which_files_are_parts_of_a_video(path, video):
+    assert video_of(path) == video
+
+
+def stored(paths, labels):
+    columns = {"path": np.array(paths, dtype=object)}
+    return SimpleNamespace(columns=columns, labels=[(name,) if name else () for name in labels])
+
+
+def test_parts_of_a_video_stay_together_in_validation():
+    names = [f"v_Typing_g{group:02d}_c{clip:02d}.avi" for group in range(1, 11) for clip in range(1, 5)]
+    store = stored(names, ["typing"] * 40)
+    training, validation = cut_validation(store, np.arange(40), 0.3, seed=0)
+    assert len(validation) == 3 * 4
+    groups = [{names[i][:13] for i in part} for part in (training, validation)]
+    assert len(groups[1]) == 3
+    assert not groups[0] & groups[1]
+
+
+@pytest.mark.parametrize(("videos", "aside"), [(1, 0), (2, 1), (4, 1), (20, 2)])
+def test_few_videos_still_leave_one_for_validation(videos, aside):
+    store = stored([f"{i}.mp4" for i in range(videos)], ["cat"] * videos)
+    assert len(cut_validation(store, np.arange(videos), 0.1, seed=0)[1]) == aside
+    assert len(cut_validation(store, np.arange(videos), 0.0, seed=0)[1]) == 0

@@ -13,9 +13,11 @@ from avdistill.data.annotations import Annotation
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window
+from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.inference import run_network
+from avdistill.methods import C2KDConfig
 from avdistill.models.video import normalise_frames
 from avdistill.models.weights import load_student, save_student
 from avdistill.training import StudentConfig, TrainConfig, train
@@ -167,3 +169,34 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
     found = retrieve(trained, store).figures
     assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip
     assert found["queries_without_relevant"] == 0
+
+
+def test_a_clip_is_not_looked_up_among_those_with_itself(taught, run):
+    with pytest.raises(ConfigError, match="both 'test': every clip would find itself"):
+        retrieve(run, taught, queries="test", gallery="test")
+
+
+def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):
+    for words, code, message in (
+        (["--stride", "100"], 2, "stride: must be 1 to 4, a window's length, got 100"),
+        (["--batch-size", "0"], 2, "batch_size: must be at least 1"),
+        (["--out", str(tmp_path / "file" / "figures")], 1, "Not a directory"),
+    ):
+        (tmp_path / "file").write_text("")
+        assert main(["evaluate", str(run), str(taught.folder), *words]) == code
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_one_clip_with_two_labels_makes_every_split_several(small_set, tmp_path):
+    """A student of one label per clip could not be judged on the test clip with two."""
+    folder, annotations = small_set
+    both = [replace(a, labels=("class_0", "class_1")) if a.clip_id == "test_1" else a for a in annotations]
+    store = prepare(both, folder, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
+    student = StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16})
+    config = TrainConfig(store=store.folder, out=tmp_path / "run", student=student, steps=2, batch_size=6)
+    assert "map" in evaluate(train(config), store).figures
+    with pytest.raises(ConfigError, match="method 'c2kd' needs one label per clip"):
+        train(replace(config, out=tmp_path / "other", method=C2KDConfig()))
+    assert not (tmp_path / "other").exists()

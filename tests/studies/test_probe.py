@@ -199,7 +199,7 @@ def test_an_npz_file_through_the_command_line(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "trained on 60 clips of split 'train', evaluated on 30 of 'test'; 3 classes" in told
     assert "probe.top1" in told
-    assert npz_features(file).groups[:3].tolist() == ["Class0_g00", "Class0_g00", "Class1_g00"]
+    assert npz_features(file).groups[:3].tolist() == ["v_Class0_g00", "v_Class0_g00", "v_Class1_g00"]
     other = write(tmp_path / "other.npz", name=np.array([f"clip {i}" for i in range(90)]))
     assert npz_features(other).groups[1] == "clip 1"
 

@@ -396,3 +396,14 @@ def test_environment_is_recorded(taught, tmp_path):
     )
     assert told["cores"] == os.cpu_count()
     assert build_model("logmel_cnn", 2).modality == "sound"
+
+
+def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp_path):
+    plateau = OptimizerConfig(schedule="plateau")
+    for message, changes in (
+        ("method 'mnf_csc': the student's 16 channels must be divisible by 3 heads", {"method": MNFCSCConfig(heads=3)}),
+        ("'plateau' needs validation", {"optimizer": plateau, "validation_fraction": 0.0}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(config(taught.folder, tmp_path / "run", teacher="sound", **changes))
+        assert not (tmp_path / "run").exists()

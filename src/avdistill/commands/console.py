@@ -30,8 +30,7 @@ def run(module: str, function: str, arguments: list[str]) -> int:
         MediaError,
         StoreError,
         ConfigError,
-        FileNotFoundError,
-        FileExistsError,
+        OSError,
     ]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
         from avdistill.distributed import ProcessLostError

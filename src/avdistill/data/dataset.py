@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avdistill.data.published import video_of
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import (
     check_fits,
@@ -89,6 +90,11 @@ def labelled_clips(store: Store, split: str) -> np.ndarray:
     return clips
 
 
+def videos_of(store: Store, clips: np.ndarray) -> np.ndarray:
+    """(N,) text: the video that each of the clips is from (`video_of`)."""
+    return np.array([video_of(path) for path in store.columns["path"][clips].tolist()])
+
+
 def has_modality(store: Store, clips: np.ndarray, view: View) -> np.ndarray:
     """bool (N,): which clips hold what the view looks at."""
     return store.columns["has_frames" if isinstance(view, PictureView) else "has_sound"][clips].astype(bool)
@@ -109,14 +115,15 @@ def check_view_fits(store: Store, clips: np.ndarray, view: View) -> None:
 def cut_validation(store: Store, clips: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation): a share of the *videos* with a labelled clip is set aside, with all their labelled clips.
 
-    Segments of one video never stand on both sides. Unlabelled clips of a video set aside are dropped from training.
+    Clips of one video (`video_of`) never stand on both sides. Unlabelled ones of a video set aside are dropped from
+    training. Where there are two such videos or more and the share is not 0, at least one is set aside.
     """
     labelled = np.array([bool(store.labels[i]) for i in clips])
-    paths = store.columns["path"][clips]
-    videos = np.unique(paths[labelled].astype(str))
-    count = round(fraction * len(videos)) if fraction else 0
-    chosen = set(np.random.default_rng([seed, 1]).permutation(videos)[:count].tolist())
-    aside = np.array([p in chosen for p in paths])
+    videos = videos_of(store, clips)
+    candidates = np.unique(videos[labelled])
+    count = max(round(fraction * len(candidates)), int(len(candidates) > 1)) if fraction else 0
+    chosen = set(np.random.default_rng([seed, 1]).permutation(candidates)[:count].tolist())
+    aside = np.array([video in chosen for video in videos])
     return clips[~aside], clips[aside & labelled]
 
 

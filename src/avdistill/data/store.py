@@ -176,6 +176,11 @@ class Store:
         """Label names per clip; an empty tuple is an unlabelled clip."""
         return [tuple(row) for row in self.table["labels"].to_pylist()]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether any clip has several labels: every class is then a yes or no of its own, in every split."""
+        return any(len(row) > 1 for row in self.labels)
+
     def frames(self, clip: int) -> np.ndarray | JpegFrames:
         """uint8 (T, H, W, 3) view of a clip's frames on disk, or what decodes those that are asked for.
 

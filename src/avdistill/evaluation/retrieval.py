@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avdistill.data.dataset import encode_labels, labelled_clips
 from avdistill.data.store import Store
+from avdistill.decoding import ConfigError
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
 from avdistill.evaluation.neighbours import top_k_neighbours
@@ -64,15 +65,17 @@ def retrieve(
         on_batch: called with (finished, total) windows.
 
     Raises:
+        ConfigError: both splits are the same.
         StoreError: a split is empty or has no label.
     """
+    if queries == gallery:
+        raise ConfigError(f"queries and gallery are both {queries!r}: every clip would find itself first")
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
-    several = any(len(row) > 1 for row in store.labels)
 
     def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
         clips = labelled_clips(store, split)
-        labels = encode_labels(store, clips, store.classes, multi_label=several).values
+        labels = encode_labels(store, clips, store.classes, multi_label=store.multi_label).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
         return clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())

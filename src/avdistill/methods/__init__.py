@@ -140,10 +140,14 @@ def build_method(config: MethodConfig, student: Network, sizes: Sizes) -> Method
     """The method that `config` describes, around a student, which becomes part of it.
 
     Raises:
-        ValueError: the method needs a teacher and there is none.
-        ConfigError: a method of the user's own that cannot be loaded, or does not know an option.
+        ConfigError: the method needs a teacher and there is none, an option has a value that it cannot have, or a
+            method of the user's own cannot be loaded or does not know an option.
     """
     chosen = method_class(config)
     if chosen.needs and not sizes.teacher_dim:
-        raise ValueError(f"method {config.name!r} needs a teacher's embedding")
-    return chosen(student, own_config(config) if isinstance(config, OwnMethodConfig) else config, sizes)
+        raise ConfigError(f"method {config.name!r} needs a teacher's embedding")
+    settings = own_config(config) if isinstance(config, OwnMethodConfig) else config
+    try:
+        return chosen(student, settings, sizes)
+    except ValueError as error:
+        raise ConfigError(f"method {config.name!r}: {error}") from error

@@ -71,6 +71,7 @@ class C2KD(Method):
     config_class = C2KDConfig
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
     needs = "embedding"
+    several_labels = False
 
     def __init__(self, student: Network, config: C2KDConfig, sizes: Sizes) -> None:
         super().__init__(student, config, sizes)

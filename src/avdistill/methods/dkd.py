@@ -41,6 +41,7 @@ class DKD(Method):
     config_class = DKDConfig
     tuning: ClassVar = {"beta": (0.5, 2.0, 8.0), "temperature": (1.0, 4.0), "weight": (0.1, 0.3, 1.0)}
     needs = "logits"
+    several_labels = False
 
     def __init__(self, student: Network, config: DKDConfig, sizes: Sizes) -> None:
         super().__init__(student, config, sizes)

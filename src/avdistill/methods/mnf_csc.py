@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from avdistill.decoding import ConfigError
 from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.calibration import Temperature
 from avdistill.methods.base import Method, Sizes
@@ -151,5 +152,5 @@ class MNFCSC(Method):
         if self.config.unlabelled == "excluded":
             return labels, labelled
         if teacher.logits is None or labels.ndim != 1:
-            raise ValueError("unlabelled='pseudo_label' needs a teacher with logits and one label per clip")
+            raise ConfigError("unlabelled='pseudo_label' needs a teacher with logits and one label per clip")
         return torch.where(labelled, labels, teacher.logits.argmax(1)), torch.ones_like(labelled)

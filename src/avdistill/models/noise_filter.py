@@ -65,9 +65,14 @@ class NoiseFilter(nn.Module):
                 by [teacher; mean of the map] and attends with the teacher as it is.
             gate: "open" lets the whole teacher through: what the gate is worth can be told by leaving it out.
             attention: "mean" takes the mean of the map where the teacher would point at positions, for the same end.
+
+        Raises:
+            ValueError: D is not divisible as it must be.
         """
         super().__init__()
         D = student_dim
+        if heads < 1 or D % heads or D % 2:
+            raise ValueError(f"the student's {D} channels must be divisible by {heads} heads and by 2")
         self.order = order
         self.projection = nn.Identity() if teacher_dim in (None, D) else nn.Linear(int(teacher_dim or D), D)
         self.gate, self.attention = None, None

@@ -6,7 +6,6 @@ A student cannot take over what the teacher does not hold, so this is looked at 
 from __future__ import annotations
 
 import hashlib
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from avdistill.data.dataset import videos_of
+from avdistill.data.published import video_of
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.evaluation import metrics
@@ -25,8 +26,6 @@ from avdistill.teachers.base import TeacherError
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("test", "validation")
 EXAMPLES = 20  # sets of identical embeddings that are named
-# UCF101's clips of one group are cut from one video, though each is a file of its own.
-UCF_CLIP = re.compile(r"v_(?P<group>.+_g\d+)_c\d+$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def store_features(store: Store, name: str | None = None) -> LabelledFeatures:
         embedding=embedding,
         labels=store.labels,
         splits=columns["split"],
-        groups=_groups(columns["path"], [Path(path).stem for path in columns["path"]]),
+        groups=videos_of(store, np.arange(len(store))),
         without_sound=~columns["has_sound"].astype(bool),
         silent=columns["silent"].astype(bool),
     )
@@ -139,13 +138,8 @@ def npz_features(path: Path) -> LabelledFeatures:
         embedding=arrays["embedding"],
         labels=[(label,) if label else () for label in arrays["label"].tolist()],
         splits=arrays["split"],
-        groups=_groups(arrays["name"], arrays["name"].tolist()),
+        groups=np.array([video_of(name) for name in arrays["name"].tolist()]),
     )
-
-
-def _groups(videos: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    matches = [UCF_CLIP.match(name) for name in names]
-    return np.array([m["group"] if m else str(video) for m, video in zip(matches, videos, strict=True)])
 
 
 def probe(

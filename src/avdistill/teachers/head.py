@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from avdistill.data.dataset import videos_of
 from avdistill.data.store import Store, TeacherEntry
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -80,11 +81,11 @@ def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tu
     present = ~np.isnan(embedding).any(axis=1)
     labelled = np.array([bool(row) for row in store.labels])
     rows = np.flatnonzero(present & labelled & (store.columns["split"] == split))
-    groups = store.columns["path"][rows].astype(str)
+    groups = videos_of(store, rows)
     occurring = sorted({name for i in rows for name in store.labels[i]})
     if len(set(groups)) < 2 or len(occurring) < 2:
         return None, f"no head: fewer than two labelled videos or classes in split {split!r}"
-    several = any(len(store.labels[i]) > 1 for i in rows)
+    several = store.multi_label
     targets: Any = np.array([store.labels[i][0] for i in rows])
     if several:
         targets = np.array([[name in store.labels[i] for name in occurring] for i in rows], dtype=int)

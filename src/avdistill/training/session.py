@@ -72,9 +72,15 @@ class Session:
                 f"{store.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
             )
         check_view_fits(store, clips, config.student.view)
-        multi_label = any(len(store.labels[i]) > 1 for i in clips)
-        training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
+        multi_label = store.multi_label
         chosen = method_class(config.method)
+        if multi_label and not chosen.several_labels:
+            raise ConfigError(
+                f"method {config.method.name!r} needs one label per clip; clips of {store.folder} have several"
+            )
+        training, validation = cut_validation(store, clips, config.validation_fraction, config.seed)
+        if config.optimizer.schedule == "plateau" and not len(validation):
+            raise ConfigError("config.optimizer.schedule: 'plateau' needs validation, and no video is set aside for it")
         teacher = _teacher_features(store, config, chosen)
         batches = TrainingBatches(
             store,
