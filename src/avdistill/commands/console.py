@@ -41,6 +41,8 @@ def run(module: str, function: str, arguments: list[str]) -> int:
         expected += [ProcessLostError, WeightsError, TeacherError, RunError]
     try:
         verb(arguments)
+    except BrokenPipeError:
+        raise
     except ConfigError as error:
         print(f"avdistill: {error}", file=sys.stderr)
         return 2

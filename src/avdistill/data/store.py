@@ -328,6 +328,7 @@ class Store:
             "splits": dict(sorted(splits.items())),
             "classes": len(self.classes),
             "labelled": sum(bool(row) for row in self.labels),
+            "with_several_labels": sum(len(row) > 1 for row in self.labels),
             "with_picture": int(c["has_frames"].sum()),
             "with_sound": int(c["has_sound"].sum()),
             "silent": int(c["silent"].sum()),
