@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.data.dataset import encode_labels, labelled_clips
-from avdistill.data.store import Store
+from avdistill.data.dataset import clips_of_splits, encode_labels
+from avdistill.data.store import Store, StoreError
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
 from avdistill.evaluation.neighbours import top_k_neighbours
@@ -55,7 +55,7 @@ def retrieve(
     Args:
         run: run folder.
         store: holds both splits.
-        queries, gallery: splits.
+        queries, gallery: splits; several are joined by "+", as in "train+teacher".
         ks: of hit@k.
         release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
             with none; it is higher than mAP over all relevant clips.
@@ -71,7 +71,7 @@ def retrieve(
     several = any(len(row) > 1 for row in store.labels)
 
     def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
-        clips = labelled_clips(store, split)
+        clips = labelled_clips_of(store, split)
         labels = encode_labels(store, clips, store.classes, multi_label=several).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
@@ -97,6 +97,19 @@ def retrieve(
     figures |= {"queries": len(query) + lost, "queries_missing": lost, "gallery_missing": gallery_lost}
     figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
     return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+
+
+def labelled_clips_of(store: Store, splits: str) -> np.ndarray:
+    """int64 (N,) labelled rows of a split, or of several joined by "+".
+
+    Raises:
+        StoreError: a split is empty, or there is no label.
+    """
+    clips = clips_of_splits(store, splits)
+    labelled = clips[[bool(store.labels[i]) for i in clips]]
+    if not len(labelled):
+        raise StoreError(f"{store.folder}: no labelled clip in split {splits!r}")
+    return labelled
 
 
 def _neighbours(
