@@ -34,7 +34,7 @@ from avdistill.studies.comparison_report import write_study_report
 from avdistill.studies.jobs import Job, Pool, has_gallery, steps_done
 from avdistill.studies.trials import LEARNING_RATES, Setting, method_label, settings_to_try
 from avdistill.teachers.base import Teacher, check_rates
-from avdistill.teachers.carrying import carry_features
+from avdistill.teachers.carrying import carry_features, check_teacher
 from avdistill.training import TrainConfig
 from avdistill.training.checkpoint import environment
 
@@ -118,16 +118,16 @@ def run_study(
         study: what is compared.
         workers: runs at a time.
         threads: of each run; None shares the cores between the workers.
-        teacher: the network behind `study.teacher`; needed for conditions that make new sound.
+        teacher: the network that made the features of `study.teacher`; needed for conditions that make new sound.
         on_progress: called with (steps done, steps of all runs, what is going on).
 
     Raises:
         ConfigError: an unknown method or condition, or the folder holds another study.
-        StoreError, TeacherError: a store lacks what is needed.
+        StoreError, TeacherError: a store lacks what is needed, or `teacher` is another network.
         RunError: a run failed for a reason that is not its own.
     """
     methods = {name: parse_method(name) for name in study.methods}
-    _check_stores(study, Store(study.store))
+    _check_stores(study, Store(study.store), teacher)
     _open_folder(study, methods)
     stores = _condition_stores(study, teacher)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
@@ -242,7 +242,7 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w=.,-]+", "_", text)
 
 
-def _check_stores(study: Study, store: Store) -> None:
+def _check_stores(study: Study, store: Store, teacher: Teacher | None) -> None:
     """Raise StoreError or TeacherError for what would end every run on `store`, most of it after it was trained."""
     test, view = Store(study.test_store or study.store), study.base.student.view
     training = clips_of_splits(store, study.base.train_split)
@@ -254,6 +254,8 @@ def _check_stores(study: Study, store: Store) -> None:
     if not len(seen):
         raise StoreError(f"{test.folder}: no labelled clip of split {study.test_split!r} holds {view.modality}")
     check_view_fits(test, seen, view)
+    if teacher is not None and study.teacher in store.teachers:
+        check_teacher(store, [study.teacher], teacher)
 
 
 def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
@@ -299,7 +301,7 @@ def _condition_stores(study: Study, teacher: Teacher | None) -> dict[str, Path]:
             made = apply_condition(base, study.condition(text), folder)
             if study.teacher in base.teachers:
                 carry_features(base, made, study.teacher, teacher=teacher)
-            _check_stores(study, made)
+            _check_stores(study, made, None)
     return stores
 
 
