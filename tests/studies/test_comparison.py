@@ -341,6 +341,45 @@ def test_what_no_run_could_be_tested_on_is_said_before_anything_is_trained(many_
         assert not (tmp_path / "study").exists()
 
 
+def test_a_study_without_a_teacher_minds_no_features(many_clips, tmp_path):
+    out = tmp_path / "study"
+    call = arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0)
+    assert main(call) == 0
+    assert json.loads((out / "study.json").read_text())["teacher_features"] is None
+
+
+def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp_path, capsys):
+    out = tmp_path / "study"
+    more = ["--methods", "kd", "--seeds", 0, "--conditions", "unrelated=0.4"]
+    call = arguments(many_clips.folder, out, *more)
+    assert main(call) == 0
+    (figures,) = out.glob("runs/*/kd/seed-0/figures.json")
+    figures.unlink()
+    embedding, logits, _ = many_clips.teacher_features("sound")
+
+    def embed_again(source, change):
+        many_clips.add_teacher(
+            "sound", modality="sound", source=source, embedding=embedding * change, logits=logits,
+            classes=many_clips.classes,
+        )  # fmt: skip
+
+    embed_again("test", 2.0)
+    capsys.readouterr()
+    assert main(call) == 1
+    assert "cannot go on" in capsys.readouterr().err
+    assert not figures.is_file()
+    # An older version wrote no features down; what the condition's store says of its teacher is still compared.
+    told = json.loads((out / "study.json").read_text())
+    assert told["teacher_features"]["source"] == "test"
+    (out / "study.json").write_text(json.dumps({k: v for k, v in told.items() if k != "teacher_features"}))
+    embed_again("other", 2.0)
+    assert main(call) == 1
+    assert "its teacher 'sound' is test, that of" in capsys.readouterr().err
+    embed_again("test", 1.0)
+    assert main(call) == 0
+    assert figures.is_file()
+
+
 def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):
     names = [beside(tmp_path / f"kd-weight=0.5-{seed}", "lock").name for seed in (0, 1)]
     assert names == ["kd-weight=0.5-0.lock", "kd-weight=0.5-1.lock"]

@@ -37,6 +37,7 @@ from avdistill.teachers.base import Teacher, check_rates
 from avdistill.teachers.carrying import carry_features, check_teacher
 from avdistill.training import TrainConfig
 from avdistill.training.checkpoint import environment
+from avdistill.training.session import check_same_features
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -123,7 +124,8 @@ def run_study(
 
     Raises:
         ConfigError: an unknown method or condition, or the folder holds another study.
-        StoreError, TeacherError: a store lacks what is needed, or `teacher` is another network.
+        StoreError, TeacherError: a store lacks what is needed, `teacher` is another network, or the teacher's features
+            are no longer those that the study was begun with.
         RunError: a run failed for a reason that is not its own.
     """
     methods = {name: parse_method(name) for name in study.methods}
@@ -260,10 +262,14 @@ def _check_stores(study: Study, store: Store, teacher: Teacher | None) -> None:
 
 def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
     """Write what the study is, or compare with what was written."""
+    store = Store(study.store)
+    teacher = store.teachers.get(study.teacher)
+    needed = {method_class(config).needs for config in methods.values()} - {""}
+    features = store.teacher_record(study.teacher, tokens="tokens" in needed) if needed and teacher else None
     told = encode(study) | {
         "store": str(study.store.resolve()),
         "test_store": str((study.test_store or study.store).resolve()),
-        "store_checksum": Store(study.store).checksum,
+        "store_checksum": store.checksum,
     }
     if study.base.train_split != "train":
         # Older versions changed, and searched, the split "train" whatever was trained on: such a study cannot go on.
@@ -275,10 +281,13 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
         differing = [key for key in told if recorded.get(key) != told[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
+        try:
+            check_same_features(store, recorded.get("teacher_features"), features)
+        except StoreError as error:
+            raise StoreError(f"{study.out}: cannot go on: {error}") from error
         return
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
-    teacher = Store(study.store).teachers.get(study.teacher)
     for name, config in methods.items():
         needs = method_class(config).needs
         if needs and teacher is None:
@@ -287,7 +296,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
             hint = " (`avdistill embed --maps`)" if needs == "tokens" else ""
             raise StoreError(f"{study.store}: method {name!r} needs {needs} of teacher {study.teacher!r}{hint}")
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, told)
+    write_json(path, told | {"teacher_features": features})
     write_json(study.out / "environment.json", environment())
 
 
