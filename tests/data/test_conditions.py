@@ -1,7 +1,9 @@
 """Stores under a condition: what changed, what did not, and that nothing was touched."""
 
+import hashlib
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
-from avdistill.data.conditions import Condition, apply_condition, parse_condition
+from avdistill.data.conditions import Condition, _beyond_each_label, apply_condition, parse_condition
 from avdistill.data.files import file_checksum
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError
 from avdistill.decoding import ConfigError
@@ -280,22 +282,123 @@ def test_so_many_clips_of_each_class_keep_their_labels(filmed, tmp_path):
     assert before == labelled(filmed) == labelled(under(filmed, tmp_path, "labelled_per_class=500"))
 
 
-def test_a_class_is_each_combination_of_labels_and_a_share_draws_the_same_clips(filmed, tmp_path):
-    rows = filmed.table.to_pylist()
-    for row in rows[0:30:6]:
-        row["labels"] = ["class_0", "class_1"]
-    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), filmed.folder / "clips.parquet")
-    both = Store(filmed.folder)
-    made = under(both, tmp_path, "labelled_per_class=2,seed=4")
-    groups = [made.labels[i] for i in labelled(made)]
-    assert sorted(set(groups)) == [("class_0",), ("class_0", "class_1"), ("class_1",), ("class_2",)]
-    assert all(groups.count(group) == 2 for group in groups)
-    assert_only_labels_were_taken(both, made)
-    share = under(both, tmp_path, "labels=0.4,seed=4")  # 2 of 5, 2 of 5, 4 of 10, 1 of 2
-    for group, count in ((("class_0",), 2), (("class_0", "class_1"), 2), (("class_1",), 4), (("class_2",), 1)):
-        by_share, by_number = ({i for i in labelled(s) if s.labels[i] == group} for s in (share, made))
-        assert len(by_share) == count
-        assert by_share <= by_number or by_share >= by_number
+# Training clips of `many_clips` that kept their labels with the last version that drew each combination of labels for
+# itself: where every clip has one label, what was drawn then must be drawn for ever.
+DRAWN = {
+    "labels=0.1": [7, 20, 21],
+    "labels=0.4": [2, 3, 7, 12, 14, 16, 18, 20, 21, 22, 23, 28],
+    "labels=0.4,seed=3": [0, 4, 7, 12, 15, 19, 20, 22, 23, 24, 26, 29],
+    "labels=0.2,unrelated=0.3": [3, 7, 14, 20, 21, 22],
+    "labelled_per_class=2": [3, 7, 14, 20, 21, 22],
+    "labelled_per_class=5,seed=7": [1, 2, 3, 6, 10, 13, 14, 15, 20, 22, 23, 24, 27, 28, 29],
+    "labelled_videos=4": [1, 3, 4, 15],
+}
+
+
+@pytest.mark.parametrize("text", DRAWN)
+def test_clips_with_one_label_are_drawn_as_ever(many_clips, tmp_path, text):
+    assert sorted(labelled(under(many_clips, tmp_path, text))) == DRAWN[text]
+
+
+def relabelled(store, labels):
+    """The store with other labels for its first clips."""
+    rows = store.table.to_pylist()
+    for row, names in zip(rows, labels, strict=False):
+        row["labels"] = names
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
+    told = json.loads((store.folder / "store.json").read_text())
+    classes = sorted({name for row in rows for name in row["labels"]})
+    (store.folder / "store.json").write_text(json.dumps(told | {"classes": classes}))
+    return Store(store.folder)
+
+
+@pytest.fixture
+def tagged(many_clips):
+    """`many_clips`, whose 30 training clips have one to three of seven labels, in any order."""
+    rng = np.random.default_rng(2)
+    share = np.array([7, 6, 4, 3, 2, 2, 1]) / 25
+    names = [[f"tag_{k}" for k in rng.choice(7, rng.integers(1, 4), replace=False, p=share)] for _ in range(30)]
+    return relabelled(many_clips, names)
+
+
+def of_each(store):
+    """How many labelled training clips each label has."""
+    return Counter(name for i in labelled(store) for name in store.labels[i])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_several_labels_each_keeps_its_share(tagged, tmp_path, share, seed):
+    made = under(tagged, tmp_path, f"labels={share},seed={seed}")
+    for name, before in of_each(tagged).items():
+        assert max(1, round(share * before)) <= of_each(made)[name] <= max(1, round(share * before)) + 1
+    assert len(labelled(made)) <= share * 30 + 4
+    assert_only_labels_were_taken(tagged, made)
+
+
+def test_of_several_labels_each_keeps_the_number_and_a_smaller_number_is_among_a_larger(tagged, tmp_path):
+    before = set()
+    for count in range(1, 20):
+        made = under(tagged, tmp_path, f"labelled_per_class={count},seed=4")
+        for name, clips in of_each(tagged).items():
+            assert of_each(made)[name] >= min(count, clips)
+        if count == 1:
+            assert max(of_each(made).values()) <= 2
+        assert labelled(made) >= before
+        assert_only_labels_were_taken(tagged, made)
+        before = labelled(made)
+    assert before == labelled(tagged)
+    assert labelled(under(tagged, tmp_path, "labelled_per_class=1000000")) == before
+
+
+def test_many_clips_with_up_to_three_of_fifty_labels():
+    """Each label keeps a tenth, and so do the clips. Most combinations occur once: drawn from those, 685 are kept."""
+    rng = np.random.default_rng(0)
+    rows = [{"labels": [f"{k}" for k in rng.choice(50, rng.integers(1, 4), replace=False)]} for _ in range(1000)]
+    size = Counter(name for row in rows for name in row["labels"])
+    for condition, wanted, clips in (
+        (Condition(labels=0.1), {name: round(0.1 * count) for name, count in size.items()}, (90, 120)),
+        (Condition(labelled_per_class=5), dict.fromkeys(size, 5), (100, 150)),
+    ):
+        lost = {id(row) for row in _beyond_each_label(condition, rows)}
+        kept = [row for row in rows if id(row) not in lost]
+        counts = Counter(name for row in kept for name in row["labels"])
+        assert clips[0] <= len(kept) <= clips[1]
+        assert all(wanted[name] <= counts[name] <= wanted[name] + 1 for name in size)
+
+
+def test_the_order_of_a_clips_labels_does_not_matter(tagged, tmp_path):
+    first = labelled(under(tagged, tmp_path, "labels=0.3"))
+    turned = relabelled(tagged, [list(row)[::-1] for row in tagged.labels])
+    assert labelled(apply_condition(turned, Condition(labels=0.3), tmp_path / "turned")) == first
+
+
+def test_a_store_whose_combinations_were_drawn_by_an_older_version_is_not_taken_for_this(tagged, tmp_path):
+    told = {"unrelated": 0.0, "silent": 0.0, "shifted": 0.0, "drowned": 0.0, "snr_db": 0.0, "labels": 0.3}
+    old = json.dumps([tagged.checksum, told | {"split": "train", "seed": 0}])
+    made = under(tagged, tmp_path, "labels=0.3")
+    written = json.loads((made.folder / "store.json").read_text())
+    (made.folder / "store.json").write_text(
+        json.dumps(written | {"checksum": hashlib.sha256(old.encode()).hexdigest()})
+    )
+    with pytest.raises(StoreError, match="already there"):
+        under(tagged, tmp_path, "labels=0.3")
+
+
+def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
+    rows = many_clips.table.to_pylist()
+    for i, row in enumerate(rows[:30]):
+        row["split"] = "more" if i % 3 else "training"
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), many_clips.folder / "clips.parquet")
+    store = Store(many_clips.folder)
+    condition = parse_condition("labelled_per_class=2,unrelated=0.5", "training+more")
+    assert condition == parse_condition("labelled_per_class=2,unrelated=0.5,split=training+more")
+    made = apply_condition(store, condition, tmp_path / "made")
+    assert len([i for i in range(30) if made.labels[i]]) == 6
+    assert sum(told.get("sound") == "unrelated" for told in extra(made)[:30]) == 15
+    assert all("sound" not in told for told in extra(made)[30:])
+    with pytest.raises(StoreError, match="no clip in split 'none', whose clips to change; splits there: more, test"):
+        apply_condition(store, parse_condition("labels=0.5", "training+none"), tmp_path / "absent")
 
 
 def test_a_head_is_fitted_again_where_a_class_has_no_label_left(filmed, tmp_path):
@@ -374,8 +477,9 @@ def test_wrong_conditions_are_one_line(text, message):
 
 
 def test_a_split_that_is_not_there(many_clips, tmp_path):
-    with pytest.raises(StoreError, match="no clip with sound in split 'nowhere'"):
-        apply_condition(many_clips, Condition(unrelated=0.1, split="nowhere"), tmp_path / "made")
+    for change in ({"unrelated": 0.1}, {"labels": 0.5}):
+        with pytest.raises(StoreError, match="no clip in split 'nowhere'"):
+            apply_condition(many_clips, Condition(split="nowhere", **change), tmp_path / "made")
 
 
 def test_the_verb_makes_the_store_and_brings_the_teachers(many_clips, tmp_path, capsys):

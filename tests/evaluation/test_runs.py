@@ -172,8 +172,9 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
 
 
 def test_a_clip_is_not_looked_up_among_those_with_itself(taught, run):
-    with pytest.raises(ConfigError, match="both 'test': every clip would find itself"):
-        retrieve(run, taught, queries="test", gallery="test")
+    for gallery in ("test", "train+test"):
+        with pytest.raises(ConfigError, match="share clips, and each would find itself"):
+            retrieve(run, taught, queries="test", gallery=gallery)
 
 
 def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
+from avdistill.data.store import CLIP_SCHEMA, Store
 from avdistill.decoding import ConfigError
+from avdistill.evaluation.retrieval import retrieve
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig, parse_method
 from avdistill.studies.comparison import Study
 from avdistill.studies.comparison_report import summarise_study
@@ -262,6 +267,117 @@ def test_what_a_store_lacks_is_said_before_anything_is_trained(many_clips, taugh
         assert said in capsys.readouterr().err
         assert not (tmp_path / method).exists()
     assert main(arguments(many_clips.folder, tmp_path / "x", recipe="none")) == 2
+
+
+def with_splits(store, **names):
+    """The store with its splits called something else."""
+    rows = store.table.to_pylist()
+    for row in rows:
+        row["split"] = names.get(row["split"], row["split"])
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
+    return Store(store.folder)
+
+
+def test_a_test_store_without_training_clips_is_tested_without_retrieval(many_clips, tmp_path, capsys):
+    only = with_splits(Store(shutil.copytree(many_clips.folder, tmp_path / "only")), train="unused")
+    out = tmp_path / "study"
+    call = arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0, "--test-store", only.folder)
+    assert main([*call, "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["table"]
+    assert line["n"] == 1
+    assert not {"map", "hit@1"} & line.keys()
+    assert "no figures of retrieval: the test store has no labelled clips of split &#x27;train&#x27;" in (
+        (out / "report.html").read_text()
+    )
+    assert "retrieval" not in (out / "table.md").read_text()
+
+
+def test_a_study_changes_and_searches_the_split_that_is_trained_on(many_clips, tmp_path, capsys):
+    rows = many_clips.table.to_pylist()
+    for i, row in enumerate(rows[:30]):
+        row["split"] = "more" if i % 2 else "training"
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), many_clips.folder / "clips.parquet")
+    store, out = Store(many_clips.folder), tmp_path / "study"
+    more = ["--methods", "supervised", "--seeds", 0, "--conditions", "unrelated=0.4,labels=0.5"]
+    call = arguments(store.folder, out, *more, "--base.train-split", "training+more")
+    assert main([*call, "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["table"]
+    found = retrieve(next(out.glob("runs/*/supervised/seed-0")), store, gallery="training+more").figures
+    assert line["map"] == found["map"]
+    assert "30 training clips, 15 of them labelled; their sound: 18 kept, 12 unrelated" in (
+        (out / "report.html").read_text()
+    )
+    # A study that an older version began changed another split than it trained on.
+    told = json.loads((out / "study.json").read_text())
+    del told["changed_and_searched"]
+    (out / "study.json").write_text(json.dumps(told))
+    assert main(call) == 2
+    assert "changed_and_searched differ" in capsys.readouterr().err
+
+
+def test_what_no_run_could_be_tested_on_is_said_before_anything_is_trained(many_clips, tmp_path, capsys):
+    test = with_splits(Store(shutil.copytree(many_clips.folder, tmp_path / "test")), train="unused")
+    described = json.loads((test.folder / "store.json").read_text())
+    rows = test.table.to_pylist()
+
+    def written(description=(), **values):
+        (test.folder / "store.json").write_text(json.dumps(described | dict(description)))
+        changed = [row | values if row["split"] == "test" else row for row in rows]
+        pq.write_table(pa.Table.from_pylist(changed, schema=CLIP_SCHEMA), test.folder / "clips.parquet")
+
+    call = arguments(many_clips.folder, tmp_path / "study", "--methods", "supervised", "--test-store", test.folder)
+    for changes, more, said in (
+        ({}, ["--test-split", "none"], "no clip in split 'none'"),
+        ({}, ["--base.train-split", "none"], "no clip in split 'none'"),
+        ({"labels": []}, [], "no labelled clip in split 'test'"),
+        ({"labels": ["new"]}, [], "label 'new' is not a known class"),
+        ({"labels": ["class_0", "class_1"]}, [], "has 2 labels where one is expected"),
+        ({"has_frames": False}, [], "no labelled clip of split 'test' holds picture"),
+        ({"description": {"fps": 4.0}}, [], "was trained at 10 frames a second"),
+    ):
+        written(**changes)
+        assert main([*call, *more]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "study").exists()
+
+
+def test_a_study_without_a_teacher_minds_no_features(many_clips, tmp_path):
+    out = tmp_path / "study"
+    call = arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0)
+    assert main(call) == 0
+    assert json.loads((out / "study.json").read_text())["teacher_features"] is None
+
+
+def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp_path, capsys):
+    out = tmp_path / "study"
+    more = ["--methods", "kd", "--seeds", 0, "--conditions", "unrelated=0.4"]
+    call = arguments(many_clips.folder, out, *more)
+    assert main(call) == 0
+    (figures,) = out.glob("runs/*/kd/seed-0/figures.json")
+    figures.unlink()
+    embedding, logits, _ = many_clips.teacher_features("sound")
+
+    def embed_again(source, change):
+        many_clips.add_teacher(
+            "sound", modality="sound", source=source, embedding=embedding * change, logits=logits,
+            classes=many_clips.classes,
+        )  # fmt: skip
+
+    embed_again("test", 2.0)
+    capsys.readouterr()
+    assert main(call) == 1
+    assert "cannot go on" in capsys.readouterr().err
+    assert not figures.is_file()
+    # An older version wrote no features down; what the condition's store says of its teacher is still compared.
+    told = json.loads((out / "study.json").read_text())
+    assert told["teacher_features"]["source"] == "test"
+    (out / "study.json").write_text(json.dumps({k: v for k, v in told.items() if k != "teacher_features"}))
+    embed_again("other", 2.0)
+    assert main(call) == 1
+    assert "its teacher 'sound' is test, that of" in capsys.readouterr().err
+    embed_again("test", 1.0)
+    assert main(call) == 0
+    assert figures.is_file()
 
 
 def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):

@@ -1,12 +1,19 @@
 """Features from files, of clips whose sound is not in the store, brought to the store under a condition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from avdistill.cli import main
 from avdistill.data.conditions import Condition, apply_condition
 from avdistill.data.store import Store, StoreError
+from avdistill.models.audio import LogMelCNN
+from avdistill.teachers import Teacher, TeacherError, embed
 from avdistill.teachers.carrying import carry_features, sound_sources
 from avdistill.teachers.precomputed import embed_precomputed
+from avdistill.types import PictureView, SoundView
 
 
 @pytest.fixture
@@ -70,3 +77,74 @@ def test_sound_that_came_to_a_clip_without_any_is_new(half_mute, many_clips):
     other = apply_condition(many_clips, Condition(), many_clips.folder.parent / "clean")
     with pytest.raises(StoreError, match=f"{int((~sounding).sum())} clips have sound that teacher 'sound' has not"):
         carry_features(base, other, "sound")
+
+
+@pytest.fixture
+def ears(many_clips, monkeypatch):
+    """Networks by their names, as `--teacher-run` gives them; the store has features of "mine" beside its "sound"."""
+    torch.manual_seed(0)
+    network = LogMelCNN(3, width=8, embedding_dim=16, sample_rate_hz=many_clips.sample_rate_hz).eval()
+    classes, rate = many_clips.classes, many_clips.sample_rate_hz
+    mine = Teacher(network, SoundView(seconds=0.5), classes, False, None, rate, "mine, sha256 1")
+    known = {
+        "mine": mine,
+        "other": replace(mine, source="other, sha256 2"),
+        "eyes": replace(mine, view=PictureView(), source="eyes, sha256 3"),
+    }
+    monkeypatch.setattr("avdistill.commands.compare.load_teacher", known.__getitem__)
+    embed(many_clips, mine, "ears")
+    return known
+
+
+def test_new_sound_is_heard_by_the_network_of_these_features_only(many_clips, ears, tmp_path, capsys):
+    call = ["condition", str(many_clips.folder), "shifted=0.5", "--out", str(tmp_path / "made"), "--teacher-run"]
+    for name, said in (("other", "'sound' by test; 'ears' by mine, sha256 1), found other"), ("eyes", "that hears")):
+        assert main([*call, name]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "made").exists()
+    assert main([*call, "mine"]) == 0
+    assert "teacher 'sound' is left out: mine is another" in capsys.readouterr().err
+    made = Store(tmp_path / "made")
+    assert {name: entry.source for name, entry in made.teachers.items()} == {"ears": "mine, sha256 1"}
+    base = Store(many_clips.folder)
+    with pytest.raises(TeacherError, match=r"'sound' by test\), found mine"):
+        carry_features(base, made, "sound", teacher=ears["mine"])
+    carry_features(base, made, "sound", teacher=replace(ears["mine"], source="test"))
+    assert set(Store(made.folder).teachers) == {"ears", "sound"}
+
+
+def test_a_condition_without_new_sound_brings_all_whichever_network_is_given(many_clips, ears, tmp_path):
+    call = ["condition", str(many_clips.folder), "unrelated=0.5", "--out", str(tmp_path / "made"), "--teacher-run"]
+    assert main([*call, "mine"]) == 0
+    assert set(Store(tmp_path / "made").teachers) == {"ears", "sound"}
+
+
+def test_the_sources_of_resampled_sound_and_of_a_fitted_head_are_known_again(many_clips, ears, tmp_path):
+    at_half = replace(ears["mine"], sample_rate_hz=many_clips.sample_rate_hz // 2, any_rate=True, classes=("a", "b"))
+    entry = embed(many_clips, at_half, "resampled")
+    assert "resampled from" in entry.source
+    assert "linear head" in entry.source
+    base = Store(many_clips.folder)
+    made = apply_condition(base, Condition(drowned=0.5), tmp_path / "made")
+    with pytest.raises(TeacherError, match="found mine, sha256 1"):
+        carry_features(base, made, "resampled", teacher=ears["mine"])
+    carry_features(base, made, "resampled", teacher=at_half)
+    carry_features(base, made, "resampled")  # it is there: nothing to do
+
+
+def test_features_of_another_network_that_a_condition_already_has_are_refused(many_clips, ears, tmp_path):
+    made = apply_condition(many_clips, Condition(unrelated=0.5), tmp_path / "made")
+    carry_features(Store(many_clips.folder), made, "ears")
+    embed(many_clips, ears["other"], "ears")
+    with pytest.raises(
+        StoreError, match=r"its teacher 'ears' is mine, sha256 1, that of .* is other, sha256 2: remove"
+    ):
+        carry_features(Store(many_clips.folder), Store(made.folder), "ears")
+
+
+def test_a_study_takes_no_other_network_than_that_of_its_features(many_clips, ears, tmp_path, capsys):
+    call = ["compare", str(many_clips.folder), "--out", str(tmp_path / "study"), "--methods", "supervised"]
+    for name, said in (("other", "expected the network that made its features ('ears'"), ("eyes", "that hears")):
+        assert main([*call, "--conditions", "drowned=0.5", "--teacher", "ears", "--teacher-run", name]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "study").exists()

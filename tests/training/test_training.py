@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from avdistill.data.files import file_checksum
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.evaluation.classification import evaluate
@@ -132,6 +133,58 @@ def test_a_kill_before_the_first_save_starts_again(taught, tmp_path):
     assert same(state(whole), state(run))
     resume(run)  # a finished run stays as it is
     assert same(state(whole), state(run))
+
+
+def embed_again(store, source, change):
+    """Other features under the same name, of the same width."""
+    embedding, logits, present = store.teacher_features("sound")
+    embedding[~present] = logits[~present] = np.nan
+    entry = store.teachers["sound"]
+    store.add_teacher(
+        "sound", modality="sound", source=source, embedding=embedding * change, logits=logits, classes=entry.classes
+    )
+
+
+def test_a_run_does_not_go_on_with_features_of_another_teacher(taught, tmp_path):
+    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
+    kd = config(store.folder, tmp_path / "run", method=KDConfig(), teacher="sound")
+    run = train(kd, stop_after=5)
+    recorded = json.loads((run / "data.json").read_text())["teacher"]
+    assert recorded["name"] == "sound"
+    assert recorded["source"] == "test"
+    assert recorded["files"] == {
+        name: file_checksum(store.folder / name) for name in ("teacher-sound.npy", "teacher-sound-logits.npy")
+    }
+    embed_again(store, "other", 2.0)
+    with pytest.raises(RunError, match=r"features of teacher 'sound' are no longer .*, then by test, now by other: "):
+        resume(run)
+    assert state(run)[1]["progress"]["step"] == 5
+    # A moved store is the same store, and maps that the method does not look at are not its teacher's features.
+    embedding, logits, present = taught.teacher_features("sound")
+    embedding[~present] = logits[~present] = np.nan
+    maps, said = np.zeros((len(store), 2, 24), np.float32), {"modality": "sound", "source": "test"}
+    store.add_teacher("sound", embedding=embedding, logits=logits, classes=store.classes, tokens=maps, **said)
+    resume(run, store=Path(shutil.move(store.folder, tmp_path / "moved")))
+    assert same(state(run), state(train(replace(kd, store=taught.folder, out=tmp_path / "whole"))))
+
+
+def test_a_run_of_an_older_version_that_does_not_tell_its_teacher_goes_on(taught, tmp_path):
+    kd = config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="sound")
+    run = train(kd, stop_after=5)
+    told = json.loads((run / "data.json").read_text())
+    del told["teacher"]
+    (run / "data.json").write_text(json.dumps(told))
+    resume(run)
+    assert same(state(run), state(train(replace(kd, out=tmp_path / "whole"))))
+
+
+def test_a_run_without_a_teacher_minds_no_features(taught, tmp_path):
+    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
+    run = train(config(store.folder, tmp_path / "run", teacher="sound"), stop_after=5)
+    assert json.loads((run / "data.json").read_text())["teacher"] is None
+    embed_again(store, "other", 2.0)
+    resume(run)
+    assert state(run)[1]["progress"]["step"] == 10
 
 
 def test_sigterm_saves_and_exits_0(taught, tmp_path):

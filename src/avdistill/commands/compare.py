@@ -15,7 +15,7 @@ from avdistill.methods import METHODS
 from avdistill.studies.comparison import Study, run_study, write_report
 from avdistill.studies.report import markdown_table
 from avdistill.teachers import load_teacher
-from avdistill.teachers.carrying import carry_features
+from avdistill.teachers.carrying import carry_teachers, check_teacher
 from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 
@@ -55,7 +55,8 @@ class _Compare:
     teacher: str = "sound"
     """Name of the teacher's features in the store."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), for conditions that make new sound: shifted, drowned."""
+    """The teacher itself (a run folder or a name), for conditions that make new sound: shifted, drowned. It must be
+    what made the features."""
     test_store: Path | None = None
     """Another store to test on; default: the same, without any condition."""
     test_split: str = "test"
@@ -118,7 +119,8 @@ class _Condition:
     out: Path
     """The new store's folder."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), where shifted or drowned sound must be embedded anew."""
+    """The teacher itself (a run folder or a name), where shifted or drowned sound must be embedded anew. Other teachers
+    that hear are then left out; the same command with theirs brings them."""
     json: bool = False
     """Print one JSON object."""
 
@@ -126,11 +128,13 @@ class _Condition:
 def condition(arguments: list[str]) -> None:
     """`avdistill condition STORE unrelated=0.4 --out NEW`; teachers' features are brought along."""
     a = tyro.cli(_Condition, args=arguments, prog="avdistill condition")
-    base = Store(a.store)
-    made = apply_condition(base, parse_condition(a.condition), a.out)
+    base, wanted = Store(a.store), parse_condition(a.condition)
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
-    for name in base.teachers:
-        carry_features(base, made, name, teacher=teacher)
+    if teacher is not None:
+        check_teacher(base, base.teachers, teacher)
+    made = apply_condition(base, wanted, a.out)
+    for name in carry_teachers(base, made, teacher=teacher):
+        say(f"teacher {name!r} is left out: {a.teacher_run} is another, and cannot hear the new sounds for it")
     found = Store(a.out)
     lines = [f"{len(found)} clips; teachers: {', '.join(found.teachers) or 'none'}"]
     output({"store": str(a.out), "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)

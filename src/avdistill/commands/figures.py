@@ -108,7 +108,7 @@ class _Retrieve:
     queries: str = "test"
     """Split of the queries."""
     gallery: str = "train"
-    """Split that is searched."""
+    """Split that is searched; several are joined by +."""
     release_metrics: bool = False
     """Also the released implementation's mAP, which counts differently (labelled `release.`)."""
     batch_size: int = 32

@@ -9,9 +9,11 @@ and nothing is known), `sound_source` (the clip it came from) and `true_label` (
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.data.files import file_checksum, reason, write_json
+from avdistill.data.published import video_of
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
 from avdistill.decoding import ConfigError, encode
 
@@ -41,13 +44,15 @@ class Condition:
         shifted: share whose sound is rotated by a quarter to three quarters of its length.
         drowned: share whose sound is mixed with that of another clip (chosen as for `unrelated`) at `snr_db`.
         snr_db: 10 log10(mean own^2 / mean other^2) of drowned clips.
-        labels: share of the labelled clips that keep their labels, class by class, at least one of each class.
+        labels: share of the labelled clips that keep their labels, class by class, at least one of each class. Where
+            clips have several labels, about this share of each class: a clip keeps all of its labels or none.
         labelled_videos: number of videos whose clips keep their labels, drawn among those with a labelled clip; the
             clips of all others lose theirs. A class may be left without any labelled clip, as where videos are labelled
             one by one. A smaller number is a subset of a larger one. 0 keeps all.
-        labelled_per_class: number of labelled clips of each class (each combination of labels) that keep their labels;
-            a class with fewer keeps all it has. A smaller number is a subset of a larger one. 0 keeps all.
-        split: whose clips are changed.
+        labelled_per_class: number of labelled clips of each class that keep their labels; a class with fewer keeps all
+            it has. Where clips have several labels it is at least this number, and more of the classes that come with
+            rarer ones. A smaller number is a subset of a larger one. 0 keeps all.
+        split: whose clips are changed; several splits are joined by "+", as in "train+teacher".
         seed: of all draws.
     """
 
@@ -86,14 +91,18 @@ class Condition:
         return ",".join(changed) or "clean"
 
 
-def parse_condition(text: str) -> Condition:
+def parse_condition(text: str, split: str = "train") -> Condition:
     """A condition from "clean" or from pairs such as "unrelated=0.4,labels=0.25".
+
+    Args:
+        text: what is done.
+        split: whose clips are changed where the text does not say it.
 
     Raises:
         ConfigError: an unknown name, or a value that is no number.
     """
     kinds = {each.name: each.type for each in fields(Condition)}
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"split": split}
     for pair in [] if text == "clean" else text.split(","):
         name, _, value = pair.partition("=")
         if name not in kinds or not value:
@@ -119,6 +128,9 @@ def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
             than asked for, or it cannot be written.
     """
     told = {name: value for name, value in encode(condition).items() if value or name not in _COUNTS}
+    if _by_class(condition) and any(len(store.labels[i]) > 1 for i in _clips(store, condition)):
+        # Older versions drew each combination of labels for itself: what they wrote must not pass for this.
+        told["drawn"] = "each label"
     checksum = hashlib.sha256(json.dumps([store.checksum, told]).encode()).hexdigest()
     if (out / "store.json").is_file():
         found = Store(out)
@@ -140,8 +152,9 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     rows = store.table.to_pylist()
     for row in rows:
         row["extra"] = dict(row["extra"] or ())
-    sounds = _change_sounds(store, condition, rows)
-    _take_labels(store, condition, rows)
+    clips = _clips(store, condition)
+    sounds = _change_sounds(store, condition, rows, clips)
+    _take_labels(store, condition, [rows[i] for i in clips])
     for row in rows:
         row["extra"] = list(row["extra"].items())
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
@@ -165,13 +178,23 @@ def _next_shard(store: Store) -> int:
     return int(store.columns["sound_shard"].max(initial=-1)) + 1
 
 
-def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]]) -> np.ndarray:
+def _clips(store: Store, condition: Condition) -> list[int]:
+    """Rows of the store that the condition is about, in the order of the store."""
+    splits = store.columns["split"].tolist()
+    names = {condition.split} if condition.split in splits else set(condition.split.split("+"))
+    if absent := sorted(names - set(splits)):
+        there = ", ".join(sorted(set(splits)))
+        raise StoreError(
+            f"{store.folder}: no clip in split {absent[0]!r}, whose clips to change; splits there: {there}"
+        )
+    return [i for i, name in enumerate(splits) if name in names]
+
+
+def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]], clips: Sequence[int]) -> np.ndarray:
     """Change the rows in place; returns int16 (S,), the samples of the new shard that some of them point into."""
     # Links are followed to the table as it was: nobody gets a sound that was itself swapped in.
     own = [dict(row) for row in rows]
-    eligible = [
-        i for i, row in enumerate(rows) if row["split"] == condition.split and row["has_sound"] and not row["silent"]
-    ]
+    eligible = [i for i in clips if rows[i]["has_sound"] and not rows[i]["silent"]]
     if not eligible and any(getattr(condition, change) for change in _CHANGES):
         raise StoreError(f"{store.folder}: no clip with sound in split {condition.split!r}")
     rng = np.random.default_rng([condition.seed, 4])
@@ -219,10 +242,10 @@ class _Donors:
 
     def draw(self, clip: int, rng: np.random.Generator, store: Store) -> int:
         """A random clip with a different label (of another video, where one of the labels is not known)."""
-        mine, path = self.labels[clip], self.rows[clip]["path"]
+        mine, video = self.labels[clip], video_of(self.rows[clip]["path"])
         for other in rng.permutation(self.eligible):
             theirs = self.labels[int(other)]
-            if (mine.isdisjoint(theirs)) if mine and theirs else self.rows[other]["path"] != path:
+            if (mine.isdisjoint(theirs)) if mine and theirs else video_of(self.rows[other]["path"]) != video:
                 return int(other)
         raise StoreError(f"{store.folder}: no clip has another label than {self.rows[clip]['id']}, whose sound to take")
 
@@ -240,21 +263,27 @@ def _drown(own: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
     return np.round(mixed * min(1.0, 32767 / max(1.0, float(np.abs(mixed).max())))).astype(np.int16)
 
 
+def _by_class(condition: Condition) -> bool:
+    return bool(condition.labelled_per_class) or condition.labels != 1
+
+
 def _take_labels(store: Store, condition: Condition, rows: list[dict[str, Any]]) -> None:
-    labelled = [row for row in rows if row["split"] == condition.split and row["labels"]]
+    labelled = [row for row in rows if row["labels"]]
     if condition.labelled_videos:
         losing = _of_other_videos(store, condition, labelled)
-    elif condition.labelled_per_class or condition.labels != 1:
-        losing = _beyond_each_class(condition, labelled)
-    else:
+    elif not _by_class(condition):
         losing = []
+    elif any(len(row["labels"]) > 1 for row in labelled):
+        losing = _beyond_each_label(condition, labelled)
+    else:
+        losing = _beyond_each_class(condition, labelled)
     for row in losing:
         row["extra"].setdefault("true_label", "|".join(row["labels"]))
         row["labels"] = []
 
 
 def _of_other_videos(store: Store, condition: Condition, labelled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    videos = sorted({row["path"] for row in labelled})
+    videos = sorted({video_of(row["path"]) for row in labelled})
     if condition.labelled_videos > len(videos):
         raise StoreError(
             f"{store.folder}: {condition.labelled_videos} labelled videos asked for, split {condition.split!r} has "
@@ -262,19 +291,61 @@ def _of_other_videos(store: Store, condition: Condition, labelled: list[dict[str
         )
     drawn = np.random.default_rng([condition.seed, 6]).permutation(videos)[: condition.labelled_videos]
     kept = set(drawn.tolist())
-    return [row for row in labelled if row["path"] not in kept]
+    return [row for row in labelled if video_of(row["path"]) not in kept]
 
 
 def _beyond_each_class(condition: Condition, labelled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    """Where every clip has one label: a draw from each class."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in labelled:
-        groups.setdefault(tuple(row["labels"]), []).append(row)
+        groups.setdefault(row["labels"][0], []).append(row)
     rng = np.random.default_rng([condition.seed, 5])
     losing: list[dict[str, Any]] = []
     for _, members in sorted(groups.items()):
         kept = condition.labelled_per_class or max(1, round(condition.labels * len(members)))
         losing.extend(members[i] for i in rng.permutation(len(members))[kept:])
     return losing
+
+
+def _beyond_each_label(condition: Condition, labelled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where clips have several labels: each class is filled up in turn, the rarest first.
+
+    The order is that of iterative stratification (Sechidis et al. 2011): the frequent classes get clips with the rare
+    ones anyway, and what they still lack can be found without those. Of the clips of a class, those are taken first
+    that make the fewest other classes larger than was asked for, in random order.
+    """
+    labels = [sorted(set(row["labels"])) for row in labelled]
+    place = np.random.default_rng([condition.seed, 5]).permutation(len(labelled)).tolist()
+    members: dict[str, list[int]] = {}
+    for i, names in enumerate(labels):
+        for name in names:
+            members.setdefault(name, []).append(i)
+    sizes = {name: len(clips) for name, clips in members.items()}
+    kept: set[int] = set()
+    counts = dict.fromkeys(members, 0)
+    for wanted in _targets(condition, sizes):
+        for name in sorted((name for name in sizes if counts[name] < wanted[name]), key=lambda n: (sizes[n], n)):
+            waiting = [(0, place[i], i) for i in members[name] if i not in kept]
+            heapq.heapify(waiting)
+            while counts[name] < wanted[name]:
+                known, rank, i = heapq.heappop(waiting)
+                full = sum(counts[other] >= wanted[other] for other in labels[i])
+                if full > known:  # classes only become full: a number that is out of date was too small
+                    heapq.heappush(waiting, (full, rank, i))
+                    continue
+                kept.add(i)
+                for other in labels[i]:
+                    counts[other] += 1
+    return [row for i, row in enumerate(labelled) if i not in kept]
+
+
+def _targets(condition: Condition, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """How many clips each class is to be filled up to, one after the other."""
+    if not condition.labelled_per_class:
+        yield {name: max(1, round(condition.labels * size)) for name, size in sizes.items()}
+    # A number is come to one by one: what it keeps is then among what a larger number keeps.
+    for level in range(1, min(condition.labelled_per_class, max(sizes.values())) + 1):
+        yield {name: min(level, size) for name, size in sizes.items()}
 
 
 def _link(source: Path, target: Path) -> None:

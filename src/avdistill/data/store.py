@@ -223,6 +223,12 @@ class Store:
         there = self._teacher(name).positions
         return np.load(self.folder / f"teacher-{name}-tokens.npy", mmap_mode="r") if there else None
 
+    def teacher_record(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
+        """A teacher's features, JSON-ready: `name`, `source`, SHA-256 of its `files` (of maps only if asked)."""
+        source, known = self._teacher(name).source, self._description["files"]
+        names = [f"teacher-{name}{ending}.npy" for ending in ("", "-logits", "-tokens")][: 3 if tokens else 2]
+        return {"name": name, "source": source, "files": {file: known[file] for file in names if file in known}}
+
     def _teacher(self, name: str) -> TeacherEntry:
         teachers = self.teachers
         if name not in teachers:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.data.dataset import encode_labels, labelled_clips
-from avdistill.data.store import Store
+from avdistill.data.dataset import clips_of_splits, encode_labels
+from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
@@ -56,7 +56,7 @@ def retrieve(
     Args:
         run: run folder.
         store: holds both splits.
-        queries, gallery: splits.
+        queries, gallery: splits; several are joined by "+", as in "train+teacher".
         ks: of hit@k.
         release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
             with none; it is higher than mAP over all relevant clips.
@@ -65,16 +65,16 @@ def retrieve(
         on_batch: called with (finished, total) windows.
 
     Raises:
-        ConfigError: both splits are the same.
+        ConfigError: a clip is in both.
         StoreError: a split is empty or has no label.
     """
-    if queries == gallery:
-        raise ConfigError(f"queries and gallery are both {queries!r}: every clip would find itself first")
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
+    wanted, searched = labelled_clips_of(store, queries), labelled_clips_of(store, gallery)
+    if len(np.intersect1d(wanted, searched)):
+        raise ConfigError(f"queries {queries!r} and gallery {gallery!r} share clips, and each would find itself first")
 
-    def embedded(split: str) -> tuple[np.ndarray, Tensor, Tensor, int]:
-        clips = labelled_clips(store, split)
+    def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, int]:
         labels = encode_labels(store, clips, store.classes, multi_label=store.multi_label).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
@@ -82,8 +82,8 @@ def retrieve(
 
     with joined(device) as own_device:
         student = student.to(own_device)
-        query_clips, query, query_labels, lost = embedded(queries)
-        gallery_clips, items, item_labels, gallery_lost = embedded(gallery)
+        query_clips, query, query_labels, lost = embedded(wanted)
+        gallery_clips, items, item_labels, gallery_lost = embedded(searched)
 
     both: dict[str, Any] = {
         "queries": query,
@@ -100,6 +100,19 @@ def retrieve(
     figures |= {"queries": len(query) + lost, "queries_missing": lost, "gallery_missing": gallery_lost}
     figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
     return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+
+
+def labelled_clips_of(store: Store, splits: str) -> np.ndarray:
+    """int64 (N,) labelled rows of a split, or of several joined by "+".
+
+    Raises:
+        StoreError: a split is empty, or there is no label.
+    """
+    clips = clips_of_splits(store, splits)
+    labelled = clips[[bool(store.labels[i]) for i in clips]]
+    if not len(labelled):
+        raise StoreError(f"{store.folder}: no labelled clip in split {splits!r}")
+    return labelled
 
 
 def _neighbours(

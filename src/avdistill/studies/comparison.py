@@ -25,18 +25,26 @@ from typing import Any
 import numpy as np
 
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
-from avdistill.data.dataset import labelled_clips
+from avdistill.data.dataset import (
+    check_view_fits,
+    clips_of_splits,
+    encode_labels,
+    has_modality,
+    labelled_clips,
+    videos_of,
+)
 from avdistill.data.files import write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
 from avdistill.studies.comparison_report import write_study_report
-from avdistill.studies.jobs import Job, Pool, steps_done
+from avdistill.studies.jobs import Job, Pool, has_gallery, steps_done
 from avdistill.studies.trials import LEARNING_RATES, Setting, method_label, settings_to_try
-from avdistill.teachers.base import Teacher
-from avdistill.teachers.carrying import carry_features
+from avdistill.teachers.base import Teacher, check_rates
+from avdistill.teachers.carrying import carry_features, check_teacher
 from avdistill.training import TrainConfig
 from avdistill.training.checkpoint import environment
+from avdistill.training.session import check_same_features
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -50,7 +58,7 @@ class Study:
         out: the study's folder.
         base: of every run: student, steps, optimizer, batch. Its store, out, method, teacher and seed are not used.
         methods: names of `METHODS` or "FILE.py:Class", each optionally with settings: "crd:negatives=batch".
-        conditions: as `parse_condition` reads them.
+        conditions: as `parse_condition` reads them; where one names no split, it is about the clips trained on.
         seeds: of the runs that count.
         trials: settings tried for each method under each condition; 1 takes the published one. Trial 0 is the
             published setting; the others are drawn from what the method declares and `LEARNING_RATES`.
@@ -58,7 +66,8 @@ class Study:
         tuning_seed: of the trials' runs and draws; none of `seeds`.
         teacher: name of the features.
         test_store: whose split `test_split` is classified; None is `store`, without any condition.
-        test_split: see `test_store`.
+        test_split: see `test_store`. Where the test store has labelled clips of the split trained on, those of this one
+            are also looked up among them.
     """
 
     store: Path
@@ -82,7 +91,7 @@ class Study:
                 raise ConfigError(f"study.{name}: expected at least one, each once, got {' '.join(map(str, values))}")
         if len({method_label(text) for text in self.methods}) != len(self.methods):
             raise ConfigError("study.methods: two files of the same name; rename one")
-        if len({parse_condition(text) for text in self.conditions}) != len(self.conditions):
+        if len({self.condition(text) for text in self.conditions}) != len(self.conditions):
             raise ConfigError("study.conditions: two are the same")
         if not 1 <= self.trials <= len(LEARNING_RATES):  # all that supervised has: every method gets as many
             raise ConfigError(f"study.trials: must lie in [1, {len(LEARNING_RATES)}], got {self.trials}")
@@ -90,6 +99,17 @@ class Study:
             raise ConfigError("study.trials: tuning needs clips to judge by: base.validation_fraction above 0")
         if self.tuning_seed in self.seeds:
             raise ConfigError(f"study.tuning_seed: {self.tuning_seed} is one of the seeds that count")
+
+    def condition(self, text: str) -> Condition:
+        """What one of `conditions` means."""
+        return parse_condition(text, self.base.train_split)
+
+    def condition_store(self, text: str) -> Path:
+        """Where the store under one of `conditions` lies."""
+        condition = self.condition(text)
+        if condition == self.condition("clean"):
+            return self.store
+        return self.out / "stores" / folder_name(condition.name)
 
 
 def run_study(
@@ -106,14 +126,17 @@ def run_study(
         study: what is compared.
         workers: runs at a time.
         threads: of each run; None shares the cores between the workers.
-        teacher: the network behind `study.teacher`; needed for conditions that make new sound.
+        teacher: the network that made the features of `study.teacher`; needed for conditions that make new sound.
         on_progress: called with (steps done, steps of all runs, what is going on).
 
     Raises:
         ConfigError: an unknown method or condition, or the folder holds another study.
-        StoreError, RunError: the store lacks what a method needs, or a run failed for a reason that is not its own.
+        StoreError, TeacherError: a store lacks what is needed, `teacher` is another network, or the teacher's features
+            are no longer those that the study was begun with.
+        RunError: a run failed for a reason that is not its own.
     """
     methods = {name: parse_method(name) for name in study.methods}
+    _check_stores(study, Store(study.store), teacher)
     _open_folder(study, methods)
     stores = _condition_stores(study, teacher)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
@@ -210,7 +233,17 @@ class _Contest:
             steps=study.base.steps if run.startswith("seed") else study.trial_steps or study.base.steps,
         )
         told = {"condition": self.condition, "method": self.name, "run": run, "seed": seed, "setting": setting.told()}
-        return Job(self.condition, self.name, run, config, self.threads, test_store, study.test_split, told)
+        return Job(
+            self.condition,
+            self.name,
+            run,
+            config,
+            self.threads,
+            test_store,
+            study.test_split,
+            told,
+            gallery=study.base.train_split,
+        )
 
 
 def folder_name(text: str) -> str:
@@ -218,13 +251,40 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w=.,-]+", "_", text)
 
 
+def _check_stores(study: Study, store: Store, teacher: Teacher | None) -> None:
+    """Raise StoreError, ConfigError or TeacherError for what would end runs on `store`, many of them trained by then."""
+    test, view = Store(study.test_store or study.store), study.base.student.view
+    clips_of_splits(store, study.base.train_split)
+    for_one = [name for name in study.methods if not method_class(parse_method(name)).several_labels]
+    if for_one and store.multi_label:
+        raise ConfigError(
+            f"study.methods: {', '.join(for_one)} need one label per clip; clips of {store.folder} have several"
+        )
+    clips = labelled_clips(test, study.test_split)
+    encode_labels(test, clips, store.classes, store.multi_label)
+    check_rates(test, view, store.fps, store.sample_rate_hz, "the student")
+    seen = clips[has_modality(test, clips, view)]
+    if not len(seen):
+        raise StoreError(f"{test.folder}: no labelled clip of split {study.test_split!r} holds {view.modality}")
+    check_view_fits(test, seen, view)
+    if teacher is not None and study.teacher in store.teachers:
+        check_teacher(store, [study.teacher], teacher)
+
+
 def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
     """Write what the study is, or compare with what was written."""
+    store = Store(study.store)
+    teacher = store.teachers.get(study.teacher)
+    needed = {method_class(config).needs for config in methods.values()} - {""}
+    features = store.teacher_record(study.teacher, tokens="tokens" in needed) if needed and teacher else None
     told = encode(study) | {
         "store": str(study.store.resolve()),
         "test_store": str((study.test_store or study.store).resolve()),
-        "store_checksum": Store(study.store).checksum,
+        "store_checksum": store.checksum,
     }
+    if study.base.train_split != "train":
+        # Older versions changed, and searched, the split "train" whatever was trained on: such a study cannot go on.
+        told["changed_and_searched"] = study.base.train_split
     told = json.loads(json.dumps({key: value for key, value in told.items() if key != "out"}))
     path = study.out / "study.json"
     if path.is_file():
@@ -232,10 +292,13 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
         differing = [key for key in told if recorded.get(key) != told[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
+        try:
+            check_same_features(store, recorded.get("teacher_features"), features)
+        except StoreError as error:
+            raise StoreError(f"{study.out}: cannot go on: {error}") from error
         return
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
-    teacher = Store(study.store).teachers.get(study.teacher)
     for name, config in methods.items():
         needs = method_class(config).needs
         if needs and teacher is None:
@@ -244,7 +307,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
             hint = " (`avdistill embed --maps`)" if needs == "tokens" else ""
             raise StoreError(f"{study.store}: method {name!r} needs {needs} of teacher {study.teacher!r}{hint}")
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, told)
+    write_json(path, told | {"teacher_features": features})
     write_json(study.out / "environment.json", environment())
 
 
@@ -252,13 +315,13 @@ def _condition_stores(study: Study, teacher: Teacher | None) -> dict[str, Path]:
     base = Store(study.store)
     stores = {}
     for text in study.conditions:
-        condition = parse_condition(text)
-        stores[text] = study.store.resolve()
-        if condition != Condition():
-            made = apply_condition(base, condition, study.out / "stores" / folder_name(condition.name))
+        folder = study.condition_store(text)
+        stores[text] = folder.resolve()
+        if folder != study.store:
+            made = apply_condition(base, study.condition(text), folder)
             if study.teacher in base.teachers:
                 carry_features(base, made, study.teacher, teacher=teacher)
-            stores[text] = made.folder.resolve()
+            _check_stores(study, made, None)
     return stores
 
 
@@ -266,7 +329,7 @@ def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Tables, plots and page of a study's finished runs (`comparison_report.py`); returns what `results.json` holds."""
     store = Store(study.test_store or study.store)
     clips = labelled_clips(store, study.test_split)
-    groups = np.unique(store.columns["path"][clips].astype(str), return_inverse=True)[1].tolist()
+    groups = np.unique(videos_of(store, clips), return_inverse=True)[1].tolist()
     base = encode(study.base)
     keep = ("steps", "batch_size", "labelled_per_batch", "validation_fraction", "student", "optimizer")
     record = {
@@ -281,16 +344,19 @@ def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "store_checksum": Store(study.store).checksum,
         "environment": {k: v for k, v in environment().items() if k != "command"},
     }
-    facts = [_facts(study.out, study.store, text) for text in study.conditions]
+    facts = [_facts(study, text) for text in study.conditions]
     facts.append(f"{len(clips)} test clips of {len(set(groups))} videos.")
+    if not has_gallery(store, study.base.train_split, study.base.student.view):
+        facts.append(
+            f"There are no figures of retrieval: the test store has no labelled clips of split "
+            f"{study.base.train_split!r} to look them up in."
+        )
     return write_study_report(study.out, record, rows, groups, facts)
 
 
-def _facts(out: Path, base: Path, text: str) -> str:
-    condition = parse_condition(text)
-    folder = base if condition == Condition() else out / "stores" / folder_name(condition.name)
-    store = Store(folder)
-    rows = np.flatnonzero(store.columns["split"] == condition.split)
+def _facts(study: Study, text: str) -> str:
+    store = Store(study.condition_store(text))
+    rows = clips_of_splits(store, study.base.train_split)
     labelled = sum(bool(store.labels[i]) for i in rows)
     sounds = Counter(dict(store.table["extra"][int(i)].as_py() or ()).get("sound", "as recorded") for i in rows)
     told = ", ".join(f"{count} {sound}" for sound, count in sounds.most_common())

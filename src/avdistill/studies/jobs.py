@@ -18,19 +18,28 @@ from typing import Any
 
 import torch
 
+from avdistill.data.dataset import has_modality
 from avdistill.data.files import open_locked, write_json
-from avdistill.data.store import Store
+from avdistill.data.store import Store, StoreError
 from avdistill.evaluation.classification import evaluate
-from avdistill.evaluation.retrieval import retrieve
+from avdistill.evaluation.retrieval import labelled_clips_of, retrieve
 from avdistill.models.weights import load_student
 from avdistill.studies.comparison_report import read_lines
 from avdistill.training import TrainConfig, resume, train
 from avdistill.training.checkpoint import RunError
+from avdistill.types import View
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run: what a worker process gets."""
+    """One run: what a worker process gets.
+
+    Attributes:
+        test_store: None for a trial, which is not tested.
+        test_split: whose labelled clips are classified and looked up.
+        gallery: split of the test store that they are looked up in; where it holds nothing to find, they are not.
+        told: goes into the result as it is.
+    """
 
     condition: str
     method: str
@@ -40,6 +49,7 @@ class Job:
     test_store: Path | None
     test_split: str
     told: dict[str, Any]
+    gallery: str = "train"
 
     @property
     def figures(self) -> Path:
@@ -153,7 +163,7 @@ def _result(job: Job) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(),
     }
     if job.test_store is not None:
-        row |= _test(out, Store(job.test_store), job.test_split, job.config.device)
+        row |= _test(job, Store(job.test_store))
     else:
         for folder in ("last", "best"):  # of a trial only the figures are of use
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -169,8 +179,18 @@ def _peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _test(run: Path, store: Store, split: str, device: str) -> dict[str, Any]:
+def has_gallery(store: Store, splits: str, view: View) -> bool:
+    """Whether a split, or several joined by "+", has a labelled clip that can be found by what the view looks at."""
+    try:
+        clips = labelled_clips_of(store, splits)
+    except StoreError:
+        return False
+    return bool(has_modality(store, clips, view).any())
+
+
+def _test(job: Job, store: Store) -> dict[str, Any]:
     """Figures on the test clips; `correct` is a 0 or 1 for each, in the order of `clips`, for paired statistics."""
+    run, split, device = job.config.out, job.test_split, job.config.device
     result = evaluate(run, store, split=split, device=device)
     several = "top1" not in result.figures
     correct = [
@@ -179,8 +199,8 @@ def _test(run: Path, store: Store, split: str, device: str) -> dict[str, Any]:
     ]
     keep = ("top1", "mean_class_accuracy", "calibration_error", "map", "auc", "d_prime")
     figures = {key: result.figures[key] for key in keep if key in result.figures}
-    if not several:
-        found = retrieve(run, store, queries=split, device=device).figures
+    if not several and has_gallery(store, job.gallery, job.config.student.view):
+        found = retrieve(run, store, queries=split, gallery=job.gallery, device=device).figures
         figures |= {"hit@1": found["hit@1"], "map": found["map"]}
     student, _ = load_student(run)
     return figures | {

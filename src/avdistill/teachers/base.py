@@ -194,13 +194,22 @@ def _rows(store: Store, clips: np.ndarray, present: np.ndarray, values: Tensor, 
 def _at_rates_of(store: Store, teacher: Teacher, name: str) -> tuple[Network, str]:
     """The network as the store's clips may be given to it, and what made it, in words."""
     fps = store.fps if teacher.any_fps else teacher.fps
-    rate, network, source = teacher.sample_rate_hz, teacher.network, teacher.source
-    if teacher.any_rate and rate != store.sample_rate_hz:
+    rate, network = teacher.sample_rate_hz, teacher.network
+    if _is_resampled(store, teacher):
         network = Resampled(network, store.sample_rate_hz, rate)
-        source += f", resampled from {store.sample_rate_hz} Hz"
         rate = store.sample_rate_hz
     check_rates(store, teacher.view, fps, rate, f"teacher {name!r}")
-    return network, source
+    return network, source_on(store, teacher)
+
+
+def source_on(store: Store, teacher: Teacher) -> str:
+    """What makes a teacher's features of the store's clips, in words, as `embed` writes it down."""
+    resampled = f", resampled from {store.sample_rate_hz} Hz" if _is_resampled(store, teacher) else ""
+    return teacher.source + resampled
+
+
+def _is_resampled(store: Store, teacher: Teacher) -> bool:
+    return teacher.any_rate and teacher.sample_rate_hz != store.sample_rate_hz
 
 
 def check_rates(store: Store, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:

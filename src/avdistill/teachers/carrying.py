@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from avdistill.data.store import Store, StoreError
-from avdistill.teachers.base import Teacher, embed
-from avdistill.teachers.head import add_features
+from avdistill.teachers.base import Teacher, TeacherError, embed, source_on
+from avdistill.teachers.head import add_features, maker
+
+
+def carry_teachers(base: Store, store: Store, *, teacher: Teacher | None = None) -> list[str]:
+    """Put the features of all teachers of `base` into `store`, as `carry_features` does for one.
+
+    Returns:
+        Names of those left out: they would have to hear new sound, and `teacher` is another.
+    """
+    unheard = set()
+    if teacher is not None and (sound_sources(base, store) == _NEW).any():
+        mine = source_on(base, teacher)
+        unheard = {name for name, entry in base.teachers.items() if entry.modality == "sound" and maker(entry) != mine}
+    left_out = sorted(unheard - store.teachers.keys())
+    for name in base.teachers:
+        if name not in left_out:
+            carry_features(base, store, name, teacher=teacher)
+    return left_out
+
+
+def check_teacher(base: Store, names: Collection[str], teacher: Teacher) -> None:
+    """Raise TeacherError unless the network is the one that made the features of one of these teachers of `base`.
+
+    It must be one that hears: only sounds are ever embedded again.
+    """
+    if teacher.view.modality != "sound":
+        raise TeacherError(
+            f"{teacher.source}: expected a teacher that hears, for new sound, found one of {teacher.view.modality}"
+        )
+    mine = source_on(base, teacher)
+    made_by = {name: maker(base.teachers[name]) for name in names}
+    if mine not in made_by.values():
+        there = "; ".join(f"{name!r} by {source}" for name, source in made_by.items()) or "nothing"
+        raise TeacherError(f"{base.folder}: expected the network that made its features ({there}), found {mine}")
 
 
 def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | None = None) -> None:
@@ -21,16 +55,24 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
 
     Args:
         base: holds the features.
-        store: gets them; nothing happens where it has a teacher of this name.
+        store: gets them; nothing happens where it has them.
         name: of the teacher.
         teacher: the network that made them; needed only for sound that is new.
 
     Raises:
-        StoreError: no such teacher, or there is new sound and no network to hear it.
+        StoreError: no such teacher, `store` has another one's features under its name, or there is new sound and no
+            network to hear it.
+        TeacherError: there is new sound, and the network is another than the one that made the features.
     """
-    if name in store.teachers:
-        return
     embedding, logits, present = base.teacher_features(name)
+    if name in store.teachers:
+        there, expected = maker(store.teachers[name]), maker(base.teachers[name])
+        if there != expected:
+            raise StoreError(
+                f"{store.folder}: its teacher {name!r} is {there}, that of {base.folder} is {expected}: remove this "
+                "folder, to make it anew"
+            )
+        return
     entry, tokens = base.teachers[name], base.teacher_tokens(name)
     source = np.arange(len(base))
     if entry.modality == "sound":
@@ -41,6 +83,7 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
                     f"{store.folder}: {int((source == _NEW).sum())} clips have sound that teacher {name!r} has not "
                     f"heard: it must be given, to embed them"
                 )
+            check_teacher(base, [name], teacher)
             embed(store, teacher, name, maps=bool(entry.positions))
             return
     there = (source >= 0) & present[source]
@@ -53,7 +96,7 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
         store,
         name,
         modality=entry.modality,
-        source=entry.source if not entry.fitted_head else entry.source.split("; logits of")[0],
+        source=maker(entry) if entry.fitted_head else entry.source,
         embedding=embedding,
         logits=None if entry.fitted_head else logits,
         classes=() if entry.fitted_head else entry.classes,

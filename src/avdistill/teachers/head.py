@@ -6,6 +6,7 @@ another segment of their video (out of fold): a head's opinion of what it was fi
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -62,6 +63,11 @@ def add_features(
         fitted_head=fitted,
     )
     return Store(store.folder).teachers[name]
+
+
+def maker(entry: TeacherEntry) -> str:
+    """What made a store's features, in words: their `source` without what is said there of a head."""
+    return re.split("; (?:logits of a linear head on|no head:) ", entry.source)[0]
 
 
 def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tuple[np.ndarray | None, str]:

@@ -86,15 +86,14 @@ def resume(
         store: where the run's store lies now, if it was moved.
 
     Raises:
-        RunError: no run there, or its store has changed since.
+        RunError: no run there, or its store or the features of its teacher have changed since.
     """
     config = run_config(run)
     config = config if store is None else replace(config, store=store.resolve())
     with _joined(run, config.device) as device:
         session = Session.open(config, run, device)
         recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        if recorded["store_checksum"] != session.store.checksum:
-            raise RunError(f"{run}: the store {session.store.folder} is no longer the one this run was started on")
+        session.check_data(recorded)
         progress = Progress()  # killed before the first save: from the beginning
         if (run / "last").is_dir() or (run / "last.old").is_dir():
             progress = load_last(run, session.method, session.optimizer, session.schedule, device)

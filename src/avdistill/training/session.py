@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,12 @@ class Session:
         )
 
     def data_record(self) -> dict[str, Any]:
-        """Which clips the run trains on and is chosen by; written beside its config."""
+        """Which clips and features the run trains on, and what it is chosen by; written beside its config."""
         ids = self.store.columns["id"]
         return {
             "store": str(self.store.folder),
             "store_checksum": self.store.checksum,
+            "teacher": self.teacher_record(),
             "classes": list(self.store.classes),
             "labelled": int(self.batches.labels.labelled.sum()),
             "unlabelled": int((~self.batches.labels.labelled).sum()),
@@ -128,6 +129,42 @@ class Session:
             "training": ids[self.batches.clips].tolist(),
             "validation": ids[self.validation].tolist(),
         }
+
+    def teacher_record(self) -> dict[str, Any] | None:
+        """Which features the run learns from; None where its method needs none."""
+        needs = method_class(self.config.method).needs
+        if not needs or self.config.teacher is None:
+            return None
+        return self.store.teacher_record(self.config.teacher, tokens=needs == "tokens")
+
+    def check_data(self, recorded: Mapping[str, Any]) -> None:
+        """Raise RunError unless the store and the teacher's features are those that the run was started with.
+
+        Args:
+            recorded: the run's `data.json`; of older versions it does not tell the teacher, which is then not checked.
+        """
+        if recorded["store_checksum"] != self.store.checksum:
+            raise RunError(f"{self.run}: the store {self.store.folder} is no longer the one this run was started on")
+        try:
+            check_same_features(self.store, recorded.get("teacher"), self.teacher_record())
+        except StoreError as error:
+            raise RunError(f"{self.run}: cannot go on: {error}") from error
+
+
+def check_same_features(store: Store, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
+    """Raise StoreError where a teacher's features are others than those of an earlier `Store.teacher_record`.
+
+    Args:
+        store: told in the message.
+        then: None where it was not recorded, or nothing was learned from; that is no error.
+        now: None where there are none any more.
+    """
+    if then is not None and then["files"] != (now or {}).get("files"):
+        maker = "nothing" if now is None else now["source"]
+        raise StoreError(
+            f"{store.folder}: the features of teacher {then['name']!r} are no longer those that were learned from, "
+            f"then by {then['source']}, now by {maker}: `avdistill embed` those again, or begin anew"
+        )
 
 
 def load_method(run: Path, store: Store) -> tuple[Method, StudentDescription]:
