@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from avdistill import distributed
 from avdistill.data.files import reason, write_json
 from avdistill.methods.base import Method
-from avdistill.models.weights import load_tensors, save_student, tensors
+from avdistill.models.weights import load_tensors, save_student, saved_folder, tensors
 from avdistill.training.config import TrainConfig, read_config
 from avdistill.types import StudentDescription
 
@@ -99,9 +99,8 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
     Raises:
         RunError: there is no saved state.
     """
-    # A kill between the two renames leaves the state under its old name.
-    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
-    if not folder.is_dir():
+    folder = saved_folder(run, "last")
+    if folder is None:
         raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
     load_tensors(method.student, folder / "student.safetensors")
     load_tensors(method, folder / "helpers.safetensors", strict=False)
@@ -197,8 +196,8 @@ def run_config(run: Path) -> TrainConfig:
 
 def run_progress(run: Path) -> Progress:
     """Where a run stands by its last save."""
-    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
-    if not folder.is_dir():
+    folder = saved_folder(run, "last")
+    if folder is None:
         return Progress()
     state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
     return Progress(**state["progress"])
