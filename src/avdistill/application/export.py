@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.data.dataset import has_modality
-from avdistill.data.files import file_checksum, write_json
+from avdistill.data.files import file_checksum, put_in_place, write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window, window_length
 from avdistill.models.video import IMAGENET_MEAN, IMAGENET_STD, normalise_frames
@@ -91,7 +91,7 @@ def export(
         parity["clips"] = sum(map(len, inputs[1:]))
         report = _describe(run, network, description, format) | {"parity": parity}
         write_json(partial / "preprocessing.json", report)
-        partial.rename(out)
+        put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # renamed by now, if all is well
     return report

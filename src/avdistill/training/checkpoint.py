@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.files import reason, write_json
+from avdistill.data.files import put_in_place, reason, replace_text, sync, sync_all, sync_folder, write_json
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, saved_folder, tensors
 from avdistill.training.config import TrainConfig, read_config
@@ -51,7 +51,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
         fresh.mkdir(parents=True)
         for name, content in files.items():
             write_json(fresh / name, content)
-        fresh.rename(run)
+        put_in_place(fresh, run)
 
 
 @dataclass
@@ -84,6 +84,9 @@ def save_last(
         "progress": vars(progress).copy(),
     }
     with _replaced(run, "last") as fresh:
+        # A run that goes on from this state does not write the lines before it again.
+        with (run / "metrics.jsonl").open("rb") as metrics:
+            sync(metrics)
         save_student(fresh, method.student, description)
         save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
         serialised = io.BytesIO()  # torch.save into a file has no words for a full disk
@@ -137,9 +140,7 @@ def cut_metrics(run: Path, step: int) -> None:
             break
         if entry["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_name("metrics.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, "".join(kept))
 
 
 def environment() -> dict[str, Any]:
@@ -178,12 +179,11 @@ def _replaced(run: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         yield fresh
-        for file in fresh.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        sync_all(fresh)
         if (run / name).exists():
             (run / name).rename(old)
         fresh.rename(run / name)
+        sync_folder(run)
         shutil.rmtree(old, ignore_errors=True)
 
 
