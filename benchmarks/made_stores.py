@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from avdistill.data.annotations import Annotation
-from avdistill.data.journal import Journal
+from avdistill.data.journal import Journal, discard
 from avdistill.data.media import Clip
 from avdistill.data.store import Store
 
@@ -61,4 +61,5 @@ def made_store(
         annotation = Annotation(f"clip_{i:06d}", f"clip_{i:06d}.mp4", (f"class_{i % CLASSES:02d}",), "train")
         journal.add(annotation, Clip(pictures[i % len(pictures)], times, 4.0, sound, 16000), (0, 0))
     journal.finish(settings)
+    discard(folder)
     return Store(folder)

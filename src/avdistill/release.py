@@ -25,7 +25,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
 from avdistill.data.annotations import read_annotations
-from avdistill.data.files import file_checksum, write_json
+from avdistill.data.files import file_checksum, put_in_place, write_json
 from avdistill.data.hdf5 import read_hdf5_clip
 from avdistill.data.listing import clipped, listing_error, parse_json, read_text, shown
 from avdistill.data.preparation import PrepareConfig, prepare
@@ -194,7 +194,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
         "annotation": {"file": annotation.name, "sha256": file_checksum(annotation)},
     }
     write_json(fresh / "source.json", source)
-    fresh.rename(out)
+    put_in_place(fresh, out)
     return out
 
 

@@ -1,6 +1,7 @@
 """An exported student: agrees with the run on real clips, needs nothing but its folder, and is not left half right."""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -159,6 +160,16 @@ def test_exported_weights_are_loaded_like_a_run(run, small_set, tmp_path):
     assert {p.name for p in (tmp_path / "export").iterdir()} == {
         "student.safetensors", "student.json", "preprocessing.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "safetensors"])
+def test_a_run_that_was_killed_while_a_better_student_took_its_place(run, tmp_path, file_format):
+    killed = Path(shutil.copytree(run, tmp_path / "sees"))
+    (killed / "best").rename(killed / "best.old")
+    told, expected = (export(r, tmp_path / str(i), format=file_format) for i, r in enumerate((killed, run)))
+    assert told == expected
+    weights = (run / "best" / "student.safetensors").read_bytes()
+    assert told["source"]["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_the_document_runs_as_written(page, run, capsys, monkeypatch):

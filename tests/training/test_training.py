@@ -26,10 +26,10 @@ from avdistill.models import build_model
 from avdistill.models.weights import load_student
 from avdistill.teachers import TeacherError, embed, load_teacher
 from avdistill.training import OptimizerConfig, StudentConfig, TrainConfig, resume, train
-from avdistill.training.checkpoint import RunError
+from avdistill.training.checkpoint import RunError, run_progress
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
-from avdistill.training.session import Session
+from avdistill.training.session import Session, load_method
 from avdistill.types import PictureView, SoundView
 
 STUDENT = StudentConfig(
@@ -185,6 +185,22 @@ def test_a_run_without_a_teacher_minds_no_features(taught, tmp_path):
     embed_again(store, "other", 2.0)
     resume(run)
     assert state(run)[1]["progress"]["step"] == 10
+
+
+def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
+    """Between the two renames only the folder before is there, under its old name: for all who ask it is the run's."""
+    whole = train(config(taught.folder, tmp_path / "whole" / "run"))
+    broken = train(config(taught.folder, tmp_path / "broken" / "run"), stop_after=5)
+    shutil.copytree(broken, tmp_path / "as_saved" / "run")
+    for name in ("best", "last"):
+        (broken / name).rename(broken / f"{name}.old")
+    assert load_teacher(broken).source == load_teacher(tmp_path / "as_saved" / "run").source
+    assert run_progress(broken) == run_progress(tmp_path / "as_saved" / "run")
+    assert load_method(broken, taught)[1] == load_method(whole, taught)[1]
+    resume(broken)
+    assert same(state(whole), state(broken))
+    assert load_teacher(broken).source == load_teacher(whole).source
+    assert not (broken / "last.old").exists()
 
 
 def test_sigterm_saves_and_exits_0(taught, tmp_path):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.data.dataset import has_modality
-from avdistill.data.files import file_checksum, write_json
+from avdistill.data.files import file_checksum, put_in_place, write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window, window_length
 from avdistill.models.video import IMAGENET_MEAN, IMAGENET_STD, normalise_frames
-from avdistill.models.weights import WeightsError, load_student, save_student
+from avdistill.models.weights import WeightsError, load_student, save_student, student_folder
 from avdistill.teachers.base import check_rates
 from avdistill.types import Network, PictureView, StudentDescription
 
@@ -91,7 +91,7 @@ def export(
         parity["clips"] = sum(map(len, inputs[1:]))
         report = _describe(run, network, description, format) | {"parity": parity}
         write_json(partial / "preprocessing.json", report)
-        partial.rename(out)
+        put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # renamed by now, if all is well
     return report
@@ -200,7 +200,6 @@ def _clip_inputs(store: Store, description: StudentDescription, most: int) -> Te
 
 def _describe(run: Path, network: Network, description: StudentDescription, file_format: Format) -> dict[str, Any]:
     """All that is needed to feed the exported student, JSON-ready."""
-    folder = run / "best" if (run / "best").is_dir() else run
     length = window_length(description.view, description.sample_rate_hz)
     describe = _describe_picture if isinstance(description.view, PictureView) else _describe_sound
     return {
@@ -227,7 +226,7 @@ def _describe(run: Path, network: Network, description: StudentDescription, file
             "run": run.resolve().name,
             "model": description.model,
             "options": description.options,
-            "sha256": file_checksum(folder / "student.safetensors"),
+            "sha256": file_checksum(student_folder(run) / "student.safetensors"),
             "avdistill": version("avdistill"),
         },
     }

@@ -17,6 +17,7 @@ from avdistill.application.export import export as export_student
 from avdistill.application.prediction import Prediction, load
 from avdistill.commands.console import output, progress_bar
 from avdistill.commands.data import region_of
+from avdistill.data.files import put_in_place
 from avdistill.data.media import MediaError
 from avdistill.data.store import Store
 from avdistill.decoding import ConfigError
@@ -102,7 +103,7 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
         partial = out.with_name(out.name + ".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
             yield _row_writer(file)
-        partial.replace(out)
+        put_in_place(partial, out)
 
 
 def _row_writer(file: TextIO) -> Callable[[Prediction], None]:

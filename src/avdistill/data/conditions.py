@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avdistill.data.files import file_checksum, reason, write_json
+from avdistill.data.files import file_checksum, put_in_place, reason, write_json
 from avdistill.data.published import video_of
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
 from avdistill.decoding import ConfigError, encode
@@ -142,7 +142,7 @@ def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _write(store, condition, folder, checksum)
-        folder.rename(out)
+        put_in_place(folder, out)
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {reason(error)}") from error
     return Store(out)

@@ -1,13 +1,14 @@
-"""Files that are whole or not there: atomic writing, locks, checksums, and what an error says in one line."""
+"""Files that are whole or not there, also after a power cut: atomic writing, locks, checksums, errors in one line."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,11 +45,17 @@ def reason(error: Exception) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write as JSON, atomically (`replace_text`)."""
+    replace_text(path, as_json(value))
+
+
+def replace_text(path: Path, text: str) -> None:
     """Write atomically: a reader sees the old file or the new one, also after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        write_text(temporary, as_json(value))
+        write_text(temporary, text)
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,8 +69,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text and have it on the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -72,5 +78,44 @@ def write_array(path: Path, array: np.ndarray) -> None:
         # Not np.save: on a full disk its error would not say so.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
+
+
+def put_in_place(finished: Path, target: Path) -> None:
+    """Give a file or a folder that is whole its name: first all it holds is on the disk, then the name is.
+
+    Without the first a power cut may leave the name with empty files behind it.
+    """
+    sync_all(finished)
+    finished.rename(target)
+    sync_folder(target.parent)
+
+
+def sync_all(path: Path) -> None:
+    """Have a file, or a folder with all in it, on the disk."""
+    for each in [path, *path.rglob("*")]:
+        if each.is_dir():
+            sync_folder(each)
+        else:
+            with each.open("rb") as file:
+                sync(file)
+
+
+def sync(file: IO[Any]) -> None:
+    """Have everything written so far on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk: what was made, renamed or removed in it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some file systems know no such thing, and a folder that may be written need not be readable.
+        if error.errno not in (errno.EINVAL, errno.EACCES):
+            raise

@@ -1,11 +1,16 @@
-"""What a preparation has written so far: shards that grow, and a journal with a line per finished clip."""
+"""What a preparation has written so far: shards that grow, and a journal with a line per finished clip.
+
+A line is `{"row": ...}` of a clip that was read, with the CRC-32 of its bytes, or `{"skipped": ...}`. A third kind,
+`{"synced": n}`, says that the n clips before it are on the disk for good. A power cut may keep a line whose clip's
+bytes were still on their way, or have zeros in their place: the lines after the last such mark are held against the
+shards before a preparation goes on.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.data.annotations import Annotation
-from avdistill.data.files import file_checksum, reason, write_json
+from avdistill.data.files import file_checksum, reason, sync, sync_folder, write_json
 from avdistill.data.media import Clip
 from avdistill.data.reading import remove_spools
-from avdistill.data.shards import Growing, JpegShard, Shard, sync
+from avdistill.data.shards import Growing, JpegShard, Shard, WrittenJpegShard, WrittenShard
 from avdistill.data.store import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK, StoreError
 
 _SYNC_EVERY_CLIPS = 64
@@ -28,6 +33,11 @@ _BLOCK_BYTES = 2**22
 _SOURCES = "sources.csv"
 # What describes how the store was made, not what it holds: the same clips give the same checksum without it.
 _RECORDS = ("skipped.csv", _SOURCES)
+
+
+_JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
+
+_Written = WrittenShard | WrittenJpegShard
 
 
 @dataclass
@@ -51,34 +61,69 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, settings: dict[str, Any]) -> Journal:
-        """Start a journal, or take one up: entries up to the first broken line count, shards are cut to match."""
-        described = folder / "settings.json"
+        """Start a journal, or take one up.
+
+        What counts are the entries up to the first that is broken or whose clip's bytes are not there; journal and
+        shards are cut back to them.
+        """
+        described = folder / _SETTINGS
         if described.exists() and json.loads(described.read_text(encoding="utf-8")) != settings:
             raise StoreError(
                 f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
             )
         write_json(described, settings)
+        sync_folder(folder.parent)  # the folder may be new
         remove_spools(folder)  # of a run that was killed
-        path = folder / "journal.jsonl"
-        entries: list[dict[str, Any]] = []
-        good = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            if not line.endswith(b"\n"):
-                break
-            entries.append(json.loads(line))
-            good += len(line)
-        file = path.open("a", encoding="utf-8")
-        file.truncate(good)
-        journal = cls(
-            folder,
-            [e["row"] for e in entries if "row" in e],
-            [e["skipped"] for e in entries if "skipped" in e],
-            file,
-            settings["config"].get("jpeg_quality"),
-        )
-        journal.sources = {row["path"]: tuple(row["source"]) for row in journal.rows if "source" in row}
-        journal._reopen_shards()
+        path = folder / _JOURNAL
+        lines = _read_lines(path)
+        journal = cls(folder, [], [], path.open("a", encoding="utf-8"), settings["config"].get("jpeg_quality"))
+        try:
+            journal.file.truncate(journal._take_up(lines))
+            journal._reopen_shards()
+            if journal.finished:
+                journal._sync()
+        except OSError:
+            journal.close()
+            raise
         return journal
+
+    def _take_up(self, lines: list[tuple[dict[str, Any], int]]) -> int:
+        """Take over the entries whose clips' bytes are there; returns the byte at which the last of them ends."""
+        good, counts = 0, dict[_Written, int]()
+        last_mark = max((number for number, (entry, _) in enumerate(lines) if "synced" in entry), default=-1)
+        for number, (entry, end) in enumerate(lines):
+            if "row" in entry:
+                # Every clip's length is looked at, the bytes only of those that a power cut may have cost: a store may
+                # be larger than can be read each time.
+                if not self._is_there(entry["row"], counts, number > last_mark):
+                    break
+                self.rows.append(entry["row"])
+            elif "skipped" in entry:
+                self.skipped.append(entry["skipped"])
+            good = end
+        self.sources = {row["path"]: tuple(row["source"]) for row in self.rows if "source" in row}
+        return good
+
+    def _is_there(self, row: dict[str, Any], counts: dict[_Written, int], with_bytes: bool) -> bool:
+        parts: list[tuple[_Written, int, int]] = []
+        if row["has_frames"]:
+            path = self._name("frames", row["frame_shard"])
+            raw = WrittenShard(path, tuple(row["frame_shape"]), "uint8")
+            frames = raw if self.jpeg_quality is None else WrittenJpegShard(path)
+            parts.append((frames, row["frame_offset"], row["frame_count"]))
+        if row["has_sound"]:
+            path = self._name("sound", row["sound_shard"])
+            parts.append((WrittenShard(path, (), "int16"), row["sound_offset"], row["sound_count"]))
+        crc = 0
+        for written, first, count in parts:
+            if written not in counts:
+                counts[written] = written.count()
+            if first + count > counts[written]:
+                return False
+            if with_bytes and count:
+                crc = written.crc(first, count, crc)
+        # Journals had no CRC before they had marks: of theirs only the lengths can be looked at.
+        return not with_bytes or crc == row.get("crc", crc)
 
     def _reopen_shards(self) -> None:
         ends: dict[tuple[str, int], int] = {}
@@ -131,6 +176,7 @@ class Journal:
             "extra": [list(pair) for pair in annotation.extra],
             "source": list(source),
         }
+        crc = 0
         for kind in ("frame", "sound"):
             row |= {f"{kind}_shard": -1, f"{kind}_offset": 0, f"{kind}_count": 0}
         if clip.frames is not None:
@@ -138,15 +184,16 @@ class Journal:
             row |= {"frame_shard": number, "frame_offset": shard.count, "frame_count": len(clip.frames)}
             row["frame_shape"] = list(clip.frames.shape[1:])
             for frames in _blocks(clip.frames):
-                shard.append(frames)
+                crc = shard.append(frames, crc)
         if clip.waveform is not None:
             number, shard = self._sound_shard()
             row |= {"sound_shard": number, "sound_offset": shard.count, "sound_count": len(clip.waveform)}
             peak = 0.0
             for samples in _blocks(clip.waveform):
                 peak = max(peak, float(np.abs(samples).max()))
-                shard.append(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"))
+                crc = shard.append(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"), crc)
             row["silent"] = peak < SILENCE_PEAK
+        row["crc"] = crc
         self.rows.append(row)
         self._write({"row": row})
 
@@ -156,13 +203,22 @@ class Journal:
         self._write({"skipped": self.skipped[-1]})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        # The bytes must be down before the line that vouches for them.
+        # What was given to the system outlives a kill: the bytes must be there before the line that vouches for them.
         for file in self._open_files():
             file.flush()
+        self._write_line(entry)
         if self.finished % _SYNC_EVERY_CLIPS == 0:
-            for file in self._open_files():
-                sync(file)
-            os.fsync(self.file.fileno())
+            self._sync()
+
+    def _sync(self) -> None:
+        """Have all clips so far on the disk, then say so: after a power cut a mark is never there without them."""
+        for file in self._open_files():
+            sync(file)
+        sync(self.file)
+        sync_folder(self.folder)
+        self._write_line({"synced": self.finished})
+
+    def _write_line(self, entry: dict[str, Any]) -> None:
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
@@ -209,7 +265,7 @@ class Journal:
                 file.close()
 
     def finish(self, settings: dict[str, Any]) -> None:
-        """Write the clip table, `skipped.csv` and the description; the journal's work is then done."""
+        """Write the clip table, `skipped.csv` and the description; the journal stays until the store has its name."""
         self.file.close()
         for shard in self._open_shards():
             shard.close()
@@ -239,8 +295,28 @@ class Journal:
             "settings": settings,
         }
         write_json(self.folder / "store.json", description)
-        for name in ("journal.jsonl", "settings.json"):
-            (self.folder / name).unlink()
+
+
+def discard(store: Path) -> None:
+    """Remove the journal from a finished store: until it has its name, the journal is all there is to go on from."""
+    for name in (_JOURNAL, _SETTINGS):
+        if (store / name).exists():
+            (store / name).unlink()
+
+
+def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """The entries of a journal up to the first broken line, each with the byte at which its line ends."""
+    lines, end = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut short by a kill; a power cut may leave zeros
+            break
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        lines.append((entry, end))
+    return lines
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:

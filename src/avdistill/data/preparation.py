@@ -1,8 +1,8 @@
 """Videos and an annotation list -> a store. Parallel, resumable after a kill, the same bytes whatever the workers.
 
 While it runs, everything lies in `<store>.partial/`: shards that grow, and a journal with a line per finished clip,
-written after the clip's bytes. A resumed run cuts the shards back to what the journal vouches for and goes on. The
-folder gets the store's name when it is whole.
+written after the clip's bytes. A resumed run cuts journal and shards back to the clips that both hold and goes on. The
+folder gets the store's name when it is whole and on the disk.
 
 What goes wrong with one file (damage, a decoder that hangs or crashes, too much memory) costs that clip; what goes
 wrong with the store's disk stops the run and costs nothing.
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from avdistill.data.annotations import Annotation
-from avdistill.data.files import LOCK, open_locked, reason
-from avdistill.data.journal import Journal, read_sources
+from avdistill.data.files import LOCK, open_locked, put_in_place, reason
+from avdistill.data.journal import Journal, discard, read_sources
 from avdistill.data.media import MediaError, SpoolError
 from avdistill.data.reading import (
     PrepareConfig,
@@ -115,7 +115,8 @@ def prepare(
                 first = journal.skipped[0]["reason"] if journal.skipped else "the list is empty"
                 raise StoreError(f"no clip could be read; the first: {first}")
             journal.finish(settings)
-            folder.rename(out)
+            put_in_place(folder, out)
+            discard(out)
     except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
         raise StoreError(
             f"{out}: stopped: {reason(error)}; what is finished stays, the same command goes on when that is mended"
@@ -151,6 +152,7 @@ def _existing(out: Path, videos: Path, settings: dict[str, Any]) -> Store:
     if made_with != settings:
         raise StoreError(f"{out}: a store made from another list or other settings is here; remove it or name another")
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
+    discard(out)  # of a preparation that was killed when the store had just got its name
     return store
 
 

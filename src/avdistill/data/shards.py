@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,10 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from avdistill.data.files import sync
+
 _SHARD_BYTES = 2 * 2**30
+_BLOCK_BYTES = 2**22
 
 
 class Growing(Protocol):
@@ -34,8 +38,8 @@ class Growing(Protocol):
     def files(self) -> Sequence[IO[bytes]]:
         """What is open."""
 
-    def append(self, array: np.ndarray) -> None:
-        """Write items at the end."""
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Write items at the end; returns the CRC-32 of their bytes, carried on from `crc`."""
 
     def close(self) -> None:
         """Write what tells how many items there are, have all on the disk, let go of the files."""
@@ -53,7 +57,7 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, ...], dtype: str, count: int) -> Shard:
-        """Make the file, or take it up and cut it back to `count` items of `shape`."""
+        """Make the file, or take it up and cut it back to `count` items of `shape`, which it must hold."""
         file = path.open("r+b" if path.exists() else "w+b")
         shard = cls(path, shape, dtype, file, count)
         shard._write_header(0)
@@ -64,7 +68,7 @@ class Shard:
     @property
     def item_bytes(self) -> int:
         """Bytes of one item."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return _item_bytes(self.shape, self.dtype)
 
     @property
     def full(self) -> bool:
@@ -76,10 +80,12 @@ class Shard:
         """The one."""
         return (self.file,)
 
-    def append(self, array: np.ndarray) -> None:
-        """Write items at the end."""
-        self.file.write(np.ascontiguousarray(array).data)
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Write items at the end; returns the CRC-32 of their bytes, carried on from `crc`."""
+        content = np.ascontiguousarray(array).data
+        self.file.write(content)
         self.count += len(array)
+        return zlib.crc32(content, crc)
 
     def close(self) -> None:
         """Write the final count into the header and let go of the file."""
@@ -91,8 +97,7 @@ class Shard:
 
     def _write_header(self, count: int) -> None:
         self.file.seek(0)
-        header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": (count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.write(_header(count, self.shape, self.dtype))
         self.start = self.file.tell()
 
 
@@ -133,8 +138,8 @@ class JpegShard:
         """Pictures first: what vouches for them comes after them."""
         return (self.file, self.ends.file)
 
-    def append(self, array: np.ndarray) -> None:
-        """Encode and write uint8 (T, H, W, 3)."""
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Encode and write uint8 (T, H, W, 3); the CRC-32 is of each picture's bytes and of where it ends, in turn."""
         from PIL import Image
 
         for frame in array:
@@ -142,7 +147,8 @@ class JpegShard:
             Image.fromarray(frame).save(buffer, "JPEG", quality=self.quality)
             self.file.write(buffer.getvalue())
             self.end += buffer.tell()
-            self.ends.append(np.array([self.end]))
+            crc = self.ends.append(np.array([self.end]), zlib.crc32(buffer.getvalue(), crc))
+        return crc
 
     def close(self) -> None:
         """Have both on the disk and let go of them."""
@@ -151,10 +157,81 @@ class JpegShard:
         self.ends.close()
 
 
-def sync(file: IO[Any]) -> None:
-    """Have everything on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+@dataclass(frozen=True)
+class WrittenShard:
+    """What an interrupted preparation has left of a `Shard`, before it is taken up; the file may be absent."""
+
+    path: Path
+    shape: tuple[int, ...]  # of one item
+    dtype: str
+
+    @property
+    def _start(self) -> int:
+        return len(_header(0, self.shape, self.dtype))
+
+    def count(self) -> int:
+        """Items that are there with all their bytes, whatever these are."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return max(0, size - self._start) // _item_bytes(self.shape, self.dtype)
+
+    def crc(self, first: int, count: int, crc: int) -> int:
+        """What `append` returned for `count` items from `first` on, if their bytes are still the same."""
+        item_bytes = _item_bytes(self.shape, self.dtype)
+        with self.path.open("rb") as file:
+            file.seek(self._start + first * item_bytes)
+            left = count * item_bytes
+            while block := file.read(min(left, _BLOCK_BYTES)):
+                crc = zlib.crc32(block, crc)
+                left -= len(block)
+        return crc
+
+    def read(self) -> np.ndarray:
+        """The whole items, of `dtype` (count, *shape)."""
+        count = self.count()
+        if not count:  # the file may be absent
+            return np.zeros((0, *self.shape), self.dtype)
+        size = int(np.prod(self.shape, dtype=np.int64))
+        return np.fromfile(self.path, self.dtype, count * size, offset=self._start).reshape(count, *self.shape)
+
+
+@dataclass(frozen=True)
+class WrittenJpegShard:
+    """What an interrupted preparation has left of a `JpegShard`; either file may be absent."""
+
+    path: Path  # of the .npy file
+
+    def count(self) -> int:
+        """Frames before the first whose picture is cut short or whose end cannot be right."""
+        ends, pictures = self._ends(), self.path.with_suffix(".jpeg")
+        size = pictures.stat().st_size if pictures.exists() else 0
+        there = (np.diff(ends, prepend=0) > 0) & (ends <= size)
+        return len(there) if there.all() else int(there.argmin())
+
+    def crc(self, first: int, count: int, crc: int) -> int:
+        """What `append` returned for `count` frames from `first` on, if their bytes are still the same."""
+        ends = self._ends()
+        with self.path.with_suffix(".jpeg").open("rb") as file:
+            start = int(ends[first - 1]) if first else 0
+            file.seek(start)
+            for end in ends[first : first + count]:
+                crc = zlib.crc32(end.tobytes(), zlib.crc32(file.read(int(end) - start), crc))
+                start = int(end)
+        return crc
+
+    def _ends(self) -> np.ndarray:
+        return WrittenShard(self.path, (), "int64").read()
+
+
+def _item_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _header(count: int, shape: tuple[int, ...], dtype: str) -> bytes:
+    """Of an .npy file; as long for any count."""
+    header = io.BytesIO()
+    described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 class JpegFrames:

@@ -29,7 +29,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avdistill.data.files import as_json, file_checksum, open_locked, reason, write_array, write_json, write_text
+from avdistill.data.files import (
+    as_json,
+    file_checksum,
+    open_locked,
+    reason,
+    sync_folder,
+    write_array,
+    write_json,
+    write_text,
+)
 from avdistill.data.shards import JpegFrames
 
 # Older readers refuse the second by its number.
@@ -301,8 +310,10 @@ class Store:
                     (self.folder / f"{name}.tmp").replace(self.folder / name)
                 else:
                     (self.folder / name).unlink(missing_ok=True)
+            sync_folder(self.folder)  # the names of the arrays before the one that vouches for them
             finished.replace(self.folder / "store.json")
             self._description = added
+            sync_folder(self.folder)
         finally:
             for file in (finished, *(self.folder / f"{name}.tmp" for name in kept)):
                 file.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from avdistill.data import synthetic_picture as picture
 from avdistill.data import synthetic_sound as sound
+from avdistill.data.files import replace_text, sync_all
 from avdistill.data.synthetic_picture import PictureDifficulty
 from avdistill.data.synthetic_sound import Motion, SoundDifficulty
 from avdistill.decoding import ConfigError
@@ -218,7 +219,7 @@ def synthesize(
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([HEADER, *(truth.row() for truth in truths)])
     annotations = out / "annotations.csv"
-    _write_text(annotations, table.getvalue())
+    replace_text(annotations, table.getvalue())
     return annotations
 
 
@@ -304,6 +305,7 @@ def _make_clip(videos: Path, config: SyntheticConfig, split: str, index: int) ->
     path = videos / clip.truth.path
     temporary = path.with_name(path.name + ".tmp")
     _encode(temporary, path.suffix[1:], clip, config)
+    sync_all(temporary)  # what has its name is not made again
     os.replace(temporary, path)
 
 
@@ -360,7 +362,8 @@ def _describe(path: Path, config: SyntheticConfig, truths: list[Truth]) -> None:
         "versions": {"avdistill": own_version, "av": av.__version__, "numpy": np.__version__},
         "counts": {split: _count([t for t in truths if t.split == split]) for split in SPLITS},
     }
-    _write_text(path, json.dumps(description, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(description, indent=2) + "\n")
 
 
 def _count(truths: list[Truth]) -> dict[str, object]:
@@ -385,14 +388,3 @@ def _differences(there: dict[str, object], wanted: dict[str, object], prefix: st
         elif old != new:
             found.append(f"{prefix}{key} is {old}, asked for {new}")
     return found
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

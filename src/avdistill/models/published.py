@@ -64,6 +64,8 @@ def fetch(wanted: Download) -> Path:
             while block := response.read(1 << 20):
                 found.update(block)
                 out.write(block)
+            out.flush()
+            os.fsync(out.fileno())  # the file's name is all that is looked at next time
         if found.hexdigest() != wanted.md5:
             raise WeightsError(f"{wanted.url}: expected MD5 {wanted.md5}, found {found.hexdigest()}; nothing was kept")
         os.replace(part, file)

@@ -28,14 +28,12 @@ def load_student(folder: str | Path) -> tuple[Network, StudentDescription]:
     """A trained network in evaluation mode on the CPU, and its description.
 
     Args:
-        folder: what `save_student` wrote, or a run folder, whose `best/` is taken.
+        folder: what `save_student` wrote, or a run folder (`student_folder`).
 
     Raises:
         WeightsError: nothing there, or it does not fit together.
     """
-    folder = Path(folder)
-    # A kill while a better student took its place leaves the one before under its old name.
-    folder = next((f for f in (folder / "best", folder / "best.old") if f.is_dir()), folder)
+    folder = student_folder(Path(folder))
     described = folder / "student.json"
     if not described.is_file():
         raise WeightsError(f"{folder}: no trained network here (student.json is missing)")
@@ -48,6 +46,19 @@ def load_student(folder: str | Path) -> tuple[Network, StudentDescription]:
     except (ConfigError, ValueError) as error:
         raise WeightsError(f"{described}: {error}") from error
     return student.eval(), description
+
+
+def student_folder(folder: Path) -> Path:
+    """Where a run's best student lies; a folder that is no run's, or that has none yet, is returned as it is."""
+    return saved_folder(folder, "best") or folder
+
+
+def saved_folder(run: Path, name: str) -> Path | None:
+    """`best` or `last` of a run; None where nothing has been saved.
+
+    A kill while a newer state took its place leaves the one before under its old name, which is then the answer.
+    """
+    return next((folder for folder in (run / name, run / f"{name}.old") if folder.is_dir()), None)
 
 
 def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:

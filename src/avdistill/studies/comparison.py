@@ -252,7 +252,7 @@ def folder_name(text: str) -> str:
 
 
 def _check_stores(study: Study, store: Store, teacher: Teacher | None) -> None:
-    """Raise StoreError, ConfigError or TeacherError for what would end runs on `store`, many of them trained by then."""
+    """Raise StoreError, ConfigError or TeacherError for what would end runs on `store`, many trained by then."""
     test, view = Store(study.test_store or study.store), study.base.student.view
     clips_of_splits(store, study.base.train_split)
     for_one = [name for name in study.methods if not method_class(parse_method(name)).several_labels]

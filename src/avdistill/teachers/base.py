@@ -17,7 +17,7 @@ from avdistill.data.dataset import has_modality
 from avdistill.data.files import file_checksum
 from avdistill.data.store import Store, TeacherEntry
 from avdistill.inference import NoMapError, run_network
-from avdistill.models.weights import load_student
+from avdistill.models.weights import load_student, student_folder
 from avdistill.teachers.head import add_features
 from avdistill.types import Features, Network, PictureView, View
 
@@ -108,9 +108,7 @@ def load_run(run: str | Path) -> Teacher:
     """
     folder = Path(run)
     network, description = load_student(folder)
-    weights = (
-        next(f for f in (folder / "best", folder) if (f / "student.safetensors").is_file()) / "student.safetensors"
-    )
+    weights = student_folder(folder) / "student.safetensors"
     return Teacher(
         network=network,
         view=description.view,

@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.files import reason, write_json
+from avdistill.data.files import put_in_place, reason, replace_text, sync, sync_all, sync_folder, write_json
 from avdistill.methods.base import Method
-from avdistill.models.weights import load_tensors, save_student, tensors
+from avdistill.models.weights import load_tensors, save_student, saved_folder, tensors
 from avdistill.training.config import TrainConfig, read_config
 from avdistill.types import StudentDescription
 
@@ -51,7 +51,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
         fresh.mkdir(parents=True)
         for name, content in files.items():
             write_json(fresh / name, content)
-        fresh.rename(run)
+        put_in_place(fresh, run)
 
 
 @dataclass
@@ -84,6 +84,9 @@ def save_last(
         "progress": vars(progress).copy(),
     }
     with _replaced(run, "last") as fresh:
+        # A run that goes on from this state does not write the lines before it again.
+        with (run / "metrics.jsonl").open("rb") as metrics:
+            sync(metrics)
         save_student(fresh, method.student, description)
         save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
         serialised = io.BytesIO()  # torch.save into a file has no words for a full disk
@@ -99,9 +102,8 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
     Raises:
         RunError: there is no saved state.
     """
-    # A kill between the two renames leaves the state under its old name.
-    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
-    if not folder.is_dir():
+    folder = saved_folder(run, "last")
+    if folder is None:
         raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
     load_tensors(method.student, folder / "student.safetensors")
     load_tensors(method, folder / "helpers.safetensors", strict=False)
@@ -138,9 +140,7 @@ def cut_metrics(run: Path, step: int) -> None:
             break
         if entry["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_name("metrics.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, "".join(kept))
 
 
 def environment() -> dict[str, Any]:
@@ -179,12 +179,11 @@ def _replaced(run: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         yield fresh
-        for file in fresh.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        sync_all(fresh)
         if (run / name).exists():
             (run / name).rename(old)
         fresh.rename(run / name)
+        sync_folder(run)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -197,8 +196,8 @@ def run_config(run: Path) -> TrainConfig:
 
 def run_progress(run: Path) -> Progress:
     """Where a run stands by its last save."""
-    folder = run / "last" if (run / "last").is_dir() else run / "last.old"
-    if not folder.is_dir():
+    folder = saved_folder(run, "last")
+    if folder is None:
         return Progress()
     state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
     return Progress(**state["progress"])

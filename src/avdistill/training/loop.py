@@ -26,6 +26,7 @@ from avdistill.data.loading import read_ahead
 from avdistill.decoding import encode
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference import run_network
+from avdistill.models.weights import saved_folder
 from avdistill.training.checkpoint import (
     Progress,
     RunError,
@@ -95,7 +96,7 @@ def resume(
         recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
         session.check_data(recorded)
         progress = Progress()  # killed before the first save: from the beginning
-        if (run / "last").is_dir() or (run / "last.old").is_dir():
+        if saved_folder(run, "last") is not None:
             progress = load_last(run, session.method, session.optimizer, session.schedule, device)
         distributed.wait_for_all()
         if distributed.rank() == 0:

@@ -25,7 +25,7 @@ from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.methods import Method, Sizes, build_method, method_class
 from avdistill.models import build_model
-from avdistill.models.weights import load_student, load_tensors
+from avdistill.models.weights import load_student, load_tensors, saved_folder
 from avdistill.training.checkpoint import RunError, run_config
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
@@ -180,7 +180,7 @@ def load_method(run: Path, store: Store) -> tuple[Method, StudentDescription]:
         WeightsError: the saved tensors are damaged or do not fit.
     """
     config = run_config(run)
-    folder = next((f for f in (run / "last", run / "last.old") if f.is_dir()), None)
+    folder = saved_folder(run, "last")
     if folder is None:
         raise RunError(f"{run}: no saved state (last/ is missing)")
     student, description = load_student(folder)
