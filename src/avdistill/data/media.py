@@ -104,7 +104,7 @@ def read_clip(
         ValueError: the arguments contradict each other.
         UnreadableFileError: nothing decodes.
         NoStreamError: neither picture nor sound in the file.
-        EmptySegmentError: the file ends before `start_seconds`.
+        EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
         MediaError: the frames or the sound are more than any clip should have.
         MemoryError: decoding needs more memory or threads than there are.
         SpoolError: the spool file cannot be written.
@@ -212,7 +212,8 @@ def _decode(
     if frames is None and waveform is None:
         if sound and sound.first is None:
             raise UnreadableFileError(f"{path}: the sound stream cannot be decoded")
-        raise EmptySegmentError(f"{path}: the file ends before {float(start):g} s")
+        until = "on" if end is None else f"to {float(end):g} s"
+        raise EmptySegmentError(f"{path}: no sound from {float(start):g} s {until}")
     if picture and picture.jump:
         notes.append(picture.jump)
     return Clip(frames, times, fps, waveform, sample_rate, tuple(notes))

@@ -47,7 +47,7 @@ class NoStreamError(MediaError):
 
 
 class EmptySegmentError(MediaError):
-    """The segment asked for lies outside the file."""
+    """Nothing of the file lies in the segment asked for."""
 
 
 class SpoolError(Exception):
@@ -341,7 +341,7 @@ class Sound:
             late = Fraction(0)
         begin = round((start - late) * self.sample_rate)
         stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate))
-        if begin >= self._samples or stop <= 0:
+        if stop <= 0 or begin >= stop:  # outside the file, or shorter than a sample
             return None
         waveform = np.frombuffer(self._kept, np.float32)
         for first in range(0, len(waveform), 2**20):  # in parts: what marks the odd ones takes memory as well
