@@ -60,7 +60,8 @@ class Clip:
         frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
         fps: frames a second that were asked for; None where every frame was taken.
         waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None where the file has no sound there.
-            It may be shorter or longer than the picture, as in the file.
+            It may be shorter or longer than the picture, as in the file. Where sound is missing between two samples,
+            it is silent, with a note of how many seconds; a segment in which there is nothing else has no sound.
         sample_rate_hz: of `waveform`.
         notes: what was odd about the file ("sound stream cannot be decoded", "2 video streams, first taken", ...).
     """
@@ -184,7 +185,7 @@ def _decode(
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
     avi = container.format.name == "avi"
     picture = Picture(path, start, end, fps, scale, kept, by_decoding_time=avi) if pictures else None
-    sound = Sound(path, sample_rate) if sounds else None
+    sound = Sound(path, sample_rate, by_count=avi) if sounds else None
     if picture and start >= _SEEK_FROM_SECONDS:
         picture.seek(container, pictures[0])
 
@@ -207,6 +208,7 @@ def _decode(
     for kind, track in (("video", picture), ("sound", sound)):
         if track and track.errors:
             notes.append(f"{track.errors} damaged {kind} packets or frames")
+    notes.extend(sound.notes if sound else ())
     if sound and waveform is None:
         notes.append("sound stream cannot be decoded" if sound.first is None else "no sound in this segment")
     if frames is None and waveform is None:
