@@ -1,11 +1,14 @@
 """Reading real files: the frame rule, sound, every kind of oddity a file has."""
 
+import itertools
+
 import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avdistill.data import media
 from avdistill.data.media import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
 from media_files import numbered_frames, tone, write_video
 
@@ -158,6 +161,25 @@ def test_truncated_file_gives_what_is_there_and_says_so(tmp_path):
     assert 5 <= len(clip.frames) < 30
     whole = read_clip(path, fps=10)
     assert (clip.frames[:5] == whole.frames[:5]).all()
+
+
+def test_frames_still_in_the_decoder_where_a_file_breaks_off_keep_their_times(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3)).astype(np.uint8)
+    path = write_video(tmp_path / "clip.mkv", frames=noise, codecs=("libx264", "aac"))
+
+    class Breaking:
+        def demux(self, *streams):
+            yield from itertools.islice(container.demux(*streams), 20)
+            raise av.error.InvalidDataError(1, "Invalid data")
+
+    notes = []
+    with av.open(str(path)) as container:
+        packets = media._packets(Breaking(), list(container.streams.video), notes)
+        times = [frame.time for packet in packets for frame in packet.decode()]
+    assert notes == ["file breaks off: [1] Invalid data"]
+    assert len(times) == 20
+    assert set(np.round(np.multiply(times, 10)).astype(int)) <= set(range(30))
+    assert (np.diff(times) > 0.05).all()
 
 
 def test_damaged_packets_are_counted(tmp_path):

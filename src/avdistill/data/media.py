@@ -237,6 +237,7 @@ def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: 
         for stream in streams:
             packet = av.Packet()
             packet.stream = stream
+            packet.time_base = Fraction(stream.time_base or 1)  # without it the last frames lose their times
             yield packet
 
 
