@@ -1,6 +1,7 @@
 """Reading real files: the frame rule, sound, every kind of oddity a file has."""
 
 import itertools
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -144,6 +145,30 @@ def test_several_streams_and_surround_sound(tmp_path):
     assert waveform.ndim == 1
     spectrum = np.abs(np.fft.rfft(waveform[2000:14000]))
     assert np.argmax(spectrum) * 16000 / 12000 == pytest.approx(440, abs=2)
+
+
+def write_slides(path, seconds):
+    """A slide at each of these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for time, image in zip(seconds, numbered_frames(len(seconds)), strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(time * 10), Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_slide_show_is_filled_and_a_jump_of_the_clock_ends_the_picture(tmp_path):
+    path = write_slides(tmp_path / "slides.mkv", [0, 0.1, 50, 110, 110.1, 170.2, 170.3])
+    clip = read_clip(path, fps=1)
+    assert clip.notes == ("frame times jump by 60 s",)
+    expected = [0, *[50] * 50, *[110] * 60]
+    np.testing.assert_allclose(clip.frame_times_seconds, expected)
+    np.testing.assert_allclose(read_clip(path, fps=None).frame_times_seconds, [0, 0.1, 50, 110, 110.1])
+    # A segment that begins after the jump is not met by it.
+    np.testing.assert_allclose(read_clip(path, fps=None, start_seconds=170).frame_times_seconds, [170.2, 170.3])
 
 
 def test_segment_beyond_the_end(plain):

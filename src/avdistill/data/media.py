@@ -184,7 +184,10 @@ def _decode(
         check_pixels(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
     avi = container.format.name == "avi"
-    picture = Picture(path, start, end, fps, scale, kept, by_decoding_time=avi) if pictures else None
+    picture = None
+    if pictures:
+        tick = Fraction(pictures[0].time_base or 1)
+        picture = Picture(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
     sound = Sound(path, sample_rate, by_count=avi) if sounds else None
     if picture and start >= _SEEK_FROM_SECONDS:
         picture.seek(container, pictures[0])

@@ -173,7 +173,7 @@ def scale_picture(
 
 
 class Picture:
-    """Takes decoded frames in order and keeps those the rule names."""
+    """Takes decoded frames in order and keeps those the rule names; it counts time in ticks of the stream."""
 
     def __init__(
         self,
@@ -183,91 +183,107 @@ class Picture:
         fps: float | None,
         scale: Scaler,
         frames: Frames,
+        tick: Fraction,
         *,
         by_decoding_time: bool = False,
     ) -> None:
         self._path, self._scale, self._frames = path, scale, frames
         self._by_decoding_time = by_decoding_time
-        self._start, self._end = start, end
+        self._tick = tick  # seconds
+        self._start, self._end = start, end  # these and the step in seconds after the first frame
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
-        self._last = Fraction(0)
-        self._passed = 0  # in ticks of the file: the frame before
-        self._next: int | None = None  # and the first that may be wanted
-        self._tick = Fraction(0)
-        self.origin: Fraction | None = None
+        self._first = self._last = 0  # the first frame's time, the latest so far
+        self._wanted = 0  # the next frame to keep is the first that is not earlier
+        self._longest_gap = self._longest_wait = 0  # beyond both, after the last frame and at all, is a jump
+        self.origin: Fraction | None = None  # the first frame's time in seconds
         self.done, self.errors, self.jump = False, 0, ""
 
     def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
         """Jump to the key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        target = 0
         try:
-            first = next(container.decode(stream))
-            self.origin = self._pts(first)
-            tick = Fraction(stream.time_base or 1)
-            container.seek(int((self.origin + self._start) / tick), stream=stream)
-            landed = self._pts(next(container.decode(stream))) - self.origin
-            target = self._start if landed <= self._start else Fraction(0)
+            self._begin(self._ticks(next(container.decode(stream))))
+            target = self._first
+            start = int(self._first + self._start / self._tick)
+            container.seek(start, stream=stream)
+            if self._ticks(next(container.decode(stream))) <= self._first + self._start / self._tick:
+                target = start
         except (*DECODE_ERRORS, StopIteration, EOFError):
-            target = Fraction(0)
-        offset = 0 if self.origin is None else int((self.origin + target) / Fraction(stream.time_base or 1))
+            pass
         with suppress(*DECODE_ERRORS):
-            container.seek(offset, stream=stream)
+            container.seek(target, stream=stream)
 
     def add(self, frame: av.VideoFrame) -> None:
         """Take the next decoded frame, in the order of display."""
-        ticks = frame.dts if self._by_decoding_time else frame.pts
-        if ticks is not None and self._next is not None and self._passed <= ticks < self._next:
-            self._passed = ticks  # between two that are wanted lie most frames; whole numbers tell it much sooner
-            return
-        if self.origin is not None and self._next is not None:
-            self._last = max(self._last, self._passed * self._tick - self.origin)
-        pts = self._pts(frame)
+        ticks = self._ticks(frame)
         if self.origin is None:
-            self.origin = pts
-        time = pts - self.origin
-        if time - max(self._last, self._start) > _LONGEST_GAP_SECONDS:
-            self.jump, self.done = f"frame times jump by {float(time - self._last):.0f} s", True
+            self._begin(ticks)
+        if ticks > self._last + self._longest_gap and ticks > self._longest_wait:
+            jump = float((ticks - self._last) * self._tick)
+            self.jump, self.done = f"frame times jump by {jump:.0f} s", True
             return
-        self._last = max(self._last, time)
-        image: np.ndarray | None = None
-        while not self.done:
-            # Without a rate every frame from the start on is taken once.
-            wanted = self._start + self._frames.count * self._step if self._step else self._start
-            if self._end is not None and (wanted if self._step else time) >= self._end:
-                self.done = True
-            elif time < wanted:
-                break
-            else:
-                image = self._scale(frame, self._path) if image is None else image
-                if self._frames.count and image.shape != self._frames.shape:
-                    height, width, _ = self._frames.shape
-                    self._scale = Scaler(None, (height, width), self._scale.region)
-                    image = self._scale(frame, self._path)
-                self._frames.add(image)
-                self._times.append(float(time))
-                if self._step is None:
-                    break
-        self._tick = Fraction(frame.time_base or 0)
-        if self._step and self._tick and ticks is not None:
-            until = min(self._start + self._frames.count * self._step, time + _LONGEST_GAP_SECONDS)
-            self._passed, self._next = ticks, math.ceil((self.origin + until) / self._tick)
+        if ticks > self._last:
+            self._last = ticks
+        if ticks >= self._wanted:
+            self._keep(frame, ticks)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (T, H, W, 3) and the frames' times, float64 (T,). Raises EmptySegmentError where no frame was kept."""
         if not self._frames.count:
+            last = float((self._last - self._first) * self._tick)
             raise EmptySegmentError(
-                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {float(self._last):g} s"
+                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {last:g} s"
             )
         return self._frames.result(), np.array(self._times)
 
-    def _pts(self, frame: av.VideoFrame) -> Fraction:
+    def _ticks(self, frame: av.VideoFrame) -> int:
         # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
         # FFmpeg makes up for it go back and forth where frames are reordered.
-        pts = frame.dts if self._by_decoding_time or frame.pts is None else frame.pts
-        tick = Fraction(frame.time_base or 0)
-        if pts is None or not tick:
-            return (self.origin or Fraction(0)) + self._last + (frame.duration * tick or Fraction(1, 25))
-        return pts * tick
+        ticks = frame.dts if self._by_decoding_time else frame.pts
+        if ticks is None:
+            ticks = frame.dts
+        if ticks is None:
+            return self._last + (frame.duration or max(1, round(Fraction(1, 25) / self._tick)))
+        return ticks
+
+    def _begin(self, ticks: int) -> None:
+        """Start the clock at the first frame."""
+        self.origin = ticks * self._tick
+        self._first = self._last = ticks
+        self._longest_gap = math.floor(_LONGEST_GAP_SECONDS / self._tick)
+        self._longest_wait = ticks + math.floor((self._start + _LONGEST_GAP_SECONDS) / self._tick)
+        self._want_next()
+
+    def _want_next(self) -> None:
+        """Without a rate every frame from the start on is wanted once, with one what the rule names up to the end."""
+        wanted = self._start + self._frames.count * (self._step or 0)
+        self._wanted = self._first + math.ceil(wanted / self._tick)
+        self.done = self._step is not None and self._end is not None and wanted >= self._end
+
+    def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
+        """Keep a frame, with a rate as often as that names it."""
+        time = (ticks - self._first) * self._tick
+        if self._step is None and self._end is not None and time >= self._end:
+            self.done = True
+            return
+        image: np.ndarray | None = None
+        while not self.done and ticks >= self._wanted:
+            image = self._scaled(frame) if image is None else image
+            self._frames.add(image)
+            self._times.append(float(time))
+            self._want_next()
+            if self._step is None:
+                return
+
+    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
+        """The picture in the size of the first, also where the file changes its own."""
+        image = self._scale(frame, self._path)
+        if self._frames.count and image.shape != self._frames.shape:
+            height, width, _ = self._frames.shape
+            self._scale = Scaler(None, (height, width), self._scale.region)
+            image = self._scale(frame, self._path)
+        return image
 
 
 class _Mixer:
