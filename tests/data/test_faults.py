@@ -250,6 +250,24 @@ def test_sound_that_does_not_fit_the_picture(tmp_path, picture_seconds, sound_se
         assert loud[0] / 16000 == pytest.approx(sound_seconds, abs=0.1)
 
 
+def test_a_segment_shorter_than_a_sample_has_no_sound(tmp_path):
+    waveform = tone(2.0, 440)
+    path = write_video(tmp_path / "clip.mkv", frames=numbered_frames(20), waveform=waveform)
+    write_video(tmp_path / "sound.m4a", frames=None, waveform=waveform)
+    clip = read_clip(path, start_seconds=1, end_seconds=1.00001)
+    assert len(clip.frames) == 1
+    assert clip.waveform is None
+    assert clip.notes == ("no sound in this segment",)
+    with pytest.raises(EmptySegmentError, match=r"sound\.m4a: no sound from 1 s to 1\.00001 s"):
+        read_clip(tmp_path / "sound.m4a", start_seconds=1, end_seconds=1.00001)
+    with pytest.raises(EmptySegmentError, match=r"sound\.m4a: no sound from 3 s on"):
+        read_clip(tmp_path / "sound.m4a", start_seconds=3)
+    clips = [Annotation(name, name, (), "train", 1.0, 1.00001) for name in ("clip.mkv", "sound.m4a")]
+    store = prepare(clips, tmp_path, tmp_path / "store", CONFIG)
+    assert store.columns["id"].tolist() == ["clip.mkv"]
+    assert not store.columns["has_sound"][0]
+
+
 def test_a_fault_of_ours_that_a_file_finds_costs_that_file(tmp_path, monkeypatch):
     def faulty(*_arguments, **_options):
         raise AssertionError("no such form")

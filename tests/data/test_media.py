@@ -1,11 +1,15 @@
 """Reading real files: the frame rule, sound, every kind of oddity a file has."""
 
+import itertools
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avdistill.data import media
 from avdistill.data.media import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
 from media_files import numbered_frames, tone, write_video
 
@@ -143,6 +147,30 @@ def test_several_streams_and_surround_sound(tmp_path):
     assert np.argmax(spectrum) * 16000 / 12000 == pytest.approx(440, abs=2)
 
 
+def write_slides(path, seconds):
+    """A slide at each of these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for time, image in zip(seconds, numbered_frames(len(seconds)), strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(time * 10), Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_slide_show_is_filled_and_a_jump_of_the_clock_ends_the_picture(tmp_path):
+    path = write_slides(tmp_path / "slides.mkv", [0, 0.1, 50, 110, 110.1, 170.2, 170.3])
+    clip = read_clip(path, fps=1)
+    assert clip.notes == ("frame times jump by 60 s",)
+    expected = [0, *[50] * 50, *[110] * 60]
+    np.testing.assert_allclose(clip.frame_times_seconds, expected)
+    np.testing.assert_allclose(read_clip(path, fps=None).frame_times_seconds, [0, 0.1, 50, 110, 110.1])
+    # A segment that begins after the jump is not met by it.
+    np.testing.assert_allclose(read_clip(path, fps=None, start_seconds=170).frame_times_seconds, [170.2, 170.3])
+
+
 def test_segment_beyond_the_end(plain):
     with pytest.raises(EmptySegmentError, match=r"3\.9 s"):
         read_clip(plain, start_seconds=7)
@@ -158,6 +186,25 @@ def test_truncated_file_gives_what_is_there_and_says_so(tmp_path):
     assert 5 <= len(clip.frames) < 30
     whole = read_clip(path, fps=10)
     assert (clip.frames[:5] == whole.frames[:5]).all()
+
+
+def test_frames_still_in_the_decoder_where_a_file_breaks_off_keep_their_times(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3)).astype(np.uint8)
+    path = write_video(tmp_path / "clip.mkv", frames=noise, codecs=("libx264", "aac"))
+
+    class Breaking:
+        def demux(self, *streams):
+            yield from itertools.islice(container.demux(*streams), 20)
+            raise av.error.InvalidDataError(1, "Invalid data")
+
+    notes = []
+    with av.open(str(path)) as container:
+        packets = media._packets(Breaking(), list(container.streams.video), notes)
+        times = [frame.time for packet in packets for frame in packet.decode()]
+    assert notes == ["file breaks off: [1] Invalid data"]
+    assert len(times) == 20
+    assert set(np.round(np.multiply(times, 10)).astype(int)) <= set(range(30))
+    assert (np.diff(times) > 0.05).all()
 
 
 def test_damaged_packets_are_counted(tmp_path):

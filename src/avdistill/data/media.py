@@ -60,7 +60,8 @@ class Clip:
         frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
         fps: frames a second that were asked for; None where every frame was taken.
         waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None where the file has no sound there.
-            It may be shorter or longer than the picture, as in the file.
+            It may be shorter or longer than the picture, as in the file. Where sound is missing between two samples,
+            it is silent, with a note of how many seconds; a segment in which there is nothing else has no sound.
         sample_rate_hz: of `waveform`.
         notes: what was odd about the file ("sound stream cannot be decoded", "2 video streams, first taken", ...).
     """
@@ -104,7 +105,7 @@ def read_clip(
         ValueError: the arguments contradict each other.
         UnreadableFileError: nothing decodes.
         NoStreamError: neither picture nor sound in the file.
-        EmptySegmentError: the file ends before `start_seconds`.
+        EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
         MediaError: the frames or the sound are more than any clip should have.
         MemoryError: decoding needs more memory or threads than there are.
         SpoolError: the spool file cannot be written.
@@ -183,8 +184,11 @@ def _decode(
         check_pixels(path, stream.width, stream.height)
         stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
     avi = container.format.name == "avi"
-    picture = Picture(path, start, end, fps, scale, kept, by_decoding_time=avi) if pictures else None
-    sound = Sound(path, sample_rate) if sounds else None
+    picture = None
+    if pictures:
+        tick = Fraction(pictures[0].time_base or 1)
+        picture = Picture(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
+    sound = Sound(path, sample_rate, by_count=avi) if sounds else None
     if picture and start >= _SEEK_FROM_SECONDS:
         picture.seek(container, pictures[0])
 
@@ -207,12 +211,14 @@ def _decode(
     for kind, track in (("video", picture), ("sound", sound)):
         if track and track.errors:
             notes.append(f"{track.errors} damaged {kind} packets or frames")
+    notes.extend(sound.notes if sound else ())
     if sound and waveform is None:
         notes.append("sound stream cannot be decoded" if sound.first is None else "no sound in this segment")
     if frames is None and waveform is None:
         if sound and sound.first is None:
             raise UnreadableFileError(f"{path}: the sound stream cannot be decoded")
-        raise EmptySegmentError(f"{path}: the file ends before {float(start):g} s")
+        until = "on" if end is None else f"to {float(end):g} s"
+        raise EmptySegmentError(f"{path}: no sound from {float(start):g} s {until}")
     if picture and picture.jump:
         notes.append(picture.jump)
     return Clip(frames, times, fps, waveform, sample_rate, tuple(notes))
@@ -234,6 +240,7 @@ def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: 
         for stream in streams:
             packet = av.Packet()
             packet.stream = stream
+            packet.time_base = Fraction(stream.time_base or 1)  # without it the last frames lose their times
             yield packet
 
 

@@ -22,6 +22,9 @@ from av.video.reformatter import VideoReformatter
 
 # A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 _LONGEST_GAP_SECONDS = 60
+# How far a frame of sound may lie from the end of the sound before it and still follow it. More than rounded times are
+# off (milliseconds; 35 ms in FFmpeg's own MPEG program streams), about what people notice between lips and voice.
+_SOUND_TOLERANCE_SECONDS = 0.05
 # What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
 LARGEST_FRAME_PIXELS = 64 * 2**20
 _LARGEST_CLIP_BYTES = 64 * 2**30
@@ -47,7 +50,7 @@ class NoStreamError(MediaError):
 
 
 class EmptySegmentError(MediaError):
-    """The segment asked for lies outside the file."""
+    """Nothing of the file lies in the segment asked for."""
 
 
 class SpoolError(Exception):
@@ -170,7 +173,7 @@ def scale_picture(
 
 
 class Picture:
-    """Takes decoded frames in order and keeps those the rule names."""
+    """Takes decoded frames in order and keeps those the rule names; it counts time in ticks of the stream."""
 
     def __init__(
         self,
@@ -180,91 +183,107 @@ class Picture:
         fps: float | None,
         scale: Scaler,
         frames: Frames,
+        tick: Fraction,
         *,
         by_decoding_time: bool = False,
     ) -> None:
         self._path, self._scale, self._frames = path, scale, frames
         self._by_decoding_time = by_decoding_time
-        self._start, self._end = start, end
+        self._tick = tick  # seconds
+        self._start, self._end = start, end  # these and the step in seconds after the first frame
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
-        self._last = Fraction(0)
-        self._passed = 0  # in ticks of the file: the frame before
-        self._next: int | None = None  # and the first that may be wanted
-        self._tick = Fraction(0)
-        self.origin: Fraction | None = None
+        self._first = self._last = 0  # the first frame's time, the latest so far
+        self._wanted = 0  # the next frame to keep is the first that is not earlier
+        self._longest_gap = self._longest_wait = 0  # beyond both, after the last frame and at all, is a jump
+        self.origin: Fraction | None = None  # the first frame's time in seconds
         self.done, self.errors, self.jump = False, 0, ""
 
     def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
         """Jump to the key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        target = 0
         try:
-            first = next(container.decode(stream))
-            self.origin = self._pts(first)
-            tick = Fraction(stream.time_base or 1)
-            container.seek(int((self.origin + self._start) / tick), stream=stream)
-            landed = self._pts(next(container.decode(stream))) - self.origin
-            target = self._start if landed <= self._start else Fraction(0)
+            self._begin(self._ticks(next(container.decode(stream))))
+            target = self._first
+            start = int(self._first + self._start / self._tick)
+            container.seek(start, stream=stream)
+            if self._ticks(next(container.decode(stream))) <= self._first + self._start / self._tick:
+                target = start
         except (*DECODE_ERRORS, StopIteration, EOFError):
-            target = Fraction(0)
-        offset = 0 if self.origin is None else int((self.origin + target) / Fraction(stream.time_base or 1))
+            pass
         with suppress(*DECODE_ERRORS):
-            container.seek(offset, stream=stream)
+            container.seek(target, stream=stream)
 
     def add(self, frame: av.VideoFrame) -> None:
         """Take the next decoded frame, in the order of display."""
-        ticks = frame.dts if self._by_decoding_time else frame.pts
-        if ticks is not None and self._next is not None and self._passed <= ticks < self._next:
-            self._passed = ticks  # between two that are wanted lie most frames; whole numbers tell it much sooner
-            return
-        if self.origin is not None and self._next is not None:
-            self._last = max(self._last, self._passed * self._tick - self.origin)
-        pts = self._pts(frame)
+        ticks = self._ticks(frame)
         if self.origin is None:
-            self.origin = pts
-        time = pts - self.origin
-        if time - max(self._last, self._start) > _LONGEST_GAP_SECONDS:
-            self.jump, self.done = f"frame times jump by {float(time - self._last):.0f} s", True
+            self._begin(ticks)
+        if ticks > self._last + self._longest_gap and ticks > self._longest_wait:
+            jump = float((ticks - self._last) * self._tick)
+            self.jump, self.done = f"frame times jump by {jump:.0f} s", True
             return
-        self._last = max(self._last, time)
-        image: np.ndarray | None = None
-        while not self.done:
-            # Without a rate every frame from the start on is taken once.
-            wanted = self._start + self._frames.count * self._step if self._step else self._start
-            if self._end is not None and (wanted if self._step else time) >= self._end:
-                self.done = True
-            elif time < wanted:
-                break
-            else:
-                image = self._scale(frame, self._path) if image is None else image
-                if self._frames.count and image.shape != self._frames.shape:
-                    height, width, _ = self._frames.shape
-                    self._scale = Scaler(None, (height, width), self._scale.region)
-                    image = self._scale(frame, self._path)
-                self._frames.add(image)
-                self._times.append(float(time))
-                if self._step is None:
-                    break
-        self._tick = Fraction(frame.time_base or 0)
-        if self._step and self._tick and ticks is not None:
-            until = min(self._start + self._frames.count * self._step, time + _LONGEST_GAP_SECONDS)
-            self._passed, self._next = ticks, math.ceil((self.origin + until) / self._tick)
+        if ticks > self._last:
+            self._last = ticks
+        if ticks >= self._wanted:
+            self._keep(frame, ticks)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (T, H, W, 3) and the frames' times, float64 (T,). Raises EmptySegmentError where no frame was kept."""
         if not self._frames.count:
+            last = float((self._last - self._first) * self._tick)
             raise EmptySegmentError(
-                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {float(self._last):g} s"
+                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {last:g} s"
             )
         return self._frames.result(), np.array(self._times)
 
-    def _pts(self, frame: av.VideoFrame) -> Fraction:
+    def _ticks(self, frame: av.VideoFrame) -> int:
         # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
         # FFmpeg makes up for it go back and forth where frames are reordered.
-        pts = frame.dts if self._by_decoding_time or frame.pts is None else frame.pts
-        tick = Fraction(frame.time_base or 0)
-        if pts is None or not tick:
-            return (self.origin or Fraction(0)) + self._last + (frame.duration * tick or Fraction(1, 25))
-        return pts * tick
+        ticks = frame.dts if self._by_decoding_time else frame.pts
+        if ticks is None:
+            ticks = frame.dts
+        if ticks is None:
+            return self._last + (frame.duration or max(1, round(Fraction(1, 25) / self._tick)))
+        return ticks
+
+    def _begin(self, ticks: int) -> None:
+        """Start the clock at the first frame."""
+        self.origin = ticks * self._tick
+        self._first = self._last = ticks
+        self._longest_gap = math.floor(_LONGEST_GAP_SECONDS / self._tick)
+        self._longest_wait = ticks + math.floor((self._start + _LONGEST_GAP_SECONDS) / self._tick)
+        self._want_next()
+
+    def _want_next(self) -> None:
+        """Without a rate every frame from the start on is wanted once, with one what the rule names up to the end."""
+        wanted = self._start + self._frames.count * (self._step or 0)
+        self._wanted = self._first + math.ceil(wanted / self._tick)
+        self.done = self._step is not None and self._end is not None and wanted >= self._end
+
+    def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
+        """Keep a frame, with a rate as often as that names it."""
+        time = (ticks - self._first) * self._tick
+        if self._step is None and self._end is not None and time >= self._end:
+            self.done = True
+            return
+        image: np.ndarray | None = None
+        while not self.done and ticks >= self._wanted:
+            image = self._scaled(frame) if image is None else image
+            self._frames.add(image)
+            self._times.append(float(time))
+            self._want_next()
+            if self._step is None:
+                return
+
+    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
+        """The picture in the size of the first, also where the file changes its own."""
+        image = self._scale(frame, self._path)
+        if self._frames.count and image.shape != self._frames.shape:
+            height, width, _ = self._frames.shape
+            self._scale = Scaler(None, (height, width), self._scale.region)
+            image = self._scale(frame, self._path)
+        return image
 
 
 class _Mixer:
@@ -302,28 +321,59 @@ class _Mixer:
 
 @dataclass
 class Sound:
-    """Takes decoded sound in order and keeps it as mono at one rate."""
+    """Takes decoded sound in order and keeps it as mono at one rate, each sample at the time the file says.
+
+    Times are compared with those of all samples so far, not with the last frame's, so that small errors do not add up.
+    A hole is filled with silence. Of sound that overlaps, what came first stays, as with frames of the picture.
+
+    Attributes:
+        path: of the file, for messages.
+        sample_rate: of the sound that is kept, in Hz.
+        by_count: the container counts samples and keeps no times (AVI): nothing can be missing, and what passes for
+            times is off by seconds where MP3 of varying rate counts as one of constant rate.
+        first: time of the first sample in the container's own seconds; None before there is one.
+        done: nothing more is wanted.
+        errors: damaged packets and frames.
+        notes: what was odd about the part that was cut.
+    """
 
     path: Path
     sample_rate: int
+    by_count: bool = False
     first: Fraction | None = None
     done: bool = False
     errors: int = 0
+    notes: list[str] = field(default_factory=list)
     _kept: bytearray = field(default_factory=bytearray)  # float32; grows in place, where a list would be joined
     _samples: int = 0
+    _due: float = 0.0  # when the next frame should begin, after the frames taken so far
+    _timed: bool = False  # whether a frame has told its time yet
+    _holes: list[tuple[int, int]] = field(default_factory=list)  # first sample and the one after the last
+    _to_drop: int = 0  # samples still to come out of the mixer that lie where there is sound already
+    _dropped: int = 0
+    _jump: str = ""
     _form: tuple[str, str, int] | None = None
     _mixer: _Mixer | None = None
 
     def add(self, frame: av.AudioFrame) -> None:
         """Take the next decoded frame."""
+        time = frame.time
+        if time is not None and self._timed and abs(time - self._due) > _SOUND_TOLERANCE_SECONDS and not self.by_count:
+            self._flush()  # nothing is smeared across a hole, and all samples before it are counted
+            if not self._move(_exact_time(frame)):
+                return
+            self._due = time
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if form != self._form:  # a stream may change its channels half-way
+        if form != self._form or self._mixer is None:  # a stream may change its channels half-way
             self._flush()
             self._mixer = _Mixer(frame, self.sample_rate)  # raises for a form that is damaged: tried again
             self._form = form
         if self.first is None:
-            self.first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
-        assert self._mixer is not None
+            self.first = Fraction(0)
+        if time is not None and not self._timed:
+            self.first = _exact_time(frame) - Fraction(self._due)  # frames before it may have told no time
+            self._due, self._timed = time, True
+        self._due += frame.samples / frame.sample_rate
         for out in self._mixer(frame):
             self._keep(out)
 
@@ -332,8 +382,13 @@ class Sound:
         return self.first is not None and self.first + Fraction(self._samples, self.sample_rate) >= time
 
     def cut(self, start: Fraction, end: Fraction | None, origin: Fraction | None) -> np.ndarray | None:
-        """The waveform of [start, end) on the clock that begins at `origin`; None when nothing of it lies there."""
+        """The waveform of [start, end) on the clock that begins at `origin`; None when nothing of it lies there.
+
+        Silence that was filled in is part of it where there is sound as well; alone it is nothing.
+        """
         self._flush()
+        if self._jump:
+            self.notes.append(self._jump)
         if self.first is None or not self._samples:
             return None
         late = self.first - (self.first if origin is None else origin)
@@ -341,8 +396,12 @@ class Sound:
             late = Fraction(0)
         begin = round((start - late) * self.sample_rate)
         stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate))
-        if begin >= self._samples or stop <= 0:
+        silent = sum(max(0, min(stop, after) - max(begin, first)) for first, after in self._holes)
+        if stop <= 0 or silent >= stop - begin:  # outside the file, shorter than a sample, or in a hole
             return None
+        for samples, what in ((silent, "missing, filled with silence"), (self._dropped, "dropped, it overlaps")):
+            if samples:
+                self.notes.append(f"{samples / self.sample_rate:.3g} s of sound {what}")
         waveform = np.frombuffer(self._kept, np.float32)
         for first in range(0, len(waveform), 2**20):  # in parts: what marks the odd ones takes memory as well
             np.nan_to_num(waveform[first : first + 2**20], copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -352,8 +411,27 @@ class Sound:
         # A copy, so that a second of an hour does not hold on to the hour; but never an hour twice.
         return part.copy() if len(part) <= len(waveform) // 2 else part
 
+    def _move(self, time: Fraction) -> bool:
+        """Go on at `time`, with an empty mixer; False where it lies too far ahead to be believed."""
+        assert self.first is not None
+        ahead = round((time - self.first) * self.sample_rate) - self._samples
+        if ahead > _LONGEST_GAP_SECONDS * self.sample_rate:
+            self._jump = self._jump or f"sound times jump by {ahead / self.sample_rate:.0f} s"
+            return False
+        self._to_drop = max(0, -ahead)
+        if ahead > 0:
+            self._holes.append((self._samples, self._samples + ahead))
+            self._append(np.zeros(ahead, np.float32))
+        return True
+
     def _keep(self, frame: av.AudioFrame) -> None:
         samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+        dropped = min(self._to_drop, len(samples))
+        self._to_drop -= dropped
+        self._dropped += dropped
+        self._append(samples[dropped:])
+
+    def _append(self, samples: np.ndarray) -> None:
         self._kept += samples.data
         self._samples += len(samples)
         if self._samples > _LONGEST_SOUND_SECONDS * self.sample_rate:
@@ -369,6 +447,12 @@ class Sound:
             except DECODE_ERRORS:
                 pass
             self._mixer = None
+
+
+def _exact_time(frame: av.AudioFrame) -> Fraction:
+    """When a frame that tells its time begins, exactly, in the container's own seconds."""
+    assert frame.pts is not None
+    return frame.pts * Fraction(frame.time_base or 1)
 
 
 def fraction(value: float) -> Fraction:
