@@ -1,6 +1,8 @@
 """Networks: shapes, order of tokens, sizes, weights on disk, and the filter on short batches."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from avdistill.methods.robust import from_scratch
 from avdistill.models import MODELS, build_model
 from avdistill.models.audio import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
-from avdistill.models.video import normalise_frames, released_r2plus1d
+from avdistill.models.video import _FactoredConv, normalise_frames, released_r2plus1d
 from avdistill.models.weights import WeightsError, load_student, save_student
 from avdistill.types import PictureView, SoundView, StudentDescription
 
@@ -247,3 +249,39 @@ def test_a_copied_network_keeps_its_own_map():
         seen, by_other = network(video), other(video)
     assert seen.tokens.shape == by_other.tokens.shape == (1, 4 * 2 * 2, 512)
     assert not torch.equal(seen.tokens, by_other.tokens)
+
+
+def test_a_factored_convolution_is_its_two_in_turn():
+    """Whatever is stepped over before a kernel of 1, and however time and picture are folded into the batch."""
+    torch.manual_seed(0)
+    for kernel, stride in (((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((3, 7, 7), (1, 2, 2))):
+        folded = _FactoredConv(4, 6, kernel, stride).double()
+        video = torch.randn(2, 4, 5, 9, 7, dtype=torch.float64, requires_grad=True)
+        literal = folded.temporal_conv(folded.relu(folded.bn(folded.spatial_conv(video))))
+        found = folded(video.contiguous(memory_format=torch.channels_last_3d))
+        assert torch.allclose(found, literal, rtol=0, atol=1e-12)
+        parts = [video, *folded.parameters()]
+        pull = torch.randn_like(literal)
+        for a, b in zip(
+            torch.autograd.grad(found, parts, pull), torch.autograd.grad(literal, parts, pull), strict=True
+        ):
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+# Where a kernel of 1 stepped over positions of few channels, oneDNN wrote beyond its memory: sizes that killed.
+TRAINED = [
+    ("tiny_r2plus1d", {}, (6, 3, 16, 64, 64)),  # of the recipes tiny_*
+    ("shifted_frames", {"width": 8}, (4, 3, 8, 112, 112)),
+    ("stacked_frames", {"width": 8, "frames": 8}, (16, 3, 8, 112, 112)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), TRAINED)
+def test_small_networks_are_trained_at_large_sizes(name, options, shape):
+    """In a process of its own, which is killed if it happens again."""
+    program = (
+        "import torch; from avdistill.models import build_model; "
+        f"build_model({name!r}, 3, {options!r})(torch.randn({shape!r})).logits.sum().backward(); print('trained')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "trained"), done.stderr

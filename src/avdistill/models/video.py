@@ -40,6 +40,24 @@ def renormalise_frames(inputs: Tensor, mean: Sequence[float], std: Sequence[floa
     return (inputs * old_std + old_mean - new_mean) / new_std
 
 
+def _every(x: Tensor, *strides: int) -> Tensor:
+    """Every `stride`-th position along the last dimensions, for a convolution with a kernel of 1 to step over none.
+
+    The gradient of such a step writes beyond its memory for fewer than 16 channels (oneDNN in PyTorch 2.14.1, AVX-512):
+    from (16, 8, 56, 56) with stride 2 the process is killed.
+    """
+    for axis, stride in zip(range(-len(strides), 0), strides, strict=True):
+        x = x if stride == 1 else x[(slice(None),) * (x.ndim + axis) + (slice(None, None, stride),)]
+    return x
+
+
+class _PointConv2d(nn.Conv2d):
+    """A 2-D convolution with a kernel of 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(_every(x, *map(int, self.stride)), self.weight, self.bias)
+
+
 class _FactoredConv(nn.Module):
     """A 3-D convolution as a spatial one, BN + ReLU, then a temporal one, with as many weights as the full kernel."""
 
@@ -55,17 +73,21 @@ class _FactoredConv(nn.Module):
         self.temporal_conv = nn.Conv3d(
             middle, outputs, (t, 1, 1), stride=(stride[0], 1, 1), padding=(t // 2, 0, 0), bias=False
         )
-        self.stride, self.padding = stride, (t // 2, d // 2)
+        self.kernel, self.stride = (t, d), stride
 
     def forward(self, x: Tensor) -> Tensor:
         # Both are 2-D convolutions: over the picture with time in the batch, and along time with a picture's positions
         # in one row. A processor has fast kernels for those and for some widths none for the 3-D ones; of a tensor in
         # channels_last_3d neither change of shape moves a number.
+        (t, d), (over_time, *over_picture) = self.kernel, self.stride
+        if d == 1:
+            x, over_picture = _every(x, *over_picture), [1, 1]
         y = x.transpose(1, 2).flatten(0, 1)
-        y = F.conv2d(y, self.spatial_conv.weight[:, :, 0], None, self.stride[1:], self.padding[1])
+        y = F.conv2d(y, self.spatial_conv.weight[:, :, 0], None, over_picture, d // 2)
         y = self.relu(self.bn(y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)))
-        weight = self.temporal_conv.weight.flatten(3)
-        z = F.conv2d(y.flatten(3), weight, None, (self.stride[0], 1), (self.padding[0], 0))
+        if t == 1:
+            y, over_time = _every(y, over_time, 1, 1), 1
+        z = F.conv2d(y.flatten(3), self.temporal_conv.weight.flatten(3), None, (over_time, 1), (t // 2, 0))
         return z.unflatten(3, y.shape[3:])
 
 
@@ -243,7 +265,7 @@ class _Block2D(nn.Module):
         )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Sequential(
-            *([] if same else [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+            *([] if same else [_PointConv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
         )
         self.relu = nn.ReLU(inplace=True)
 
