@@ -153,3 +153,52 @@ def test_recipes_are_listed(run):
 def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
     assert main(["embed", str(taught.folder), "--teacher", f"precomputed:{tmp_path}", "--maps"]) == 2
     assert "holds embeddings, no maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("train demo_supervised --store {store} --out {out} --device cuda:9", 2, "no GPU"),
+        ("train demo_supervised --store {store} --out {out} --device gpu", 2, "expected auto, cpu, cuda"),
+        ("train demo_supervised --store {store} --out {out} --student.view.frames 0", 2, "at least 1, got 0 frames"),
+        (
+            "train demo_supervised --store {store} --out {out} --optimizer.learning-rate -1",
+            2,
+            "must be above 0, got -1",
+        ),
+        ("train demo_kd --store {store} --out {out} --method.temperature -1", 2, "temperature must be above 0"),
+        ("train --config {binary} --out {out}", 2, "not JSON"),
+        ("teacher train {store} --out {out} --student.view.seconds 0", 2, "view.seconds: must be above 0"),
+        ("prepare {list} --videos {here} --out {out} --teacher nothere", 1, "nothere"),
+        ("prepare {list} --videos {out} --out {out}", 2, "--videos: expected a folder"),
+        ("evaluate nothere {store}", 1, "nothere: no trained network"),
+        ("teacher probe nothere.npz", 1, "avdistill: nothere.npz: No such file"),
+        ("compare {store} --out {out} --methods supervised --workers 0", 2, "at least 1, got 0"),
+        ("synthesize --out {out} --seconds 0", 2, "seconds and fps must be above 0"),
+        ("synthesize --out {out} --sample-rate-hz 1234", 2, "must be one of 8000"),
+        ("demo --out {out} --seeds", 2, "at least one seed"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys, monkeypatch, words, code, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "list.csv").write_text("clip_id,path,label,split\na,a.mp4,cat,train\n")
+    places = {"store": taught.folder, "out": tmp_path / "out", "binary": tmp_path / "binary"}
+    places |= {"list": tmp_path / "list.csv", "here": tmp_path}
+    try:
+        found = main(words.format(**places).split())
+    except SystemExit as error:  # of the parser of options
+        found = error.code
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert (found, message in error, "Traceback" in error) == (code, True, False), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly(taught):
+    program = "import sys; from avdistill.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, "info", str(taught.folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        told = running.stderr.read().decode()
+        assert running.wait() == 1
+    assert "roken" not in told

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from avdistill.decoding import ConfigError
+
 # A process may be alone for long: rank 0 fits a head on a large store. One that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
 
@@ -29,10 +31,16 @@ class ProcessLostError(Exception):
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU."""
+    """ "auto": CUDA where there is one, else the CPU. Raises ConfigError for a device that is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected auto, cpu, cuda, cuda:1 or the like, got {wanted!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {wanted!r}: there is no GPU that this PyTorch ({torch.__version__}) can use")
+    return device
 
 
 @contextmanager

@@ -73,13 +73,15 @@ def run_network(
 
     Raises:
         NoMapError: `with_tokens`, and the network has no map.
-        ConfigError: `batch_size` below 1, or a stride that would skip something.
+        ConfigError: `batch_size` or `windows` below 1, or a stride that would skip something.
         StoreError: no clip holds what the network looks at, or the pictures are smaller than a view that does not
             resize them.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: must be at least 1, got {batch_size}")
-    if stride is not None and not 1 <= stride <= (length := window_length(view, store.sample_rate_hz)):
+    for name, number in (("batch_size", batch_size), ("windows", windows)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: must be at least 1, got {number}")
+    length = window_length(view, store.sample_rate_hz)
+    if stride is not None and not 1 <= stride <= length:
         raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from avdistill.decoding import ConfigError
+
 
 @dataclass(frozen=True)
 class Features:
@@ -128,6 +130,14 @@ class PictureView:
     flip: bool = True
     resize: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be looked at."""
+        if self.frames < 1 or min(self.size) < 1:
+            raise ConfigError(f"view: frames and size must be at least 1, got {self.frames} frames of {self.size}")
+        for name, (low, high) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
+            if not 0 < low <= high or (name == "crop_area" and high > 1):
+                raise ConfigError(f"view.{name}: expected a range above 0, got {low:g} to {high:g}")
+
 
 @dataclass(frozen=True)
 class SoundView:
@@ -139,6 +149,11 @@ class SoundView:
 
     modality: Literal["sound"] = "sound"
     seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be listened to."""
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"view.seconds: must be above 0, got {self.seconds:g}")
 
 
 View = PictureView | SoundView

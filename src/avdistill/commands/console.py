@@ -20,39 +20,41 @@ MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 def run(module: str, function: str, arguments: list[str]) -> int:
     """Call a verb; an error that a user can mend is one line on standard error and exit code 1 (2: a wrong config)."""
     verb: Callable[[list[str]], None] = getattr(import_module(f"avdistill.commands.{module}"), function)
+    try:
+        verb(arguments)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("avdistill: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        wrong, mendable = _expected()
+        if not isinstance(error, mendable):
+            raise
+        told = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            told = f"{error.filename}: {error.strerror}"  # without Python's [Errno 17]
+        print(f"avdistill: {told}", file=sys.stderr)
+        return 2 if isinstance(error, wrong) else 1
+    return 0
+
+
+def _expected() -> tuple[type[Exception], tuple[type[Exception], ...]]:
+    """The error of a wrong config, and all that a user can mend."""
     from avdistill.data.annotations import AnnotationError
     from avdistill.data.media import MediaError
     from avdistill.data.store import StoreError
     from avdistill.decoding import ConfigError
 
-    expected: list[type[Exception]] = [
-        AnnotationError,
-        MediaError,
-        StoreError,
-        ConfigError,
-        OSError,
-    ]
+    mendable: list[type[Exception]] = [AnnotationError, MediaError, StoreError, ConfigError, OSError]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
         from avdistill.distributed import ProcessLostError
         from avdistill.models.weights import WeightsError
         from avdistill.teachers import TeacherError
         from avdistill.training.checkpoint import RunError
 
-        expected += [ProcessLostError, WeightsError, TeacherError, RunError]
-    try:
-        verb(arguments)
-    except BrokenPipeError:
-        raise
-    except ConfigError as error:
-        print(f"avdistill: {error}", file=sys.stderr)
-        return 2
-    except tuple(expected) as error:
-        print(f"avdistill: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("avdistill: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        mendable += [ProcessLostError, WeightsError, TeacherError, RunError]
+    return ConfigError, tuple(mendable)
 
 
 def say(text: str) -> None:

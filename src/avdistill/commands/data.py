@@ -108,11 +108,18 @@ def prepare(arguments: list[str]) -> None:
         sample_rate_hz=a.sample_rate,
         jpeg_quality=a.jpeg,
     )
+    if not a.videos.is_dir():
+        raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
     if not a.list:
         raise ConfigError("LIST: expected at least one list of clips, found none")
     annotations = read_annotations(a.list, format=a.format, videos=a.videos)
     if a.labels is not None:
         annotations = keep_labels(annotations, a.labels)
+    if a.teacher:
+        from avdistill.teachers import load_teacher
+
+        for run in a.teacher:  # one that is not there is told now, not after all is decoded
+            load_teacher(run)
     with progress_bar("prepare") as update:
         store = prepare_store(
             annotations,

@@ -12,6 +12,7 @@ import tyro
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
 from avdistill.data.files import write_json
 from avdistill.data.store import Store
+from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import Classification
 from avdistill.evaluation.classification import evaluate as evaluate_run
 from avdistill.evaluation.retrieval import retrieve as retrieve_run
@@ -166,6 +167,8 @@ def demo(arguments: list[str]) -> None:
     from avdistill.studies.demo import run_demo
 
     a = tyro.cli(_Demo, args=arguments, prog="avdistill demo")
+    if not a.seeds or a.workers < 1:
+        raise ConfigError("demo: expected at least one seed and one worker")
     result = run_demo(a.out, seeds=a.seeds, workers=a.workers, say=say, bar=progress_bar)
     lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}"]
     output(result, lines, a.json)

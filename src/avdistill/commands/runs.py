@@ -58,8 +58,12 @@ def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, 
 
 def train_teacher(arguments: list[str]) -> None:
     """`avdistill teacher train STORE --out RUN`: an ordinary supervised run on the labelled clips' sound."""
+    usage = "usage: avdistill teacher train STORE --out RUN [--train-split teacher] [--OPTION VALUE ...]"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"{usage}\n\noptions: avdistill train sound_teacher --help")
+        return
     if not arguments or arguments[0].startswith("-"):
-        raise ConfigError("usage: avdistill teacher train STORE --out RUN [--train-split teacher] [--OPTION VALUE ...]")
+        raise ConfigError(usage)
     store = Store(Path(arguments[0]))
     splits = set(store.columns["split"].tolist())
     split = "teacher" if "teacher" in splits else "train"

@@ -61,6 +61,7 @@ THINGS: dict[str, Thing] = {
     "bell": Thing(picture.draw_bell, sound.sound_bell, (1.1, 2.2)),
 }
 CLASSES: tuple[str, ...] = tuple(THINGS)
+MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class SyntheticConfig:
         seconds: length of every clip.
         height, width: pixels, both even (H.264 halves the colour planes).
         fps: frames per second.
-        sample_rate_hz: of the sound; one that MP3 knows: 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000.
+        sample_rate_hz: of the sound; one that MP3 knows (`MP3_RATES_HZ`).
         noisy, unrelated, silent: shares of clips in `train` and `test`; what is left of 1 is `related`.
         snr_db: range from which a noisy clip draws its signal-to-noise ratio. The ratio is 10 log10(mean own² / mean
             other²) over the whole clip, own = the thing's sound in its room, other = what is mixed in; the recording
@@ -116,7 +117,11 @@ class SyntheticConfig:
             raise ConfigError(
                 "teacher_clips need related or noisy sound, but unrelated and silent leave no share for them"
             )
-        if self.height % 2 or self.width % 2:
+        if not 0 < self.seconds < float("inf") or self.fps < 1:
+            raise ConfigError(f"seconds and fps must be above 0, got {self.seconds:g} and {self.fps}")
+        if self.sample_rate_hz not in MP3_RATES_HZ:
+            raise ConfigError(f"sample_rate_hz must be one of {', '.join(map(str, MP3_RATES_HZ))}")
+        if min(self.height, self.width) < 2 or self.height % 2 or self.width % 2:
             raise ConfigError(f"height and width must be even, got {self.height} x {self.width}")
 
     def clips(self, split: str) -> int:

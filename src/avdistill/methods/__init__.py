@@ -147,6 +147,9 @@ def build_method(config: MethodConfig, student: Network, sizes: Sizes) -> Method
     if chosen.needs and not sizes.teacher_dim:
         raise ConfigError(f"method {config.name!r} needs a teacher's embedding")
     settings = own_config(config) if isinstance(config, OwnMethodConfig) else config
+    temperature = getattr(settings, "temperature", None)
+    if isinstance(temperature, float | int) and temperature <= 0:
+        raise ConfigError(f"method {config.name!r}: temperature must be above 0, got {temperature:g}")
     try:
         return chosen(student, settings, sizes)
     except ValueError as error:

@@ -135,6 +135,8 @@ def run_study(
             are no longer those that the study was begun with.
         RunError: a run failed for a reason that is not its own.
     """
+    if workers < 1 or (threads is not None and threads < 1):
+        raise ConfigError(f"workers and threads must be at least 1, got {workers} and {threads}")
     methods = {name: parse_method(name) for name in study.methods}
     _check_stores(study, Store(study.store), teacher)
     _open_folder(study, methods)

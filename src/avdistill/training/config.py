@@ -54,6 +54,16 @@ class OptimizerConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that no run can have."""
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"config.optimizer.learning_rate: must be above 0, got {self.learning_rate:g}")
+        for name in ("weight_decay", "warmup_steps", "patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"config.optimizer.{name}: must not be negative, got {getattr(self, name):g}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"config.optimizer.clip_norm: must be above 0, got {self.clip_norm:g}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -126,8 +136,9 @@ def read_config(path: Path) -> TrainConfig:
         ConfigError: the file is missing or no JSON, or a key is unknown, missing or of the wrong type.
     """
     try:
-        return decode(TrainConfig, json.loads(path.read_text(encoding="utf-8")))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of the text or of the JSON
         raise ConfigError(f"{path}: not JSON: {error}") from None
+    return decode(TrainConfig, value)
