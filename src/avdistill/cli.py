@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "condition": ("compare:condition", "a copy of a store with sounds swapped, silent or drowned, or fewer labels"),
     "predict": ("use:predict", "label video files with a run: each whole, and what is when"),
     "export": ("use:export", "the student alone as ONNX or safetensors, compared with the run"),
-    "demo": ("figures:demo", "the whole street on synthetic videos, with a report"),
+    "demo": ("figures:demo", "the whole pipeline on synthetic videos, with a report"),
     "recipes": ("runs:recipes", "list recipes, models and methods"),
 }
 

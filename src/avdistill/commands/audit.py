@@ -31,7 +31,7 @@ class _Audit:
     """Score to rank by; suspicion is teacher_label for labelled and student_teacher for unlabelled clips,
     and doubt for both in a run of method robust."""
     teacher: str | None = None
-    """Whose features to use, for a run that has no teacher of its own."""
+    """Name of the features in the store, for a run that has no teacher of its own."""
     cards: int = 40
     """Most suspicious clips to show on the page."""
     batch_size: int = 32

@@ -40,14 +40,15 @@ class _Compare:
     out: Path
     """The study's folder; a stopped study goes on when the same command is given."""
     methods: tuple[str, ...] = tuple(sorted(METHODS))
-    """Names (`avdistill recipes` lists them) or FILE.py:Class, each optionally with settings: crd:negatives=batch."""
+    """Names (`avdistill recipes` lists them) or FILE.py:Class, each optionally with settings: crd:negatives=batch.
+    at and nst need the teacher's maps (`embed --maps`), dkd and c2kd one label per clip."""
     conditions: tuple[str, ...] = ("clean",)
     """clean, or pairs: unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels.
     Numbers, in place of the share of labels: labelled_videos, labelled_per_class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs that count."""
     trials: int = 1
-    """Settings tried for each method under each condition; 1 takes the published one."""
+    """Settings tried for each method under each condition, 1 to 5; 1 takes the published one."""
     trial_steps: int | None = None
     """Of a trial; default: as many as of a run that counts."""
     tuning_seed: int = 1000

@@ -150,7 +150,7 @@ def retrieve(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Demo:
-    """The whole street on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
+    """The whole pipeline on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
 
     out: Path
     """Folder for everything; an interrupted demo goes on where it stopped."""

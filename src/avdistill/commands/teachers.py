@@ -27,9 +27,9 @@ class _Probe:
     teacher: str | None = None
     """Name of the features in the store; default: its only teacher."""
     train_split: str | None = None
-    """Trains the probe, and is searched; default: train or training."""
+    """Split that trains the probe; the gallery; default: train or training."""
     split: str | None = None
-    """Is evaluated, and asks; default: test, or else validation."""
+    """Split evaluated; its clips are the queries; default: test, or else validation."""
     release_metrics: bool = False
     """Also the released implementation's mAP, which counts differently."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""`avdistill demo`: the whole street on synthetic videos, from files to a report. Resumable; a run takes one core."""
+"""`avdistill demo`: the whole pipeline on synthetic videos, from files to a report. Resumable; a run takes one core."""
 
 from __future__ import annotations
 

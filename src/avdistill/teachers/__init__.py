@@ -15,7 +15,7 @@ __all__ = ["ANY_ENCODER", "TEACHERS", "Teacher", "TeacherError", "TeacherKind", 
 TEACHERS: dict[str, TeacherKind] = {**SOUND_TEACHERS, **PICTURE_TEACHERS}
 # What may stand where a name stands: how it is written, and what it is.
 ANY_ENCODER = {
-    f"{HUGGINGFACE}<hub id or folder>": "sound, pictures or video; pip install avdistill[huggingface]",
+    f"{HUGGINGFACE}<hub id or folder>": "sound, pictures or video; pip install -e '.[huggingface]'",
     f"{TORCHVISION}<network>": "pictures or video; weights in torchvision's cache, --weights download or FILE",
     f"{PRECOMPUTED}<folder or .npz>": "embeddings that you have, joined by clip id (`embed` only)",
     "<run folder>": "a network trained by `avdistill train` or `teacher train`",
