@@ -1,5 +1,5 @@
-# `make demo`, `make test` and `make check` need nothing but Python 3.11 or newer; what they use is installed into .venv
-# the first time. Another interpreter: `make test PYTHON=python3.12`.
+# `make demo`, `make test` and `make check` need Python 3.11 or newer; what they use is installed into .venv the first time,
+# over the network or from pip's cache. Another interpreter: `make test PYTHON=python3.12`.
 # The small CPU build of PyTorch: `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test`.
 
 PYTHON ?= python3
