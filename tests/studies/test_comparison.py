@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from avdistill.evaluation.retrieval import retrieve
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig, parse_method
 from avdistill.studies.comparison import Study
 from avdistill.studies.comparison_report import summarise_study
-from avdistill.studies.jobs import beside
+from avdistill.studies.jobs import Job, _result, beside
 from avdistill.studies.ranking import paired_difference
 from avdistill.studies.trials import LEARNING_RATES, settings_to_try
 from avdistill.training.recipes import RECIPES
@@ -383,3 +384,34 @@ def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp
 def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):
     names = [beside(tmp_path / f"kd-weight=0.5-{seed}", "lock").name for seed in (0, 1)]
     assert names == ["kd-weight=0.5-0.lock", "kd-weight=0.5-1.lock"]
+
+
+def test_a_setting_that_the_store_does_not_allow_loses_its_trial(taught, tmp_path):
+    """`compare` may draw pseudo-labels for mnf_csc where the teacher has no classes; a run that counts ends it."""
+    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
+    embedding, _, present = store.teacher_features("sound")
+    embedding[~present] = np.nan
+    store.add_teacher("deaf", modality="sound", source="test", embedding=embedding, logits=None, classes=())
+    base = RECIPES["demo_supervised"]
+    view = replace(base.student.view, frames=4, size=(16, 24))
+    method = MNFCSCConfig(unlabelled="pseudo_label")
+    config = replace(
+        base,
+        store=store.folder,
+        student=replace(base.student, view=view),
+        method=method,
+        teacher="deaf",
+        steps=1,
+        batch_size=6,
+        labelled_per_batch=3,
+    )
+    trial = Job(
+        "clean", "mnf_csc", "trial-1", replace(config, out=tmp_path / "trial"), 1, None, "test", {"run": "trial-1"}
+    )
+    assert _result(trial) == {
+        "run": "trial-1",
+        "failed": "unlabelled='pseudo_label' needs a teacher with logits and one label per clip",
+    }
+    counts = replace(trial, config=replace(config, out=tmp_path / "seed"), test_store=store.folder)
+    with pytest.raises(ConfigError, match="needs a teacher with logits"):
+        _result(counts)

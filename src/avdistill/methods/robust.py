@@ -9,6 +9,9 @@ two sides are about the same thing. For a student that sees:
 4. The share of sounds that are about their picture is measured where the class is known: on the labelled clips.
 5. The loss is -log of the likelihood of the sound, share x fit + 1 - share: a sound at odds with what the student has
    learned from the others is explained by chance and teaches nothing.
+
+In docs/methods/robust.md `usual` is pi, `share` is rho, and the probability that a sound belongs, the sigmoid of its
+log-fit and the share's logit, is w.
 """
 
 from __future__ import annotations

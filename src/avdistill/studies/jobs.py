@@ -21,6 +21,7 @@ import torch
 from avdistill.data.dataset import has_modality
 from avdistill.data.files import open_locked, write_json
 from avdistill.data.store import Store, StoreError
+from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import labelled_clips_of, retrieve
 from avdistill.models.weights import load_student
@@ -151,6 +152,10 @@ def _result(job: Job) -> dict[str, Any]:
             raise
         # A loss that is not finite is a finding about the method, and the others can be compared all the same.
         return job.told | {"failed": str(error).replace(f"{out}: ", "")}
+    except ConfigError as error:
+        if job.test_store is not None:
+            raise
+        return job.told | {"failed": str(error)}  # a setting that this store does not allow loses its trial
     lines = read_lines(out / "metrics.jsonl")
     if not lines or lines[-1]["step"] < job.config.steps:  # told to end
         raise RunError("stopped before its last step")
