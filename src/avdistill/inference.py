@@ -77,12 +77,7 @@ def run_network(
         StoreError: no clip holds what the network looks at, or the pictures are smaller than a view that does not
             resize them.
     """
-    for name, number in (("batch_size", batch_size), ("windows", windows)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name}: must be at least 1, got {number}")
-    length = window_length(view, store.sample_rate_hz)
-    if stride is not None and not 1 <= stride <= length:
-        raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")
+    _check_windows(store, view, batch_size, windows, stride)
     present = has_modality(store, clips, view)
     rows = np.flatnonzero(present)
     if len(rows) == 0:
@@ -132,3 +127,12 @@ def run_network(
         with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds
             tokens = sums[3].div_(counts.clamp(min=1)[:, None, None])
     return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)
+
+
+def _check_windows(store: Store, view: View, batch_size: int, windows: int | None, stride: int | None) -> None:
+    for name, number in (("batch_size", batch_size), ("windows", windows)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: must be at least 1, got {number}")
+    length = window_length(view, store.sample_rate_hz)
+    if stride is not None and not 1 <= stride <= length:
+        raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")

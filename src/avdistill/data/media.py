@@ -169,20 +169,7 @@ def _decode(
     sample_rate: int,
 ) -> Clip:
     notes: list[str] = []
-    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    sounds = [s for s in container.streams.audio if _is_decodable(s)]
-    if len(sounds) < len(container.streams.audio):
-        notes.append("sound stream cannot be decoded")
-    if not pictures and not sounds:
-        raise NoStreamError(f"{path}: neither picture nor sound")
-    for kind, streams in (("video", pictures), ("sound", sounds)):
-        if len(streams) > 1:
-            notes.append(f"{len(streams)} {kind} streams, first taken")
-    for stream in pictures[:1]:
-        if not _is_decodable(stream):
-            raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
-        check_pixels(path, stream.width, stream.height)
-        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
+    pictures, sounds = _streams(path, container, notes)
     avi = container.format.name == "avi"
     picture = None
     if pictures:
@@ -222,6 +209,30 @@ def _decode(
     if picture and picture.jump:
         notes.append(picture.jump)
     return Clip(frames, times, fps, waveform, sample_rate, tuple(notes))
+
+
+def _streams(
+    path: Path, container: InputContainer, notes: list[str]
+) -> tuple[list[av.VideoStream], list[av.AudioStream]]:
+    """The streams of moving picture and the sounds that can be decoded; the first of each is read.
+
+    Raises MediaError where there are none, or the first picture cannot be decoded.
+    """
+    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    sounds = [s for s in container.streams.audio if _is_decodable(s)]
+    if len(sounds) < len(container.streams.audio):
+        notes.append("sound stream cannot be decoded")
+    if not pictures and not sounds:
+        raise NoStreamError(f"{path}: neither picture nor sound")
+    for kind, streams in (("video", pictures), ("sound", sounds)):
+        if len(streams) > 1:
+            notes.append(f"{len(streams)} {kind} streams, first taken")
+    for stream in pictures[:1]:
+        if not _is_decodable(stream):
+            raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
+        check_pixels(path, stream.width, stream.height)
+        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
+    return pictures, sounds
 
 
 def _is_decodable(stream: av.stream.Stream) -> bool:
