@@ -397,7 +397,7 @@ def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
     assert len([i for i in range(30) if made.labels[i]]) == 6
     assert sum(told.get("sound") == "unrelated" for told in extra(made)[:30]) == 15
     assert all("sound" not in told for told in extra(made)[30:])
-    with pytest.raises(StoreError, match="no clip in split 'none', whose clips to change; splits there: more, test"):
+    with pytest.raises(StoreError, match="no clip in split 'none'; splits there: more, test"):
         apply_condition(store, parse_condition("labels=0.5", "training+none"), tmp_path / "absent")
 
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from avdistill.data import reading, tracks
+from avdistill.data import reading, sound_track, tracks
 from avdistill.data.annotations import Annotation
 from avdistill.data.media import EmptySegmentError, MediaError, SpoolError, read_clip
 from avdistill.data.preparation import PrepareConfig, prepare
@@ -128,7 +128,7 @@ def test_claims_beyond_any_camera(tmp_path, monkeypatch):
     with pytest.raises(MediaError, match="frames; give segments"):
         read_clip(path)
     monkeypatch.undo()
-    monkeypatch.setattr(tracks, "_LONGEST_SOUND_SECONDS", 3)
+    monkeypatch.setattr(sound_track, "_LONGEST_SECONDS", 3)
     with pytest.raises(MediaError, match="sound; give segments"):
         read_clip(path)
     monkeypatch.undo()

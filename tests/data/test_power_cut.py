@@ -69,13 +69,22 @@ def blank(file, first, last):
         opened.write(b"\0" * (last - first))
 
 
-@pytest.mark.parametrize("name", ["frames-00000.npy", "frames-00000.jpeg", "sound-00000.npy"])
+SHARDS = pytest.mark.parametrize("name", ["frames-00000.npy", "frames-00000.jpeg", "sound-00000.npy"])
+
+
+def begun_shard(small_set, out, config, name):
+    """A shard of a preparation that ended after 6 clips."""
+    shard = begin(small_set, out, config, 6) / name
+    if not shard.exists():
+        pytest.skip("the other format")
+    return shard
+
+
+@SHARDS
 @pytest.mark.parametrize("left", [0.01, 0.95])
 def test_a_shard_that_lost_its_end(whole, small_set, tmp_path, name, left):
     config, store = whole
-    shard = begin(small_set, tmp_path / "store", config, 6) / name
-    if not shard.exists():
-        pytest.skip("the other format")
+    shard = begun_shard(small_set, tmp_path / "store", config, name)
     cut(shard, int(left * shard.stat().st_size))
     again = go_on(small_set, tmp_path / "store", config, store)
     assert CLIPS - 6 < again <= CLIPS
@@ -83,13 +92,11 @@ def test_a_shard_that_lost_its_end(whole, small_set, tmp_path, name, left):
         assert again < CLIPS  # what is there is not read anew
 
 
-@pytest.mark.parametrize("name", ["frames-00000.npy", "frames-00000.jpeg", "sound-00000.npy"])
+@SHARDS
 @pytest.mark.parametrize("first", [0.0, 0.9])
 def test_a_shard_whose_end_is_zeros(whole, small_set, tmp_path, name, first):
     config, store = whole
-    shard = begin(small_set, tmp_path / "store", config, 6) / name
-    if not shard.exists():
-        pytest.skip("the other format")
+    shard = begun_shard(small_set, tmp_path / "store", config, name)
     size = shard.stat().st_size
     blank(shard, int(first * size), size)
     assert CLIPS - 6 < go_on(small_set, tmp_path / "store", config, store) <= CLIPS

@@ -187,3 +187,11 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path: Path, content: object
     assert len({clip.clip_id for clip in clips}) == len(clips)
     assert all(clip.start_seconds < (clip.end_seconds or math.inf) for clip in clips)
     assert all(clip.path == str(Path(clip.path)) and ".." not in clip.path for clip in clips)
+
+
+@pytest.mark.parametrize("name", [".", "a.", "..", "a/b"])
+def test_an_id_that_would_lead_elsewhere_as_a_file_is_refused(tmp_path, name):
+    database = {name: {"subset": "training", "annotations": []}}
+    source = write(tmp_path / "a.json", json.dumps({"version": "1.3", "database": database}))
+    with pytest.raises(AnnotationError, match="without '/'"):
+        read_annotations(source, format="activitynet", videos=make_videos(tmp_path / "videos", "a.mp4"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avdistill.data.media import EmptySegmentError, read_clip
-from avdistill.data.tracks import Sound
+from avdistill.data.sound_track import Sound
 from media_files import numbered_frames, tone, write_video
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from avdistill.data.dataset import clips_of_splits
 from avdistill.data.files import file_checksum, put_in_place, reason, write_json
 from avdistill.data.published import video_of
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
@@ -128,7 +129,7 @@ def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
             than asked for, or it cannot be written.
     """
     told = {name: value for name, value in encode(condition).items() if value or name not in _COUNTS}
-    if _by_class(condition) and any(len(store.labels[i]) > 1 for i in _clips(store, condition)):
+    if _by_class(condition) and any(len(store.labels[i]) > 1 for i in clips_of_splits(store, condition.split)):
         # Older versions drew each combination of labels for itself: what they wrote must not pass for this.
         told["drawn"] = "each label"
     checksum = hashlib.sha256(json.dumps([store.checksum, told]).encode()).hexdigest()
@@ -152,7 +153,7 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     rows = store.table.to_pylist()
     for row in rows:
         row["extra"] = dict(row["extra"] or ())
-    clips = _clips(store, condition)
+    clips = clips_of_splits(store, condition.split).tolist()
     sounds = _change_sounds(store, condition, rows, clips)
     _take_labels(store, condition, [rows[i] for i in clips])
     for row in rows:
@@ -176,18 +177,6 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
 
 def _next_shard(store: Store) -> int:
     return int(store.columns["sound_shard"].max(initial=-1)) + 1
-
-
-def _clips(store: Store, condition: Condition) -> list[int]:
-    """Rows of the store that the condition is about, in the order of the store."""
-    splits = store.columns["split"].tolist()
-    names = {condition.split} if condition.split in splits else set(condition.split.split("+"))
-    if absent := sorted(names - set(splits)):
-        there = ", ".join(sorted(set(splits)))
-        raise StoreError(
-            f"{store.folder}: no clip in split {absent[0]!r}, whose clips to change; splits there: {there}"
-        )
-    return [i for i, name in enumerate(splits) if name in names]
 
 
 def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]], clips: Sequence[int]) -> np.ndarray:

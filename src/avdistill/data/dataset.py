@@ -83,8 +83,8 @@ def clips_of_splits(store: Store, names: str) -> np.ndarray:
 
 
 def labelled_clips(store: Store, split: str) -> np.ndarray:
-    """Rows of a split that have a label. Raises StoreError where there is none."""
-    clips = np.array([i for i in clips_of_split(store, split) if store.labels[i]], dtype=np.int64)
+    """Rows of a split, or of several (`clips_of_splits`), that have a label. Raises StoreError where there is none."""
+    clips = np.array([i for i in clips_of_splits(store, split) if store.labels[i]], dtype=np.int64)
     if not len(clips):
         raise StoreError(f"{store.folder}: no labelled clip in split {split!r}")
     return clips

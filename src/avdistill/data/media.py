@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from avdistill.data.sound_track import Sound
 from avdistill.data.tracks import (
     DECODE_ERRORS,
     EXHAUSTED,
@@ -27,7 +28,6 @@ from avdistill.data.tracks import (
     NoStreamError,
     Picture,
     Scaler,
-    Sound,
     SpoolError,
     UnreadableFileError,
     check_pixels,

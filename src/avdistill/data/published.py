@@ -361,8 +361,8 @@ def _required_name(where: str, key: str, values: Mapping[str, object]) -> str:
 def _parse_file_name(where: str, key: str, values: Mapping[str, object]) -> str:
     """An id that stands in the name of a file, so it must not lead into another folder."""
     name = _required_name(where, key, values)
-    if re.search(r"[/\\\0]|\.\.", name):
-        raise listing_error(where, f"{key} without '/', '\\', '..' and NUL", clipped(name))
+    if re.search(r"[/\\\0]|\.\.|\.$", name):  # "." and its suffix are ".." again
+        raise listing_error(where, f"{key} without '/', '\\', '..', NUL and a dot at the end", clipped(name))
     return name
 
 

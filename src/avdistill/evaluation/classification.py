@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdistill.data.dataset import clips_of_split, encode_labels, labelled_clips
+from avdistill.data.dataset import clips_of_splits, encode_labels, labelled_clips
 from avdistill.data.store import Store
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
@@ -91,7 +91,7 @@ def evaluate(
         "split": split,
         "clips": len(clips),
         "missing": int((~outputs.present).sum()),
-        "unlabelled_left_out": len(clips_of_split(store, split)) - len(clips),
+        "unlabelled_left_out": len(clips_of_splits(store, split)) - len(clips),
     }
     if description.multi_label:
         return _several_labels(store, clips, outputs, description, counts)

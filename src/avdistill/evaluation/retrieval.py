@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.data.dataset import clips_of_splits, encode_labels
-from avdistill.data.store import Store, StoreError
+from avdistill.data.dataset import encode_labels, labelled_clips
+from avdistill.data.store import Store
 from avdistill.decoding import ConfigError
 from avdistill.distributed import joined
 from avdistill.evaluation import metrics
@@ -70,7 +70,7 @@ def retrieve(
     """
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
-    wanted, searched = labelled_clips_of(store, queries), labelled_clips_of(store, gallery)
+    wanted, searched = labelled_clips(store, queries), labelled_clips(store, gallery)
     if len(np.intersect1d(wanted, searched)):
         raise ConfigError(f"queries {queries!r} and gallery {gallery!r} share clips, and each would find itself first")
 
@@ -100,19 +100,6 @@ def retrieve(
     figures |= {"queries": len(query) + lost, "queries_missing": lost, "gallery_missing": gallery_lost}
     figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
     return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
-
-
-def labelled_clips_of(store: Store, splits: str) -> np.ndarray:
-    """int64 (N,) labelled rows of a split, or of several joined by "+".
-
-    Raises:
-        StoreError: a split is empty, or there is no label.
-    """
-    clips = clips_of_splits(store, splits)
-    labelled = clips[[bool(store.labels[i]) for i in clips]]
-    if not len(labelled):
-        raise StoreError(f"{store.folder}: no labelled clip in split {splits!r}")
-    return labelled
 
 
 def _neighbours(

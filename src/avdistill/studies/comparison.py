@@ -150,8 +150,7 @@ def run_study(
         for condition in study.conditions
         for name, config in methods.items()
     ]
-    of_trials = (study.trial_steps or study.base.steps) * (study.trials if study.trials > 1 else 0)
-    total = len(waiting) * (study.base.steps * len(study.seeds) + of_trials)
+    total = len(waiting) * _steps_of_a_method(study)
     finished: list[Job] = []
     try:
         while waiting or pool.running:
@@ -173,6 +172,12 @@ def run_study(
         rows.append(json.loads(job.figures.read_text(encoding="utf-8")))
     order = {(c, m): i for i, (c, m) in enumerate(product(study.conditions, map(method_label, study.methods)))}
     return sorted(rows, key=lambda row: (order[row["condition"], row["method"]], row["run"]))
+
+
+def _steps_of_a_method(study: Study) -> int:
+    """Under one condition."""
+    of_trials = (study.trial_steps or study.base.steps) * (study.trials if study.trials > 1 else 0)
+    return study.base.steps * len(study.seeds) + of_trials
 
 
 class _Contest:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from avdistill.data.dataset import has_modality
+from avdistill.data.dataset import has_modality, labelled_clips
 from avdistill.data.files import open_locked, write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import evaluate
-from avdistill.evaluation.retrieval import labelled_clips_of, retrieve
+from avdistill.evaluation.retrieval import retrieve
 from avdistill.models.weights import load_student
 from avdistill.studies.comparison_report import read_lines
 from avdistill.training import TrainConfig, resume, train
@@ -187,7 +187,7 @@ def _peak_memory() -> int | None:
 def has_gallery(store: Store, splits: str, view: View) -> bool:
     """Whether a split, or several joined by "+", has a labelled clip that can be found by what the view looks at."""
     try:
-        clips = labelled_clips_of(store, splits)
+        clips = labelled_clips(store, splits)
     except StoreError:
         return False
     return bool(has_modality(store, clips, view).any())
