@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from avdistill.studies.ranking import Estimate, paired_difference
-from study import ALONE, TOLD
+from study import TOLD
 
 Run = dict[str, Any]
 #: a method counts as worse than no distillation where the interval is below zero and the mean below this
@@ -90,7 +90,7 @@ class Figures:
         clean, swapped = (data, labelled, 0.0), (data, labelled, wrong)
         base, rows = self.top1(clean, "supervised"), []
         for method in self.cells.get(swapped, {}):
-            before, after = self.top1(clean, ALONE if method == TOLD else method), self.top1(swapped, method)
+            before, after = self.top1(clean, "robust" if method == TOLD else method), self.top1(swapped, method)
             if None in (base, before, after) or method.startswith("supervised"):
                 continue
             gains = before - base, after - base  # type: ignore[operator]

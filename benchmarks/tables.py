@@ -174,15 +174,9 @@ def study_kept() -> str:
 
 
 def study_robust() -> str:
-    """`robust` against no distillation and the two closest to it; without its peer where it was not run with one."""
-    figures, rows = _study(), []
-    for method in ("robust", study.ALONE):
-        baselines = ["supervised", "pseudo_label", "kd", *([study.ALONE] if method == "robust" else [])]
-        for row in figures.against(method, baselines):
-            cell = row["data"], row["labelled_clips"], row["wrong_sound"]
-            if method == "robust" or "robust" not in figures.cells[cell]:
-                rows.append({"method": method, **row})
-    columns = {"data": "data", "labelled_clips": "labelled clips", "wrong_sound": "wrong sound", "method": "method"}
+    """`robust` against no distillation and the two closest to it."""
+    rows = _study().against("robust", ["supervised", "pseudo_label", "kd"])
+    columns = {"data": "data", "labelled_clips": "labelled clips", "wrong_sound": "wrong sound"}
     columns |= {"against": "against", "difference": "better by", "interval": "95% interval", "seeds": "seeds"}
     return markdown_table(rows, columns | {"verdict": ""})
 
