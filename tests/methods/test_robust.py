@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from avdistill.methods import RobustConfig, Sizes, SupervisedConfig, build_method
 from avdistill.methods.robust import label_logits, log_fit
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, Features
 from method_cases import C, D, N, batch, built, student
 
 # Of 12 clips: every third is labelled, every fourth has no teacher. Clips 2 and 0 come twice in the third batch, 5 (no
@@ -277,72 +277,6 @@ def test_with_every_label_it_is_supervised():
         sum(expected.values()).backward()
     for p, q in zip(ours.student.parameters(), plain.student.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
-
-
-class Table(Network):
-    """Says of clip i what stands in row i."""
-
-    modality, embedding_dim = "sound", D
-
-    def __init__(self):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.zeros(12, C, dtype=torch.float64))
-
-    def reset_parameters(self):
-        with torch.no_grad():
-            self.logits.copy_(2 * torch.randn(12, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
-
-    def forward(self, inputs):
-        return Features(torch.zeros(len(inputs), D), self.logits[inputs[:, 0].long()])
-
-
-def test_each_judges_the_sounds_for_the_other():
-    """Against the loops: the gradient is the one of its own likelihood, but for the probability of belonging."""
-    network = Table()
-    with torch.no_grad():
-        network.logits.copy_(torch.randn(12, C, generator=torch.Generator().manual_seed(4), dtype=torch.float64))
-    method, literal = (
-        built(RobustConfig(peer=True, weight=0.7), student_network=network),
-        Literal(RobustConfig(), False),
-    )
-    assert [group["name"] for group in method.parameter_groups()] == ["student", "peer"]
-    assert not torch.equal(method.peer.logits, network.logits)
-    for seed, indices in enumerate(STEPS):
-        _, data = random_batch(indices, seed)
-        teacher = Features(data.teacher.embedding, data.teacher.logits.double())
-        data = replace(data, teacher=teacher, sound=data.indices[:, None].float())
-        # What the loops know is what was heard before this batch, of a student whose logits are those of the table.
-        both = {"": (network, method.peer), "peer_": (method.peer, network)}
-        expected = {name: torch.zeros(12, C, dtype=torch.float64) for name in both}
-        unlabelled = int((~data.labelled).sum())
-        for name, (learns, judges) in both.items():
-            for i, clip in enumerate(data.indices.tolist()):
-                if data.labelled[i] or not data.has_teacher[i]:
-                    continue
-                s, q = (literal.probabilities(net.logits[clip].tolist()) for net in (learns, judges))
-                p = literal.probabilities(teacher.logits[i].tolist())
-                own, word = literal.belongs(literal.fit(s, p)), literal.belongs(literal.fit(q, p))
-                pull = [0.7 / unlabelled * word / own * x for x in literal.pull(s, p)]
-                expected[name][clip] += torch.tensor(pull, dtype=torch.float64)
-        losses = method(data)
-        assert set(losses) == {"classification", "likelihood", "peer_classification", "peer_likelihood"}
-        for name, (learns, judges) in both.items():
-            found = torch.autograd.grad(losses[f"{name}likelihood"], [learns.logits, judges.logits], allow_unused=True)
-            assert (found[0] - expected[name]).abs().max() <= 1e-9
-            assert found[1] is None  # nobody learns from being asked
-        literal(Features(data.teacher.embedding, network.logits[data.indices].detach()), data)
-        assert float(method.sounds.share) == pytest.approx(literal.share, rel=1e-9)  # counted once
-        assert method.sounds.usual(False).tolist() == pytest.approx(literal.usual(), rel=1e-9)
-
-
-def test_with_every_label_a_peer_changes_nothing():
-    alone, two = built(RobustConfig()), built(RobustConfig(peer=True))
-    data = batch()
-    for method in (alone, two):
-        sum(method(data).values()).backward()
-    for p, q in zip(alone.student.parameters(), two.student.parameters(), strict=True):
-        assert torch.equal(p.grad, q.grad)
-    assert any(p.grad.abs().sum() > 0 for p in two.peer.parameters())
 
 
 def test_without_any_label_the_share_stays_even():

@@ -69,16 +69,13 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
-        student = self.whole_features(self.student, batch)
-        with full_precision(batch):
-            return self.losses(student, replace(batch, frames=None, sound=None).map(gather))
-
-    def whole_features(self, network: Network, batch: Batch) -> Features:
-        """What a network makes of the whole batch, of which this process holds its share; at least float32."""
-        seen = student_features(network, batch)
+        student = student_features(self.student, batch)
         if not self.uses_tokens:
-            seen = replace(seen, tokens=None)
-        return seen.map(lambda x: gather(x.to(torch.promote_types(x.dtype, torch.float32))))
+            student = replace(student, tokens=None)
+        # A divergence of what is nearly alike is lost in bfloat16.
+        student = student.map(lambda x: gather(x.to(torch.promote_types(x.dtype, torch.float32))))
+        with torch.autocast(batch.labels.device.type, enabled=False):
+            return self.losses(student, replace(batch, frames=None, sound=None).map(gather))
 
     @abstractmethod
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -106,11 +103,6 @@ def student_features(student: Network, batch: Batch) -> Features:
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
     return student(inputs)
-
-
-def full_precision(batch: Batch) -> torch.autocast:
-    """Losses are computed without autocast: a divergence of what is nearly alike is lost in bfloat16."""
-    return torch.autocast(batch.labels.device.type, enabled=False)
 
 
 class PassCounter(nn.Module):

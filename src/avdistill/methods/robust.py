@@ -16,17 +16,15 @@ log-fit and the share's logit, is w.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.distributed import gather
 from avdistill.losses import classification
-from avdistill.methods.base import Method, Sizes, full_precision
+from avdistill.methods.base import Method, Sizes
 from avdistill.types import Batch, Features, Network
 
 
@@ -37,15 +35,11 @@ class RobustConfig:
     Attributes:
         weight: of the likelihood of the unlabelled clips' sounds.
         temperature: divides the teacher's logits; 1 takes its probabilities for what they say.
-        peer: a second student of the same kind, from other weights, learns beside the first, and each judges the sounds
-            for the other: who learned a wrong sound by heart is a poor judge of it (Han et al. 2018, Co-teaching).
-            Twice the training; only the first is kept.
     """
 
     name: Literal["robust"] = "robust"
     weight: float = 1.0
     temperature: float = 1.0
-    peer: bool = False
 
 
 class Robust(Method):
@@ -57,7 +51,7 @@ class Robust(Method):
     needs = "logits"
 
     def __init__(self, student: Network, config: RobustConfig, sizes: Sizes) -> None:
-        """What is known of the sounds lies in `sounds`; nothing trains but the student and its `peer`, or None.
+        """What is known of the sounds lies in `sounds`; nothing trains but the student.
 
         Raises:
             ValueError: no training clips.
@@ -66,23 +60,6 @@ class Robust(Method):
         if sizes.training_clips < 1:
             raise ValueError("robust needs the number of training clips")
         self.sounds = Sounds(sizes.num_classes, sizes.training_clips)
-        self.peer = from_scratch(student) if config.peer else None
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The student, and its peer."""
-        peer = [] if self.peer is None else [{"name": "peer", "params": list(self.peer.parameters()), "lr_scale": 1.0}]
-        return super().parameter_groups() + peer
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As of every method; with a peer its losses too, as `peer_classification` and `peer_likelihood`."""
-        if self.peer is None:
-            return super().forward(batch)
-        seen, other = (self.whole_features(network, batch) for network in (self.student, self.peer))
-        whole = replace(batch, frames=None, sound=None).map(gather)
-        with full_precision(batch):
-            # The peer's first: the sounds are counted once, after both have been judged by what was known before.
-            of_peer = self._losses(other, whole, judge=seen, count=False)
-            return self._losses(seen, whole, judge=other) | {f"peer_{name}": loss for name, loss in of_peer.items()}
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `likelihood`, the mean over the unlabelled clips (0 for one without a teacher).
@@ -92,12 +69,6 @@ class Robust(Method):
         Raises:
             ValueError: the batch does not say which clips it holds.
         """
-        return self._losses(student, batch)
-
-    def _losses(
-        self, student: Features, batch: Batch, *, judge: Features | None = None, count: bool = True
-    ) -> dict[str, Tensor]:
-        """With a judge `likelihood` is the log of the fit, weighed by its word: from oneself, the same gradient."""
         assert student.logits is not None
         if batch.indices is None:
             raise ValueError("robust needs Batch.indices")
@@ -107,19 +78,12 @@ class Robust(Method):
         rows = ~batch.labelled
         logits = student.logits[rows]
         fit = log_fit(logits, teacher[rows], usual, several)
-        judged = fit
-        if judge is None:
-            likelihood = torch.logaddexp(fit + share.log(), (1 - share).log())
-        else:
-            assert judge.logits is not None
-            judged = log_fit(judge.logits[rows], teacher[rows], usual, several)
-            likelihood = torch.sigmoid(judged.detach() + share.logit()) * fit
-        likelihood = likelihood.where(there[rows], 0.0)
+        likelihood = torch.logaddexp(fit + share.log(), (1 - share).log()).where(there[rows], 0.0)
         loss = -likelihood.mean() / (logits.shape[1] if several else 1) if len(logits) else logits.sum()
-        if self.training and count:
+        if self.training:
             told = there & batch.labelled
             known = label_logits(batch.labels[told], teacher.shape[1])
-            self.sounds.judge(batch.indices[there & rows], judged.detach()[there[rows]])
+            self.sounds.judge(batch.indices[there & rows], fit.detach()[there[rows]])
             self.sounds.update(teacher[there], log_fit(known, teacher[told], usual, several), several)
         return {
             "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
@@ -221,17 +185,6 @@ def log_fit(known: Tensor, teacher: Tensor, usual: Tensor, several_labels: bool 
     yes = F.logsigmoid(known) + F.logsigmoid(teacher) - usual.log()
     no = F.logsigmoid(-known) + F.logsigmoid(-teacher) - (1 - usual).log()
     return torch.logaddexp(yes, no).sum(1)
-
-
-def from_scratch(network: Network) -> Network:
-    """A network of the same form with weights of its own; what cannot draw them anew keeps those it has."""
-    other = copy.deepcopy(network)
-    for module in other.modules():
-        for name in ("reset_parameters", "_reset_parameters"):
-            if callable(reset := getattr(module, name, None)):
-                reset()
-                break
-    return other
 
 
 def label_logits(labels: Tensor, classes: int) -> Tensor:
