@@ -191,6 +191,22 @@ def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):
     assert not np.allclose(Store(made.folder).teacher_features("plain")[1], base.teacher_features("plain")[1])
 
 
+def test_a_head_is_fitted_again_on_the_splits_it_was_fitted_on(many_clips, tmp_path):
+    from avdistill.teachers.head import add_features
+
+    about = {"modality": "sound", "source": "s", "logits": None, "classes": ()}
+    embedding = np.random.default_rng(0).standard_normal((len(many_clips), 6)).astype(np.float32)
+    add_features(many_clips, "plain", embedding=embedding, head_split="train+test", **about)
+    base = Store(many_clips.folder)
+    everything = np.isin(base.columns["split"], ["train", "test"])
+    assert f"{sum(bool(base.labels[i]) for i in np.flatnonzero(everything))} labelled" in base.teachers["plain"].source
+    made = apply_condition(base, Condition(labels=0.5), tmp_path / "made")
+    carry_features(base, made, "plain")
+    entry = Store(made.folder).teachers["plain"]
+    assert entry.head_split == "train+test"
+    assert f"{sum(bool(made.labels[i]) for i in np.flatnonzero(everything))} labelled" in entry.source
+
+
 def test_labels_can_be_taken_where_nothing_sounds(many_clips, tmp_path):
     mute = apply_condition(many_clips, Condition(silent=1.0), tmp_path / "mute")
     made = apply_condition(mute, Condition(labels=0.5), tmp_path / "made")

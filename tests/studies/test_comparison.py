@@ -189,6 +189,22 @@ def test_a_run_that_breaks_for_another_reason_stops_the_study_in_one_line(many_c
     assert "no such thing" in capsys.readouterr().err
 
 
+def test_where_clips_have_several_labels_the_figures_are_those_of_tagging(many_clips, tmp_path):
+    rows = many_clips.table.to_pylist()
+    for row in rows:
+        row["labels"] = row["labels"] and sorted({*row["labels"], many_clips.classes[0]})
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), many_clips.folder / "clips.parquet")
+    out = tmp_path / "study"
+    assert main(arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0)) == 0
+    (line,) = json.loads((out / "results.json").read_text())["table"]
+    (run,) = json.loads((out / "results.json").read_text())["runs"]
+    for name in ("map", "auc", "d_prime"):
+        assert line[name] == run[name]
+    header = (out / "table.md").read_text().splitlines()[2]
+    assert "| mAP | AUC | d-prime |" in header
+    assert "retrieval" not in header
+
+
 def test_a_failed_seed_leaves_no_flattering_mean():
     rows = [
         {"condition": "clean", "method": "kd", "run": f"seed-{s}", "seed": s, "setting": {}, "step_seconds": 1.0}

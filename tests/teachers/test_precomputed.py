@@ -41,6 +41,20 @@ def test_a_folder_is_joined_by_clip_id(store, tmp_path, capsys):
     assert Store(store.folder).verify() == []
 
 
+def test_the_splits_of_a_head_can_be_named(store, tmp_path, capsys):
+    np.savez(tmp_path / "t.npz", name=ids(store), embedding=np.random.default_rng(0).standard_normal((len(store), 4)))
+    call = ["embed", str(store.folder), "--teacher", f"precomputed:{tmp_path / 't.npz'}", "--json", "--head-split"]
+    assert main([*call, "train+test"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    labelled = sum(
+        bool(store.labels[i]) for i, split in enumerate(store.columns["split"]) if split in ("train", "test")
+    )
+    assert told["head_split"] == "train+test"
+    assert f"a linear head on {labelled} labelled clips of split 'train+test'" in told["source"]
+    assert main([*call, "nowhere"]) == 1
+    assert "no clip in split 'nowhere'" in capsys.readouterr().err
+
+
 def test_a_table_is_joined_in_any_order_with_its_logits(store, tmp_path):
     names = ids(store)[::-1]
     values = np.random.default_rng(0).standard_normal((len(names), 4))

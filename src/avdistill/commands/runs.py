@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, take_option, training_bar
+from avdistill.data.dataset import clips_of_splits
 from avdistill.data.store import Store, TeacherEntry
 from avdistill.decoding import ConfigError
 from avdistill.methods import METHODS, method_class, parse_method
@@ -133,6 +134,9 @@ class _Embed:
     """Windows at a time."""
     maps: bool = False
     """Also store the teacher's feature maps, which the methods `at` and `nst` look at."""
+    head_split: str = "train"
+    """Whose labelled clips a linear head is fitted on, where the teacher has no logits in the store's classes; several
+    splits: train+teacher."""
     json: bool = False
     """Print one JSON object."""
 
@@ -141,16 +145,18 @@ def embed(arguments: list[str]) -> None:
     """`avdistill embed STORE --teacher NAME [--weights PATH]`, or `--teacher RUN`."""
     a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
     store = Store(a.store)
+    if a.head_split != _Embed.head_split:
+        clips_of_splits(store, a.head_split)  # one that is not there is told now, not after all is embedded
     if a.teacher.startswith(PRECOMPUTED):
         if a.maps:
             raise ConfigError(f"--maps: {a.teacher} holds embeddings, no maps")
         files = Path(a.teacher.removeprefix(PRECOMPUTED))
         modality = a.modality or "sound"
-        entry = embed_precomputed(store, files, a.name or modality, modality)
+        entry = embed_precomputed(store, files, a.name or modality, modality, head_split=a.head_split)
     elif a.modality is not None:
         raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
     else:
-        entry = embed_with(store, a.teacher, a.name, a.batch_size, a.weights, a.maps)
+        entry = embed_with(store, a.teacher, a.name, a.batch_size, a.weights, a.maps, a.head_split)
     report = {**vars(entry), "store": str(a.store), "clips_in_store": len(store)}
     line = f"teacher {entry.name!r}: {entry.clips} of {len(store)} clips, {entry.width}-d, from {entry.source}"
     output(report, [line], a.json)
@@ -163,6 +169,7 @@ def embed_with(
     batch_size: int = 32,
     weights: Path | None = None,
     maps: bool = False,
+    head_split: str = "train",
 ) -> TeacherEntry:
     """Embed a store with a named teacher or that of a run folder, with a progress bar."""
     teacher_network = load_teacher(teacher, weights=weights)
@@ -173,6 +180,7 @@ def embed_with(
             name or teacher_network.view.modality,
             batch_size=batch_size,
             maps=maps,
+            head_split=head_split,
             on_batch=update,
         )
 

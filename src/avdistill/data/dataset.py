@@ -78,8 +78,12 @@ def clips_of_splits(store: Store, names: str) -> np.ndarray:
 
     A split whose own name holds a "+" is found by it. Raises StoreError, naming it, where one of them is empty.
     """
-    parts = [names] if names in store.columns["split"] else names.split("+")
-    return np.unique(np.concatenate([clips_of_split(store, part) for part in parts]))
+    return np.unique(np.concatenate([clips_of_split(store, part) for part in split_names(store, names)]))
+
+
+def split_names(store: Store, names: str) -> list[str]:
+    """The splits that "train+teacher" means, whether the store has them or not."""
+    return [names] if names in store.columns["split"] else names.split("+")
 
 
 def labelled_clips(store: Store, split: str) -> np.ndarray:

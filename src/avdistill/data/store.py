@@ -86,6 +86,7 @@ class TeacherEntry:
         clips: how many clips have an embedding.
         positions: K of its maps; 0 where there are none.
         fitted_head: whether the logits are those of a head fitted on this store's labels.
+        head_split: whose labels those were; several splits are joined by "+".
     """
 
     name: str
@@ -96,6 +97,7 @@ class TeacherEntry:
     clips: int
     positions: int = 0
     fitted_head: bool = False
+    head_split: str = "train"
 
 
 class Store:
@@ -258,6 +260,7 @@ class Store:
         classes: tuple[str, ...],
         tokens: np.ndarray | None = None,
         fitted_head: bool = False,
+        head_split: str = "train",
     ) -> None:
         """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in store.json.
 
@@ -276,7 +279,9 @@ class Store:
                 raise StoreError(f"teacher {name!r}: {len(rows)} rows for {len(self)} clips")
         clips = int((~np.isnan(embedding[:, 0])).sum())
         columns, K = () if logits is None else classes, 0 if tokens is None else int(tokens.shape[1])
-        entry = TeacherEntry(name, modality, int(embedding.shape[1]), columns, source, clips, K, fitted_head)
+        entry = TeacherEntry(
+            name, modality, int(embedding.shape[1]), columns, source, clips, K, fitted_head, head_split
+        )
         arrays = {
             f"teacher-{name}.npy": embedding,
             f"teacher-{name}-logits.npy": logits,

@@ -25,6 +25,8 @@ COLUMNS = {
     "difference": "vs supervised",
     "difference_interval": "95% interval of the difference",
     "map": "mAP (retrieval)",
+    "auc": "AUC",
+    "d_prime": "d-prime",
     "rank": "mean rank",
     "setting": "setting chosen",
     "time": "time per step",
@@ -111,7 +113,7 @@ def _line(
         "setting": ", ".join(f"{k} {v}" for k, v in first["setting"].items()) or "published",
         "step_seconds": float(np.median([row["step_seconds"] for row in rows])),
     }
-    for key in ("map", "hit@1", "mean_class_accuracy", "calibration_error"):
+    for key in ("map", "auc", "d_prime", "hit@1", "mean_class_accuracy", "calibration_error"):
         if all(row.get(key) is not None for row in rows):
             line[key] = float(np.mean([row[key] for row in rows]))
     memory = [row["peak_memory_bytes"] for row in rows]
@@ -168,7 +170,10 @@ def write_study_report(
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
+    columns = {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
+    if "auc" in columns:  # clips have several labels: the mAP is that of `evaluate`, nothing was looked up
+        columns |= {"figure": "top-1 (the surest label is right)", "map": "mAP"}
+    return columns
 
 
 def plot_condition(out: Path, condition: str, rows: Sequence[Mapping[str, Any]]) -> list[Image]:

@@ -127,12 +127,14 @@ def embed(
     *,
     batch_size: int = 32,
     maps: bool = False,
+    head_split: str = "train",
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the store, under `name`.
 
-    Where the teacher's classes are not the store's, the logits are those of a linear head (`teachers/head.py`).
+    Where the teacher's classes are not the store's, the logits are those of a linear head (`teachers/head.py`),
+    fitted on the labelled clips of `head_split`.
     With `maps` its last feature maps are stored as well, for methods that look at them (AT, NST).
     Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
     torchrun the processes share the clips and process 0 writes.
@@ -177,6 +179,7 @@ def embed(
                 logits=_rows(store, clips, present, outputs.logits, np.nan) if teacher.classes else None,
                 classes=teacher.classes,
                 tokens=None if outputs.tokens is None else _rows(store, clips, present, outputs.tokens, 0.0),
+                head_split=head_split,
             )
         distributed.wait_for_all()
     return Store(store.folder).teachers[name]

@@ -84,7 +84,7 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
                     f"heard: it must be given, to embed them"
                 )
             check_teacher(base, [name], teacher)
-            embed(store, teacher, name, maps=bool(entry.positions))
+            embed(store, teacher, name, maps=bool(entry.positions), head_split=entry.head_split)
             return
     there = (source >= 0) & present[source]
     embedding = np.where(there[:, None], embedding[source], np.nan)
@@ -101,6 +101,7 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
         logits=None if entry.fitted_head else logits,
         classes=() if entry.fitted_head else entry.classes,
         tokens=tokens,
+        head_split=entry.head_split,
     )
 
 

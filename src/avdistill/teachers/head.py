@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from avdistill.data.dataset import videos_of
+from avdistill.data.dataset import split_names, videos_of
 from avdistill.data.store import Store, TeacherEntry
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -39,18 +39,18 @@ def add_features(
     logits: np.ndarray | None,
     classes: tuple[str, ...],
     tokens: np.ndarray | None = None,
-    split: str = "train",
+    head_split: str = "train",
 ) -> TeacherEntry:
     """Put a teacher's features into the store; where its classes are not the store's, with the logits of a head.
 
     Args:
         store: gets the features; `store.json` says how the logits were made.
         name, modality, source, embedding, logits, classes, tokens: see `Store.add_teacher`.
-        split: whose labelled clips a head is fitted on.
+        head_split: whose labelled clips a head is fitted on.
     """
     fitted = not set(store.classes) <= set(classes)
     if fitted:
-        logits, told = fit_head(store, embedding, split=split)
+        logits, told = fit_head(store, embedding, split=head_split)
         classes, source = store.classes, f"{source}; {told}"
     store.add_teacher(
         name,
@@ -61,6 +61,7 @@ def add_features(
         classes=classes,
         tokens=tokens,
         fitted_head=fitted,
+        head_split=head_split,
     )
     return Store(store.folder).teachers[name]
 
@@ -78,7 +79,7 @@ def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tu
     Args:
         store: whose labels are used.
         embedding: (N, D), rows of NaN where a clip has none.
-        split: the clips to fit on.
+        split: the clips to fit on; several splits are joined by "+", as in "train+teacher".
 
     Returns:
         float32 (N, C) log-probabilities (with several labels per clip: log-odds), NaN where there is no embedding; and
@@ -86,7 +87,7 @@ def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tu
     """
     present = ~np.isnan(embedding).any(axis=1)
     labelled = np.array([bool(row) for row in store.labels])
-    rows = np.flatnonzero(present & labelled & (store.columns["split"] == split))
+    rows = np.flatnonzero(present & labelled & np.isin(store.columns["split"], split_names(store, split)))
     groups = videos_of(store, rows)
     occurring = sorted({name for i in rows for name in store.labels[i]})
     if len(set(groups)) < 2 or len(occurring) < 2:

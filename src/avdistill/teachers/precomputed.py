@@ -28,7 +28,12 @@ class _Table:
 
 
 def embed_precomputed(
-    store: Store, path: Path, name: str, modality: Literal["sound", "picture"] = "sound"
+    store: Store,
+    path: Path,
+    name: str,
+    modality: Literal["sound", "picture"] = "sound",
+    *,
+    head_split: str = "train",
 ) -> TeacherEntry:
     """Put embeddings from files into the store, under `name`. Clips without one have no teacher.
 
@@ -40,6 +45,7 @@ def embed_precomputed(
             `embedding` (N, D) and, if wanted, `logits` (N, C) with the names of their columns in `classes` (C,).
         name: of the features in the store.
         modality: what the embeddings were computed from.
+        head_split: whose labelled clips a head is fitted on, where there are no logits in the store's classes.
 
     Raises:
         StoreError: nothing at `path`, not a row belongs to a clip, a name stands twice, widths differ, numbers are not
@@ -72,6 +78,7 @@ def embed_precomputed(
         embedding=embedding,
         logits=logits,
         classes=table.classes,
+        head_split=head_split,
     )
 
 
