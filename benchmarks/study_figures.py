@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from avdistill.studies.ranking import Estimate, paired_difference
-from study import TOLD
+from study import DATA, TOLD
 
 Run = dict[str, Any]
 #: a method counts as worse than no distillation where the interval is below zero and the mean below this
@@ -116,6 +116,46 @@ class Figures:
                     worse = d.high < 0 and d.mean < WORSE
                     verdict = "ahead" if d.low > 0 else "worse" if worse else "level"
                     rows.append(row | {"difference": d.mean, "interval": _told(d), "seeds": seeds, "verdict": verdict})
+        return rows
+
+    def means(self, columns: dict[str, tuple[str, int, float]]) -> list[Run]:
+        """A row per method, its top-1 in each of the cells: heading -> (data, labelled clips, wrong sound)."""
+        methods = dict.fromkeys(method for cell in columns.values() for method in self.cells.get(cell, {}))
+        return [{"method": m} | {name: self.top1(cell, m) for name, cell in columns.items()} for m in methods]
+
+    def asked(self) -> list[Run]:
+        """What was asked of the methods before the study was run, what was found, and whether it is met."""
+        rows: list[Run] = []
+
+        def add(asked: str, videos: int | None, found: str, met: bool) -> None:
+            rows.append({"asked": asked, "labelled_videos": videos, "found": found, "met": "yes" if met else "**no**"})
+
+        audits = {(r["data"], r["labelled_clips"], r["method"], r["clips"]): r["auroc"] for r in self.found()}
+        against = self.against("robust", ("supervised", "pseudo_label", "kd"))
+        for few in (20, 70):
+            best = max(self.gap_closed("grid", few, 400), key=lambda row: row["closed"])
+            add(
+                "the best method closes half of the gap",
+                few,
+                f"{best['method']} {best['closed']:.2f}",
+                best["closed"] >= 0.5,
+            )
+            (kept,) = (r["kept"] for r in self.gain_kept("grid", few, 0.4) if r["method"] == "robust")
+            add("`robust` keeps 0.8 of its gain with 40% swapped", few, f"{kept:.2f}", kept >= 0.8)
+            for row in against:
+                if (row["data"], row["labelled_clips"], row["wrong_sound"]) != ("grid", few, 0.4):
+                    continue
+                if row["against"] != "supervised":
+                    found = f"{row['difference']:+.3f} ({row['interval']})"
+                    add(f"is ahead of `{row['against']}` there", few, found, row["verdict"] == "ahead")
+            auroc = audits["grid", few, "robust", "unlabelled"]
+            add("its doubt finds swapped unlabelled clips, AUROC 0.90", few, f"{auroc:.3f}", auroc >= 0.9)
+        # Where every clip is labelled it is the same run as no distillation.
+        other = [r for r in against if r["against"] == "supervised" and r["labelled_clips"] != DATA[r["data"]].every]
+        last = min(other, key=lambda row: row["difference"])
+        where = f"{last['data']}, {last['wrong_sound']:.0%} swapped: {last['difference']:+.3f} ({last['interval']})"
+        met = all(row["verdict"] != "worse" for row in other)
+        add("is nowhere worse than no distillation", None, f"least gain: {where}", met)
         return rows
 
     def found(self) -> list[Run]:

@@ -151,6 +151,38 @@ def test_what_audits_found_is_averaged_by_group():
     assert (found["labelled"]["auroc"], found["labelled"]["seeds"]) == (1.0, 2)
 
 
+def test_what_was_asked_is_met_or_not():
+    """Of ten clips: no distillation is right about 2, with all labels 8; robust 7, with swapped sound 6."""
+    right = {("supervised", 0.0): 2, ("kd", 0.0): 4, ("kd", 0.4): 0, ("pseudo_label", 0.0): 6, ("pseudo_label", 0.4): 6}
+    right |= {("robust", 0.0): 7, ("robust", 0.4): 6}
+    found = [{"group": "unlabelled", "score": "suspicion", "auroc": 0.89, "average_precision": 0.5}]
+    runs = [
+        run(method, seed, "1" * n + "0" * (10 - n), labelled=few, wrong=wrong, audit=found if wrong else None)
+        for (method, wrong), n in right.items()
+        for few in (20, 70)
+        for seed in (0, 1)
+    ]
+    runs += [run("supervised", seed, "1" * 8 + "00", labelled=400) for seed in (0, 1)]
+    known = {"grid": CLIPS["grid"] | {"labelled_classes": {"20": ["x"], "70": ["x"], "400": ["x", "y"]}}}
+    rows = Figures(study.study_rows(runs), known).asked()
+    told = [(row["found"].split(" (")[0], row["met"]) for row in rows if row["labelled_videos"] == 70]
+    assert told == [
+        ("robust 0.83", "yes"),
+        ("0.80", "yes"),
+        ("+0.000", "**no**"),
+        ("+0.600", "yes"),
+        ("0.890", "**no**"),
+    ]
+    assert rows[-1]["found"].startswith("least gain: grid, 40% swapped: +0.400 (")
+    assert rows[-1]["met"] == "yes"
+
+
+def test_means_have_gaps_where_nothing_was_run(figures):
+    rows = figures.means({"a": ("grid", 20, 0.4), "b": ("grid", 400, 0.0)})
+    assert rows[0] == {"method": "supervised", "a": pytest.approx(0.3), "b": pytest.approx(0.8)}
+    assert {row["method"]: row["b"] for row in rows}["kd"] is None
+
+
 def test_the_csv_files_are_what_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESULTS", tmp_path / "study")
     study.RESULTS.mkdir()
