@@ -21,12 +21,12 @@ import faults_files
 import faults_runs
 from avdistill.data.files import write_json
 from avdistill.training.checkpoint import environment
-from faults_tools import BrokenPromiseError, NotRunError, Street
+from faults_tools import BrokenPromiseError, NotRunError, Pipeline
 from tables import filled
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each with the command it disturbs.
-FAULTS: list[tuple[Callable[[Street], str], str]] = [
+FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (faults_runs.killed_prepare, "prepare"),
     (faults_runs.killed_embed, "embed"),
     (faults_runs.killed_train, "train, resume"),
@@ -48,11 +48,11 @@ FAULTS: list[tuple[Callable[[Street], str], str]] = [
 ]
 
 
-def row(fault: Callable[[Street], str], command: str, street: Street) -> dict[str, Any]:
+def row(fault: Callable[[Pipeline], str], command: str, pipeline: Pipeline) -> dict[str, Any]:
     """Run one fault."""
     began = time.monotonic()
     try:
-        outcome, told = "held", fault(street)
+        outcome, told = "held", fault(pipeline)
     except BrokenPromiseError as broken:
         outcome, told = "broken", str(broken)
     except NotRunError as lacking:
@@ -64,8 +64,8 @@ def row(fault: Callable[[Street], str], command: str, street: Street) -> dict[st
         "name": fault.__name__,
         "command": command,
         "promise": outcome,
-        "what_happened": told.replace(str(street.work), "..."),
-        "seed": street.seed,
+        "what_happened": told.replace(str(pipeline.work), "..."),
+        "seed": pipeline.seed,
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -89,9 +89,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = (a.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        street = Street(work, a.seed, None if a.clips is None else a.clips.resolve())
+        pipeline = Pipeline(work, a.seed, None if a.clips is None else a.clips.resolve())
         for name in chosen:
-            rows.append(row(*known[name], street))
+            rows.append(row(*known[name], pipeline))
             latest = rows[-1]
             print(
                 f"{latest['promise']:<8} {name:<26} {latest['seconds']:6.1f} s  {latest['what_happened']}", flush=True

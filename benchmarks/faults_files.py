@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from faults_tools import (
     PREPARE,
     NotRunError,
+    Pipeline,
     Running,
-    Street,
     check_ended,
     expect,
     expect_same,
@@ -32,9 +32,9 @@ _HOUR_BYTES = 1536 * 2**20
 _LIMIT_SECONDS = 600
 
 
-def read_only(street: Street) -> str:
+def read_only(pipeline: Pipeline) -> str:
     """`prepare` into a folder that may not be written to, and below a path that is a file"""
-    folder = street.folder("read_only")
+    folder = pipeline.folder("read_only")
     words = _one_clip(folder)
     target = folder / "locked"
     target.mkdir(mode=0o555)
@@ -47,9 +47,9 @@ def read_only(street: Street) -> str:
     return "exit 1 and one line that names the path, both times"
 
 
-def no_videos(street: Street) -> str:
+def no_videos(pipeline: Pipeline) -> str:
     """`prepare` with a folder of videos that is missing or may not be read, then with the right one"""
-    folder = street.folder("no_videos")
+    folder = pipeline.folder("no_videos")
     words = _one_clip(folder)
     out = folder / "store"
     missing = [str(word).replace(str(folder / "videos"), str(folder / "absent")) for word in words]
@@ -71,12 +71,12 @@ def _one_clip(folder: Path) -> tuple[object, ...]:
     return ("prepare", write_list(folder / "list.csv", ["clip.avi"]), "--videos", folder / "videos", *PREPARE)
 
 
-def changed_clip_interrupted(street: Street) -> str:
+def changed_clip_interrupted(pipeline: Pipeline) -> str:
     """a clip that changes between an interrupted `prepare` and the next"""
-    folder = street.folder("changed_clip_interrupted")
+    folder = pipeline.folder("changed_clip_interrupted")
     videos = folder / "videos"
-    shutil.copytree(street.data / "videos", videos)
-    words = ("prepare", street.data / "annotations.csv", "--videos", videos, *PREPARE)
+    shutil.copytree(pipeline.data / "videos", videos)
+    words = ("prepare", pipeline.data / "annotations.csv", "--videos", videos, *PREPARE)
     out = folder / "store"
     running = Running(*words, "--out", out)
     journal = folder / "store.partial" / "journal.jsonl"
@@ -86,12 +86,12 @@ def changed_clip_interrupted(street: Street) -> str:
     running.wait()
     first = json.loads(journal.read_text(encoding="utf-8").splitlines()[0])["row"]["path"]
     write_clip(videos / first, seed=9)
-    return _after_the_change(street, words, out, folder / "afresh", first)
+    return _after_the_change(pipeline, words, out, folder / "afresh", first)
 
 
-def changed_clip_finished(street: Street) -> str:
+def changed_clip_finished(pipeline: Pipeline) -> str:
     """a clip that changes after a finished `prepare`, and the same command once more"""
-    folder = street.folder("changed_clip_finished")
+    folder = pipeline.folder("changed_clip_finished")
     videos = folder / "videos"
     videos.mkdir()
     names = [f"{i}.avi" for i in range(3)]
@@ -100,10 +100,10 @@ def changed_clip_finished(street: Street) -> str:
     words = ("prepare", write_list(folder / "list.csv", names), "--videos", videos, *PREPARE)
     run(*words, "--out", folder / "store")
     write_clip(videos / names[1], seed=9)
-    return _after_the_change(street, words, folder / "store", folder / "afresh", names[1])
+    return _after_the_change(pipeline, words, folder / "store", folder / "afresh", names[1])
 
 
-def _after_the_change(street: Street, words: tuple[object, ...], out: Path, afresh: Path, changed: str) -> str:
+def _after_the_change(pipeline: Pipeline, words: tuple[object, ...], out: Path, afresh: Path, changed: str) -> str:
     """Either refused with a line that names the clip, or the store is the one made afresh; never a silent mixture."""
     ended = run(*words, "--out", out, code=None)
     if ended.code:
@@ -117,9 +117,9 @@ def _after_the_change(street: Street, words: tuple[object, ...], out: Path, afre
     return "read again: the same checksum as prepared afresh"
 
 
-def names(street: Street) -> str:
+def names(pipeline: Pipeline) -> str:
     """names with `..` or an absolute path; spaces, Unicode, leading dash, quotes, colon, percent sign, `--videos .`"""
-    folder = street.folder("names")
+    folder = pipeline.folder("names")
     secret = write_clip(folder / "outside.avi")
     videos = folder / "my videos"
     videos.mkdir()
@@ -152,9 +152,9 @@ def names(street: Street) -> str:
     return f"3 names refused (exit 1); {len(odd)} odd names read, through an absolute folder and through `--videos .`"
 
 
-def hour_long(street: Street) -> str:
+def hour_long(pipeline: Pipeline) -> str:
     """an hour of video in one file (64 x 48 at 5 frames a second, sound at 8 kHz)"""
-    folder = street.folder("hour_long")
+    folder = pipeline.folder("hour_long")
     (folder / "videos").mkdir()
     hour = write_clip(folder / "videos" / "hour.avi", seconds=3600, fps=5, rate=8000)
     write_clip(folder / "videos" / "short.avi")
@@ -174,7 +174,7 @@ def hour_long(street: Street) -> str:
     said += "; with --time-limit 2: skipped, the next clip read"
     if "predict" not in run("--help").out:
         return f"{said}; predict: not run, no such verb yet"
-    predicted = run("predict", street.trained[0], hour, "--json", limit_seconds=_LIMIT_SECONDS)
+    predicted = run("predict", pipeline.trained[0], hour, "--json", limit_seconds=_LIMIT_SECONDS)
     json.loads(predicted.out)
     _expect_memory(predicted.peak_bytes, _HOUR_BYTES)
     return f"{said}; predict: {predicted.seconds:.0f} s, {predicted.peak_bytes / 2**20:.0f} MB"
@@ -184,9 +184,9 @@ def _expect_memory(found: int, bound: int) -> None:
     expect(found < bound, f"{found / 2**20:.0f} MB of memory, bound {bound / 2**20:.0f} MB")
 
 
-def lopsided(street: Street) -> str:
+def lopsided(pipeline: Pipeline) -> str:
     """sound longer and shorter than the picture: `prepare`, then `embed`"""
-    folder = street.folder("lopsided")
+    folder = pipeline.folder("lopsided")
     (folder / "videos").mkdir()
     seconds = {"longer.avi": (2, 5), "shorter.avi": (5, 2)}
     for name, (picture, sound) in seconds.items():
@@ -198,21 +198,21 @@ def lopsided(street: Street) -> str:
         # AVI counts a frame more after a hole in the clock; MP3 fills up its last frame and has a delay.
         expect(abs(row["frame_count"] - 8 * picture) <= 2, f"{row['path']}: {row['frame_count']} frames")
         expect(abs(row["sound_count"] - 16000 * sound) <= 3000, f"{row['path']}: {row['sound_count']} samples")
-    run("embed", store, "--teacher", street.teacher)
+    run("embed", store, "--teacher", pipeline.teacher)
     rows = np.load(store / "teacher-sound.npy")
     expect(bool(np.isfinite(rows).all()), "a clip has no teacher although it has sound")
     return "frames and samples as in the files, neither cut nor filled up; both clips get a teacher"
 
 
-def mutated(street: Street) -> str:
+def mutated(pipeline: Pipeline) -> str:
     """500 mutated copies (bits flipped, cut short, blocks zeroed, doubled, shuffled, headers damaged), one `prepare`"""
-    rng = street.generator("mutated")
-    folder = street.folder("mutated")
+    rng = pipeline.generator("mutated")
+    folder = pipeline.folder("mutated")
     (folder / "videos").mkdir()
-    source = street.clips or street.data / "videos"
+    source = pipeline.clips or pipeline.data / "videos"
     originals = sorted(file for file in source.rglob("*") if file.is_file())
     expect(bool(originals), f"{source}: no clips")
-    if street.clips is None:  # as many of each container
+    if pipeline.clips is None:  # as many of each container
         kinds = [[file for file in originals if file.suffix == suffix][:12] for suffix in (".avi", ".mp4")]
         originals = [file for files in kinds for file in files]
     made = []
@@ -238,7 +238,7 @@ def mutated(street: Street) -> str:
     expect(all(failed.values()), "a file is skipped without a reason")
     _expect_memory(ended.peak_bytes, _MUTATED_BYTES)
     noted = sum(bool(notes) for notes in table["notes"].to_pylist())
-    which = f"{len(originals)} {'given' if street.clips else 'generated'} clips"
+    which = f"{len(originals)} {'given' if pipeline.clips else 'generated'} clips"
     return (
         f"of {which}: {len(read)} read ({noted} with notes), {len(failed)} in skipped.csv; {ended.seconds:.0f} s, "
         f"all processes together at most {ended.peak_bytes / 2**20:.0f} MB"

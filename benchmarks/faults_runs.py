@@ -19,8 +19,8 @@ from faults_tools import (
     BrokenPromiseError,
     Ended,
     NotRunError,
+    Pipeline,
     Running,
-    Street,
     check_ended,
     expect,
     expect_same,
@@ -35,36 +35,36 @@ from faults_tools import (
 _KILLS = 6
 
 
-def killed_prepare(street: Street) -> str:
+def killed_prepare(pipeline: Pipeline) -> str:
     """kill -9 of `prepare` at random moments, then the same command"""
-    reference, seconds = street.prepared
+    reference, seconds = pipeline.prepared
     facts = store_facts(reference)
-    out = street.work / "killed_prepare" / "store"
-    words = (*street.prepare_words, "--out", out)
+    out = pipeline.work / "killed_prepare" / "store"
+    words = (*pipeline.prepare_words, "--out", out)
 
     def start() -> tuple[object, ...]:
-        street.folder("killed_prepare")
+        pipeline.folder("killed_prepare")
         return words
 
-    for number, moment in enumerate(kill_moments(street, "killed_prepare", _KILLS, 0.2 * seconds, seconds)):
+    for number, moment in enumerate(kill_moments(pipeline, "killed_prepare", _KILLS, 0.2 * seconds, seconds)):
         run_and_kill(start, moment)
         run(*words)
         expect_same(store_facts(out), facts, f"kill {number + 1}")
     return f"{_KILLS} kills: every store has the undisturbed checksum {facts['checksum'][:12]}, no process left"
 
 
-def killed_embed(street: Street) -> str:
+def killed_embed(pipeline: Pipeline) -> str:
     """kill -9 of `embed` at random moments, then the same command"""
-    reference, seconds = street.embedded
+    reference, seconds = pipeline.embedded
     facts = store_facts(reference)
-    out = street.work / "killed_embed" / "store"
-    words = ("embed", out, "--teacher", street.teacher)
+    out = pipeline.work / "killed_embed" / "store"
+    words = ("embed", out, "--teacher", pipeline.teacher)
 
     def start() -> tuple[object, ...]:
-        shutil.copytree(street.prepared[0], street.folder("killed_embed") / "store")
+        shutil.copytree(pipeline.prepared[0], pipeline.folder("killed_embed") / "store")
         return words
 
-    moments = kill_moments(street, "killed_embed", _KILLS, 0.6 * seconds, seconds)
+    moments = kill_moments(pipeline, "killed_embed", _KILLS, 0.6 * seconds, seconds)
     for number, moment in enumerate(moments):
         run_and_kill(start, moment)
         store_facts(out)  # a good store at any moment, with the teacher or without
@@ -73,18 +73,18 @@ def killed_embed(street: Street) -> str:
     return f"{_KILLS} kills: the teacher's arrays are byte for byte the undisturbed ones, no process left"
 
 
-def killed_train(street: Street) -> str:
+def killed_train(pipeline: Pipeline) -> str:
     """kill -9 of `train` at random moments, then `resume`"""
-    reference, seconds = street.trained
+    reference, seconds = pipeline.trained
     facts = run_facts(reference)
-    out = street.work / "killed_train" / "run"
+    out = pipeline.work / "killed_train" / "run"
 
     def start() -> tuple[object, ...]:
-        street.folder("killed_train")
-        return (*street.train_words, "--out", out)
+        pipeline.folder("killed_train")
+        return (*pipeline.train_words, "--out", out)
 
     for number, moment in enumerate(
-        kill_moments(street, "killed_train", _KILLS, 0, max(0.5, seconds - street.start_seconds))
+        kill_moments(pipeline, "killed_train", _KILLS, 0, max(0.5, seconds - pipeline.start_seconds))
     ):
         run_and_kill(start, moment, after=out / "data.json")
         run("resume", out)
@@ -92,50 +92,50 @@ def killed_train(street: Street) -> str:
     return f"{_KILLS} kills: weights of best/ and last/ and all metrics are the undisturbed ones, no process left"
 
 
-def killed_at_the_first_files(street: Street) -> str:
+def killed_at_the_first_files(pipeline: Pipeline) -> str:
     """`train` killed between the first files of its run folder, which has another name till they are whole; `train`"""
-    reference, _ = street.trained
+    reference, _ = pipeline.trained
     states: list[tuple[str, ...]] = [(), ("config.json",), ("config.json", "environment.json")]
     for files in states:
-        out = street.folder("killed_at_the_first_files") / "run"
+        out = pipeline.folder("killed_at_the_first_files") / "run"
         left = out.with_name("run.tmp")
         left.mkdir()
         for name in files:
             (left / name).write_text((reference / name).read_text(encoding="utf-8")[:100], encoding="utf-8")
         check_ended(run("resume", out, code=None), 1)
-        run(*street.train_words, "--out", out)
+        run(*pipeline.train_words, "--out", out)
         expect_same(run_facts(out), run_facts(reference), f"with {', '.join(files) or 'nothing'} in run.tmp")
         expect(not left.exists(), "run.tmp is left behind")
     return "whichever of the first files were there: `resume` says in a line that there is no run; `train` runs"
 
 
-def full_disk_prepare(street: Street) -> str:
+def full_disk_prepare(pipeline: Pipeline) -> str:
     """`prepare` onto a disk that is full half-way, more space, the same command"""
-    reference, _ = street.prepared
+    reference, _ = pipeline.prepared
     room = sum(file.stat().st_size for file in reference.iterdir()) // 2
-    disk = _Disk(street, "full_disk_prepare")
-    words = (*street.prepare_words, "--out", disk.path / "store")
+    disk = _Disk(pipeline, "full_disk_prepare")
+    words = (*pipeline.prepare_words, "--out", disk.path / "store")
     first, _ = disk.run(words, words, room, None)
     expect_same(store_facts(disk.kept / "store"), store_facts(reference), "after more space")
     return f"exit 1, {_said(first)!r}; then the undisturbed checksum"
 
 
-def full_disk_embed(street: Street) -> str:
+def full_disk_embed(pipeline: Pipeline) -> str:
     """`embed` into a store on a full disk, more space, the same command"""
-    disk = _Disk(street, "full_disk_embed")
-    words = ("embed", disk.path / "store", "--teacher", street.teacher)
-    first, between = disk.run(words, words, 0, street.prepared[0])
+    disk = _Disk(pipeline, "full_disk_embed")
+    words = ("embed", disk.path / "store", "--teacher", pipeline.teacher)
+    first, between = disk.run(words, words, 0, pipeline.prepared[0])
     store_facts(between / "store")
-    expect_same(store_facts(disk.kept / "store"), store_facts(street.embedded[0]), "after more space")
+    expect_same(store_facts(disk.kept / "store"), store_facts(pipeline.embedded[0]), "after more space")
     return f"exit 1, {_said(first)!r}; the store stayed good; then the undisturbed arrays"
 
 
-def full_disk_train(street: Street) -> str:
+def full_disk_train(pipeline: Pipeline) -> str:
     """`train` on a disk that is full at a later save, more space, `resume`"""
-    reference, _ = street.trained
+    reference, _ = pipeline.trained
     last = sum(file.stat().st_size for file in (reference / "last").iterdir())
-    disk = _Disk(street, "full_disk_train")
-    words = (*street.train_words, "--out", disk.path / "run")
+    disk = _Disk(pipeline, "full_disk_train")
+    words = (*pipeline.train_words, "--out", disk.path / "run")
     first, _ = disk.run(words, ("resume", disk.path / "run"), last + last // 2 + 2**16, None)
     expect_same(run_facts(disk.kept / "run"), run_facts(reference), "after more space")
     return f"exit 1, {_said(first)!r}; resumed to the undisturbed weights"
@@ -150,8 +150,8 @@ def _said(ended: Ended) -> str:
 class _Disk:
     """A small memory disk in a mount namespace of its own; a command on it, more space, another command."""
 
-    def __init__(self, street: Street, name: str) -> None:
-        folder = street.folder(name)
+    def __init__(self, pipeline: Pipeline, name: str) -> None:
+        folder = pipeline.folder(name)
         self.path, self.between, self.kept = folder / "disk", folder / "between", folder / "kept"
         for made in (self.path, self.between, self.kept):
             made.mkdir()
@@ -190,25 +190,25 @@ class _Disk:
         return ended, self.between
 
 
-def two_prepare_at_once(street: Street) -> str:
+def two_prepare_at_once(pipeline: Pipeline) -> str:
     """two `prepare` of one store at the same time"""
-    out = street.folder("two_prepare_at_once") / "store"
-    both = [Running(*street.prepare_words, "--out", out) for _ in range(2)]
+    out = pipeline.folder("two_prepare_at_once") / "store"
+    both = [Running(*pipeline.prepare_words, "--out", out) for _ in range(2)]
     ended = sorted((running.wait() for running in both), key=lambda e: e.code)
     check_ended(ended[0], 0)
     if ended[1].code:
         check_ended(ended[1], 1)
         expect("another process" in ended[1].last_line, f"the second says: {ended[1].last_line}")
-    expect_same(store_facts(out), store_facts(street.prepared[0]), "two at once")
+    expect_same(store_facts(out), store_facts(pipeline.prepared[0]), "two at once")
     second = "says that another process is preparing it (exit 1)" if ended[1].code else "finds it finished"
     return f"one finishes with the undisturbed checksum, the other {second}"
 
 
-def not_finite(street: Street) -> str:
+def not_finite(pipeline: Pipeline) -> str:
     """`train` with a learning rate at which the loss is not finite"""
-    out = street.folder("not_finite") / "run"
+    out = pipeline.folder("not_finite") / "run"
     rate = ("--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", 0)
-    ended = run(*street.train_words, *rate, "--out", out, code=1)
+    ended = run(*pipeline.train_words, *rate, "--out", out, code=1)
     told = json.loads((out / "not_finite.json").read_text(encoding="utf-8"))
     known = set(json.loads((out / "data.json").read_text(encoding="utf-8"))["training"])
     expect(bool(told["clips"]) and set(told["clips"]) <= known, "not_finite.json does not name the clips of the batch")
@@ -221,15 +221,15 @@ def not_finite(street: Street) -> str:
     )
 
 
-def killed_rank(street: Street) -> str:
+def killed_rank(pipeline: Pipeline) -> str:
     """kill -9 of one of two ranks in training, then `resume` with two ranks"""
-    folder = street.folder("killed_rank")
+    folder = pipeline.folder("killed_rank")
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avdistill")
-    whole = Running(*street.train_words, "--out", folder / "whole", prefix=launch).wait()
+    whole = Running(*pipeline.train_words, "--out", folder / "whole", prefix=launch).wait()
     if whole.code:
         raise NotRunError(f"training with two ranks does not work yet: {whole.last_line}")
     out = folder / "run"
-    running = Running(*street.train_words, "--out", out, prefix=launch)
+    running = Running(*pipeline.train_words, "--out", out, prefix=launch)
     logged = out / "metrics.jsonl"
     if not wait_until(lambda: logged.is_file() and logged.read_bytes().count(b"\n") >= 3, running):
         raise BrokenPromiseError(f"ended before it could be disturbed: {running.wait().last_line}")

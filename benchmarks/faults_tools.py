@@ -163,7 +163,7 @@ def check_ended(ended: Ended, code: int) -> None:
 
 
 @dataclass
-class Street:
+class Pipeline:
     """The small set everything is tried on; each part is made when first asked for."""
 
     work: Path
@@ -232,9 +232,9 @@ class Street:
         return run("embed", "--help").seconds
 
 
-def kill_moments(street: Street, fault: str, count: int, first: float, last: float) -> list[float]:
+def kill_moments(pipeline: Pipeline, fault: str, count: int, first: float, last: float) -> list[float]:
     """`count` random moments in seconds, one in each of as many equal parts of [first, last)."""
-    shares = (np.arange(count) + street.generator(fault).random(count)) / count
+    shares = (np.arange(count) + pipeline.generator(fault).random(count)) / count
     return [float(first + share * (last - first)) for share in shares]
 
 

@@ -1,11 +1,12 @@
-"""Teachers by name on real files: what YAMNet hears, and a street with YAMNet and with CNN14 (random) as the teacher.
+"""Teachers by name on real files: what YAMNet hears, and a pipeline with YAMNet and with CNN14 (random) as the teacher.
 
     python benchmarks/named_teachers.py --clips DIR --videos DIR --work DIR
 
 `--clips` is a folder of any videos: YAMNet's three best classes of each that has sound. `--videos` is GRID as for
 `grid.py`: how often YAMNet's best class of a clip is Speech; then prepare, embed, train, evaluate on the words of 100
 of the student clips and of all test clips, with each teacher. The students are few steps old: this shows that the
-street works, not which teacher is better. CNN14's published weights could not be had: it has random ones, and says so.
+pipeline works, not which teacher is better. CNN14's published weights could not be had: it has random ones, and says
+so.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def listen(teacher: Teacher, clips: Path, videos: Path) -> dict[str, Any]:
     return {"clips": rows, "grid_clips": len(best), "grid_speech": sum(name == "Speech" for name in best) / len(best)}
 
 
-def street(videos: Path, work: Path) -> list[dict[str, Any]]:
+def pipeline(videos: Path, work: Path) -> list[dict[str, Any]]:
     """Prepare, embed, train and evaluate with each named teacher."""
     grid.write_annotations(videos, work / "words.csv")
     listed = read_annotations(work / "words.csv")
@@ -97,7 +98,7 @@ def street(videos: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Listen, then the street."""
+    """Listen, then the pipeline."""
     parser = argparse.ArgumentParser(description="named teachers on real files: results/named_teachers.json")
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--videos", type=Path, required=True)
@@ -110,7 +111,7 @@ def main() -> None:
         "command": "python benchmarks/named_teachers.py --clips DIR --videos DIR --work DIR",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "yamnet": listen(load_teacher("yamnet"), a.clips, a.videos),
-        "students": street(a.videos, a.work),
+        "students": pipeline(a.videos, a.work),
     }
     write_json(RESULTS, report)
 

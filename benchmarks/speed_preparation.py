@@ -28,7 +28,7 @@ from faults_tools import run, write_clip, write_list
 from made_stores import picture
 from measuring import NotHereError, Row, against, in_turn, measure, seconds, within
 
-#: brings 640 x 360 pixels to what uploads of that size have, some 0.7 Mbit/s; without it decoding would be too easy
+#: brings 640 x 360 pixels to what uploads of that size have, some 0.9 Mbit/s; without it decoding would be too easy
 NOISE = 4
 
 

@@ -249,6 +249,6 @@ def _describe_data(store: Store) -> tuple[str, str]:
         f"clips have another's sound, {data.silent:.0%} are silent and {data.noisy:.0%} are drowned in noise at "
         f"{data.snr_db[0]:g} to {data.snr_db[1]:g} dB.",
         "The data and their difficulty were fixed from supervised and teacher figures alone, the methods' settings on "
-        "other seeds than those shown. Synthetic videos show that the street works; they do not show how a method "
+        "other seeds than those shown. Synthetic videos show that the pipeline works; they do not show how a method "
         "fares on real ones.",
     )
