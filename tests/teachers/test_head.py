@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from avdistill.data.store import Store
+from avdistill.teachers.head import _fitted as fit
 from avdistill.teachers.head import fit_head
 
 
@@ -59,6 +60,59 @@ def test_segments_of_a_video_share_a_fold(informed, monkeypatch):
     embedding[rows[1]] = embedding[rows[0]]
     logits, _ = fit_head(store, embedding)
     np.testing.assert_array_equal(logits[rows[0]], logits[rows[1]])
+
+
+def labelled_in_train(store):
+    return np.flatnonzero((store.columns["split"] == "train") & [bool(x) for x in store.labels])
+
+
+def test_a_class_that_a_fold_lacks_is_unknown_and_not_never(informed, monkeypatch):
+    """One clip of each class: whoever judges it has not seen its class."""
+    store, embedding, _ = informed
+    rows = labelled_in_train(store)[1:]
+    labels = list(store.labels)
+    for number, row in enumerate(rows):
+        labels[row] = (f"only_{number}",)
+    monkeypatch.setitem(store.__dict__, "labels", labels)
+    monkeypatch.setitem(store._description, "classes", [*store.classes, *(f"only_{i}" for i in range(len(rows)))])
+    logits, _ = fit_head(store, embedding)
+    np.testing.assert_allclose(np.exp(logits[rows]).sum(1), 1, atol=1e-5)
+    own = np.exp(logits[rows, 3 + np.arange(len(rows))])
+    # 5 folds of 8 clips: one or two of the classes are held out.
+    assert set(np.round(own * len(rows), 6)) == {1.0}
+    assert (logits[rows, :3] == -20).all()  # nobody has a labelled clip of these
+
+
+@pytest.mark.parametrize("classes", [2, 4, 5])
+def test_names_in_the_order_of_the_classes_do_not_hide_a_class(informed, monkeypatch, classes):
+    store, embedding, _ = informed
+    monkeypatch.setitem(store.columns, "split", np.full(len(store), "train"))
+    labels = [(f"k{i % classes}",) for i in range(len(store))]
+    monkeypatch.setitem(store.__dict__, "labels", labels)
+    monkeypatch.setitem(store._description, "classes", [f"k{i}" for i in range(classes)])
+    seen = []
+    monkeypatch.setattr(
+        "avdistill.teachers.head._fitted", lambda x, targets, *more: seen.append(set(targets)) or fit(x, targets, *more)
+    )
+    fit_head(store, embedding)
+    assert len(seen) > 5
+    assert all(len(known) == classes for known in seen)
+
+
+def test_a_label_that_all_or_none_of_a_fold_have_is_not_certain(informed, monkeypatch):
+    store, embedding, _ = informed
+    rows = labelled_in_train(store)[1:]
+    labels = list(store.labels)
+    for row in labelled_in_train(store):
+        labels[row] = ("every", "half") if row % 2 else ("every",)
+    labels[rows[3]] = ("every", "once")
+    monkeypatch.setitem(store.__dict__, "labels", labels)
+    monkeypatch.setitem(store._description, "classes", ["every", "half", "once"])
+    logits, _ = fit_head(store, embedding)
+    chance = 1 / (1 + np.exp(-logits[rows]))
+    assert (chance[:, 0] > 0.8).all()
+    assert (chance[:, 0] < 0.9).all()  # (n + 1) / (n + 2) of six or seven clips
+    assert 0.1 < chance[3, 2] < 0.13
 
 
 def test_several_labels(prepared, monkeypatch, informed):

@@ -1,7 +1,8 @@
 """Logits for a teacher that has none in the store's classes: a linear head on its embeddings (METHOD: baselines).
 
 Only labelled clips of the training split are fitted on. Their own logits are those of a head that has not seen them or
-another segment of their video (out of fold): a head's opinion of what it was fitted on is too sure to learn from.
+another segment of their video (out of fold): a head's opinion of what it was fitted on is too sure to learn from. Of a
+class that such a head has not seen it knows nothing, which is not to say that it never occurs (`_scores`).
 """
 
 from __future__ import annotations
@@ -97,19 +98,21 @@ def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tu
     if several:
         targets = np.array([[name in store.labels[i] for name in occurring] for i in rows], dtype=int)
 
-    folds = list(GroupKFold(min(_FOLDS, len(set(groups)))).split(rows, groups=groups))
+    # At random: in the order of their names all videos of a class may fall into one fold.
+    splitter = GroupKFold(min(_FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    folds = list(splitter.split(rows, groups=groups))
     x = embedding[rows]
     fitted_on, held_out = folds[0]
     strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, occurring, fitted_on, held_out, c, several))
     own = np.zeros((len(rows), len(occurring)))
     for fitted_on, held_out in folds:
         head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
-        own[held_out] = _scores(head, x[held_out], occurring, several)
+        own[held_out] = _scores(head, targets[fitted_on], x[held_out], occurring, several)
     columns = np.array([store.classes.index(name) for name in occurring])
     logits = np.full((len(store), len(store.classes)), np.nan, dtype=np.float32)
     logits[present] = _NEVER
     whole = _fitted(x, targets, strength, several)
-    logits[np.ix_(np.flatnonzero(present), columns)] = _scores(whole, embedding[present], occurring, several)
+    logits[np.ix_(np.flatnonzero(present), columns)] = _scores(whole, targets, embedding[present], occurring, several)
     logits[np.ix_(rows, columns)] = own
     return logits, f"logits of a linear head on {len(rows)} labelled clips of split {split!r} (C {strength:g})"
 
@@ -124,7 +127,8 @@ def _likelihood(
     several: bool,
 ) -> float:
     """Mean log-likelihood of the clips held out."""
-    scores = _scores(_fitted(x[fitted_on], targets[fitted_on], strength, several), x[held_out], classes, several)
+    head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
+    scores = _scores(head, targets[fitted_on], x[held_out], classes, several)
     if several:
         return float(-np.logaddexp(0, np.where(targets[held_out] == 1, -scores, scores)).mean())
     return float(scores[np.arange(len(scores)), [classes.index(name) for name in targets[held_out]]].mean())
@@ -137,7 +141,7 @@ def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipe
     head = make_pipeline(StandardScaler(), OneVsRestClassifier(head) if several else head)
     # One thread: those of the linear algebra wait for each other where other processes work.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # A head that is nearly there serves; a class that a fold lacks, or holds alone, is scored as never or always.
+        # A head that is nearly there serves; what a fold lacks, or holds alone, `_scores` knows.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
         warnings.filterwarnings("ignore", message="Label not .* is present in all training examples")
@@ -145,12 +149,21 @@ def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipe
     return head
 
 
-def _scores(head: Pipeline, x: np.ndarray, classes: list[str], several: bool) -> np.ndarray:
-    """(n, C) in the order of `classes`."""
+def _scores(head: Pipeline, targets: Any, x: np.ndarray, classes: list[str], several: bool) -> np.ndarray:
+    """(n, C) in the order of `classes`, of a head that was fitted on `targets`.
+
+    Laplace's rule for what those cannot tell: a class that is not among them has one clip of as many more, and one that
+    none of them has, or all have (several labels), is one clip away from the contrary.
+    """
+    clips = len(targets)
     if several:
         p = np.clip(head.predict_proba(x), 1e-9, 1 - 1e-9)
+        counts = targets.sum(0)
+        untold = (counts == 0) | (counts == clips)
+        p[:, untold] = (counts[untold] + 1) / (clips + 2)
         return np.maximum(np.log(p) - np.log1p(-p), _NEVER)
-    scores = np.full((len(x), len(classes)), _NEVER)
     known = [classes.index(name) for name in head.classes_]
-    scores[:, known] = np.log(np.maximum(head.predict_proba(x), np.exp(_NEVER)))
+    everyone = clips + len(classes) - len(known)
+    scores = np.full((len(x), len(classes)), -np.log(everyone))
+    scores[:, known] = np.log(np.maximum(head.predict_proba(x), np.exp(_NEVER))) + np.log(clips / everyone)
     return scores
