@@ -26,6 +26,7 @@ from avdistill.studies.comparison_report import summarise_study
 from avdistill.studies.jobs import Job, _result, beside
 from avdistill.studies.ranking import paired_difference
 from avdistill.studies.trials import LEARNING_RATES, settings_to_try
+from avdistill.teachers.head import add_features
 from avdistill.training.recipes import RECIPES
 
 SMALL = [
@@ -356,6 +357,38 @@ def test_what_no_run_could_be_tested_on_is_said_before_anything_is_trained(many_
         assert main([*call, *more]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "study").exists()
+
+
+def test_nothing_that_is_tested_is_trained_on(many_clips, tmp_path, capsys):
+    call = arguments(many_clips.folder, tmp_path / "study", "--methods", "supervised", "kd")
+    for more in (["--base.train-split", "train+test"], ["--test-split", "train"]):
+        assert main([*call, *more]) == 2
+        assert "which is trained on" in capsys.readouterr().err
+    embedding = np.random.default_rng(0).standard_normal((len(many_clips), 6)).astype(np.float32)
+    about = {"modality": "sound", "source": "s", "embedding": embedding, "logits": None, "classes": ()}
+    add_features(many_clips, "sound", head_split="train+test", **about)
+    assert main(call) == 1
+    assert "fitted on split 'train+test', with clips of 'test', which are tested" in capsys.readouterr().err
+    # One video with labels is none to fit a head on: kd would end the study when supervised is done.
+    add_features(many_clips, "sound", **about)
+    assert main([*call, "--conditions", "labelled_videos=1"]) == 1
+    assert "method 'kd' needs logits of teacher 'sound'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("study/runs/*"))
+
+
+def test_a_study_does_not_go_on_with_another_test_store(many_clips, tmp_path, capsys):
+    test = with_splits(Store(shutil.copytree(many_clips.folder, tmp_path / "test")), train="unused")
+    out = tmp_path / "study"
+    call = arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0, "--test-store", test.folder)
+    assert main(call) == 0
+    described = json.loads((test.folder / "store.json").read_text())
+    (test.folder / "store.json").write_text(json.dumps(described | {"checksum": "other"}))
+    assert main(call) == 2
+    assert "test_store_checksum differ" in capsys.readouterr().err
+    told = json.loads((out / "study.json").read_text())
+    del told["test_store_checksum"]  # an earlier version's
+    (out / "study.json").write_text(json.dumps(told))
+    assert main(call) == 0
 
 
 def test_a_study_without_a_teacher_minds_no_features(many_clips, tmp_path):

@@ -12,6 +12,7 @@ from avdistill.data.store import Store, StoreError
 from avdistill.models.audio import LogMelCNN
 from avdistill.teachers import Teacher, TeacherError, embed
 from avdistill.teachers.carrying import carry_features, sound_sources
+from avdistill.teachers.head import add_features, maker
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.types import PictureView, SoundView
 
@@ -130,6 +131,25 @@ def test_the_sources_of_resampled_sound_and_of_a_fitted_head_are_known_again(man
         carry_features(base, made, "resampled", teacher=ears["mine"])
     carry_features(base, made, "resampled", teacher=at_half)
     carry_features(base, made, "resampled")  # it is there: nothing to do
+
+
+@pytest.mark.parametrize("change", ["values", "head_split", "absent"])
+def test_older_features_that_a_condition_already_has_are_refused(half_mute, tmp_path, change):
+    base, _, values = half_mute
+    made = apply_condition(base, Condition(silent=0.2, unrelated=0.3), tmp_path / "made")
+    carry_features(base, made, "sound")
+    carry_features(base, Store(made.folder), "sound")  # as they are: nothing to do
+    about = {"modality": "sound", "source": maker(base.teachers["sound"]), "logits": None, "classes": ()}
+    if change == "head_split":
+        about["head_split"] = "train+test"
+    elif change == "values":
+        values = values + np.float32(0.1)
+    else:
+        kept = np.flatnonzero((sound_sources(base, made) == np.arange(len(base))) & ~np.isnan(values[:, 0]))
+        values[kept[0]] = np.nan
+    add_features(base, "sound", embedding=values, **about)
+    with pytest.raises(StoreError, match="has other features of teacher 'sound' by now: remove this folder"):
+        carry_features(Store(base.folder), Store(made.folder), "sound")
 
 
 def test_features_of_another_network_that_a_condition_already_has_are_refused(many_clips, ears, tmp_path):

@@ -25,23 +25,17 @@ from typing import Any
 import numpy as np
 
 from avdistill.data.conditions import Condition, apply_condition, parse_condition
-from avdistill.data.dataset import (
-    check_view_fits,
-    clips_of_splits,
-    encode_labels,
-    has_modality,
-    labelled_clips,
-    videos_of,
-)
+from avdistill.data.dataset import clips_of_splits, labelled_clips, videos_of
 from avdistill.data.files import write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
+from avdistill.studies.comparison_checks import check_stores
 from avdistill.studies.comparison_report import write_study_report
 from avdistill.studies.jobs import Job, Pool, has_gallery, steps_done
 from avdistill.studies.trials import LEARNING_RATES, Setting, method_label, settings_to_try
-from avdistill.teachers.base import Teacher, check_rates
-from avdistill.teachers.carrying import carry_features, check_teacher
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.carrying import carry_features
 from avdistill.training import TrainConfig
 from avdistill.training.checkpoint import environment
 from avdistill.training.session import check_same_features
@@ -138,9 +132,8 @@ def run_study(
     if workers < 1 or (threads is not None and threads < 1):
         raise ConfigError(f"workers and threads must be at least 1, got {workers} and {threads}")
     methods = {name: parse_method(name) for name in study.methods}
-    _check_stores(study, Store(study.store), teacher)
-    _open_folder(study, methods)
-    stores = _condition_stores(study, teacher)
+    _open_folder(study, methods, teacher)
+    stores = _condition_stores(study, methods, teacher)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     pool = Pool(workers)
     test_store = (study.test_store or study.store).resolve()
@@ -258,29 +251,10 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w=.,-]+", "_", text)
 
 
-def _check_stores(study: Study, store: Store, teacher: Teacher | None) -> None:
-    """Raise StoreError, ConfigError or TeacherError for what would end runs on `store`, many trained by then."""
-    test, view = Store(study.test_store or study.store), study.base.student.view
-    clips_of_splits(store, study.base.train_split)
-    for_one = [name for name in study.methods if not method_class(parse_method(name)).several_labels]
-    if for_one and store.multi_label:
-        raise ConfigError(
-            f"study.methods: {', '.join(for_one)} need one label per clip; clips of {store.folder} have several"
-        )
-    clips = labelled_clips(test, study.test_split)
-    encode_labels(test, clips, store.classes, store.multi_label)
-    check_rates(test, view, store.fps, store.sample_rate_hz, "the student")
-    seen = clips[has_modality(test, clips, view)]
-    if not len(seen):
-        raise StoreError(f"{test.folder}: no labelled clip of split {study.test_split!r} holds {view.modality}")
-    check_view_fits(test, seen, view)
-    if teacher is not None and study.teacher in store.teachers:
-        check_teacher(store, [study.teacher], teacher)
-
-
-def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
+def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Teacher | None) -> None:
     """Write what the study is, or compare with what was written."""
     store = Store(study.store)
+    check_stores(study, store, methods, network)
     teacher = store.teachers.get(study.teacher)
     needed = {method_class(config).needs for config in methods.values()} - {""}
     features = store.teacher_record(study.teacher, tokens="tokens" in needed) if needed and teacher else None
@@ -289,6 +263,8 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
         "test_store": str((study.test_store or study.store).resolve()),
         "store_checksum": store.checksum,
     }
+    if study.test_store is not None:
+        told["test_store_checksum"] = Store(study.test_store).checksum
     if study.base.train_split != "train":
         # Older versions changed, and searched, the split "train" whatever was trained on: such a study cannot go on.
         told["changed_and_searched"] = study.base.train_split
@@ -296,6 +272,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
     path = study.out / "study.json"
     if path.is_file():
         recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded.setdefault("test_store_checksum", told.get("test_store_checksum"))  # earlier versions had none
         differing = [key for key in told if recorded.get(key) != told[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
@@ -306,19 +283,12 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig]) -> None:
         return
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
-    for name, config in methods.items():
-        needs = method_class(config).needs
-        if needs and teacher is None:
-            raise StoreError(f"{study.store}: method {name!r} needs teacher {study.teacher!r}: `avdistill embed` first")
-        if teacher and (needs, True) in {("logits", not teacher.classes), ("tokens", not teacher.positions)}:
-            hint = " (`avdistill embed --maps`)" if needs == "tokens" else ""
-            raise StoreError(f"{study.store}: method {name!r} needs {needs} of teacher {study.teacher!r}{hint}")
     study.out.mkdir(parents=True, exist_ok=True)
     write_json(path, told | {"teacher_features": features})
     write_json(study.out / "environment.json", environment())
 
 
-def _condition_stores(study: Study, teacher: Teacher | None) -> dict[str, Path]:
+def _condition_stores(study: Study, methods: Mapping[str, MethodConfig], teacher: Teacher | None) -> dict[str, Path]:
     base = Store(study.store)
     stores = {}
     for text in study.conditions:
@@ -328,7 +298,7 @@ def _condition_stores(study: Study, teacher: Teacher | None) -> dict[str, Path]:
             made = apply_condition(base, study.condition(text), folder)
             if study.teacher in base.teachers:
                 carry_features(base, made, study.teacher, teacher=teacher)
-            _check_stores(study, made, None)
+            check_stores(study, Store(folder), methods, None)
     return stores
 
 

@@ -55,23 +55,18 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
 
     Args:
         base: holds the features.
-        store: gets them; nothing happens where it has them.
+        store: gets them; nothing happens where it has them, as they are in `base`.
         name: of the teacher.
         teacher: the network that made them; needed only for sound that is new.
 
     Raises:
-        StoreError: no such teacher, `store` has another one's features under its name, or there is new sound and no
-            network to hear it.
+        StoreError: no such teacher, `store` has another one's features under its name or older ones, or there is new
+            sound and no network to hear it.
         TeacherError: there is new sound, and the network is another than the one that made the features.
     """
     embedding, logits, present = base.teacher_features(name)
     if name in store.teachers:
-        there, expected = maker(store.teachers[name]), maker(base.teachers[name])
-        if there != expected:
-            raise StoreError(
-                f"{store.folder}: its teacher {name!r} is {there}, that of {base.folder} is {expected}: remove this "
-                "folder, to make it anew"
-            )
+        _check_carried(base, store, name)
         return
     entry, tokens = base.teachers[name], base.teacher_tokens(name)
     source = np.arange(len(base))
@@ -103,6 +98,29 @@ def carry_features(base: Store, store: Store, name: str, *, teacher: Teacher | N
         tokens=tokens,
         head_split=entry.head_split,
     )
+
+
+def _check_carried(base: Store, store: Store, name: str) -> None:
+    """Raise StoreError where the features of `store` are not those of `base` as they are now."""
+    old, new = store.teachers[name], base.teachers[name]
+    again = "remove this folder, to make it anew"
+    if maker(old) != maker(new):
+        raise StoreError(
+            f"{store.folder}: its teacher {name!r} is {maker(old)}, that of {base.folder} is {maker(new)}: {again}"
+        )
+    source = sound_sources(base, store) if new.modality == "sound" else np.arange(len(base))
+    before, after = (
+        np.where(present[rows, None], embedding[rows], np.nan)
+        for (embedding, _, present), rows in (
+            (store.teacher_features(name), source >= 0),
+            (base.teacher_features(name), source[source >= 0]),
+        )
+    )
+    # A network that heard the new sounds heard the others again, in other batches: that moves last digits.
+    same = before.shape == after.shape and np.allclose(before, after, rtol=1e-3, atol=1e-4, equal_nan=True)
+    splits = [entry.head_split if entry.fitted_head else None for entry in (old, new)]
+    if not same or old.positions != new.positions or splits[0] != splits[1]:
+        raise StoreError(f"{store.folder}: {base.folder} has other features of teacher {name!r} by now: {again}")
 
 
 _SILENT, _NEW = -1, -2
