@@ -147,12 +147,16 @@ class Disk:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files through /proc")
+@pytest.mark.parametrize("most_open", [1, 16])  # with one open shard, frames and sound take turns
 @pytest.mark.parametrize("clips", [1, 7])
 @pytest.mark.parametrize("left", ["nothing more", "the journal", "the journal and zeros"])
-def test_a_power_cut_costs_what_came_after_the_last_mark(whole, small_set, tmp_path, monkeypatch, clips, left):
+def test_a_power_cut_costs_what_came_after_the_last_mark(
+    whole, small_set, tmp_path, monkeypatch, clips, left, most_open
+):
     """Each file as it was last forced onto the disk, and the journal perhaps further."""
     config, store = whole
     monkeypatch.setattr(journal_module, "_SYNC_EVERY_CLIPS", 3)
+    monkeypatch.setattr(journal_module, "_MOST_OPEN_SHARDS", most_open)
     disk = Disk(monkeypatch)
     folder = begin(small_set, tmp_path / "store", config, clips)
     disk.lose(folder, but=["journal.jsonl"] if "journal" in left else [], zeros="zeros" in left)

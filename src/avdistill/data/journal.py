@@ -29,6 +29,8 @@ from avdistill.data.shards import Growing, JpegShard, Shard, WrittenJpegShard, W
 from avdistill.data.store import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK, StoreError
 
 _SYNC_EVERY_CLIPS = 64
+# Every size of picture has its shard, and there may be hundreds: more files than a process may have open.
+_MOST_OPEN_SHARDS = 16
 _BLOCK_BYTES = 2**22
 _SOURCES = "sources.csv"
 # What describes how the store was made, not what it holds: the same clips give the same checksum without it.
@@ -53,6 +55,7 @@ class Journal:
     _frames: dict[tuple[int, ...], tuple[int, Growing]] = field(default_factory=dict)
     _sound: tuple[int, Growing] | None = None
     _shards: int = 0
+    _open: list[Growing] = field(default_factory=list)  # in the order of their last use
 
     @property
     def finished(self) -> int:
@@ -136,12 +139,13 @@ class Journal:
                 ends["sound", row["sound_shard"]] = row["sound_offset"] + row["sound_count"]
         for (kind, number), count in sorted(ends.items()):
             if kind == "frames":
-                self._retire(self._frames.get(shapes[number]))
-                self._frames[shapes[number]] = (number, self._open_frames(number, shapes[number], count))
+                shard = self._new_frames(number, shapes[number], count)
+                self._frames[shapes[number]] = (number, shard)
                 self._shards = max(self._shards, number + 1)
             else:
-                self._retire(self._sound)
-                self._sound = (number, Shard.open(self._name(kind, number), (), "int16", count))
+                shard = Shard(self._name(kind, number), (), "int16", count)
+                self._sound = (number, shard)
+            self._use(shard)  # cuts it back
         known = {self._name(kind, number) for kind, number in ends}
         for stray in [*self.folder.glob("frames-*"), *self.folder.glob("sound-*")]:
             if stray.with_suffix(".npy") not in known:
@@ -222,17 +226,25 @@ class Journal:
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
-    def _open_shards(self) -> list[Growing]:
-        return [shard for _, shard in self._frames.values()] + ([self._sound[1]] if self._sound else [])
-
     def _open_files(self) -> list[IO[bytes]]:
-        return [file for shard in self._open_shards() for file in shard.files]
+        return [file for shard in self._open for file in shard.files]
 
-    def _open_frames(self, number: int, shape: tuple[int, ...], count: int) -> Growing:
+    def _use(self, shard: Growing) -> None:
+        """Have a shard open; the one that was not used for longest may make room, with all it holds on the disk."""
+        if shard in self._open:
+            self._open.remove(shard)
+        else:
+            if len(self._open) == _MOST_OPEN_SHARDS:
+                self._open[0].close()
+                del self._open[0]
+            shard.open()
+        self._open.append(shard)
+
+    def _new_frames(self, number: int, shape: tuple[int, ...], count: int) -> Growing:
         path = self._name("frames", number)
         if self.jpeg_quality is not None:
             return JpegShard(path, self.jpeg_quality, count)
-        return Shard.open(path, shape, "uint8", count)
+        return Shard(path, shape, "uint8", count)
 
     def _name(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number:05d}.npy"
@@ -240,22 +252,17 @@ class Journal:
     def _frame_shard(self, shape: tuple[int, ...]) -> tuple[int, Growing]:
         current = self._frames.get(shape)
         if current is None or current[1].full:
-            self._retire(current)
-            self._frames[shape] = (self._shards, self._open_frames(self._shards, shape, 0))
+            current = self._frames[shape] = (self._shards, self._new_frames(self._shards, shape, 0))
             self._shards += 1
-        return self._frames[shape]
+        self._use(current[1])
+        return current
 
     def _sound_shard(self) -> tuple[int, Growing]:
         if self._sound is None or self._sound[1].full:
             number = 0 if self._sound is None else self._sound[0] + 1
-            self._retire(self._sound)
-            self._sound = (number, Shard.open(self._name("sound", number), (), "int16", 0))
+            self._sound = (number, Shard(self._name("sound", number), (), "int16"))
+        self._use(self._sound[1])
         return self._sound
-
-    @staticmethod
-    def _retire(current: tuple[int, Growing] | None) -> None:
-        if current is not None:
-            current[1].close()
 
     def close(self) -> None:
         """Let go of every file; what was written stays for the next run."""
@@ -267,7 +274,7 @@ class Journal:
     def finish(self, settings: dict[str, Any]) -> None:
         """Write the clip table, `skipped.csv` and the description; the journal stays until the store has its name."""
         self.file.close()
-        for shard in self._open_shards():
+        for shard in self._open:
             shard.close()
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
         for row in rows:

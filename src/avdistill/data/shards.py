@@ -10,7 +10,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 2**22
 
 
 class Growing(Protocol):
-    """What a preparation writes into."""
+    """What a preparation writes into while it is open; it may be closed and opened again."""
 
     @property
     def count(self) -> int:
@@ -38,6 +38,9 @@ class Growing(Protocol):
     def files(self) -> Sequence[IO[bytes]]:
         """What is open."""
 
+    def open(self) -> None:
+        """Make what is not there; what is there is cut back to `count` items, which it must hold."""
+
     def append(self, array: np.ndarray, crc: int = 0) -> int:
         """Write items at the end; returns the CRC-32 of their bytes, carried on from `crc`."""
 
@@ -45,25 +48,22 @@ class Growing(Protocol):
         """Write what tells how many items there are, have all on the disk, let go of the files."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Shard:
-    """An .npy file that grows; its header has room for the final count, which is written at the end."""
+    """An .npy file that grows; its header has room for the final count, which is written when it is closed."""
 
     path: Path
     shape: tuple[int, ...]  # of one item
     dtype: str
-    file: IO[bytes]
     count: int = 0
+    file: IO[bytes] = field(init=False, repr=False)
 
-    @classmethod
-    def open(cls, path: Path, shape: tuple[int, ...], dtype: str, count: int) -> Shard:
+    def open(self) -> None:
         """Make the file, or take it up and cut it back to `count` items of `shape`, which it must hold."""
-        file = path.open("r+b" if path.exists() else "w+b")
-        shard = cls(path, shape, dtype, file, count)
-        shard._write_header(0)
-        file.truncate(shard.start + count * shard.item_bytes)
-        file.seek(0, os.SEEK_END)
-        return shard
+        self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self._write_header()
+        self.file.truncate(self.start + self.count * self.item_bytes)
+        self.file.seek(0, os.SEEK_END)
 
     @property
     def item_bytes(self) -> int:
@@ -88,16 +88,16 @@ class Shard:
         return zlib.crc32(content, crc)
 
     def close(self) -> None:
-        """Write the final count into the header and let go of the file."""
+        """Write the count into the header, have all on the disk, let go of the file."""
         start = self.start
-        self._write_header(self.count)
+        self._write_header()
         assert self.start == start, "the header outgrew its place"
         sync(self.file)
         self.file.close()
 
-    def _write_header(self, count: int) -> None:
+    def _write_header(self) -> None:
         self.file.seek(0)
-        self.file.write(_header(count, self.shape, self.dtype))
+        self.file.write(_header(self.count, self.shape, self.dtype))
         self.start = self.file.tell()
 
 
@@ -105,7 +105,7 @@ class JpegShard:
     """Frames as JPEG, and where each ends."""
 
     def __init__(self, path: Path, quality: int, count: int) -> None:
-        """Make both files, or take them up and cut them back to `count` frames.
+        """Name both files.
 
         Args:
             path: of the .npy file; that of the pictures differs in its ending.
@@ -113,12 +113,16 @@ class JpegShard:
             count: frames that are there.
         """
         self.quality = quality
-        self.ends = Shard.open(path, (), "int64", count)
+        self.ends = Shard(path, (), "int64", count)
         self.end = 0
-        if count:
+
+    def open(self) -> None:
+        """Make both files, or take them up and cut them back to `count` frames."""
+        self.ends.open()
+        if self.count:
             self.ends.file.seek(-8, os.SEEK_END)
             self.end = int(np.frombuffer(self.ends.file.read(8), np.int64)[0])
-        pictures = path.with_suffix(".jpeg")
+        pictures = self.ends.path.with_suffix(".jpeg")
         self.file = pictures.open("r+b" if pictures.exists() else "w+b")
         self.file.truncate(self.end)
         self.file.seek(0, os.SEEK_END)
@@ -130,7 +134,7 @@ class JpegShard:
 
     @property
     def full(self) -> bool:
-        """Whether it holds 2 GB."""
+        """Whether it holds 2 GB; known once it was open."""
         return self.end >= _SHARD_BYTES
 
     @property
