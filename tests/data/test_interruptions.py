@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avdistill.data import preparation
+from avdistill.data import files
 from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.store import Store, StoreError, partial_folder
 
@@ -223,7 +223,7 @@ def test_processes_that_prepare_one_store_at_once(prepared, small_set, tmp_path)
 def test_a_store_that_is_finished_while_we_start(prepared, small_set, tmp_path, monkeypatch, moment):
     folder, annotations = small_set
     out = tmp_path / "store"
-    lock = preparation.open_locked
+    lock = files.open_locked
 
     def finished_meanwhile(partial):
         monkeypatch.undo()
@@ -236,7 +236,7 @@ def test_a_store_that_is_finished_while_we_start(prepared, small_set, tmp_path, 
     def on_clip(done, total):
         raise AssertionError("prepared anew")
 
-    monkeypatch.setattr(preparation, "open_locked", finished_meanwhile)
+    monkeypatch.setattr(files, "open_locked", finished_meanwhile)
     store = prepare(annotations, folder, out, CONFIG, on_clip=on_clip)
     assert store.checksum == Store(prepared).checksum
     assert not partial_folder(out).exists()

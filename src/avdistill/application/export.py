@@ -79,7 +79,7 @@ def export(
     if clips is not None:
         inputs.append(_clip_inputs(clips, description, most_clips))
 
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(out.name + ".exporting")  # `.partial` may be hours of an interrupted `prepare`
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

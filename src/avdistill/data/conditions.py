@@ -12,7 +12,7 @@ import hashlib
 import heapq
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.data.dataset import clips_of_splits
-from avdistill.data.files import file_checksum, put_in_place, reason, write_json
+from avdistill.data.files import LOCK, file_checksum, lock_partial, put_in_place, reason, write_json
 from avdistill.data.published import video_of
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
 from avdistill.decoding import ConfigError, encode
@@ -32,6 +32,8 @@ from avdistill.decoding import ConfigError, encode
 _CHANGES = ("unrelated", "silent", "shifted", "drowned")
 # Came after stores were written: at 0 they are left out of the checksum, which so stays that of the older stores.
 _COUNTS = ("labelled_videos", "labelled_per_class")
+# What is written into the partial folder. A preparation has other files too, from its first moment on.
+_OWN_FILE = re.compile(r"(frames|sound)-\d+\.(npy|jpeg)|clips\.parquet|store\.json(\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -125,28 +127,44 @@ def apply_condition(store: Store, condition: Condition, out: Path) -> Store:
         out: the new store's folder; returned as it is where it already is exactly this.
 
     Raises:
-        StoreError: `out` holds something else, a split or a different label is missing, there are fewer labelled videos
-            than asked for, or it cannot be written.
+        StoreError: `out` holds something else, another process or an interrupted `prepare` is at it, a split or a
+            different label is missing, there are fewer labelled videos than asked for, or it cannot be written.
     """
     told = {name: value for name, value in encode(condition).items() if value or name not in _COUNTS}
     if _by_class(condition) and any(len(store.labels[i]) > 1 for i in clips_of_splits(store, condition.split)):
         # Older versions drew each combination of labels for itself: what they wrote must not pass for this.
         told["drawn"] = "each label"
     checksum = hashlib.sha256(json.dumps([store.checksum, told]).encode()).hexdigest()
-    if (out / "store.json").is_file():
-        found = Store(out)
-        if found.checksum != checksum:
-            raise StoreError(f"{out}: already there, and not this store under the condition {condition.name}")
-        return found
     folder = partial_folder(out)
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _write(store, condition, folder, checksum)
-        put_in_place(folder, out)
+        lock = lock_partial(folder, out)
+        if lock is None:
+            found = Store(out)
+            if found.checksum != checksum:
+                raise StoreError(f"{out}: already there, and not this store under the condition {condition.name}")
+            return found
+        with lock:
+            _clear(folder)
+            _write(store, condition, folder, checksum)
+            put_in_place(folder, out)
+    except BlockingIOError:
+        raise StoreError(f"{out}: another process is making this store") from None
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {reason(error)}") from error
     return Store(out)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an interrupted call has left. Anything else may be hours of a preparation, which stays."""
+    left = sorted(file for file in folder.iterdir() if file.name != LOCK)
+    for file in left:
+        if not _OWN_FILE.fullmatch(file.name):
+            raise StoreError(
+                f"{folder}: {file.name} is in the way, perhaps of an interrupted `prepare`, which the same command "
+                "finishes; or remove the folder, or name another"
+            )
+    for file in left:
+        file.unlink()
 
 
 def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> None:
@@ -167,7 +185,8 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     if len(sounds):
         np.save(folder / f"sound-{_next_shard(store):05d}.npy", sounds)
     for file in folder.iterdir():
-        kept.setdefault(file.name, file_checksum(file))
+        if file.name not in (LOCK, *kept):
+            kept[file.name] = file_checksum(file)
     made_from = {"store": str(store.folder.resolve()), "checksum": store.checksum, **asdict(condition)}
     write_json(
         folder / "store.json",

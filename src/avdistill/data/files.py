@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +35,32 @@ def open_locked(folder: Path, *, wait: bool = False) -> IO[str]:
         file.close()
         raise
     return file
+
+
+def lock_partial(folder: Path, target: Path) -> IO[str] | None:
+    """Make the folder that gets the target's name when it is whole, and lock it.
+
+    None: the target is there, perhaps since another process has just finished it.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    while not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open_locked(folder)
+        except FileNotFoundError:
+            continue  # the folder got the target's name after our mkdir
+        # What is locked is a file. It may have gone with the folder to the target's name, or the target came before it.
+        ours = (folder / LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
+        if ours and not target.exists():
+            return lock
+        if ours:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.close()
+    return None
 
 
 def reason(error: Exception) -> str:

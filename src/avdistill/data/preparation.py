@@ -15,14 +15,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from avdistill.data.annotations import Annotation
-from avdistill.data.files import LOCK, open_locked, put_in_place, reason
+from avdistill.data.files import lock_partial, put_in_place, reason
 from avdistill.data.journal import Journal, discard, read_sources
 from avdistill.data.media import MediaError, SpoolError
 from avdistill.data.reading import (
@@ -91,7 +91,7 @@ def prepare(
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"
     folder = partial_folder(out)
     try:
-        lock = _lock(out, folder)
+        lock = lock_partial(folder, out)
         if lock is None:
             return _existing(out, videos, settings)
         with lock, closing(Journal.open(folder, settings)) as journal:
@@ -117,33 +117,13 @@ def prepare(
             journal.finish(settings)
             put_in_place(folder, out)
             discard(out)
+    except BlockingIOError:
+        raise StoreError(f"{out}: another process is preparing this store") from None
     except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
         raise StoreError(
             f"{out}: stopped: {reason(error)}; what is finished stays, the same command goes on when that is mended"
         ) from error
     return Store(out)
-
-
-def _lock(out: Path, folder: Path) -> IO[str] | None:
-    """Make the partial folder and lock it. None: there is a store, perhaps one that another process just finished."""
-    while not out.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = open_locked(folder)
-        except FileNotFoundError:
-            continue  # the folder got the store's name after our mkdir
-        except BlockingIOError:
-            raise StoreError(f"{out}: another process is preparing this store") from None
-        # What is locked is a file. It may have gone with the folder to the store's name, or the store came before it.
-        ours = (folder / LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
-        if ours and not out.exists():
-            return lock
-        if ours:
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-                folder.rmdir()
-        lock.close()
-    return None
 
 
 def _existing(out: Path, videos: Path, settings: dict[str, Any]) -> Store:
