@@ -5,6 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+import torch
+
 from avdistill.cli import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_method.md").read_text()
@@ -54,3 +57,29 @@ def test_a_run_of_an_own_method_resumes_from_anywhere_exactly(many_clips, tmp_pa
     resume(tmp_path / "halves")
     for name in ("last/student.safetensors", "last/helpers.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+    (tmp_path / "cosine.py").write_text(source + "\n# another\n")
+    for words in (["resume", str(tmp_path / "halves")], ["audit", str(tmp_path / "halves"), str(many_clips.folder)]):
+        assert main(words) == 1
+        assert "the file of its method has changed" in capsys.readouterr().err
+
+
+def test_helpers_that_were_not_saved_are_not_made_up(many_clips, tmp_path, monkeypatch):
+    """A method that got a layer: random weights would pass for trained ones."""
+    from avdistill.methods import KDConfig
+    from avdistill.methods.baselines import KD
+    from avdistill.models.weights import WeightsError
+    from avdistill.training import StudentConfig, TrainConfig, resume, train
+    from avdistill.types import PictureView
+
+    student = StudentConfig("shifted_frames", PictureView(frames=4, size=(16, 24)), {"width": 8, "embedding_dim": 16})
+    begun = TrainConfig(many_clips.folder, tmp_path / "run", student, KDConfig(), "sound", steps=4, batch_size=6)
+    train(begun, stop_after=2)
+    build = KD.__init__
+
+    def with_a_layer(self, *arguments):
+        build(self, *arguments)
+        self.register_buffer("extra", torch.zeros(3))
+
+    monkeypatch.setattr(KD, "__init__", with_a_layer)
+    with pytest.raises(WeightsError, match="it lacks extra"):
+        resume(tmp_path / "run")

@@ -23,6 +23,20 @@ class NoMapError(ValueError):
     """Maps were asked of a network that has none."""
 
 
+class NotFiniteError(ValueError):
+    """What a network says of a clip is infinite or no number.
+
+    Attributes:
+        clips: ids of all clips it says such things of.
+    """
+
+    def __init__(self, store: Store, clips: list[str]) -> None:
+        super().__init__(
+            f"{store.folder}: what the network says of {len(clips)} clips, such as {clips[0]!r}, is not finite"
+        )
+        self.clips = clips
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a network says of N clips; rows where `present` is False hold no information.
@@ -73,6 +87,7 @@ def run_network(
 
     Raises:
         NoMapError: `with_tokens`, and the network has no map.
+        NotFiniteError: so is what the network says.
         ConfigError: `batch_size` or `windows` below 1, or a stride that would skip something.
         StoreError: no clip holds what the network looks at, or the pictures are smaller than a view that does not
             resize them.
@@ -122,6 +137,8 @@ def run_network(
         for total in (*sums, counts):
             distributed.add_up(total)
     embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
+    if len(wrong := (~(embedding.isfinite().all(1) & probabilities.isfinite().all(1))).nonzero()):
+        raise NotFiniteError(store, store.columns["id"][clips[wrong[:, 0].numpy()]].tolist())
     tokens = None
     if with_tokens:
         with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds

@@ -1,17 +1,20 @@
 """Figures of a run: every window is used, what is missing counts as a miss, several ways to the same number agree."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from avdistill.cli import main
 from avdistill.data.annotations import Annotation
 from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store, StoreError
+from avdistill.data.store import CLIP_SCHEMA, Store, StoreError
 from avdistill.data.transforms import evaluation_window
 from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import evaluate
@@ -101,7 +104,9 @@ def test_a_clip_without_picture_is_a_counted_miss(small_set, run, tmp_path):
     found = retrieve(run, store).figures
     assert found["queries"] == 2
     assert found["queries_missing"] == 1
-    assert found["hit@1"] == found["map"] == 0.5  # the query that is seen finds itself
+    assert found["hit@1"] == 0.5  # the query that is seen finds itself
+    # Nothing of the other's class is in the gallery: it is no query that mAP counts, seen or not.
+    assert (found["map"], found["queries_without_relevant"]) == (1, 1)
 
 
 def test_retrieval_needs_no_sound_and_leaves_out_nothing(taught, run):
@@ -169,6 +174,36 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
     found = retrieve(trained, store).figures
     assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip
     assert found["queries_without_relevant"] == 0
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+def test_who_sees_nothing_misses_what_there_is_to_be_found(taught, run, tmp_path, monkeypatch, several):
+    """Of queries without a picture only those count that have a relevant clip; of the others none counts either way."""
+    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
+    rows = store.table.to_pylist()
+    tests = [row for row in rows if row["split"] == "test" and row["labels"]]
+    for row in rows:
+        if row["split"] == "train" and "class_0" in row["labels"]:
+            row["labels"] = []
+    for number, row in enumerate(tests):
+        row["labels"] = [f"class_{number % 3}"] + (["class_2"] if several and number % 3 == 1 else [])
+        if number in (0, 1, 2, 4):
+            row["has_frames"] = False
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
+    found = retrieve(run, Store(store.folder)).figures
+    kept = [row for number, row in enumerate(tests) if number not in (0, 1, 2, 4)]
+    for row in tests:
+        row["labels"] = row["labels"] if row in kept else []
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
+    seen = retrieve(run, Store(store.folder)).figures
+    hopeless = sum("class_0" in row["labels"] for row in kept)
+    answered = len(kept) - hopeless
+    assert (found["queries"], found["queries_missing"]) == (len(tests), 4)
+    assert seen["queries_without_relevant"] == hopeless > 0
+    assert found["queries_without_relevant"] == hopeless + 1  # clip 0
+    for name in ("map", "map@R"):
+        assert found[name] == pytest.approx(seen[name] * answered / (answered + 3))
+    assert found["hit@5"] == pytest.approx(seen["hit@5"] * len(kept) / len(tests))
 
 
 def test_a_clip_is_not_looked_up_among_those_with_itself(taught, run):

@@ -6,7 +6,8 @@ import pytest
 import scipy.stats
 import torch
 
-from avdistill.methods import C2KDConfig
+from avdistill.decoding import ConfigError
+from avdistill.methods import C2KDConfig, DKDConfig, Sizes, build_method
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
 from method_cases import B, C, Float64, batch, built, student
@@ -171,3 +172,9 @@ def test_several_labels_are_refused():
     data = batch()
     with pytest.raises(ValueError, match=r"c2kd.*one label"):
         built(C2KDConfig())(Batch(**{**vars(data), "labels": torch.zeros(B, C)}))
+
+
+@pytest.mark.parametrize("config", [C2KDConfig(), DKDConfig()])
+def test_one_class_is_refused(config):
+    with pytest.raises(ConfigError, match="two classes or more"):
+        build_method(config, student(), Sizes(num_classes=1, teacher_dim=4, training_clips=4))

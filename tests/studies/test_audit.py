@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audit_cases import LABELLED, UNLABELLED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
-from avdistill.data.store import StoreError
+from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.models.video import normalise_frames
@@ -241,6 +241,18 @@ def test_columns_of_the_logits_are_put_in_the_students_order(taught, runs, tmp_p
     for name in (*LABELLED, *UNLABELLED):
         assert found[name]["suspicion"] == pytest.approx(expected[name]["suspicion"], rel=1e-6)
         assert found[name]["teacher_class"] == expected[name]["teacher_class"]
+
+
+def test_a_filter_is_not_fed_with_another_networks_features(taught, runs, tmp_path):
+    store = changed(taught, tmp_path / "store")
+    embedding, logits, present = store.teacher_features("sound")
+    embedding[~present] = np.nan
+    store.add_teacher(
+        "sound", modality="sound", source="other", embedding=embedding, logits=logits, classes=store.classes
+    )
+    with pytest.raises(StoreError, match="are by other, the run learned from those by test"):
+        audit(runs["mnf_csc"], Store(store.folder))
+    assert audit(runs["kd"], Store(store.folder)).figures["scored"]  # looks at what is there
 
 
 def test_a_teacher_without_logits(taught, runs, tmp_path):

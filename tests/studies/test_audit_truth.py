@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from audit_cases import by_id, changed, trained
 from avdistill.cli import main
+from avdistill.data.dataset import clips_of_split
 from avdistill.data.store import StoreError
 from avdistill.methods import KDConfig, MNFCSCConfig
 from avdistill.studies.audit import TRUTHS, audit, truth_figures
@@ -135,6 +137,15 @@ def test_the_verb_writes_and_prints(taught, runs, tmp_path, capsys):
     assert "13 of 20 clips of split 'train' scored (6 labelled, 7 unlabelled), 7 without a teacher" in shown
     assert main(["audit", str(runs["kd"]), str(taught.folder), "--split", "test"]) == 0
     assert (runs["kd"] / "audit-test" / "audit.html").is_file()
+
+
+def test_few_ranked_clips_are_all_that_is_printed(taught, runs, tmp_path, capsys):
+    clips = taught.columns["id"][clips_of_split(taught, "train")].tolist()
+    store = changed(taught, tmp_path / "store", {"labels": {name: [] for name in clips[3:]}})
+    call = ["audit", str(runs["kd"]), str(store.folder), "--by", "teacher_label", "--out", str(tmp_path / "audit")]
+    assert main(call) == 0
+    ranked = [line for line in capsys.readouterr().out.splitlines() if re.match(r" {3}\d ", line)]
+    assert 1 <= len(ranked) <= 3
 
 
 @pytest.mark.parametrize(

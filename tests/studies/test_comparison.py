@@ -23,7 +23,7 @@ from avdistill.evaluation.retrieval import retrieve
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, OwnMethodConfig, parse_method
 from avdistill.studies.comparison import Study
 from avdistill.studies.comparison_report import summarise_study
-from avdistill.studies.jobs import Job, _result, beside
+from avdistill.studies.jobs import Job, _do_job, _result, beside
 from avdistill.studies.ranking import paired_difference
 from avdistill.studies.trials import LEARNING_RATES, settings_to_try
 from avdistill.teachers.head import add_features
@@ -461,6 +461,8 @@ def test_a_setting_that_the_store_does_not_allow_loses_its_trial(taught, tmp_pat
         "run": "trial-1",
         "failed": "unlabelled='pseudo_label' needs a teacher with logits and one label per clip",
     }
+    _do_job(trial)  # there is no run folder yet for what came of it
+    assert "needs a teacher with logits" in json.loads(trial.figures.read_text())["failed"]
     counts = replace(trial, config=replace(config, out=tmp_path / "seed"), test_store=store.folder)
     with pytest.raises(ConfigError, match="needs a teacher with logits"):
         _result(counts)

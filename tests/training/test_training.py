@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avdistill.data.files import file_checksum
+from avdistill.data.files import file_checksum, open_locked
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.models import build_model
 from avdistill.models.weights import load_student
 from avdistill.teachers import TeacherError, embed, load_teacher
@@ -314,6 +314,79 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp
     assert same(state(tmp_path / "run"), state(tmp_path / "undisturbed"))
 
 
+def test_predictions_that_are_not_finite_end_the_run_where_the_losses_still_are(taught, tmp_path, monkeypatch):
+    """As where the running statistics overflow before a batch's own."""
+    begun = config(taught.folder, tmp_path / "run", save_every=2)
+    classify = torch.nn.Linear.forward
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: classify(self, x) * (1 if self.training else torch.inf)
+    )
+    with pytest.raises(RunError, match=r"validation after step 4: .* is not finite; the last save stays"):
+        train(begun)
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert told["step"] == 4
+    assert set(told["clips"]) == set(json.loads((tmp_path / "run" / "data.json").read_text())["validation"])
+    assert run_progress(tmp_path / "run").step == 2
+    monkeypatch.undo()
+    resume(tmp_path / "run")
+    whole = train(replace(begun, out=tmp_path / "whole"))
+    assert same(state(tmp_path / "run"), state(whole))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
+    with open_locked(run), pytest.raises(RunError, match="another process is training it"):
+        resume(run)
+    assert run_progress(run).step == 3
+    resume(run)
+    assert run_progress(run).step == 10
+
+
+def test_a_damaged_run_is_named(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
+    good = (run / "last" / "state.pt").read_bytes()
+    for damaged in (good[: len(good) // 2], b"", b"nothing"):
+        (run / "last" / "state.pt").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"state\.pt: missing or damaged"):
+            resume(run)
+    (run / "last" / "state.pt").write_bytes(good)
+    for damaged in ("{", "[]", "{}"):
+        (run / "data.json").write_text(damaged)
+        with pytest.raises(RunError, match=r"data\.json is missing or damaged"):
+            resume(run)
+
+
+def test_the_folder_that_one_stands_in_takes_no_run(taught, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "../here"):
+        with pytest.raises(RunError, match="is the folder this was called in"):
+            train(config(taught.folder, out, steps=1))
+
+
+def test_weights_that_a_student_begins_with_are_not_sought_when_a_run_goes_on(taught, tmp_path, monkeypatch):
+    asked = []
+
+    def build(name, classes, options):
+        asked.append(dict(options))
+        return build_model(name, classes, {key: value for key, value in options.items() if key != "kinetics"})
+
+    monkeypatch.setattr("avdistill.training.session.build_model", build)
+    student = replace(STUDENT, options={**STUDENT.options, "kinetics": True})
+    run = train(config(taught.folder, tmp_path / "run", student=student), stop_after=3)
+    resume(run)
+    assert [("kinetics" in options) for options in asked] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gamma": 1.0, "schedule": "plateau"}, {"gamma": -1.0}, {"weight_decay": math.nan}, {"gamma": math.nan}],
+)
+def test_optimizers_that_cannot_be(wrong):
+    with pytest.raises(ConfigError, match=f"config.optimizer.{'gamma' if 'gamma' in wrong else 'weight_decay'}"):
+        OptimizerConfig(**wrong)
+
+
 def test_faults_are_named(taught, prepared, tmp_path):
     run = train(config(taught.folder, tmp_path / "run", steps=1))
     with pytest.raises(RunError, match="already there"):
@@ -471,6 +544,8 @@ def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp
     plateau = OptimizerConfig(schedule="plateau")
     for message, changes in (
         ("method 'mnf_csc': the student's 16 channels must be divisible by 3 heads", {"method": MNFCSCConfig(heads=3)}),
+        ("width must be at least 1", {"method": CRDConfig(width=0)}),
+        ("drawn must be at least 1", {"method": CRDConfig(drawn=0)}),
         ("'plateau' needs validation", {"optimizer": plateau, "validation_fraction": 0.0}),
     ):
         with pytest.raises(ConfigError, match=message):

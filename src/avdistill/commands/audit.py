@@ -69,7 +69,8 @@ def _lines(result: Audit) -> list[str]:
         f"{f['without_student']} without what the student looks at"
     ]
     score = result.settings["by"]
-    lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_said(row)}" for row in result.rows[:5]]
+    ranked = [row for row in result.rows[:5] if row["rank"] is not None]
+    lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_said(row)}" for row in ranked]
     if f["truth"]:
         lines.append("how well unrelated sound is found (AUROC, average precision):")
     return lines + [

@@ -13,22 +13,15 @@ from avdistill.data.store import Store
 from avdistill.decoding import ConfigError
 from avdistill.methods import METHODS
 from avdistill.studies.comparison import Study, run_study, write_report
+from avdistill.studies.comparison_report import columns_of
 from avdistill.studies.report import markdown_table
 from avdistill.teachers import load_teacher
 from avdistill.teachers.carrying import carry_teachers, check_teacher
 from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 
-_SHOWN = {
-    "condition": "condition",
-    "method": "method",
-    "n": "seeds",
-    "figure": "top-1",
-    "std": "± (seeds)",
-    "difference": "vs supervised",
-    "difference_interval": "95% interval",
-    "rank": "mean rank",
-}
+# Of the report's columns; the others make lines too long for a terminal.
+_SHOWN = {"condition", "method", "n", "figure", "std", "difference", "difference_interval", "auc", "d_prime", "rank"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,8 @@ def compare(arguments: list[str]) -> None:
         rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)  # type: ignore[arg-type]
     result = write_report(study, rows)
     say(f"report: {a.out / 'report.html'}")
-    columns = {key: name for key, name in _SHOWN.items() if any(line.get(key) is not None for line in result["table"])}
+    headings = {"condition": "condition", **columns_of(result["table"])}
+    columns = {key: name for key, name in headings.items() if key in _SHOWN}
     output({"out": str(a.out), **result}, [markdown_table(result["table"], columns)], a.json)
 
 

@@ -19,8 +19,8 @@ MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 
 def run(module: str, function: str, arguments: list[str]) -> int:
     """Call a verb; an error that a user can mend is one line on standard error and exit code 1 (2: a wrong config)."""
-    verb: Callable[[list[str]], None] = getattr(import_module(f"avdistill.commands.{module}"), function)
     try:
+        verb: Callable[[list[str]], None] = getattr(import_module(f"avdistill.commands.{module}"), function)
         verb(arguments)
     except BrokenPipeError:
         raise
@@ -49,11 +49,12 @@ def _expected() -> tuple[type[Exception], tuple[type[Exception], ...]]:
     mendable: list[type[Exception]] = [AnnotationError, MediaError, StoreError, ConfigError, OSError]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
         from avdistill.distributed import ProcessLostError
+        from avdistill.inference import NotFiniteError
         from avdistill.models.weights import WeightsError
         from avdistill.teachers import TeacherError
         from avdistill.training.checkpoint import RunError
 
-        mendable += [ProcessLostError, WeightsError, TeacherError, RunError]
+        mendable += [NotFiniteError, ProcessLostError, WeightsError, TeacherError, RunError]
     return ConfigError, tuple(mendable)
 
 

@@ -75,6 +75,7 @@ def evaluate(
     student, description = load_student(run)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = labelled_clips(store, split)
+    encode_labels(store, clips, description.classes, description.multi_label)  # a wrong label is told at once
     with joined(device) as own_device:
         outputs = run_network(
             student.to(own_device),

@@ -74,11 +74,11 @@ def retrieve(
     if len(np.intersect1d(wanted, searched)):
         raise ConfigError(f"queries {queries!r} and gallery {gallery!r} share clips, and each would find itself first")
 
-    def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, int]:
+    def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
         labels = encode_labels(store, clips, store.classes, multi_label=store.multi_label).values
         outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
-        return clips[seen.numpy()], outputs.embedding[seen], labels[seen], int((~seen).sum())
+        return clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen]
 
     with joined(device) as own_device:
         student = student.to(own_device)
@@ -94,12 +94,27 @@ def retrieve(
     figures: dict[str, Any] = dict(metrics.retrieval_metrics(**both, ks=ks))
     if release_metrics:
         figures |= metrics.release_retrieval_metrics(**both)
-    share = len(query) / (len(query) + lost)
-    for name in [*(f"hit@{k}" for k in ks), "map", "map@R"]:
-        figures[name] *= share
-    figures |= {"queries": len(query) + lost, "queries_missing": lost, "gallery_missing": gallery_lost}
+    # Who sees nothing finds nothing, which is a miss where there is something to be found.
+    answered, missed = len(query) - figures["queries_without_relevant"], int(_found_among(lost, item_labels).sum())
+    for k in ks:
+        figures[f"hit@{k}"] *= len(query) / len(wanted)
+    for name in ("map", "map@R"):
+        figures[name] *= answered / max(1, answered + missed)
+    figures |= {
+        "queries": len(wanted),
+        "queries_without_relevant": len(wanted) - answered - missed,
+        "queries_missing": len(lost),
+        "gallery_missing": len(gallery_lost),
+    }
     figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
     return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+
+
+def _found_among(labels: Tensor, of_others: Tensor) -> Tensor:
+    """bool (N,): whether a clip has a label that one of the others has too; both (N,) or multi-hot (N, C)."""
+    if labels.ndim == 1:
+        return torch.isin(labels, of_others)
+    return ((labels > 0) & (of_others > 0).any(0)).any(1)
 
 
 def _neighbours(

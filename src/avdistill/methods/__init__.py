@@ -20,7 +20,7 @@ from avdistill.methods.fitnet import FitNet, FitNetConfig
 from avdistill.methods.information_flow import IFD, IFDConfig
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
 from avdistill.methods.neuron_selectivity import NST, NSTConfig
-from avdistill.methods.own import OwnMethodConfig, load_own, own_config
+from avdistill.methods.own import OwnMethodConfig, load_own, own_checksum, own_config
 from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
 from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
 from avdistill.methods.robust import Robust, RobustConfig
@@ -55,6 +55,7 @@ __all__ = [
     "VIDConfig",
     "build_method",
     "method_class",
+    "own_checksum",
     "parse_method",
 ]
 

@@ -74,7 +74,10 @@ class C2KD(Method):
     several_labels = False
 
     def __init__(self, student: Network, config: C2KDConfig, sizes: Sizes) -> None:
+        """Raises ValueError where there are fewer than two classes."""
         super().__init__(student, config, sizes)
+        if sizes.num_classes < 2:
+            raise ValueError("c2kd needs two classes or more: it sets the target class apart from the others")
         self.teacher_classifier = nn.Linear(sizes.teacher_dim, sizes.num_classes)
         self.teacher_proxy = Proxy(sizes.teacher_dim, sizes.num_classes)
         self.student_proxy = Proxy(student.embedding_dim, sizes.num_classes)

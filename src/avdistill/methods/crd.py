@@ -114,11 +114,14 @@ class CRD(Method):
         """A linear projection for each side, and the memory.
 
         Raises:
-            ValueError: unknown `negatives`, or a memory of no clips.
+            ValueError: unknown `negatives`, a `width` or number `drawn` below 1, or a memory of no clips.
         """
         super().__init__(student, config, sizes)
         if config.negatives not in ("memory", "batch"):
             raise ValueError(f"negatives must be 'memory' or 'batch', got {config.negatives!r}")
+        for name in ("width", "drawn"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
         self.teacher_projection = nn.Linear(sizes.teacher_dim, config.width)
         if config.negatives == "memory":

@@ -44,7 +44,10 @@ class DKD(Method):
     several_labels = False
 
     def __init__(self, student: Network, config: DKDConfig, sizes: Sizes) -> None:
+        """Raises ValueError where there are fewer than two classes."""
         super().__init__(student, config, sizes)
+        if sizes.num_classes < 2:
+            raise ValueError("dkd needs two classes or more: it sets the target class apart from the others")
         self.counter = PassCounter()
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:

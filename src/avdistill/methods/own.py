@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avdistill.data.files import file_checksum
 from avdistill.decoding import ConfigError, decode
 from avdistill.methods.base import Method
 from avdistill.types import Option
@@ -58,6 +59,14 @@ def load_own(source: str) -> type[Method]:
     if not hasattr(found, "config_class"):
         raise ConfigError(f"method {source!r}: {name} has no config_class, a frozen dataclass of its settings")
     return found
+
+
+def own_checksum(config: object) -> str | None:
+    """SHA-256 of the file that a method of the user's own is from; None for another method."""
+    if not isinstance(config, OwnMethodConfig):
+        return None
+    load_own(config.source)  # says it if the file is gone
+    return file_checksum(Path(config.source.rpartition(":")[0]))
 
 
 def own_config(config: OwnMethodConfig) -> Any:

@@ -70,14 +70,19 @@ def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
     }
 
 
-def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
+def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:
     """Load a safetensors file into the module.
+
+    Args:
+        module: gets the tensors.
+        file: what `tensors` gave.
+        without: keys that start with it are not in the file, and stay as they are.
 
     Raises:
         WeightsError: the file is missing or damaged, or names and shapes differ.
     """
     try:
-        _, unexpected = module.load_state_dict(load_file(file), strict=strict)
+        missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such file") from None
     except SafetensorError as error:
@@ -87,3 +92,5 @@ def load_tensors(module: nn.Module, file: Path, strict: bool = True) -> None:
         raise WeightsError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
     if unexpected:
         raise WeightsError(f"{file}: unexpected {', '.join(unexpected[:3])}")
+    if lacking := [name for name in missing if without is None or not name.startswith(without)]:
+        raise WeightsError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avdistill.data.dataset import Labels, clips_of_split, encode_labels, has_modality
 from avdistill.data.files import write_json
-from avdistill.data.store import Store, TeacherEntry
+from avdistill.data.store import Store, StoreError, TeacherEntry
 from avdistill.distributed import joined
 from avdistill.evaluation.tagging import tagging_table
 from avdistill.methods import Method, OwnMethodConfig
@@ -38,7 +38,8 @@ from avdistill.studies.audit_scores import (
     percentiles,
 )
 from avdistill.teachers.base import check_rates
-from avdistill.training.checkpoint import RunError, environment, run_config, writing
+from avdistill.teachers.head import maker, maker_of
+from avdistill.training.checkpoint import RunError, data_record, environment, run_config, writing
 from avdistill.training.session import load_method
 from avdistill.types import Features, StudentDescription
 
@@ -217,10 +218,22 @@ class _Case:
         }
 
 
+def _check_maker(run: Path, store: Store, name: str) -> None:
+    """A filter says nothing of another network's features than it learned from. Earlier versions recorded none."""
+    then, now = data_record(run).get("teacher"), maker(store.teachers[name])
+    if then is not None and maker_of(then["source"]) != now:
+        raise StoreError(
+            f"{store.folder}: the features of teacher {name!r} are by {now}, the run learned from those by "
+            f"{maker_of(then['source'])}"
+        )
+
+
 def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
     config = run_config(run)
     name = _teacher_name(run, config.teacher, store, asked)
     method, description = load_method(run, store)
+    if name == config.teacher and isinstance(method, MNFCSC):
+        _check_maker(run, store, name)
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(store, split)
     embedding, logits, has_teacher = store.teacher_features(name)

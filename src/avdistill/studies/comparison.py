@@ -29,7 +29,7 @@ from avdistill.data.dataset import clips_of_splits, labelled_clips, videos_of
 from avdistill.data.files import write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError, encode
-from avdistill.methods import METHODS, MethodConfig, method_class, parse_method
+from avdistill.methods import METHODS, MethodConfig, method_class, own_checksum, parse_method
 from avdistill.studies.comparison_checks import check_stores
 from avdistill.studies.comparison_report import write_study_report
 from avdistill.studies.jobs import Job, Pool, has_gallery, steps_done
@@ -265,6 +265,8 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     }
     if study.test_store is not None:
         told["test_store_checksum"] = Store(study.test_store).checksum
+    if files := {name: sum_ for name, config in methods.items() if (sum_ := own_checksum(config))}:
+        told["method_files"] = files
     if study.base.train_split != "train":
         # Older versions changed, and searched, the split "train" whatever was trained on: such a study cannot go on.
         told["changed_and_searched"] = study.base.train_split
@@ -272,7 +274,8 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     path = study.out / "study.json"
     if path.is_file():
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        recorded.setdefault("test_store_checksum", told.get("test_store_checksum"))  # earlier versions had none
+        for key in ("test_store_checksum", "method_files"):  # earlier versions wrote none
+            recorded.setdefault(key, told.get(key))
         differing = [key for key in told if recorded.get(key) != told[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")

@@ -160,7 +160,7 @@ def write_study_report(
         lines = [line for line in table if line["condition"] == condition]
         if not lines:
             continue
-        columns = _columns(lines)
+        columns = columns_of(lines)
         markdown += [f"## {condition}", "", markdown_table(lines, columns), ""]
         images = plot_condition(out, condition, rows)
         sections.append(Section(condition, rows=lines, columns=columns, images=images))
@@ -169,7 +169,8 @@ def write_study_report(
     return result
 
 
-def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Key -> heading of what a table's lines hold."""
     columns = {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
     if "auc" in columns:  # clips have several labels: the mAP is that of `evaluate`, nothing was looked up
         columns |= {"figure": "top-1 (the surest label is right)", "map": "mAP"}

@@ -120,7 +120,9 @@ def _do_job(job: Job) -> None:
             return
         error_log.unlink(missing_ok=True)
         try:
-            write_json(job.figures, _result(job))
+            result = _result(job)
+            job.figures.parent.mkdir(exist_ok=True)  # a setting may be refused before there is a run
+            write_json(job.figures, result)
         except BaseException:
             error_log.write_text(traceback.format_exc(), encoding="utf-8")
             sys.exit(1)

@@ -62,14 +62,19 @@ def add_features(
         classes=classes,
         tokens=tokens,
         fitted_head=fitted,
-        head_split=head_split,
+        head_split=head_split if fitted else "train",
     )
     return Store(store.folder).teachers[name]
 
 
 def maker(entry: TeacherEntry) -> str:
     """What made a store's features, in words: their `source` without what is said there of a head."""
-    return re.split("; (?:logits of a linear head on|no head:) ", entry.source)[0]
+    return maker_of(entry.source)
+
+
+def maker_of(source: str) -> str:
+    """The same of a `source` that was written down."""
+    return re.split("; (?:logits of a linear head on|no head:) ", source)[0]
 
 
 def fit_head(store: Store, embedding: np.ndarray, *, split: str = "train") -> tuple[np.ndarray | None, str]:

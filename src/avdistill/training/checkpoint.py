@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import platform
 import shutil
 import sys
@@ -22,7 +23,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.files import put_in_place, reason, replace_text, sync, sync_all, sync_folder, write_json
+from avdistill.data.files import (
+    open_locked,
+    put_in_place,
+    reason,
+    replace_text,
+    sync,
+    sync_all,
+    sync_folder,
+    write_json,
+)
 from avdistill.methods.base import Method
 from avdistill.models.weights import load_tensors, save_student, saved_folder, tensors
 from avdistill.training.config import TrainConfig, read_config
@@ -41,6 +51,22 @@ def writing(run: Path) -> Iterator[None]:
     # PyTorch and safetensors have their own words for a disk that is full.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{run}: cannot be written: {reason(error):.160}; what was saved before stays") from error
+
+
+@contextmanager
+def nobody_else(run: Path) -> Iterator[None]:
+    """Two processes that train one run would write over each other's saves."""
+    if distributed.rank():
+        yield
+        return
+    try:
+        lock = open_locked(run)
+    except BlockingIOError:
+        raise RunError(f"{run}: another process is training it") from None
+    except OSError as error:
+        raise RunError(f"{run}: cannot be written: {reason(error)}") from error
+    with lock:
+        yield
 
 
 def create_run(run: Path, files: Mapping[str, object]) -> None:
@@ -106,8 +132,8 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
     if folder is None:
         raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
     load_tensors(method.student, folder / "student.safetensors")
-    load_tensors(method, folder / "helpers.safetensors", strict=False)
-    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
+    load_tensors(method, folder / "helpers.safetensors", without="student.")
+    state = _state(folder, device)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     own = distributed.rank()
@@ -199,5 +225,23 @@ def run_progress(run: Path) -> Progress:
     folder = saved_folder(run, "last")
     if folder is None:
         return Progress()
-    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    return Progress(**state["progress"])
+    return Progress(**_state(folder, "cpu")["progress"])
+
+
+def _state(folder: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise RunError(f"{folder}/state.pt: missing or damaged: {reason(error):.160}") from error
+    return state
+
+
+def data_record(run: Path) -> dict[str, Any]:
+    """`data.json` of a run (`Session.data_record`). Raises RunError where it is missing or damaged."""
+    try:
+        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        if not {"store_checksum", "training"} <= record.keys():
+            raise ValueError("store_checksum or training is not there")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
+    return dict(record)

@@ -59,8 +59,10 @@ class OptimizerConfig:
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"config.optimizer.learning_rate: must be above 0, got {self.learning_rate:g}")
         for name in ("weight_decay", "warmup_steps", "patience"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"config.optimizer.{name}: must not be negative, got {getattr(self, name):g}")
+        if not 0 < self.gamma <= 1 or (self.schedule == "plateau" and self.gamma == 1):
+            raise ConfigError(f"config.optimizer.gamma: must lie in (0, 1), got {self.gamma:g}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"config.optimizer.clip_norm: must be above 0, got {self.clip_norm:g}")
 

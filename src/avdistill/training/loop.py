@@ -25,15 +25,17 @@ from avdistill.data.files import write_json
 from avdistill.data.loading import read_ahead
 from avdistill.decoding import encode
 from avdistill.evaluation.metrics import top_k_accuracy
-from avdistill.inference import run_network
+from avdistill.inference import NotFiniteError, run_network
 from avdistill.models.weights import saved_folder
 from avdistill.training.checkpoint import (
     Progress,
     RunError,
     create_run,
     cut_metrics,
+    data_record,
     environment,
     load_last,
+    nobody_else,
     run_config,
     save_best,
     save_last,
@@ -63,6 +65,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
     """
     if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
+    if config.out.resolve() == Path.cwd():  # it is replaced whole: whoever stands in it would see nothing of it
+        raise RunError(f"{config.out}: is the folder this was called in; name another")
     # Where the run is resumed from must not matter.
     config = replace(config, store=config.store.resolve())
     with _joined(config.out, config.device) as device:
@@ -71,7 +75,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
         if distributed.rank() == 0:
             records = {"config": encode(config), "environment": environment(), "data": session.data_record()}
             create_run(config.out, {f"{name}.json": record for name, record in records.items()})
-        return _run(session, Progress(), on_step, stop_after)
+        with nobody_else(config.out):
+            return _run(session, Progress(), on_step, stop_after)
 
 
 def resume(
@@ -87,14 +92,14 @@ def resume(
         store: where the run's store lies now, if it was moved.
 
     Raises:
-        RunError: no run there, or its store or the features of its teacher have changed since.
+        RunError: no run there, another process trains it, or its store, the features of its teacher or the file of its
+            method have changed since.
     """
     config = run_config(run)
     config = config if store is None else replace(config, store=store.resolve())
-    with _joined(run, config.device) as device:
+    with _joined(run, config.device) as device, nobody_else(run):
         session = Session.open(config, run, device)
-        recorded = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        session.check_data(recorded)
+        session.check_data(data_record(run))
         progress = Progress()  # killed before the first save: from the beginning
         if saved_folder(run, "last") is not None:
             progress = load_last(run, session.method, session.optimizer, session.schedule, device)
@@ -148,7 +153,7 @@ def _run(session: Session, progress: Progress, on_step: OnStep | None, stop_afte
             if len(session.validation) and (
                 progress.step % config.validate_every == 0 or progress.step == config.steps
             ):
-                figure = _validate(session)
+                figure = _validate(session, progress.step)
                 log(progress.step, {"validation": {"top1": figure}})
                 if plateau:
                     session.schedule.step(figure)  # type: ignore[arg-type]
@@ -184,18 +189,25 @@ def _backward(
     return losses
 
 
-def _validate(session: Session) -> float:
+def _validate(session: Session, step: int) -> float:
     """Top-1 on the clips set aside (with several labels: the share whose best class is among them)."""
     distributed.copy_from_first(session.method.student)  # each process has its own running statistics
-    outputs = run_network(
-        session.method.student,
-        session.store,
-        session.validation,
-        session.config.student.view,
-        multi_label=session.description.multi_label,
-        windows=session.config.validation_windows,
-        batch_size=session.config.batch_size,
-    )
+    try:
+        outputs = run_network(
+            session.method.student,
+            session.store,
+            session.validation,
+            session.config.student.view,
+            multi_label=session.description.multi_label,
+            windows=session.config.validation_windows,
+            batch_size=session.config.batch_size,
+        )
+    except NotFiniteError as error:
+        # Training goes by each batch's own statistics; the running ones may be beyond numbers before the losses are.
+        if distributed.rank() == 0:
+            told = {"step": step, "values": {"validation": "nan"}, "clips": error.clips}
+            write_json(session.run / "not_finite.json", told)
+        raise RunError(f"{session.run}: validation after step {step}: {error}; the last save stays") from error
     labels = encode_labels(session.store, session.validation, session.store.classes, session.description.multi_label)
     if session.description.multi_label:
         return float(labels.values.gather(1, outputs.probabilities.argmax(1, keepdim=True)).mean())

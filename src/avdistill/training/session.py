@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ from avdistill.data.dataset import (
     encode_labels,
     has_modality,
 )
-from avdistill.data.files import reason
 from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
-from avdistill.methods import Method, Sizes, build_method, method_class
+from avdistill.methods import Method, Sizes, build_method, method_class, own_checksum
 from avdistill.models import build_model
 from avdistill.models.weights import load_student, load_tensors, saved_folder
-from avdistill.training.checkpoint import RunError, run_config
+from avdistill.training.checkpoint import RunError, data_record, run_config
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.types import Network, PictureView, StudentDescription
@@ -95,7 +93,7 @@ class Session:
             seed=config.seed,
             share=(distributed.rank(), processes),
         )
-        student = _build_student(config, store)
+        student = _build_student(config, store, begun=saved_folder(run, "last") is not None)
         sizes = _sizes(config, store.classes, 0 if teacher is None else teacher[0].shape[1], len(training))
         method = build_method(config.method, student, sizes).to(device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
@@ -122,6 +120,7 @@ class Session:
             "store": str(self.store.folder),
             "store_checksum": self.store.checksum,
             "teacher": self.teacher_record(),
+            "method_file": own_checksum(self.config.method),
             "classes": list(self.store.classes),
             "labelled": int(self.batches.labels.labelled.sum()),
             "unlabelled": int((~self.batches.labels.labelled).sum()),
@@ -138,17 +137,25 @@ class Session:
         return self.store.teacher_record(self.config.teacher, tokens=needs == "tokens")
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
-        """Raise RunError unless the store and the teacher's features are those that the run was started with.
+        """Raise RunError unless store, teacher's features and a method's own file are those the run was started with.
 
         Args:
-            recorded: the run's `data.json`; of older versions it does not tell the teacher, which is then not checked.
+            recorded: the run's `data.json`; what older versions did not write there is not checked.
         """
         if recorded["store_checksum"] != self.store.checksum:
             raise RunError(f"{self.run}: the store {self.store.folder} is no longer the one this run was started on")
+        check_same_method(self.run, self.config, recorded)
         try:
             check_same_features(self.store, recorded.get("teacher"), self.teacher_record())
         except StoreError as error:
             raise RunError(f"{self.run}: cannot go on: {error}") from error
+
+
+def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
+    """Raise RunError where the file of a method of the user's own is not the one that `data.json` tells of."""
+    then = recorded.get("method_file")
+    if then is not None and then != own_checksum(config.method):
+        raise RunError(f"{run}: cannot go on: the file of its method has changed since it was started")
 
 
 def check_same_features(store: Store, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
@@ -184,14 +191,12 @@ def load_method(run: Path, store: Store) -> tuple[Method, StudentDescription]:
     if folder is None:
         raise RunError(f"{run}: no saved state (last/ is missing)")
     student, description = load_student(folder)
-    try:
-        training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
+    recorded = data_record(run)
+    check_same_method(run, config, recorded)
     teacher_dim = store.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0
-    sizes = _sizes(config, description.classes, teacher_dim, len(training))
+    sizes = _sizes(config, description.classes, teacher_dim, len(recorded["training"]))
     method = build_method(config.method, student, sizes)
-    load_tensors(method, folder / "helpers.safetensors", strict=False)
+    load_tensors(method, folder / "helpers.safetensors", without="student.")
     return method.eval(), description
 
 
@@ -218,11 +223,13 @@ def _describe(config: TrainConfig, store: Store, multi_label: bool) -> StudentDe
     )
 
 
-def _build_student(config: TrainConfig, store: Store) -> Network:
+def _build_student(config: TrainConfig, store: Store, begun: bool) -> Network:
     """The student with the weights of the run's seed; one that would see or hear the store wrongly is refused."""
     torch.manual_seed(config.seed)
-    name = config.student.model
-    student = build_model(name, len(store.classes), config.student.options)
+    name, options = config.student.model, config.student.options
+    if begun:  # the saved weights take the place of those that would be downloaded
+        options = {name: value for name, value in options.items() if name != "kinetics"}
+    student = build_model(name, len(store.classes), options)
     if student.modality != config.student.view.modality:
         raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
     heard_hz = getattr(student, "sample_rate_hz", store.sample_rate_hz)
