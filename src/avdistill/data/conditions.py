@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from avdistill.data.dataset import clips_of_splits
 from avdistill.data.files import LOCK, file_checksum, lock_partial, put_in_place, reason, write_json
 from avdistill.data.published import video_of
+from avdistill.data.shards import SoundShards
 from avdistill.data.store import CLIP_SCHEMA, Store, StoreError, partial_folder
 from avdistill.decoding import ConfigError, encode
 
@@ -172,7 +173,8 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     for row in rows:
         row["extra"] = dict(row["extra"] or ())
     clips = clips_of_splits(store, condition.split).tolist()
-    sounds = _change_sounds(store, condition, rows, clips)
+    with closing(SoundShards(folder, _next_shard(store))) as new:
+        _change_sounds(store, condition, rows, clips, new)
     _take_labels(store, condition, [rows[i] for i in clips])
     for row in rows:
         row["extra"] = list(row["extra"].items())
@@ -182,8 +184,6 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
     kept = {name: digest for name, digest in description["files"].items() if name.startswith(("frames-", "sound-"))}
     for name in kept:
         _link(store.folder / name, folder / name)
-    if len(sounds):
-        np.save(folder / f"sound-{_next_shard(store):05d}.npy", sounds)
     for file in folder.iterdir():
         if file.name not in (LOCK, *kept):
             kept[file.name] = file_checksum(file)
@@ -195,11 +195,15 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
 
 
 def _next_shard(store: Store) -> int:
-    return int(store.columns["sound_shard"].max(initial=-1)) + 1
+    """The first that is free; not all that are there need be in use any more, and to write into one would be to write
+    into the store it is linked from."""
+    return max((int(file.stem.removeprefix("sound-")) for file in store.folder.glob("sound-*.npy")), default=-1) + 1
 
 
-def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]], clips: Sequence[int]) -> np.ndarray:
-    """Change the rows in place; returns int16 (S,), the samples of the new shard that some of them point into."""
+def _change_sounds(
+    store: Store, condition: Condition, rows: list[dict[str, Any]], clips: Sequence[int], new: SoundShards
+) -> None:
+    """Change the rows in place; sound that no clip has yet goes to `new`."""
     # Links are followed to the table as it was: nobody gets a sound that was itself swapped in.
     own = [dict(row) for row in rows]
     eligible = [i for i in clips if rows[i]["has_sound"] and not rows[i]["silent"]]
@@ -208,8 +212,7 @@ def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]
     rng = np.random.default_rng([condition.seed, 4])
     order = [eligible[i] for i in rng.permutation(len(eligible))]
     donors = _Donors(own, eligible)
-    new: list[np.ndarray] = []
-    length, first = 0, 0
+    first = 0
     for change in _CHANGES:
         count = round(getattr(condition, change) * len(order))
         for i in order[first : first + count]:
@@ -231,14 +234,11 @@ def _change_sounds(store: Store, condition: Condition, rows: list[dict[str, Any]
                     donor_row = donors.draw(i, rng, store)
                     sound = _drown(sound, store.sound(donor_row), condition.snr_db)
                     extra |= {"sound_source": own[donor_row]["id"], "snr_db": f"{condition.snr_db:g}"}
-                new.append(sound)
-                row |= {"sound_shard": _next_shard(store), "sound_offset": length}
-                length += len(sound)
+                row |= new.append(sound)
             extra["sound"] = change
         first += count
     for i in order:
         rows[i]["extra"].setdefault("sound", "kept")
-    return np.concatenate(new) if new else np.zeros(0, np.int16)
 
 
 class _Donors:

@@ -101,6 +101,39 @@ class Shard:
         self.start = self.file.tell()
 
 
+class SoundShards:
+    """Sound that is written clip by clip, as much as there may be, into shards of about 2 GB."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        """Nothing is written before the first sound.
+
+        Args:
+            folder: of the shards.
+            number: of the first.
+        """
+        self._folder, self._number = folder, number
+        self._shard: Shard | None = None
+
+    def append(self, sound: np.ndarray) -> dict[str, int]:
+        """Write int16 (S,); returns where it lies, as the columns say it."""
+        if self._shard is not None and self._shard.full:
+            self.close()
+            self._number += 1
+        if self._shard is None:
+            shard = Shard(self._folder / f"sound-{self._number:05d}.npy", (), "int16")
+            shard.open()
+            self._shard = shard
+        place = {"sound_shard": self._number, "sound_offset": self._shard.count}
+        self._shard.append(sound)
+        return place
+
+    def close(self) -> None:
+        """Finish the shard that is being written."""
+        if self._shard is not None:
+            shard, self._shard = self._shard, None
+            shard.close()
+
+
 class JpegShard:
     """Frames as JPEG, and where each ends."""
 
