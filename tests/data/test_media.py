@@ -207,6 +207,26 @@ def test_frames_still_in_the_decoder_where_a_file_breaks_off_keep_their_times(tm
     assert (np.diff(times) > 0.05).all()
 
 
+def test_frames_still_in_the_decoder_at_the_end_of_a_file_whose_sound_is_its_first_stream(tmp_path):
+    path = tmp_path / "sound_first.mkv"
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        picture = container.add_stream("libx264", rate=10)
+        picture.height, picture.width, picture.pix_fmt = 48, 64, "yuv420p"
+        for number, image in enumerate(noise):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.full((1, 48000), 4096, np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(sound.encode(frame))
+    clip = read_clip(path, fps=10)
+    np.testing.assert_allclose(clip.frame_times_seconds, np.arange(30) / 10)
+    np.testing.assert_array_equal(clip.waveform, np.full(48000, 0.125, np.float32))
+
+
 def test_damaged_packets_are_counted(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3)).astype(np.uint8)
     path = write_video(tmp_path / "clip.mp4", frames=noise, codecs=("libx264", "aac"))

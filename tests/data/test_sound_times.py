@@ -1,46 +1,17 @@
 """Every sample lies where the file says: holes, overlaps and clocks that tremble, read whole and in segments."""
 
-import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
+from avdistill.data.annotations import Annotation
 from avdistill.data.media import EmptySegmentError, read_clip
+from avdistill.data.preparation import PrepareConfig, prepare
 from avdistill.data.sound_track import Sound
 from media_files import numbered_frames, tone, write_video
-
-
-def level(seconds, value, rate=16000):
-    return np.full(round(seconds * rate), value, np.float32)
-
-
-def write_runs(path, runs, *, rate=16000, seconds=12, fps=10, chunk=1024):
-    """A file with a picture of so many seconds, and PCM that sets in at each time of `runs`: (seconds, samples)."""
-    chunks = [
-        (time + Fraction(start, rate), samples[start : start + chunk])
-        for time, samples in runs
-        for start in range(0, len(samples), chunk)
-    ]
-    items = [*chunks, *((Fraction(number, fps), image) for number, image in enumerate(numbered_frames(seconds * fps)))]
-    with av.open(str(path), "w") as container:
-        picture = container.add_stream("mpeg4", rate=fps)
-        picture.height, picture.width, picture.pix_fmt = 48, 64, "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        for time, item in sorted(items, key=lambda item: item[0]):
-            if item.ndim == 3:
-                frame, stream = av.VideoFrame.from_ndarray(item, format="rgb24"), picture
-            else:
-                samples = np.round(item * 32768).astype(np.int16)[None]
-                frame, stream = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono"), sound
-                frame.sample_rate = rate
-            frame.time_base = Fraction(1, fps if item.ndim == 3 else rate)
-            frame.pts = round(time / frame.time_base)
-            container.mux(stream.encode(frame))
-        container.mux(picture.encode(None))
-        container.mux(sound.encode(None))
-    return path
+from timed_files import level, with_constant_rate, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -207,30 +178,122 @@ def test_frames_that_tell_no_time_lie_before_the_first_that_does():
     assert sound.notes == []
 
 
-def test_the_sound_of_an_avi_is_counted(tmp_path):
-    """MP3 of varying rate in a header for a constant one: what passes for times of its packets is off by seconds."""
+@pytest.fixture(scope="module")
+def avi(tmp_path_factory):
+    """Sound for 6 of 12 s, in a file with true times and in one with false ones."""
     waveform = np.concatenate([tone(6.0, 440), np.zeros(6 * 16000)])
-    path = tmp_path / "plain.avi"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mp3", rate=16000, layout="mono", options={"flags": "+qscale"})
-        for start in range(0, len(waveform), 576):
-            samples = waveform[None, start : start + 576].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    with av.open(str(path)) as container:
-        sizes = [packet.size for packet in container.demux()]
-    assert max(sizes[2:-2]) > 1.5 * min(sizes[2:-2])
-    data = bytearray(path.read_bytes())
-    header, form, mean = data.find(b"auds"), data.find(b"strf") + 8, sum(sizes) // 12
-    struct.pack_into("<2I", data, header + 20, 1, mean)  # bytes a second, in samples of one byte
-    struct.pack_into("<I", data, header + 44, 1)
-    struct.pack_into("<IH", data, form + 8, mean, 1)
-    (tmp_path / "constant.avi").write_bytes(data)
-    with av.open(str(tmp_path / "constant.avi")) as container:
-        times = np.array([frame.time for frame in container.decode(audio=0)])
-    assert np.abs(times - np.arange(len(times)) * 576 / 16000).max() > 1
-    clip = read_clip(tmp_path / "constant.avi")
+    path = tmp_path_factory.mktemp("avi") / "plain.avi"
+    write_runs(path, [(0, waveform)], chunk=576, codec="mp3")
+    return path, with_constant_rate(path, 12)
+
+
+def test_the_sound_of_an_avi_is_counted(avi):
+    plain, constant = avi
+    clip = read_clip(constant)
     assert clip.notes == ()
-    np.testing.assert_array_equal(clip.waveform, read_clip(path).waveform)
+    np.testing.assert_array_equal(clip.waveform, read_clip(plain).waveform)
+    assert np.flatnonzero(np.abs(clip.waveform) > 0.1)[-1] / 16000 == pytest.approx(6, abs=0.1)
+
+
+@pytest.mark.parametrize(("start", "end"), [(4, 7), (5, 7), (6.5, 8.5), (8, None), (12.05, 12.5)])
+def test_the_sound_of_an_avi_is_counted_for_a_segment_as_well(avi, start, end):
+    """From 5 s on the picture is sought, and FFmpeg would find the sound by the false times."""
+    plain, constant = avi
+    whole, clip = read_clip(plain, fps=10), read_clip(constant, fps=10, start_seconds=start, end_seconds=end)
+    stop = None if end is None else round(end * 16000)
+    np.testing.assert_array_equal(clip.waveform, whole.waveform[round(start * 16000) : stop])
+    if start < 12:
+        np.testing.assert_array_equal(
+            clip.frames, whole.frames[int(start * 10) : None if end is None else int(end * 10)]
+        )
+    else:
+        assert clip.frames is None
+    assert clip.notes == ()
+
+
+def seconds_of(*values):
+    """A second at each level."""
+    return np.concatenate([level(1, value) for value in values])
+
+
+STEPS = [(number + 1) / 64 for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    """A picture of 100 s, and sound from second 70 on whose level tells the second."""
+    path = tmp_path_factory.mktemp("late") / "late.mkv"
+    return write_runs(path, [(70, seconds_of(*STEPS))], seconds=100, fps=1)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, None, [*[0] * 70, *STEPS]),
+        (0, 300, [*[0] * 70, *STEPS]),
+        (0, 72, [*[0] * 70, *STEPS[:2]]),
+        (0, 10, None),
+        (20, 30, None),
+        (66, 73, [*[0] * 4, *STEPS[:3]]),
+        (72, 75, STEPS[2:5]),
+    ],
+)
+def test_sound_that_sets_in_late_lies_late(late, start, end, expected):
+    clip = read_clip(late, start_seconds=start, end_seconds=end, fps=1)
+    if expected is None:
+        assert clip.waveform is None
+        assert clip.notes == ("no sound in this segment",)
+    else:
+        np.testing.assert_array_equal(clip.waveform, seconds_of(*expected))
+        assert clip.notes == ()
+    assert len(clip.frames) == min(100, end or 100) - start
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, None), (0, 2), (2, 4), (6, 8), (9, None)])
+def test_sound_that_sets_in_long_before_the_picture(tmp_path, start, end):
+    values = [(number + 1) / 128 for number in range(80)]
+    path = write_runs(
+        tmp_path / "early.mkv", [(0, seconds_of(*values))], seconds=10, fps=1, chunk=1000, picture_from=70
+    )
+    clip = read_clip(path, start_seconds=start, end_seconds=end, fps=1)
+    np.testing.assert_array_equal(clip.waveform, seconds_of(*values[70:][start:end]))
+    assert clip.notes == ()
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, None), (2, 4), (6, 8)])
+@pytest.mark.parametrize(("sound_from", "picture_from", "which"), [(100000, 0, "after"), (0, 100000, "before")])
+def test_clocks_that_have_nothing_to_do_with_each_other(tmp_path, sound_from, picture_from, which, start, end):
+    runs = [(sound_from, seconds_of(*STEPS[:12]))]
+    path = write_runs(tmp_path / "apart.mkv", runs, fps=1, picture_from=picture_from, side_by_side=True)
+    clip = read_clip(path, start_seconds=start, end_seconds=end, fps=1)
+    np.testing.assert_array_equal(clip.waveform, seconds_of(*STEPS[:12][start:end]))
+    assert clip.notes == (f"sound times begin 100000 s {which} the picture's: taken to begin with it",)
+    assert len(clip.frames) == (end or 12) - start
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory):
+    """A picture of 10 s, the last frame at 9 s, and sound of 12 s."""
+    return write_runs(tmp_path_factory.mktemp("tail") / "tail.mkv", [(0, seconds_of(*STEPS[:12]))], seconds=10, fps=1)
+
+
+@pytest.mark.parametrize(("start", "end"), [(10, 12), (9.5, 12), (9.5, None), (11, 100)])
+@pytest.mark.parametrize("fps", [4, None])
+def test_a_segment_of_sound_after_the_picture(tail, tmp_path, start, end, fps):
+    spool = tmp_path / "spool"
+    clip = read_clip(tail, start_seconds=start, end_seconds=end, fps=fps, spool=spool)
+    assert clip.frames is None
+    assert clip.frame_times_seconds.shape == (0,)
+    assert not spool.exists()
+    np.testing.assert_array_equal(clip.waveform, seconds_of(*STEPS[:12])[round(start * 16000) :])
+    assert clip.notes == ()
+
+
+def test_sound_after_the_picture_is_a_clip_and_nothing_at_all_is_none(tail, tmp_path):
+    with pytest.raises(EmptySegmentError, match="no frame at or after 13 s; the last is at 9 s"):
+        read_clip(tail, start_seconds=13)
+    clips = [Annotation(f"from_{start}", tail.name, (), "train", start, 20.0) for start in (8.0, 10.0, 13.0)]
+    store = prepare(clips, tail.parent, tmp_path / "store", PrepareConfig(fps=1.0))
+    assert store.columns["id"].tolist() == ["from_8.0", "from_10.0"]
+    assert store.columns["has_frames"].tolist() == [True, False]
+    np.testing.assert_allclose(store.sound(1) / 32767, seconds_of(*STEPS[10:12]), atol=1e-4)

@@ -75,15 +75,15 @@ class FileItems:
         empty = 0
         for number in itertools.count():
             clip = self._read(config, number * step_seconds, (number + 1) * step_seconds)
-            if clip is None:
-                # With a rate, frames fill every hole. Without, a hole may swallow a segment, but not two: a hole of
-                # more than 60 seconds ends a file for `read_clip`.
+            if clip is None or clip.frames is None:
+                if number == 0:  # a picture that is there has a frame in the first segment: the clock begins with it
+                    raise NoStreamError(f"{self.path}: no picture, and this student sees")
+                # The picture ends; the sound may go on. With a rate, frames fill every hole. Without, a hole may
+                # swallow a segment, but not two: a hole of more than 60 seconds ends a picture for `read_clip`.
                 empty += 1
                 if expected is not None or empty == 2:
                     return
                 continue
-            if clip.frames is None:
-                raise NoStreamError(f"{self.path}: no picture, and this student sees")
             empty = 0
             # All frames have the size of the first, also where the file changes its own.
             config = replace(config, short_side=None, size=clip.frames.shape[1:3])
@@ -101,26 +101,22 @@ class FileItems:
         for number in itertools.count():
             start = float(number * _SOUND_SEGMENT_SECONDS)
             clip = self._read(config, start, start + _SOUND_SEGMENT_SECONDS)
-            if clip is None:  # the picture ends here; the sound may go on
-                clip = self._read(config, start - _SOUND_SEGMENT_SECONDS, None)
-                rest = None if clip is None or clip.waveform is None else clip.waveform[expected:]
-                if rest is not None and len(rest):
-                    yield _as_stored(rest)
-                return
-            if clip.waveform is not None:
+            if clip is None and not heard:  # the picture is over, and so is the file, or the sound sets in later still
+                clip = self._read(config, start, None)
+            if clip is not None and clip.waveform is not None:
                 heard = True
                 yield _as_stored(clip.waveform)
-                if len(clip.waveform) < expected:
+                if len(clip.waveform) != expected:
                     return
-            elif heard:
+            elif heard:  # it has ended: after a hole of such a length there is no sound for `read_clip`
                 return
-            elif "no sound in this segment" in clip.notes:  # it sets in later
+            elif clip is not None and "no sound in this segment" in clip.notes:  # it sets in later
                 yield np.zeros(expected, np.int16)
             else:
                 raise NoStreamError(f"{self.path}: no sound, and this student hears")
 
     def _read(self, config: PrepareConfig, start: float, end: float | None) -> Clip | None:
-        """The segment, or None where the file ends before it."""
+        """The segment, or None where there is neither picture nor sound in it."""
         try:
             clip = read_clip(
                 self.path,

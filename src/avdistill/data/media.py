@@ -49,6 +49,9 @@ __all__ = [
 
 # Seeking costs a second look for the first pts; below this decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
+# Where a container says that its sound begins further than this from its picture, the two have clocks of their own (one
+# of them that of the recorder, or one that began again after 26.5 h, as those of MPEG streams do).
+_LONGEST_BETWEEN_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Clip:
     """What `read_clip` returns.
 
     Attributes:
-        frames: uint8 (T, H, W, 3) RGB, or None where the file has no picture; read-only where they lie in a spool file.
+        frames: uint8 (T, H, W, 3) RGB, or None where the file has no picture, or none there any more; read-only where
+            they lie in a spool file.
         frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
         fps: frames a second that were asked for; None where every frame was taken.
         waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None where the file has no sound there.
-            It may be shorter or longer than the picture, as in the file. Where sound is missing between two samples,
-            it is silent, with a note of how many seconds; a segment in which there is nothing else has no sound.
+            It may be shorter or longer than the picture, as in the file. It is silent until the sound sets in and,
+            with a note of how many seconds, where sound is missing between two samples; a segment in which there is
+            nothing else has no sound.
         sample_rate_hz: of `waveform`.
         notes: what was odd about the file ("sound stream cannot be decoded", "2 video streams, first taken", ...).
     """
@@ -119,11 +124,7 @@ def read_clip(
     start = fraction(start_seconds)
     end = None if end_seconds is None else fraction(end_seconds)
     try:
-        # Absolute: FFmpeg takes the "12:" of a relative name 12:30.mp4 for a protocol.
-        with (
-            Frames(path, spool) as frames,
-            av.open(str(path.absolute()), metadata_errors="ignore") as container,
-        ):
+        with Frames(path, spool) as frames, _open(path) as container:
             return _decode(path, container, start, end, fps, scale, frames, sample_rate)
     except EXHAUSTED as error:
         raise MemoryError(f"{path}: {_reason(error)}") from error
@@ -171,30 +172,27 @@ def _decode(
     notes: list[str] = []
     pictures, sounds = _streams(path, container, notes)
     avi = container.format.name == "avi"
-    picture = None
+    tracks: dict[int, Picture | Sound] = {}
+    picture = sound = None
     if pictures:
         tick = Fraction(pictures[0].time_base or 1)
-        picture = Picture(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
-    sound = Sound(path, sample_rate, by_count=avi) if sounds else None
+        picture = tracks[pictures[0].index] = Picture(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
+    if sounds:
+        own_clock = bool(pictures) and _has_own_clock(sounds[0], pictures[0], notes)
+        sound = tracks[sounds[0].index] = Sound(path, sample_rate, by_count=avi, own_clock=own_clock)
+
     if picture and start >= _SEEK_FROM_SECONDS:
         picture.seek(container, pictures[0])
-
-    seen = pictures[0].index if pictures else -1
-    for packet in _packets(container, [*pictures[:1], *sounds[:1]], notes):
-        track: Picture | Sound | None = picture if packet.stream_index == seen else sound
-        if track is not None and not track.done:
-            _take(packet, track)
-        if sound and end is not None:
-            origin = picture.origin if picture else sound.first
-            sound.done = origin is not None and sound.reaches(origin + end)
-        if (picture is None or picture.done) and (sound is None or sound.done):
-            break
+        if sound and sound.from_the_beginning:  # in a pass of its own: next to the picture it costs little
+            with _open(path) as whole:
+                _read(whole, {sounds[0].index: sound}, picture, end, notes)
+            del tracks[sounds[0].index]
+    _read(container, tracks, picture, end, notes)
 
     if picture and picture.origin is None:
         raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
     frames, times = picture.result() if picture else (None, np.zeros(0))
-    origin = picture.origin if picture and picture.origin is not None else None
-    waveform = sound.cut(start, end, origin) if sound else None
+    waveform = sound.cut(start, end, picture.origin if picture else None) if sound else None
     for kind, track in (("video", picture), ("sound", sound)):
         if track and track.errors:
             notes.append(f"{track.errors} damaged {kind} packets or frames")
@@ -202,13 +200,52 @@ def _decode(
     if sound and waveform is None:
         notes.append("sound stream cannot be decoded" if sound.first is None else "no sound in this segment")
     if frames is None and waveform is None:
+        if picture:
+            last = f"the last is at {picture.last_seconds:g} s"
+            raise EmptySegmentError(f"{path}: no frame at or after {float(start):g} s; {last}")
         if sound and sound.first is None:
             raise UnreadableFileError(f"{path}: the sound stream cannot be decoded")
         until = "on" if end is None else f"to {float(end):g} s"
         raise EmptySegmentError(f"{path}: no sound from {float(start):g} s {until}")
     if picture and picture.jump:
         notes.append(picture.jump)
-    return Clip(frames, times, fps, waveform, sample_rate, tuple(notes))
+    # Once each: a file that was read in two passes may break off in both.
+    return Clip(frames, times, fps, waveform, sample_rate, tuple(dict.fromkeys(notes)))
+
+
+def _open(path: Path) -> InputContainer:
+    # Absolute: FFmpeg takes the "12:" of a relative name 12:30.mp4 for a protocol.
+    return av.open(str(path.absolute()), metadata_errors="ignore")
+
+
+def _has_own_clock(sound: av.AudioStream, picture: av.VideoStream, notes: list[str]) -> bool:
+    """Whether the container says that the sound begins too far from the picture to have its clock; noted."""
+    if sound.start_time is None or picture.start_time is None:
+        return False
+    late = sound.start_time * Fraction(sound.time_base or 1) - picture.start_time * Fraction(picture.time_base or 1)
+    if abs(late) <= _LONGEST_BETWEEN_SECONDS:
+        return False
+    which = "after" if late > 0 else "before"
+    notes.append(f"sound times begin {float(abs(late)):.0f} s {which} the picture's: taken to begin with it")
+    return True
+
+
+def _read(
+    container: InputContainer,
+    tracks: dict[int, Picture | Sound],
+    picture: Picture | None,
+    end: Fraction | None,
+    notes: list[str],
+) -> None:
+    """Give streams, by index, to their tracks until none of these wants more; the clock begins with `picture`'s."""
+    for packet in _packets(container, [container.streams[index] for index in tracks], notes):
+        track = tracks[packet.stream.index]  # not `stream_index`, which is 0 of those that flush, whatever their stream
+        if not track.done:
+            _take(packet, track)
+        if isinstance(track, Sound) and end is not None and (picture is None or picture.origin is not None):
+            track.done = track.reaches(end, picture.origin if picture else None)
+        if all(track.done for track in tracks.values()):
+            break
 
 
 def _streams(

@@ -65,6 +65,7 @@ class Sound:
         sample_rate: of the sound that is kept, in Hz.
         by_count: the container counts samples and keeps no times (AVI): nothing can be missing, and what passes for
             times is off by seconds where MP3 of varying rate counts as one of constant rate.
+        own_clock: its times have nothing to do with the picture's; it is taken to begin with it, as players do.
         first: time of the first sample in the container's own seconds; None before there is one.
         done: nothing more is wanted.
         errors: damaged packets and frames.
@@ -74,6 +75,7 @@ class Sound:
     path: Path
     sample_rate: int
     by_count: bool = False
+    own_clock: bool = False
     first: Fraction | None = None
     done: bool = False
     errors: int = 0
@@ -111,23 +113,27 @@ class Sound:
         for out in self._mixer(frame):
             self._keep(out)
 
-    def reaches(self, time: Fraction) -> bool:
-        """Whether the samples so far go up to `time` (in the container's own seconds)."""
-        return self.first is not None and self.first + Fraction(self._samples, self.sample_rate) >= time
+    @property
+    def from_the_beginning(self) -> bool:
+        """Whether its place in the clip is only known by reading it from the file's first sample on."""
+        return self.by_count or self.own_clock
+
+    def reaches(self, end: Fraction, origin: Fraction | None) -> bool:
+        """Whether the samples so far go up to `end` on the clock that begins at `origin`, see `cut`."""
+        return self.first is not None and self._late(origin) + Fraction(self._samples, self.sample_rate) >= end
 
     def cut(self, start: Fraction, end: Fraction | None, origin: Fraction | None) -> np.ndarray | None:
-        """The waveform of [start, end) on the clock that begins at `origin`; None when nothing of it lies there.
+        """The waveform of [start, end); None when nothing of it lies there.
 
-        Silence that was filled in is part of it where there is sound as well; alone it is nothing.
+        The clock begins at `origin`, in the container's own seconds, or (None) at the first sample. Silence before the
+        first sample or in a hole is part of the waveform where there is sound as well; alone it is nothing.
         """
         self._flush()
         if self._jump:
             self.notes.append(self._jump)
         if self.first is None or not self._samples:
             return None
-        late = self.first - (self.first if origin is None else origin)
-        if abs(late) > LONGEST_GAP_SECONDS + start:  # a broken clock: play it from the beginning, as players do
-            late = Fraction(0)
+        late = self._late(origin)
         begin = round((start - late) * self.sample_rate)
         stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate))
         silent = sum(max(0, min(stop, after) - max(begin, first)) for first, after in self._holes)
@@ -140,10 +146,15 @@ class Sound:
         for first in range(0, len(waveform), 2**20):  # in parts: what marks the odd ones takes memory as well
             np.nan_to_num(waveform[first : first + 2**20], copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
         if begin < 0:  # what lies before the first sample is silent
+            self._check_length(stop - begin)
             return np.concatenate([np.zeros(-begin, np.float32), waveform[:stop]])
         part = waveform[begin:stop]
         # A copy, so that a second of an hour does not hold on to the hour; but never an hour twice.
         return part.copy() if len(part) <= len(waveform) // 2 else part
+
+    def _late(self, origin: Fraction | None) -> Fraction:
+        """How many seconds after the clock the first sample begins; negative where it begins before."""
+        return Fraction(0) if self.first is None or origin is None or self.own_clock else self.first - origin
 
     def _move(self, time: Fraction) -> bool:
         """Go on at `time`, with an empty mixer; False where it lies too far ahead to be believed."""
@@ -168,7 +179,10 @@ class Sound:
     def _append(self, samples: np.ndarray) -> None:
         self._kept += samples.data
         self._samples += len(samples)
-        if self._samples > _LONGEST_SECONDS * self.sample_rate:
+        self._check_length(self._samples)
+
+    def _check_length(self, samples: int) -> None:
+        if samples > _LONGEST_SECONDS * self.sample_rate:
             raise MediaError(f"{self.path}: more than {_LONGEST_SECONDS // 3600} h of sound; give segments")
 
     def _flush(self) -> None:

@@ -222,14 +222,14 @@ class Picture:
         if ticks >= self._wanted:
             self._keep(frame, ticks)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (T, H, W, 3) and the frames' times, float64 (T,). Raises EmptySegmentError where no frame was kept."""
-        if not self._frames.count:
-            last = float((self._last - self._first) * self._tick)
-            raise EmptySegmentError(
-                f"{self._path}: no frame at or after {float(self._start):g} s; the last is at {last:g} s"
-            )
-        return self._frames.result(), np.array(self._times)
+    def result(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """uint8 (T, H, W, 3), None where no frame was kept, and the frames' times, float64 (T,)."""
+        return self._frames.result() if self._frames.count else None, np.array(self._times, np.float64)
+
+    @property
+    def last_seconds(self) -> float:
+        """The time of the latest frame so far, kept or not."""
+        return float((self._last - self._first) * self._tick)
 
     def _ticks(self, frame: av.VideoFrame) -> int:
         # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
