@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ import pytest
 
 import avdistill
 from avdistill.cli import VERBS, main
-from avdistill.data.store import Store
+from avdistill.data.store import Store, StoreError
+from avdistill.models import build_model
+from avdistill.models.weights import save_student
+from avdistill.types import SoundView, StudentDescription
 
 
 @pytest.fixture
@@ -177,6 +181,11 @@ def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
         ("synthesize --out {out} --seconds 0", 2, "seconds and fps must be above 0"),
         ("synthesize --out {out} --sample-rate-hz 1234", 2, "must be one of 8000"),
         ("demo --out {out} --seeds", 2, "at least one seed"),
+        ("train demo_supervised --store {store} --out {out} --seed -1", 2, "seed: must not be negative"),
+        ("synthesize --out {out} --seed -1", 2, "seed: must not be negative"),
+        ("condition {store} unrelated=0.4,seed=-1 --out {out}", 2, "seed must be at least 0"),
+        ("condition {store} drowned=0.4,snr_db=nan --out {out}", 2, "snr_db must be a finite number"),
+        ("prepare {list} --videos {here} --out {out} --teacher {run} {other}/run", 2, "two would be called 'run'"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys, monkeypatch, words, code, message):
@@ -184,7 +193,12 @@ def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "list.csv").write_text("clip_id,path,label,split\na,a.mp4,cat,train\n")
     places = {"store": taught.folder, "out": tmp_path / "out", "binary": tmp_path / "binary"}
-    places |= {"list": tmp_path / "list.csv", "here": tmp_path}
+    places |= {"list": tmp_path / "list.csv", "here": tmp_path, "run": tmp_path / "run", "other": tmp_path / "other"}
+    for folder in (places["run"], places["other"] / "run"):
+        folder.mkdir(parents=True)
+        view = SoundView(seconds=0.5)
+        about = StudentDescription("logmel_cnn", ("a", "b"), view, 10.0, 16000, options={"width": 8})
+        save_student(folder, build_model("logmel_cnn", 2, {"width": 8}), about)
     try:
         found = main(words.format(**places).split())
     except SystemExit as error:  # of the parser of options
@@ -192,6 +206,33 @@ def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert (found, message in error, "Traceback" in error) == (code, True, False), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_with_a_shard_cut_short_is_told_of_in_full(taught, tmp_path, capsys):
+    folder = shutil.copytree(taught.folder, tmp_path / "store")
+    shards = sorted(folder.glob("frames-*.npy"))
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:200])
+    next(iter(folder.glob("sound-*.npy"))).unlink()
+    assert main(["info", str(folder), "--json"]) == 1
+    told = capsys.readouterr()
+    assert {fault.split(":")[0] for fault in json.loads(told.out)["faults"]} == {
+        *(shard.name for shard in shards),
+        "sound-00000.npy",
+    }
+    assert told.err.strip().splitlines()[-1].startswith(f"avdistill: {folder}: damaged: ")
+    assert main(["info", str(folder), "--no-verify"]) == 1
+    assert "damaged or missing" in capsys.readouterr().err
+    with pytest.raises(StoreError, match=r"frames-00000\.npy: damaged or missing"):
+        Store(folder).frames(0)
+
+
+@pytest.mark.parametrize("here", [".", ".."])
+def test_a_folder_without_a_store_is_one_line(tmp_path, monkeypatch, capsys, here):
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    assert main(["info", here]) == 1
+    assert "no store here" in capsys.readouterr().err
 
 
 def test_a_reader_who_has_seen_enough_ends_it_quietly(taught):

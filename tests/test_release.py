@@ -395,7 +395,7 @@ def test_wrong_folders_rates_and_a_missing_h5py(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no clock"):
         import_clips(*inputs, PrepareConfig(fps=None))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match=r"h5py is not installed: pip install avdistill\[release\]"):
+    with pytest.raises(ConfigError, match=r"h5py is not installed: install the extra 'release'"):
         import_clips(*inputs, PrepareConfig())
 
 

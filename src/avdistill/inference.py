@@ -88,7 +88,7 @@ def run_network(
     Raises:
         NoMapError: `with_tokens`, and the network has no map.
         NotFiniteError: so is what the network says.
-        ConfigError: `batch_size` or `windows` below 1, or a stride that would skip something.
+        ConfigError: `batch_size` or `windows` below 1, windows and a stride, or a stride that would skip something.
         StoreError: no clip holds what the network looks at, or the pictures are smaller than a view that does not
             resize them.
     """
@@ -150,6 +150,8 @@ def _check_windows(store: Store, view: View, batch_size: int, windows: int | Non
     for name, number in (("batch_size", batch_size), ("windows", windows)):
         if number is not None and number < 1:
             raise ConfigError(f"{name}: must be at least 1, got {number}")
+    if stride is not None and windows is not None:
+        raise ConfigError("give windows or stride, not both")
     length = window_length(view, store.sample_rate_hz)
     if stride is not None and not 1 <= stride <= length:
         raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")

@@ -21,7 +21,7 @@ from avdistill.application import export as export_module
 from avdistill.application.export import ExportError, export
 from avdistill.cli import main
 from avdistill.data.media import read_clip
-from avdistill.data.store import Store
+from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window
 from avdistill.models import build_model
 from avdistill.models.video import normalise_frames
@@ -219,6 +219,25 @@ def test_preprocessing_tells_all_that_is_needed(run, exported, tmp_path):
     assert (heard["sample_rate_hz"], heard["seconds"], heard["probabilities"]) == (16000, 0.3, "sigmoid")
 
 
+def test_a_view_that_cuts_without_scaling_is_described_as_it_is(prepared, tmp_path):
+    """Frames of a clip, cut as the file says, are the window that the student is shown."""
+    store, view = Store(prepared), replace(PICTURE.view, size=(19, 25), resize=False)
+    folder = write_run(tmp_path / "run", replace(PICTURE, view=view, **store.picture_reading))
+    told = export(folder, tmp_path / "export", format="safetensors", clips=store)
+    assert told["parity"]["clips"] > 0
+    assert told["resize"].startswith("none")
+    assert told["crop"] == "centre; half a pixel to the top and the left"
+    frames = store.frames(0)[:4]
+    height, width = told["size"]
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    assert {(frames.shape[1] - height) % 2, (frames.shape[2] - width) % 2} == {1}
+    shown = evaluation_window(store.frames(0), view, store.sample_rate_hz, 0).numpy()
+    np.testing.assert_array_equal(shown, frames[:, top : top + height, left : left + width])
+    large = write_run(tmp_path / "large", replace(PICTURE, view=replace(view, size=(300, 400))))
+    with pytest.raises(StoreError, match="hold no window of 300x400"):
+        export(large, tmp_path / "other", format="safetensors", clips=store)
+
+
 def test_an_export_that_differs_leaves_nothing(run, tmp_path, monkeypatch):
     def write_another(folder, student, description):
         with torch.no_grad():
@@ -250,7 +269,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(run, prepared, tmp_path, monk
     with pytest.raises(FileExistsError, match="there already"):
         export(run, tmp_path / "there")
     monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "onnxscript" else "there")
-    with pytest.raises(ExportError, match=r"onnxscript must be there: pip install avdistill\[onnx\]"):
+    with pytest.raises(ExportError, match=r"onnxscript must be there: install the extra 'onnx'"):
         export(run, tmp_path / "export")
     folder = write_run(tmp_path / "runs" / "deaf", replace(PICTURE, fps=4.0))
     with pytest.raises(TeacherError, match=r"was trained at 4\.0 frames a second"):

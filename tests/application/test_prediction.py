@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -84,6 +88,11 @@ def test_every_frame_several_labels_and_the_reading_of_the_store(small_set, tmp_
     description = replace(PICTURE, fps=None, multi_label=True, **store.picture_reading)
     student = load(write_run(tmp_path / "run", description))
     assert student.reading == config
+    # What is not said again stays as it was for the store.
+    assert load(tmp_path / "run", region=(0, 0, 20, 20)).reading == replace(config, region=(0, 0, 20, 20))
+    assert load(tmp_path / "run", size=(24, 32)).reading == replace(config, size=(24, 32))
+    assert load(tmp_path / "run", short_side=24).reading == replace(config, size=None, short_side=24)
+    assert load(tmp_path / "run", region="whole").reading == replace(config, region=None)
     assert_as_in_the_store(student, store, videos)
     assert_as_in_the_store(student, store, videos, stride=1)
 
@@ -302,6 +311,24 @@ def test_the_verb_predicts_what_it_can(small_set, run, tmp_path, capsys):
     assert main(["predict", str(run), good[0], "--region", "4,2,40,28", "--size", "30", "40"]) == 0
     reading = load(run, size=(30, 40), region=(4, 2, 40, 28))
     assert capsys.readouterr().out.strip() == str(reading.predict(good[0]))
+
+
+def test_a_name_that_is_no_text_is_predicted_and_told_by_its_bytes(small_set, run, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    shutil.copy(os.fsencode(small_set[0] / "test_1.mp4"), odd)
+    file, plain = os.fsdecode(odd), str(small_set[0] / "test_2.mp4")
+    program = (
+        "import sys; from avdistill.cli import main; *words, table = sys.argv[1:]; words = ['predict', *words];"
+        " sys.exit(main([*words, '--csv', table, '--json']) or main(words) or main([*words, '--csv', '-']))"
+    )
+    words = [sys.executable, "-c", program, str(run), file, plain, str(tmp_path / "out.csv")]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    told = subprocess.run(words, capture_output=True, check=True, env=strict).stdout.splitlines()
+    assert [json.loads(line)["file"] for line in told[:2]] == [file, plain]
+    assert b"caf\\udce9.mp4" in told[2]
+    table = (tmp_path / "out.csv").read_bytes().splitlines()
+    assert told[-len(table) :] == table
+    assert {line.split(b",")[0] for line in table[1:]} == {odd, os.fsencode(plain)}
 
 
 def test_wrong_calls_of_the_verb(small_set, run, tmp_path, capsys):

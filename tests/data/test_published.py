@@ -328,6 +328,17 @@ def test_audioset(tmp_path):
         read_annotations(tmp_path, format="audioset", videos=videos)
 
 
+def test_clips_that_are_only_heard_are_found_and_a_sound_track_beside_its_video_is_not(tmp_path):
+    rows = '--4gqARaEJE, 0.000, 10.000, "/m/068hy"\n-0_y_aaaaaa, 30.000, 40.000, "/m/068hy"\n'
+    (tmp_path / "eval_segments.csv").write_text("# Segments\n# num\n# YTID, start_seconds, ...\n" + rows)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("--4gqARaEJE.flac", "-0_y_aaaaaa.mp4", "-0_y_aaaaaa.wav"):
+        (videos / name).touch()
+    listed = read_annotations(tmp_path / "eval_segments.csv", format="audioset", videos=videos)
+    assert [a.path for a in listed] == ["--4gqARaEJE.flac", "-0_y_aaaaaa.mp4"]
+
+
 def test_several_lists_are_one_and_labels_choose(tmp_path):
     (tmp_path / "a.csv").write_text("path,label,split\na.mp4,x,train\nb.mp4,y,train\n")
     (tmp_path / "b.csv").write_text("path,labels,split\nc.mp4,x|z,test\n")

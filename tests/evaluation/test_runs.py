@@ -216,6 +216,7 @@ def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):
     for words, code, message in (
         (["--stride", "100"], 2, "stride: must be 1 to 4, a window's length, got 100"),
         (["--batch-size", "0"], 2, "batch_size: must be at least 1"),
+        (["--windows", "3", "--stride", "4"], 2, "give windows or stride, not both"),
         (["--out", str(tmp_path / "file" / "figures")], 1, "Not a directory"),
     ):
         (tmp_path / "file").write_text("")

@@ -250,5 +250,5 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch):
     with pytest.raises(TeacherError, match="--weights is for teachers by name"):
         load_teacher(f"huggingface:{folder}", weights=tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TeacherError, match=r"pip install avdistill\[huggingface\]"):
+    with pytest.raises(TeacherError, match=r"install the extra 'huggingface'"):
         load_teacher(f"huggingface:{folder}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avdistill.data.dataset import has_modality
+from avdistill.data.dataset import check_view_fits, has_modality
 from avdistill.data.files import file_checksum, put_in_place, write_json
 from avdistill.data.store import Store, StoreError
 from avdistill.data.transforms import evaluation_window, window_length
@@ -73,7 +73,7 @@ def export(
         raise FileExistsError(f"{out}: is there already; name a new folder")
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
-        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: pip install avdistill[onnx]")
+        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
     network, description = load_student(run)
     inputs = [_random_inputs(description)]
     if clips is not None:
@@ -194,6 +194,7 @@ def _clip_inputs(store: Store, description: StudentDescription, most: int) -> Te
     if not len(clips):
         raise StoreError(f"{store.folder}: no clip with {view.modality}")
     chosen = clips[np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int)]
+    check_view_fits(store, chosen, view)
     read = store.frames if isinstance(view, PictureView) else store.sound
     return torch.stack([evaluation_window(read(int(clip)), view, store.sample_rate_hz, 0) for clip in chosen])
 
@@ -237,6 +238,7 @@ def _describe_picture(description: StudentDescription, file_format: Format) -> d
     assert isinstance(view, PictureView)
     inside = file_format == "onnx"
     height, width = view.size
+    resize = "bilinear with antialiasing, by the factor max(height / H, width / W), rounded, never below the size"
     shape: list[str | int] = ["B", view.frames, height, width, 3] if inside else ["B", 3, view.frames, height, width]
     return {
         "input": {"name": "inputs", "type": "uint8" if inside else "float32", "shape": shape},
@@ -246,8 +248,8 @@ def _describe_picture(description: StudentDescription, file_format: Format) -> d
         "frames": view.frames,
         "size": [height, width],
         "channels": "RGB",
-        "resize": "bilinear with antialiasing, by the factor max(height / H, width / W), rounded, never below the size",
-        "crop": "centre",
+        "resize": resize if view.resize else "none: the size is cut out of the picture as it was decoded",
+        "crop": f"centre; half a pixel {'to the even side' if view.resize else 'to the top and the left'}",
         "normalisation": {
             "rule": "(pixel / 255 - mean) / std",
             "mean": list(IMAGENET_MEAN),

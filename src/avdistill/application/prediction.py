@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ def load(
     *,
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
-    region: tuple[int, int, int, int] | None = None,
+    region: tuple[int, int, int, int] | Literal["whole"] | None = None,
 ) -> Predictor:
     """The best student of a run, ready for files: `avdistill.load("run").predict("video.mp4")`.
 
@@ -201,22 +201,25 @@ def load(
     Args:
         run: run folder, or a folder that `export` wrote as safetensors.
         device: "auto", "cpu", "cuda", ...
-        short_side, size, region: as in `prepare`, instead of the training store's; for files that are framed otherwise.
+        short_side, size: as in `prepare`, instead of the training store's; for files that are framed otherwise.
+        region: likewise; "whole" is the whole picture.
 
     Raises:
         WeightsError: there is no trained network.
         ConfigError: sizes that contradict each other.
     """
     network, description = load_student(run)
-    if (short_side, size, region) == (None, None, None):
-        short_side, size, region = description.short_side, description.size, description.region
+    if short_side is None and size is None:
+        short_side, size = description.short_side, description.size
     if short_side is None and size is None:
         short_side = _covering_side(description.view)
+    if region is None:
+        region = description.region
     reading = PrepareConfig(
         fps=description.fps,
         short_side=short_side,
         size=size,
-        region=region,
+        region=None if region == "whole" else region,
         sample_rate_hz=description.sample_rate_hz,
     )
     return Predictor(network.to(best_device(device)), description, reading)

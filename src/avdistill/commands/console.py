@@ -67,10 +67,14 @@ def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> Non
     """The result of a verb on standard output: the report as one JSON object, or the lines."""
     if not FIRST_PROCESS:
         return
+    text = "\n".join(lines)
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, allow_nan=False, default=str))
-    else:
-        print("\n".join(lines))
+        text = json.dumps(report, ensure_ascii=False, allow_nan=False, default=str)
+    try:
+        print(text)
+    except UnicodeEncodeError:  # a file's name that is no text, or a terminal that lacks a letter
+        escaped = text.encode("ascii", "backslashreplace").decode()
+        print(json.dumps(report, allow_nan=False, default=str) if as_json else escaped)
 
 
 def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:

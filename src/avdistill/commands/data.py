@@ -120,6 +120,9 @@ def prepare(arguments: list[str]) -> None:
 
         for run in a.teacher:  # one that is not there is told now, not after all is decoded
             load_teacher(run)
+        names = [_name_of(run) for run in a.teacher]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"--teacher: two would be called {twice[0]!r}; embed them by `avdistill embed --name`")
     with progress_bar("prepare") as update:
         store = prepare_store(
             annotations,
@@ -134,7 +137,7 @@ def prepare(arguments: list[str]) -> None:
     for run in a.teacher:
         from avdistill.commands.runs import embed_with
 
-        embed_with(store, run, re.sub(r"[^\w.]", "_", Path(run).name))
+        embed_with(store, run, _name_of(run))
     report = store.describe()
     line = (
         f"{report['clips']} clips of {report['videos']} videos in {a.out}: {report['with_picture']} with picture, "
@@ -142,6 +145,11 @@ def prepare(arguments: list[str]) -> None:
         f"{report['skipped']} skipped"
     )
     output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
+
+
+def _name_of(run: str) -> str:
+    """What the features of a teacher are called where nobody says it: its folder's name."""
+    return re.sub(r"[^\w.]", "_", Path(run).resolve().name if Path(run).exists() else Path(run).name).lstrip(".")
 
 
 def region_of(text: str | None) -> tuple[int, int, int, int] | None:
@@ -171,10 +179,16 @@ def info(arguments: list[str]) -> None:
     """`avdistill info STORE`."""
     a = tyro.cli(_Info, args=arguments, prog="avdistill info")
     store = Store(a.store)
-    report = store.describe()
+    faults = []
     if a.verify:
         say("verifying checksums ...")
-        report["faults"] = store.verify()
+        faults = store.verify()
+    try:
+        report = store.describe() | ({"faults": faults} if a.verify else {})
+    except StoreError:
+        if not faults:
+            raise
+        report = {"faults": faults}
     output(report, [f"{name:<16} {value}" for name, value in report.items()], a.json)
     if report.get("faults"):
         raise StoreError(f"{a.store}: damaged: {'; '.join(report['faults'])}")

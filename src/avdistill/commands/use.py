@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import tyro
 
@@ -40,11 +41,11 @@ class _Predict:
     stride: int | None = None
     """Of the sliding windows, in frames or samples; default: a window's length."""
     short_side: int | None = None
-    """Pixels of the shorter side, as in `prepare`; default of these three: as the training store was prepared."""
+    """Pixels of the shorter side, as in `prepare`; default: the scale of the training store."""
     size: tuple[int, int] | None = None
     """Height and width instead of --short-side, as in `prepare`."""
     region: str | None = None
-    """x,y,width,height of the picture, cut out before scaling, as in `prepare`."""
+    """x,y,width,height of the picture, cut out before scaling, or `whole`; default: that of the training store."""
     batch_size: int = 32
     """Windows at a time."""
     csv: Path | None = None
@@ -66,7 +67,8 @@ def predict(arguments: list[str]) -> None:
         raise ConfigError("--json and --csv -: both would be written to standard output; choose one")
     if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
         raise FileExistsError(f"--csv: {a.csv}: is there already; name a new file")
-    student = load(a.run, short_side=a.short_side, size=a.size, region=region_of(a.region))
+    region: Any = "whole" if a.region == "whole" else region_of(a.region)
+    student = load(a.run, short_side=a.short_side, size=a.size, region=region)
     failed = 0
     with _table(a.csv) as write_row:
         for file in a.files:
@@ -97,11 +99,13 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
     if out is None:
         yield lambda prediction: None
     elif out == Path("-"):
+        if isinstance(sys.stdout, TextIOWrapper):  # a file's name may be no text: its bytes come out as they are
+            sys.stdout.reconfigure(errors="surrogateescape")
         yield _row_writer(sys.stdout)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(out.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield _row_writer(file)
         put_in_place(partial, out)
 

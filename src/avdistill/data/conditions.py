@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ class Condition:
             raise ConfigError(f"condition: {', '.join(_CHANGES)} must be shares that sum to at most 1, got {shares}")
         if not 0 < self.labels <= 1:
             raise ConfigError(f"condition: labels must lie in (0, 1], got {self.labels}")
-        for name in _COUNTS:
+        if not isfinite(self.snr_db):
+            raise ConfigError(f"condition: snr_db must be a finite number, got {self.snr_db}")
+        for name in (*_COUNTS, "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"condition: {name} must be at least 0, got {getattr(self, name)}")
         if (self.labels != 1) + (self.labelled_videos != 0) + (self.labelled_per_class != 0) > 1:
@@ -195,8 +198,8 @@ def _write(store: Store, condition: Condition, folder: Path, checksum: str) -> N
 
 
 def _next_shard(store: Store) -> int:
-    """The first that is free; not all that are there need be in use any more, and to write into one would be to write
-    into the store it is linked from."""
+    """The first number that is free."""
+    # By file: one that no clip points into any more is a link too, and to write there is to write into another store.
     return max((int(file.stem.removeprefix("sound-")) for file in store.folder.glob("sound-*.npy")), default=-1) + 1
 
 

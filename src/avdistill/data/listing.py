@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 # fmt: off
 VIDEO_SUFFIXES: tuple[str, ...] = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                                    ".ogv", ".ts", ".webm", ".wmv")
+SOUND_SUFFIXES: tuple[str, ...] = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "test": "test", "testing": "test",
@@ -191,12 +192,12 @@ def parse_extra(values: Mapping[str, object], known: tuple[str, ...]) -> tuple[t
     )
 
 
-def find_videos(source: Path) -> list[PurePosixPath]:
+def find_videos(source: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[PurePosixPath]:
     """Paths of all videos below a folder, sorted; hidden files are left out, linked folders are followed."""
-    return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, ()))
+    return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, suffixes, ()))
 
 
-def _walk(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: tuple[str, ...], ancestors: tuple[Path, ...]) -> Iterator[Path]:
     resolved = folder.resolve()
     if resolved in ancestors:  # a link back to a folder above: its videos are listed already
         return
@@ -204,6 +205,6 @@ def _walk(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry, (*ancestors, resolved))
-        elif entry.suffix.lower() in VIDEO_SUFFIXES:
+            yield from _walk(entry, suffixes, (*ancestors, resolved))
+        elif entry.suffix.lower() in suffixes:
             yield entry

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from avdistill.data.listing import (
+    SOUND_SUFFIXES,
     SURROGATE,
     Annotation,
     AnnotationError,
@@ -105,12 +106,17 @@ class VideoFiles:
         if self._folder is None:
             return {}
         try:
-            paths = find_videos(self._folder)
+            videos = find_videos(self._folder)
+            sounds = find_videos(self._folder, SOUND_SUFFIXES)
         except OSError as error:
             raise listing_error(shown(self._folder), "a readable folder of videos", str(error.strerror)) from error
         by_name: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-        for path in paths:
+        for path in videos:
             by_name[_folded(path.stem)].append(path)
+        seen = set(by_name)
+        for path in sounds:  # of a data set that is only heard; beside its video it is that one's sound track
+            if _folded(path.stem) not in seen:
+                by_name[_folded(path.stem)].append(path)
         return by_name
 
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -368,13 +370,17 @@ class Store:
     def _shard(self, kind: str, number: int) -> np.ndarray:
         shards = self.__dict__.setdefault("_shards", {})
         if (kind, number) not in shards:
-            shards[kind, number] = np.load(self.folder / f"{kind}-{number:05d}.npy", mmap_mode="r")
+            file = self.folder / f"{kind}-{number:05d}.npy"
+            with _mapping(file):
+                shards[kind, number] = np.load(file, mmap_mode="r")
         return shards[kind, number]
 
     def _pictures(self, number: int) -> np.ndarray:
         shards = self.__dict__.setdefault("_shards", {})
         if ("jpeg", number) not in shards:
-            shards["jpeg", number] = np.memmap(self.folder / f"frames-{number:05d}.jpeg", np.uint8, "r")
+            file = self.folder / f"frames-{number:05d}.jpeg"
+            with _mapping(file):
+                shards["jpeg", number] = np.memmap(file, np.uint8, "r")
         return shards["jpeg", number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -382,6 +388,15 @@ class Store:
         return {key: value for key, value in self.__dict__.items() if key != "_shards"}
 
 
+@contextmanager
+def _mapping(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"{file}: damaged or missing: {reason(error)}; `avdistill info` checks every file") from error
+
+
 def partial_folder(store: Path) -> Path:
     """Where a store lives until it is whole."""
+    store = store.resolve()  # "." has no name
     return store.with_name(store.name + ".partial")

@@ -117,6 +117,8 @@ class SyntheticConfig:
             raise ConfigError(
                 "teacher_clips need related or noisy sound, but unrelated and silent leave no share for them"
             )
+        if self.seed < 0:
+            raise ConfigError(f"seed: must not be negative, got {self.seed}")
         if not 0 < self.seconds < float("inf") or self.fps < 1:
             raise ConfigError(f"seconds and fps must be above 0, got {self.seconds:g} and {self.fps}")
         if self.sample_rate_hz not in MP3_RATES_HZ:

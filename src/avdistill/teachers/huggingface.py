@@ -124,7 +124,7 @@ def load_huggingface(name: str) -> Teacher:
             or damaged; a model that takes neither sound nor pictures.
     """
     if find_spec("transformers") is None:
-        raise TeacherError(f"{HUGGINGFACE}{name}: transformers is not installed: pip install avdistill[huggingface]")
+        raise TeacherError(f"{HUGGINGFACE}{name}: transformers is not installed: install the extra 'huggingface'")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name):
         raise TeacherError(f"{HUGGINGFACE}{name}: expected a model's folder or a hub id (owner/model), found nothing")
     import transformers

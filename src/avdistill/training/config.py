@@ -125,6 +125,8 @@ class TrainConfig:
         for name, minimum in (least | {"workers": 0, "validation_windows": 1}).items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"config.{name}: must be at least {minimum}, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"config.seed: must not be negative, got {self.seed}")
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(f"config.validation_fraction: must lie in [0, 1), got {self.validation_fraction}")
         if self.labelled_per_batch is not None and not 1 <= self.labelled_per_batch <= self.batch_size:

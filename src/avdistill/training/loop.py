@@ -268,7 +268,7 @@ def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise RunError("tensorboard is not installed: pip install avdistill[log]") from None
+            raise RunError("tensorboard is not installed: install the extra 'log'") from None
         writer = SummaryWriter(str(run / "tensorboard"))
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
 
