@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_at_any_moment(prepared, small_set, tmp_path, monkey
     store = prepare(annotations[:6], folder, out, CONFIG)  # the last to fail is to force its name onto the disk
     assert store.verify() == []
     assert len(store) == 6
-    assert (out / "skipped.csv").read_text().splitlines() == ["clip,file,reason"]
+    assert (out / "skipped.csv").read_text().splitlines() == ["clip,file,reason,bytes,mtime_ns"]
 
 
 def test_places_that_cannot_be_written(small_set, tmp_path):

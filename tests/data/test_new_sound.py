@@ -1,4 +1,4 @@
-"""New sound of a store under a condition: written as it comes, into as many shards as it needs, never into another's."""
+"""New sound of a store under a condition: written as it comes, into as many shards as it needs, never into others'."""
 
 import errno
 import json

@@ -1,9 +1,9 @@
 """What a preparation has written so far: shards that grow, and a journal with a line per finished clip.
 
-A line is `{"row": ...}` of a clip that was read, with the CRC-32 of its bytes, or `{"skipped": ...}`. A third kind,
-`{"synced": n}`, says that the n clips before it are on the disk for good. A power cut may keep a line whose clip's
-bytes were still on their way, or have zeros in their place: the lines after the last such mark are held against the
-shards before a preparation goes on.
+A line is `{"row": ...}` of a clip that was read, with the CRC-32 of its bytes, or `{"skipped": ...}` of one that could
+not be. A third kind, `{"synced": n}`, says that the n clips before it are on the disk for good. A power cut may keep a
+line whose clip's bytes were still on their way, or have zeros in their place: the lines after the last such mark are
+held against the shards before a preparation goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,14 +32,35 @@ _SYNC_EVERY_CLIPS = 64
 # Every size of picture has its shard, and there may be hundreds: more files than a process may have open.
 _MOST_OPEN_SHARDS = 16
 _BLOCK_BYTES = 2**22
-_SOURCES = "sources.csv"
+_SOURCES, _SKIPPED = "sources.csv", "skipped.csv"
+# The state of a file that is not there.
+NO_FILE = (0, 0)
 # What describes how the store was made, not what it holds: the same clips give the same checksum without it.
-_RECORDS = ("skipped.csv", _SOURCES)
+_RECORDS = (_SKIPPED, _SOURCES)
 
 
 _JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
 
 _Written = WrittenShard | WrittenJpegShard
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A clip that could not be read: a line of `skipped.csv`.
+
+    Attributes:
+        clip: its id.
+        file: path of its file.
+        reason: in one line.
+        bytes: of the file before it was read; `NO_FILE` where there was none. None: earlier versions did not record it.
+        mtime_ns: of the file likewise.
+    """
+
+    clip: str
+    file: str
+    reason: str
+    bytes: int | None = None
+    mtime_ns: int | None = None
 
 
 @dataclass
@@ -48,7 +69,7 @@ class Journal:
 
     folder: Path
     rows: list[dict[str, Any]]
-    skipped: list[dict[str, str]]
+    skipped: list[Skip]
     file: IO[str]
     jpeg_quality: int | None = None  # None: frames are stored as they are
     sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
@@ -102,7 +123,7 @@ class Journal:
                     break
                 self.rows.append(entry["row"])
             elif "skipped" in entry:
-                self.skipped.append(entry["skipped"])
+                self.skipped.append(Skip(**entry["skipped"]))
             good = end
         self.sources = {row["path"]: tuple(row["source"]) for row in self.rows if "source" in row}
         return good
@@ -201,10 +222,10 @@ class Journal:
         self.rows.append(row)
         self._write({"row": row})
 
-    def skip(self, annotation: Annotation, error: Exception) -> None:
-        """Note a file that could not be read, and why."""
-        self.skipped.append({"clip": annotation.clip_id, "file": annotation.path, "reason": reason(error)})
-        self._write({"skipped": self.skipped[-1]})
+    def skip(self, annotation: Annotation, error: Exception, source: tuple[int, int]) -> None:
+        """Note a file that could not be read, why, and its bytes and mtime_ns before it was tried (`NO_FILE`)."""
+        self.skipped.append(Skip(annotation.clip_id, annotation.path, reason(error), *source))
+        self._write({"skipped": asdict(self.skipped[-1])})
 
     def _write(self, entry: dict[str, Any]) -> None:
         # What was given to the system outlives a kill: the bytes must be there before the line that vouches for them.
@@ -281,9 +302,8 @@ class Journal:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map
         table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
         pq.write_table(table, self.folder / "clips.parquet")
-        _write_csv(
-            self.folder / "skipped.csv", ["clip", "file", "reason"], [list(row.values()) for row in self.skipped]
-        )
+        names = [each.name for each in fields(Skip)]
+        _write_csv(self.folder / _SKIPPED, names, [list(astuple(skip)) for skip in self.skipped])
         sources = [[path, *state] for path, state in self.sources.items()]
         _write_csv(self.folder / _SOURCES, ["path", "bytes", "mtime_ns"], sources)
         kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".jpeg", ".parquet", ".csv"))
@@ -343,6 +363,22 @@ def read_sources(store: Path) -> dict[str, tuple[int, int]]:
         return {}
     with (store / _SOURCES).open(newline="", encoding="utf-8") as file:
         return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in csv.DictReader(file)}
+
+
+def read_skipped(store: Path) -> list[Skip]:
+    """The clips that are not in a store because they could not be read."""
+    if not (store / _SKIPPED).is_file():
+        return []
+    with (store / _SKIPPED).open(newline="", encoding="utf-8") as file:
+        return [
+            Skip(
+                row["clip"],
+                row["file"],
+                row["reason"],
+                *(int(row[name]) for name in ("bytes", "mtime_ns") if row.get(name)),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -23,7 +24,7 @@ from typing import Any
 
 from avdistill.data.annotations import Annotation
 from avdistill.data.files import lock_partial, put_in_place, reason
-from avdistill.data.journal import Journal, discard, read_sources
+from avdistill.data.journal import NO_FILE, Journal, Skip, discard, read_skipped, read_sources
 from avdistill.data.media import MediaError, SpoolError
 from avdistill.data.reading import (
     PrepareConfig,
@@ -42,6 +43,8 @@ from avdistill.decoding import ConfigError
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
 _CHANGED_SHOWN = 3
+# As `workers.map_in_order` says it.
+_TOOK_LONGER = re.compile(r": took longer than (\S+) s$")
 
 
 def prepare(
@@ -66,7 +69,7 @@ def prepare(
         config: rates and sizes.
         read: how a clip is read from its file; a function of a module (worker processes import it).
         workers: processes that decode, at least one: what a file does to its reader must not happen here.
-        strict: raise on the first file that cannot be read instead of listing it in `skipped.csv`.
+        strict: raise on the first file that cannot be read, now or before, instead of listing it in `skipped.csv`.
         time_limit_seconds: of one clip, after which it counts as unreadable; None: no limit.
         memory_limit_bytes: of reading one clip (where the system counts it, as Linux does); beyond it the clip counts
             as unreadable. A long clip's frames are not held in memory, its sound is. None: no limit.
@@ -74,7 +77,8 @@ def prepare(
 
     Raises:
         StoreError: `out` holds something else, another process is preparing it, it cannot be written, a file has
-            changed since its clip was read, or no clip could be read.
+            changed since its clip was read or skipped, a clip was skipped for a time it may take now, or no clip could
+            be read.
         MediaError: with `strict`, the first unreadable file.
         ConfigError: a time limit of 0 or less, or a reader that is defined in the script that runs.
     """
@@ -93,9 +97,10 @@ def prepare(
     try:
         lock = lock_partial(folder, out)
         if lock is None:
-            return _existing(out, videos, settings)
+            return _existing(out, videos, settings, strict, time_limit_seconds)
         with lock, closing(Journal.open(folder, settings)) as journal:
             _refuse_changed(folder, journal.sources, videos, absent_too=True)
+            _refuse_skipped(folder, journal.skipped, videos, strict, time_limit_seconds)
             tasks = _tasks(annotations[journal.finished :], videos, folder)
             answers = map_in_order(
                 partial(read_to_spool, read, config),
@@ -112,7 +117,7 @@ def prepare(
             if not journal.rows:
                 # Most likely the wrong folder of videos: a journal full of failures must not outlive the mistake.
                 shutil.rmtree(folder)
-                first = journal.skipped[0]["reason"] if journal.skipped else "the list is empty"
+                first = journal.skipped[0].reason if journal.skipped else "the list is empty"
                 raise StoreError(f"no clip could be read; the first: {first}")
             journal.finish(settings)
             put_in_place(folder, out)
@@ -126,12 +131,17 @@ def prepare(
     return Store(out)
 
 
-def _existing(out: Path, videos: Path, settings: dict[str, Any]) -> Store:
+def _existing(
+    out: Path, videos: Path, settings: dict[str, Any], strict: bool, time_limit_seconds: float | None
+) -> Store:
     store = Store(out)
-    made_with = json.loads((out / "store.json").read_text(encoding="utf-8")).get("settings")
-    if made_with != settings:
+    description = json.loads((out / "store.json").read_text(encoding="utf-8"))
+    if "condition" in description:  # its settings are those of the store it was made from
+        raise StoreError(f"{out}: a store under a condition is here, not the one it was made from; name another folder")
+    if description.get("settings") != settings:
         raise StoreError(f"{out}: a store made from another list or other settings is here; remove it or name another")
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
+    _refuse_skipped(out, read_skipped(out), videos, strict, time_limit_seconds)
     discard(out)  # of a preparation that was killed when the store had just got its name
     return store
 
@@ -146,12 +156,55 @@ def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: P
         except OSError:
             changed += [path] if absent_too else []
     if changed:
-        shown = ", ".join(" ".join(path.split()) for path in changed[:_CHANGED_SHOWN])
-        more = f" and {len(changed) - _CHANGED_SHOWN} more" if len(changed) > _CHANGED_SHOWN else ""
         raise StoreError(
-            f"{folder}: made from files that have changed{' or are gone' if absent_too else ''} since: {shown}{more}; "
-            "bring them back (date included), or remove the folder to prepare anew"
+            f"{folder}: made from files that have changed{' or are gone' if absent_too else ''} since: "
+            f"{_shown(changed)}; bring them back (date included), or remove the folder to prepare anew"
         )
+
+
+def _refuse_skipped(
+    folder: Path, skipped: list[Skip], videos: Path, strict: bool, time_limit_seconds: float | None
+) -> None:
+    """Raise StoreError where a clip that was skipped may be readable now, with `strict` MediaError where any was.
+
+    It is not read after all: its place is before clips that are there.
+    """
+    recorded = [skip for skip in skipped if skip.bytes is not None]  # what an earlier version skipped stays so
+    # A file that could not be read may be deleted.
+    changed = [s.file for s in recorded if _state(videos / s.file) not in (NO_FILE, (s.bytes, s.mtime_ns))]
+    if changed:
+        raise StoreError(
+            f"{folder}: made without files that have changed or come since: {_shown(changed)}; put them back as they "
+            "were (date included), or remove the folder to prepare anew"
+        )
+    slow = [skip.file for skip in recorded if _may_take_longer(skip, time_limit_seconds)]
+    if slow:
+        raise StoreError(
+            f"{folder}: made without clips that took too long then and may take longer now: {_shown(slow)}; give the "
+            "time limit it was made with, or remove the folder to prepare anew"
+        )
+    if strict and skipped:
+        raise MediaError(f"{folder}: {len(skipped)} skipped when it was made; the first: {skipped[0].reason}")
+
+
+def _may_take_longer(skip: Skip, time_limit_seconds: float | None) -> bool:
+    took = _TOOK_LONGER.search(skip.reason)
+    # Compared as they are written.
+    return took is not None and (time_limit_seconds is None or float(f"{time_limit_seconds:g}") > float(took[1]))
+
+
+def _shown(paths: list[str]) -> str:
+    """The first few of them, in one line."""
+    paths = list(dict.fromkeys(paths))
+    more = f" and {len(paths) - _CHANGED_SHOWN} more" if len(paths) > _CHANGED_SHOWN else ""
+    return ", ".join(" ".join(path.split()) for path in paths[:_CHANGED_SHOWN]) + more
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        return file_state(path)
+    except OSError:
+        return NO_FILE
 
 
 def _fingerprint(annotations: list[Annotation]) -> str:
@@ -172,6 +225,8 @@ def _fill(
     on_clip: Callable[[int, int], None] | None,
 ) -> None:
     before = journal.finished
+    # Before any is opened: one that is mended while we read others must differ from what is noted of it.
+    states = {task.file: _state(task.file) for task in tasks}
     for task, answer in zip(tasks, answers, strict=True):
         if isinstance(answer, Spooled):
             journal.add(task.annotation, answer.open(task), answer.state)
@@ -179,7 +234,7 @@ def _fill(
             error = MediaError(f"{task.file}: {answer.reason}") if isinstance(answer, Lost) else answer
             if strict:
                 raise error
-            journal.skip(task.annotation, error)
+            journal.skip(task.annotation, error, states[task.file])
         for spool in (task.frames, task.sound):
             spool.unlink(missing_ok=True)
         if on_clip is not None:
