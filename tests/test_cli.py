@@ -228,10 +228,14 @@ def test_a_store_with_a_shard_cut_short_is_told_of_in_full(taught, tmp_path, cap
 
 
 @pytest.mark.parametrize("here", [".", ".."])
-def test_a_folder_without_a_store_is_one_line(tmp_path, monkeypatch, capsys, here):
+def test_a_folder_without_a_store_is_one_line(taught, tmp_path, monkeypatch, capsys, here):
     (tmp_path / "deep").mkdir()
     monkeypatch.chdir(tmp_path / "deep")
-    assert main(["info", here]) == 1
+    for words in (["info", here], ["condition", str(taught.folder), "unrelated=0.4", "--out", here]):
+        assert main(words) == 1
+        assert "no store here" in capsys.readouterr().err
+    (tmp_path / "list.csv").write_text("clip_id,path,label,split\na,a.mp4,cat,train\n")
+    assert main(["prepare", "../list.csv", "--videos", "..", "--out", here]) == 1
     assert "no store here" in capsys.readouterr().err
 
 

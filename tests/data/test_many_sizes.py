@@ -1,8 +1,10 @@
 """Uploads of many shapes: each size of picture has a shard of its own, and a process may have few files open."""
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
@@ -77,3 +79,21 @@ def test_it_is_the_store_of_a_process_with_all_files_open(many_sizes, tmp_path, 
         monkeypatch.setattr("avdistill.data.journal._MOST_OPEN_SHARDS", most)
         stores.append(prepare(clips, folder, tmp_path / str(most), JPEG, workers=1))
     assert stores[0].checksum == stores[1].checksum
+
+
+@pytest.mark.parametrize("config", [RAW, JPEG], ids=["raw", "jpeg"])
+def test_reading_them_keeps_few_files_open(many_sizes, tmp_path, monkeypatch, config):
+    folder, clips = many_sizes
+    store = prepare(clips, folder, tmp_path / "store", config, workers=1)
+    expected = [np.asarray(store.frames(i)) for i in range(len(store))]
+    monkeypatch.setattr("avdistill.data.store._MOST_MAPPED", 3)
+    few, before = Store(store.folder), len(os.listdir("/dev/fd"))
+    held = few.frames(0)
+    for i, frames in enumerate(expected):
+        np.testing.assert_array_equal(np.asarray(few.frames(i)), frames)
+    assert len(os.listdir("/dev/fd")) <= before + 5
+    np.testing.assert_array_equal(np.asarray(held), expected[0])  # whoever has one keeps it
+    assert few.describe()["clips"] == len(clips)
+    with ThreadPoolExecutor(4) as pool:
+        for got, frames in zip(pool.map(lambda i: np.asarray(few.frames(i)), range(len(few))), expected, strict=True):
+            np.testing.assert_array_equal(got, frames)

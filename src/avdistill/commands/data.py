@@ -92,7 +92,7 @@ class _Prepare:
     time_limit: float = 1800.0
     """Seconds one clip may take to read before it is skipped; 0: no limit."""
     strict: bool = False
-    """Fail on the first file that cannot be read."""
+    """Fail on the first file that cannot be read, or was skipped before."""
     json: bool = False
     """Print one JSON object."""
 

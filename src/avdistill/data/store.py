@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,8 @@ from avdistill.data.shards import JpegFrames
 
 # Older readers refuse the second by its number.
 RAW_VERSION, JPEG_VERSION = 1, 2
+# A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
+_MOST_MAPPED = 100
 # Sound whose every sample lies below -80 dBFS says nothing: such a clip counts as one without sound for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
 
@@ -368,32 +370,30 @@ class Store:
         }
 
     def _shard(self, kind: str, number: int) -> np.ndarray:
-        shards = self.__dict__.setdefault("_shards", {})
-        if (kind, number) not in shards:
-            file = self.folder / f"{kind}-{number:05d}.npy"
-            with _mapping(file):
-                shards[kind, number] = np.load(file, mmap_mode="r")
-        return shards[kind, number]
+        return self._mapped(f"{kind}-{number:05d}.npy", lambda file: np.load(file, mmap_mode="r"))
 
     def _pictures(self, number: int) -> np.ndarray:
+        return self._mapped(f"frames-{number:05d}.jpeg", lambda file: np.memmap(file, np.uint8, "r"))
+
+    def _mapped(self, name: str, open_map: Callable[[Path], np.ndarray]) -> np.ndarray:
         shards = self.__dict__.setdefault("_shards", {})
-        if ("jpeg", number) not in shards:
-            file = self.folder / f"frames-{number:05d}.jpeg"
-            with _mapping(file):
-                shards["jpeg", number] = np.memmap(file, np.uint8, "r")
-        return shards["jpeg", number]
+        found = shards.get(name)
+        if found is None:
+            file = self.folder / name
+            try:
+                found = open_map(file)
+            except (OSError, ValueError, EOFError) as error:
+                told = f"{file}: damaged or missing: {reason(error)}; `avdistill info` checks every file"
+                raise StoreError(told) from error
+            with suppress(RuntimeError):  # another thread has just put in one of its own
+                while len(shards) >= _MOST_MAPPED:
+                    shards.pop(next(iter(shards)), None)
+            shards[name] = found
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # Loader processes map the shards themselves: a memory map that is pickled would travel as a copy.
         return {key: value for key, value in self.__dict__.items() if key != "_shards"}
-
-
-@contextmanager
-def _mapping(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{file}: damaged or missing: {reason(error)}; `avdistill info` checks every file") from error
 
 
 def partial_folder(store: Path) -> Path:
