@@ -40,7 +40,7 @@ from avdistill.studies.audit_scores import (
 from avdistill.teachers.base import check_rates
 from avdistill.teachers.head import maker, maker_of
 from avdistill.training.checkpoint import RunError, data_record, environment, run_config, writing
-from avdistill.training.session import load_method
+from avdistill.training.session import in_order, load_method
 from avdistill.types import Features, StudentDescription
 
 Score = Literal["suspicion", "gate", "similarity", "calibration", "teacher_label", "student_teacher", "doubt"]
@@ -237,7 +237,7 @@ def _open(run: Path, store: Store, split: str, asked: str | None) -> _Case:
     check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(store, split)
     embedding, logits, has_teacher = store.teacher_features(name)
-    logits = _in_order(logits, store.teachers[name].classes, description.classes)
+    logits = in_order(logits, store.teachers[name].classes, description.classes)
     seen = has_modality(store, clips, description.view)
     there = seen & has_teacher[clips]
     scored = clips[there]
@@ -290,14 +290,6 @@ def _places(run: Path, ids: Sequence[str]) -> Tensor:
     training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]  # `load_method` could read it
     place = {name: i for i, name in enumerate(training)}
     return torch.tensor([place.get(name, -1) for name in ids])
-
-
-def _in_order(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
-    """The columns in the order of `classes`; None where one of them is missing."""
-    place = {name: i for i, name in enumerate(columns)}
-    if logits is None or any(name not in place for name in classes):
-        return None
-    return logits[:, [place[name] for name in classes]]
 
 
 def _scores(case: _Case, looked: Looked) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from avdistill.data.store import Store
 from avdistill.data.synthetic import Difficulty, SyntheticConfig, synthesize
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.studies.comparison_report import read_lines
 from avdistill.studies.report import (
     Image,
     Section,
@@ -177,7 +178,7 @@ def _progress(configs: list[TrainConfig]) -> tuple[int, str]:
     finished, newest, note = 0, 0.0, ""
     for config in configs:
         path = config.out / "metrics.jsonl"
-        steps = [line for line in _lines(path) if "losses" in line]
+        steps = [line for line in read_lines(path) if "losses" in line]
         if steps:
             finished += steps[-1]["step"]
             if path.stat().st_mtime > newest and steps[-1]["step"] < config.steps:
@@ -188,15 +189,6 @@ def _progress(configs: list[TrainConfig]) -> tuple[int, str]:
 
 def _note(who: str, losses: Mapping[str, float]) -> str:
     return who + "  ".join(f"{name} {value:.2f}" for name, value in losses.items())
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    # The last line may be half written while another process is at it.
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
 
 
 def _report(out: Path, store: Store, result: dict[str, Any]) -> None:
@@ -237,7 +229,7 @@ def _report(out: Path, store: Store, result: dict[str, Any]) -> None:
 
 
 def _curve(out: Path, row: Mapping[str, Any]) -> list[tuple[float, float]]:
-    lines = _lines(out / "runs" / f"{row['method']}-{row['seed']}" / "metrics.jsonl")
+    lines = read_lines(out / "runs" / f"{row['method']}-{row['seed']}" / "metrics.jsonl")
     return [(line["step"], line["losses"]["classification"]) for line in lines if "losses" in line]
 
 

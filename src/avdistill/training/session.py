@@ -255,15 +255,20 @@ def _teacher_features(
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the store"
         )
     embedding, logits, present = store.teacher_features(config.teacher)
-    if logits is not None:
-        columns = {name: i for i, name in enumerate(store.teachers[config.teacher].classes)}
-        missing = [name for name in store.classes if name not in columns]
-        logits = None if missing else logits[:, [columns[name] for name in store.classes]]
+    logits = in_order(logits, store.teachers[config.teacher].classes, store.classes)
     if method.needs == "logits" and logits is None:
         raise RunError(
             f"method {config.method.name!r} needs logits in the store's classes; {config.teacher!r} has none"
         )
     return embedding, logits, present
+
+
+def in_order(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
+    """A teacher's logits (N, C) with the columns in the order of `classes`; None where one of them is missing."""
+    place = {name: i for i, name in enumerate(columns)}
+    if logits is None or any(name not in place for name in classes):
+        return None
+    return logits[:, [place[name] for name in classes]]
 
 
 def _teacher_tokens(store: Store, config: TrainConfig, method: type[Method]) -> np.ndarray | None:
