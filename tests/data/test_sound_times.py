@@ -297,3 +297,10 @@ def test_sound_after_the_picture_is_a_clip_and_nothing_at_all_is_none(tail, tmp_
     assert store.columns["id"].tolist() == ["from_8.0", "from_10.0"]
     assert store.columns["has_frames"].tolist() == [True, False]
     np.testing.assert_allclose(store.sound(1) / 32767, seconds_of(*STEPS[10:12]), atol=1e-4)
+
+
+def test_a_segment_after_the_sounds_end_is_no_damage(tmp_path):
+    write_video(tmp_path / "v.mp4", frames=numbered_frames(100, 32, 48), waveform=tone(2.0, 440), fps=10)
+    clip = read_clip(tmp_path / "v.mp4", fps=10, start_seconds=7, end_seconds=9)
+    assert clip.waveform is None
+    assert clip.notes == ("no sound in this segment",)

@@ -198,7 +198,9 @@ def _decode(
             notes.append(f"{track.errors} damaged {kind} packets or frames")
     notes.extend(sound.notes if sound else ())
     if sound and waveform is None:
-        notes.append("sound stream cannot be decoded" if sound.first is None else "no sound in this segment")
+        # Read from a place in the middle, a stream that is over by then gives nothing either.
+        broken = sound.first is None and (sound.errors or start < _SEEK_FROM_SECONDS)
+        notes.append("sound stream cannot be decoded" if broken else "no sound in this segment")
     if frames is None and waveform is None:
         if picture:
             last = f"the last is at {picture.last_seconds:g} s"
