@@ -300,7 +300,7 @@ def test_sound_after_the_picture_is_a_clip_and_nothing_at_all_is_none(tail, tmp_
 
 
 def test_a_segment_after_the_sounds_end_is_no_damage(tmp_path):
-    write_video(tmp_path / "v.mp4", frames=numbered_frames(100, 32, 48), waveform=tone(2.0, 440), fps=10)
-    clip = read_clip(tmp_path / "v.mp4", fps=10, start_seconds=7, end_seconds=9)
+    write_video(tmp_path / "v.mkv", frames=numbered_frames(100, 32, 48), waveform=tone(2.0, 440), fps=10)
+    clip = read_clip(tmp_path / "v.mkv", fps=10, start_seconds=7, end_seconds=9)
     assert clip.waveform is None
     assert clip.notes == ("no sound in this segment",)
