@@ -48,7 +48,7 @@ def test_a_hole_is_silent(holed):
         (6, 8, ()),
         (7, 9, (filled(1),)),
         (7.5, 11, (filled(2),)),
-        (8.5, None, ()),
+        (8.5, None, (filled(1.5),)),  # a quarter of a second before it there is sound
     ],
 )
 def test_a_segment_is_that_part_of_the_whole(holed, start, end, notes):
@@ -304,3 +304,14 @@ def test_a_segment_after_the_sounds_end_is_no_damage(tmp_path):
     clip = read_clip(tmp_path / "v.mkv", fps=10, start_seconds=7, end_seconds=9)
     assert clip.waveform is None
     assert clip.notes == ("no sound in this segment",)
+
+
+@pytest.mark.parametrize("start", [6.0, 6.05, 7.2, 8.45])
+def test_a_segment_begins_with_its_own_sound(tmp_path, start):
+    """Packets of 64 ms lie across its start, a key frame stands at it or just before."""
+    frames = np.random.default_rng(0).integers(0, 256, (120, 32, 48, 3)).astype(np.uint8)
+    waveform = tone(12.0, 440)
+    write_video(tmp_path / "v.mkv", frames=frames, waveform=waveform, codecs=("mpeg4", "pcm_s16le"))
+    clip = read_clip(tmp_path / "v.mkv", fps=10, start_seconds=start, end_seconds=start + 1)
+    whole = read_clip(tmp_path / "v.mkv", fps=10).waveform
+    np.testing.assert_array_equal(clip.waveform, whole[round(start * 16000) : round((start + 1) * 16000)])

@@ -22,6 +22,9 @@ from av.video.reformatter import VideoReformatter
 # A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 LONGEST_GAP_SECONDS = 60
 # What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
+# A segment is read from a little before its start: a packet of sound that lies across it, and what its decoder needs to
+# find its feet, come before a key frame that stands right there.
+_LEAD_SECONDS = Fraction(1, 4)
 LARGEST_FRAME_PIXELS = 64 * 2**20
 _LARGEST_CLIP_BYTES = 64 * 2**30
 # OverflowError: a time that no clock of the file can tell.
@@ -194,12 +197,12 @@ class Picture:
         self.done, self.errors, self.jump = False, 0, ""
 
     def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
-        """Jump to the key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        """Jump to a key frame before the start; back to the beginning where the file's index cannot be trusted."""
         target = 0
         try:
             self._begin(self._ticks(next(container.decode(stream))))
             target = self._first
-            start = int(self._first + self._start / self._tick)
+            start = max(self._first, int(self._first + (self._start - _LEAD_SECONDS) / self._tick))
             container.seek(start, stream=stream)
             if self._ticks(next(container.decode(stream))) <= self._first + self._start / self._tick:
                 target = start
