@@ -1,5 +1,6 @@
 """Runs: exact resume, signals, choice of the best model, schedules, learning at all."""
 
+import errno
 import json
 import math
 import os
@@ -340,6 +341,14 @@ def test_a_run_is_trained_by_one_process_at_a_time(taught, tmp_path):
     assert run_progress(run).step == 3
     resume(run)
     assert run_progress(run).step == 10
+
+
+def test_where_the_file_system_has_no_locks_a_run_is_trained_all_the_same(taught, tmp_path, monkeypatch):
+    def flock(_file, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert run_progress(train(config(taught.folder, tmp_path / "run", steps=2))).step == 2
 
 
 def test_a_damaged_run_is_named(taught, tmp_path):

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 LOCK = "lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def file_checksum(path: Path) -> str:
@@ -25,15 +26,18 @@ def file_checksum(path: Path) -> str:
 def open_locked(folder: Path, *, wait: bool = False) -> IO[str]:
     """The folder's lock file, locked until it is closed or this process ends, in whatever way.
 
+    On a file system without locks (some network drives, clusters) it is only opened: others are then not noticed.
+
     Raises:
         BlockingIOError: another process has it, and we do not `wait`.
     """
     file = (folder / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        file.close()
-        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
     return file
 
 
