@@ -166,11 +166,8 @@ def study_asked() -> str:
 
 def study_means_grid() -> str:
     """Top-1 of every method on GRID."""
-    cells: dict[str, tuple[str, int, float]] = {}
-    for labelled in (20, 70, 400):
-        cells[f"{labelled} videos"] = ("grid", labelled, 0.0)
-        cells[f"{labelled}, 40% swapped"] = ("grid", labelled, 0.4)
-    return _study_means(cells)
+    shares = (("videos", 0.0), ("videos, 40% swapped", 0.4))
+    return _study_means({f"{few} {what}": ("grid", few, wrong) for few in (20, 70, 400) for what, wrong in shares})
 
 
 def study_means_others() -> str:

@@ -282,10 +282,9 @@ class Store:
             if rows is not None and len(rows) != len(self):
                 raise StoreError(f"teacher {name!r}: {len(rows)} rows for {len(self)} clips")
         clips = int((~np.isnan(embedding[:, 0])).sum())
-        columns, K = () if logits is None else classes, 0 if tokens is None else int(tokens.shape[1])
-        entry = TeacherEntry(
-            name, modality, int(embedding.shape[1]), columns, source, clips, K, fitted_head, head_split
-        )
+        D, K = int(embedding.shape[1]), 0 if tokens is None else int(tokens.shape[1])
+        columns = () if logits is None else classes
+        entry = TeacherEntry(name, modality, D, columns, source, clips, K, fitted_head, head_split)
         arrays = {
             f"teacher-{name}.npy": embedding,
             f"teacher-{name}-logits.npy": logits,
@@ -383,8 +382,7 @@ class Store:
             try:
                 found = open_map(file)
             except (OSError, ValueError, EOFError) as error:
-                told = f"{file}: damaged or missing: {reason(error)}; `avdistill info` checks every file"
-                raise StoreError(told) from error
+                raise StoreError(f"{file}: damaged or missing: {reason(error)}; see `avdistill info`") from error
             with suppress(RuntimeError):  # another thread has just put in one of its own
                 while len(shards) >= _MOST_MAPPED:
                     shards.pop(next(iter(shards)), None)

@@ -1,0 +1,179 @@
+"""Runs that cannot be, that end before their time, or that are damaged: told in one line, and nothing lost."""
+
+import errno
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from avdistill.data.files import open_locked
+from avdistill.data.store import Store, StoreError
+from avdistill.decoding import ConfigError
+from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
+from avdistill.models import build_model
+from avdistill.training import OptimizerConfig, StudentConfig, resume, train
+from avdistill.training.checkpoint import RunError, run_progress
+from avdistill.types import PictureView, SoundView
+from training_cases import STUDENT, config, same, state
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights(taught, tmp_path):
+    broken = config(
+        taught.folder, tmp_path / "run", optimizer=OptimizerConfig("sgd", 1e18, schedule="constant"), steps=50
+    )
+    with pytest.raises(RunError, match="gradient of student = nan at step"):
+        train(broken)
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert len(told["clips"]) == 6
+    weights, saved = state(tmp_path / "run")
+    assert saved["progress"]["step"] == told["step"]
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path):
+    """A store with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
+    shutil.copytree(taught.folder, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    embedding, logits, present = store.teacher_features("sound")
+    logits[np.flatnonzero(present)[0]] = np.inf
+    store.add_teacher(
+        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    )
+    settings = {"method": KDConfig(), "teacher": "sound", "validation_fraction": 0.0, "save_every": 1}
+    with pytest.raises(RunError, match="soft_labels = nan at step"):
+        train(config(store.folder, tmp_path / "run", **settings))
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert store.columns["id"][np.flatnonzero(present)[0]] in told["clips"]
+    train(config(store.folder, tmp_path / "undisturbed", **settings), stop_after=told["step"])
+    assert same(state(tmp_path / "run"), state(tmp_path / "undisturbed"))
+
+
+def test_predictions_that_are_not_finite_end_the_run_where_the_losses_still_are(taught, tmp_path, monkeypatch):
+    """As where the running statistics overflow before a batch's own."""
+    begun = config(taught.folder, tmp_path / "run", save_every=2)
+    classify = torch.nn.Linear.forward
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: classify(self, x) * (1 if self.training else torch.inf)
+    )
+    with pytest.raises(RunError, match=r"validation after step 4: .* is not finite; the last save stays"):
+        train(begun)
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert told["step"] == 4
+    assert set(told["clips"]) == set(json.loads((tmp_path / "run" / "data.json").read_text())["validation"])
+    assert run_progress(tmp_path / "run").step == 2
+    monkeypatch.undo()
+    resume(tmp_path / "run")
+    whole = train(replace(begun, out=tmp_path / "whole"))
+    assert same(state(tmp_path / "run"), state(whole))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
+    with open_locked(run), pytest.raises(RunError, match="another process is training it"):
+        resume(run)
+    assert run_progress(run).step == 3
+    resume(run)
+    assert run_progress(run).step == 10
+
+
+def test_where_the_file_system_has_no_locks_a_run_is_trained_all_the_same(taught, tmp_path, monkeypatch):
+    def flock(_file, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert run_progress(train(config(taught.folder, tmp_path / "run", steps=2))).step == 2
+
+
+def test_a_damaged_run_is_named(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
+    good = (run / "last" / "state.pt").read_bytes()
+    for damaged in (good[: len(good) // 2], b"", b"nothing"):
+        (run / "last" / "state.pt").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"state\.pt: missing or damaged"):
+            resume(run)
+    (run / "last" / "state.pt").write_bytes(good)
+    for damaged in ("{", "[]", "{}"):
+        (run / "data.json").write_text(damaged)
+        with pytest.raises(RunError, match=r"data\.json is missing or damaged"):
+            resume(run)
+
+
+def test_the_folder_that_one_stands_in_takes_no_run(taught, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "../here"):
+        with pytest.raises(RunError, match="is the folder this was called in"):
+            train(config(taught.folder, out, steps=1))
+
+
+def test_weights_that_a_student_begins_with_are_not_sought_when_a_run_goes_on(taught, tmp_path, monkeypatch):
+    asked = []
+
+    def build(name, classes, options):
+        asked.append(dict(options))
+        return build_model(name, classes, {key: value for key, value in options.items() if key != "kinetics"})
+
+    monkeypatch.setattr("avdistill.training.session.build_model", build)
+    student = replace(STUDENT, options={**STUDENT.options, "kinetics": True})
+    run = train(config(taught.folder, tmp_path / "run", student=student), stop_after=3)
+    resume(run)
+    assert [("kinetics" in options) for options in asked] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gamma": 1.0, "schedule": "plateau"}, {"gamma": -1.0}, {"weight_decay": math.nan}, {"gamma": math.nan}],
+)
+def test_optimizers_that_cannot_be(wrong):
+    with pytest.raises(ConfigError, match=f"config.optimizer.{'gamma' if 'gamma' in wrong else 'weight_decay'}"):
+        OptimizerConfig(**wrong)
+
+
+def test_faults_are_named(taught, prepared, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run", steps=1))
+    with pytest.raises(RunError, match="already there"):
+        train(config(taught.folder, run))
+    with pytest.raises(RunError, match="needs a teacher"):
+        train(config(taught.folder, tmp_path / "a", method=KDConfig()))
+    with pytest.raises(StoreError, match="no teacher 'sound'"):
+        train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
+    with pytest.raises(RunError, match="takes 16 frames, its view shows 8"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("stacked_frames", PictureView(frames=8))))
+    with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("cnn6", SoundView(seconds=0.5))))
+    with pytest.raises(RunError, match="takes sound, its view is picture"):
+        train(config(taught.folder, tmp_path / "c", student=StudentConfig("logmel_cnn")))
+    for student, message in (
+        (StudentConfig("resnet"), "unknown model 'resnet'"),
+        (replace(STUDENT, options={"colour": 1}), "colour"),
+        (StudentConfig("released_r2plus1d", options={"depth": 50}), "18 or 34"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(config(taught.folder, tmp_path / "c", student=student))
+    with pytest.raises(RunError, match="no run folder"):
+        resume(tmp_path / "nothing")
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_view_that_does_not_fit_is_refused_before_anything_is_written(taught, tmp_path):
+    student = replace(STUDENT, view=PictureView(frames=4, size=(33, 32), resize=False))
+    with pytest.raises(StoreError, match=r"hold no window of 33x32, and the view's `resize` is off"):
+        train(config(taught.folder, tmp_path / "run", student=student))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp_path):
+    plateau = OptimizerConfig(schedule="plateau")
+    for message, changes in (
+        ("method 'mnf_csc': the student's 16 channels must be divisible by 3 heads", {"method": MNFCSCConfig(heads=3)}),
+        ("width must be at least 1", {"method": CRDConfig(width=0)}),
+        ("drawn must be at least 1", {"method": CRDConfig(drawn=0)}),
+        ("'plateau' needs validation", {"optimizer": plateau, "validation_fraction": 0.0}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(config(taught.folder, tmp_path / "run", teacher="sound", **changes))
+        assert not (tmp_path / "run").exists()
