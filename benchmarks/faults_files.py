@@ -53,7 +53,7 @@ def no_videos(pipeline: Pipeline) -> str:
     words = _one_clip(folder)
     out = folder / "store"
     missing = [str(word).replace(str(folder / "videos"), str(folder / "absent")) for word in words]
-    run(*missing, "--out", out, code=1)
+    run(*missing, "--out", out, code=2)  # a wrong option
     (folder / "videos").chmod(0)
     try:
         ended = Running(*without_root(*words, "--out", out), prefix=()).wait()
@@ -61,7 +61,7 @@ def no_videos(pipeline: Pipeline) -> str:
         (folder / "videos").chmod(0o755)
     check_ended(ended, 1)
     run(*words, "--out", out)
-    return "exit 1 and one line, both times; nothing is left in the way of the right folder"
+    return "exit 2 and exit 1 and one line each; nothing is left in the way of the right folder"
 
 
 def _one_clip(folder: Path) -> tuple[object, ...]:
