@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from avdistill.cli import main
 from avdistill.data.store import CLIP_SCHEMA, Store
@@ -188,6 +189,19 @@ def test_a_run_that_breaks_for_another_reason_stops_the_study_in_one_line(many_c
     call = arguments(many_clips.folder, tmp_path / "study", "--methods", f"{own}:Mine", "--seeds", 0)
     assert main(call) == 1
     assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_student_whose_predictions_are_no_numbers_is_told_as_failed(many_clips, tmp_path, monkeypatch):
+    """Without validation only the test notices."""
+    base = RECIPES["demo_supervised"]
+    student = replace(base.student, view=replace(base.student.view, frames=4, size=(16, 24)))
+    changes = {"validation_fraction": 0.0, "steps": 1, "batch_size": 6, "labelled_per_batch": 3}
+    config = replace(base, store=many_clips.folder, out=tmp_path / "run", student=student, **changes)
+    classify = torch.nn.Linear.forward
+    broken = lambda self, x: classify(self, x) * (1 if self.training else torch.inf)  # noqa: E731
+    monkeypatch.setattr(torch.nn.Linear, "forward", broken)
+    job = Job("clean", "supervised", "seed-0", config, 1, many_clips.folder, "test", {"run": "seed-0"})
+    assert "is not finite" in _result(job)["failed"]
 
 
 def test_where_clips_have_several_labels_the_figures_are_those_of_tagging(many_clips, tmp_path):

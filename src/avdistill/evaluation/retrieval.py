@@ -94,20 +94,19 @@ def retrieve(
     figures: dict[str, Any] = dict(metrics.retrieval_metrics(**both, ks=ks))
     if release_metrics:
         figures |= metrics.release_retrieval_metrics(**both)
-    # Who sees nothing finds nothing, which is a miss where there is something to be found.
-    answered, missed = len(query) - figures["queries_without_relevant"], int(_found_among(lost, item_labels).sum())
-    for k in ks:
-        figures[f"hit@{k}"] *= len(query) / len(wanted)
-    for name in ("map", "map@R"):
-        figures[name] *= answered / max(1, answered + missed)
-    figures |= {
-        "queries": len(wanted),
-        "queries_without_relevant": len(wanted) - answered - missed,
-        "queries_missing": len(lost),
-        "gallery_missing": len(gallery_lost),
-    }
+    figures |= _with_blind_queries(figures, ks, int(_found_among(lost, item_labels).sum()), len(lost))
+    figures |= {"queries_missing": len(lost), "gallery_missing": len(gallery_lost)}
     figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
     return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+
+
+def _with_blind_queries(figures: dict[str, Any], ks: tuple[int, ...], missed: int, blind: int) -> dict[str, Any]:
+    """Figures where `blind` more queries find nothing, which `missed` something: there is something to be found."""
+    seen = figures["queries"]
+    answered = seen - figures["queries_without_relevant"]
+    changed = {f"hit@{k}": figures[f"hit@{k}"] * seen / (seen + blind) for k in ks}
+    changed |= {name: figures[name] * answered / max(1, answered + missed) for name in ("map", "map@R")}
+    return changed | {"queries": seen + blind, "queries_without_relevant": seen + blind - answered - missed}
 
 
 def _found_among(labels: Tensor, of_others: Tensor) -> Tensor:

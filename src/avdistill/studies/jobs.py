@@ -24,6 +24,7 @@ from avdistill.data.store import Store, StoreError
 from avdistill.decoding import ConfigError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.inference import NotFiniteError
 from avdistill.models.weights import load_student
 from avdistill.studies.comparison_report import read_lines
 from avdistill.training import TrainConfig, resume, train
@@ -170,7 +171,10 @@ def _result(job: Job) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(),
     }
     if job.test_store is not None:
-        row |= _test(job, Store(job.test_store))
+        try:
+            row |= _test(job, Store(job.test_store))
+        except NotFiniteError as error:
+            return job.told | {"failed": str(error)}
     else:
         for folder in ("last", "best"):  # of a trial only the figures are of use
             shutil.rmtree(out / folder, ignore_errors=True)

@@ -144,14 +144,7 @@ def embed(
             `maps` are asked of a teacher that has none.
     """
     network, source = _at_rates_of(store, teacher, name)
-    clips = np.arange(len(store))
-    if teacher.view.modality == "sound":
-        clips = clips[~store.columns["silent"].astype(bool)]
-    if not has_modality(store, clips, teacher.view).any():
-        expected = "a picture" if teacher.view.modality == "picture" else "sound that is not silent"
-        raise TeacherError(
-            f"teacher {name!r}: expected clips with {expected}, {store.folder} holds none among its {len(store)} clips"
-        )
+    clips = _clips_for(store, teacher, name)
     with distributed.joined(device) as own_device:
         try:
             outputs = run_network(
@@ -183,6 +176,19 @@ def embed(
             )
         distributed.wait_for_all()
     return Store(store.folder).teachers[name]
+
+
+def _clips_for(store: Store, teacher: Teacher, name: str) -> np.ndarray:
+    """Rows of the clips that may say something to a teacher. Raises TeacherError where none does."""
+    clips = np.arange(len(store))
+    if teacher.view.modality == "sound":
+        clips = clips[~store.columns["silent"].astype(bool)]
+    if not has_modality(store, clips, teacher.view).any():
+        expected = "a picture" if teacher.view.modality == "picture" else "sound that is not silent"
+        raise TeacherError(
+            f"teacher {name!r}: expected clips with {expected}, {store.folder} holds none among its {len(store)} clips"
+        )
+    return clips
 
 
 def _rows(store: Store, clips: np.ndarray, present: np.ndarray, values: Tensor, missing: float) -> np.ndarray:

@@ -62,7 +62,9 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"config.optimizer.{name}: must not be negative, got {getattr(self, name):g}")
         if not 0 < self.gamma <= 1 or (self.schedule == "plateau" and self.gamma == 1):
-            raise ConfigError(f"config.optimizer.gamma: must lie in (0, 1), got {self.gamma:g}")
+            raise ConfigError(
+                f"config.optimizer.gamma: must be above 0 and at most 1, with plateau below it, got {self.gamma:g}"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"config.optimizer.clip_norm: must be above 0, got {self.clip_norm:g}")
 
