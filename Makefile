@@ -20,19 +20,19 @@ check: $(INSTALLED)
 
 # The fault list of docs/reliability.md, in about ten minutes; `make faults CLIPS=DIR` mutates the videos of a folder.
 faults: $(INSTALLED)
-	.venv/bin/python benchmarks/faults.py $(if $(CLIPS),--clips "$(CLIPS)")
+	.venv/bin/python benchmarks/faults/run.py $(if $(CLIPS),--clips "$(CLIPS)")
 
 # Every figure of docs/performance.md, in some 20 minutes on two quiet cores; made-up data of 9 GB stays in BENCH.
 BENCH ?= .bench
 bench: $(INSTALLED)
-	.venv/bin/python benchmarks/speed_training.py
-	.venv/bin/python benchmarks/speed_students.py speed
-	.venv/bin/python benchmarks/speed_loading.py --work $(BENCH)
-	.venv/bin/python benchmarks/speed_growth.py --work $(BENCH)
-	.venv/bin/python benchmarks/speed_preparation.py --work $(BENCH)
-	.venv/bin/python benchmarks/speed_retrieval.py
-	.venv/bin/python benchmarks/speed_profile.py --work $(BENCH)
-	.venv/bin/python benchmarks/tables.py docs/performance.md
+	.venv/bin/python benchmarks/speed/training.py
+	.venv/bin/python benchmarks/speed/students.py speed
+	.venv/bin/python benchmarks/speed/loading.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/growth.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/preparation.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/retrieval.py
+	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
+	.venv/bin/python benchmarks/results/tables.py docs/performance.md
 
 # The mark `.installing` stands while the work goes on. One that is found at the start was left by an install that was
 # cut short: nobody knows which packages are whole, so the environment is made anew.

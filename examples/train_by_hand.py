@@ -1,8 +1,8 @@
-"""A whole run without `train()`: what happens between a store and a better small network, in one page.
+"""A whole run without `train()`: what happens between a dataset and a better small network, in one page.
 
-python examples/train_by_hand.py --store STORE [--steps 200]
+python examples/train_by_hand.py --dataset DATASET [--steps 200]
 
-The store needs a teacher's features under the name "sound" (`avdistill embed`).
+The dataset needs a teacher's features under the name "audio" (`avdistill embed`).
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from pathlib import Path
 
 import torch
 
-from avdistill.data.dataset import TrainingBatches, clips_of_split, encode_labels
-from avdistill.data.store import Store
+from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.metrics import top_k_accuracy
-from avdistill.inference import run_network
-from avdistill.methods import MNFCSCConfig, Sizes, build_method
+from avdistill.inference.runner import run_network
+from avdistill.methods import MethodContext, MNFCSCConfig, build_method
 from avdistill.models import build_model
-from avdistill.types import PictureView
+from avdistill.types import VideoInput
 
 
 def main() -> None:
     """Train a tiny student with MNF + CSC and print its accuracy on the test split."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
-    # The data: labelled and unlabelled clips of the training split, with the teacher's features beside them.
-    store = Store(arguments.store)
-    clips = clips_of_split(store, "train")
-    view = PictureView(frames=8, size=(32, 40), crop_area=(0.5, 1.0))
-    teacher = store.teacher_features("sound")
+    # The data: labeled and unlabeled clips of the training split, with the teacher's features beside them.
+    dataset = ClipDataset(arguments.dataset)
+    clips = clips_of_split(dataset, "train")
+    view = VideoInput(frames=8, size=(32, 40), scale=(0.5, 1.0))
+    teacher = dataset.teacher_features("audio")
     batches = TrainingBatches(
-        store,
+        dataset,
         clips,
-        encode_labels(store, clips, store.classes),
+        encode_labels(dataset, clips, dataset.classes),
         view,
         batch_size=16,
-        labelled_per_batch=8,
-        use_unlabelled=True,
+        labeled_per_batch=8,
+        use_unlabeled=True,
         teacher=teacher,
         seed=0,
     )
 
-    # The method owns the student and the noise filter; the teacher stays frozen in the store.
-    student = build_model("shifted_frames", len(store.classes))
-    sizes = Sizes(num_classes=len(store.classes), teacher_dim=teacher[0].shape[1])
-    method = build_method(MNFCSCConfig(), student, sizes).train()
+    # The method owns the student and the noise filter; the teacher stays frozen in the dataset.
+    student = build_model("shifted_frames", len(dataset.classes))
+    context = MethodContext(num_classes=len(dataset.classes), teacher_dim=teacher[0].shape[1])
+    method = build_method(MNFCSCConfig(), student, context).train()
     groups = [{"params": g["params"], "lr": 2e-3 * g["lr_scale"]} for g in method.parameter_groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
 
@@ -62,10 +62,10 @@ def main() -> None:
         if step % 20 == 0:
             print(step, "  ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items()))
 
-    # The figure: every window of every test clip, softmax averaged per clip. No sound is needed any more.
-    test = clips_of_split(store, "test")
-    outputs = run_network(student, store, test, view)
-    labels = encode_labels(store, test, store.classes).values
+    # The figure: every window of every test clip, softmax averaged per clip. No audio is needed any more.
+    test = clips_of_split(dataset, "test")
+    outputs = run_network(student, dataset, test, view)
+    labels = encode_labels(dataset, test, dataset.classes).values
     print(f"top-1 on {len(test)} test clips: {top_k_accuracy(scores=outputs.probabilities, labels=labels, k=1):.3f}")
 
 

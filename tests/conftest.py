@@ -1,4 +1,4 @@
-"""What tests share: small real files, a small store, and where the development data lies."""
+"""What tests share: small real files, a small dataset, and where the development data lies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.data.annotations import Annotation
-from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import Store
-from media_files import small_videos, sounding_videos
+from avdistill.annotations.readers import Annotation
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.media_files import audible_videos, small_videos
 
 DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,53 +36,55 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Anno
 
 @pytest.fixture(scope="session")
 def prepared(small_set: tuple[Path, list[Annotation]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without a teacher; tests must not write into it."""
+    """A dataset without a teacher; tests must not write into it."""
     folder, annotations = small_set
-    out = tmp_path_factory.mktemp("prepared") / "store"
+    out = tmp_path_factory.mktemp("prepared") / "dataset"
     prepare(annotations, folder, out, PrepareConfig(fps=10, short_side=32), workers=1)
     return out
 
 
 @pytest.fixture(scope="session")
-def taught(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The same store with a teacher "sound" of 24 dimensions and logits, made of random numbers by rule."""
+def taught(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipDataset:
+    """The same dataset with a teacher "audio" of 24 dimensions and logits, made of random numbers by rule."""
     import shutil
 
-    out = tmp_path_factory.mktemp("taught") / "store"
+    out = tmp_path_factory.mktemp("taught") / "dataset"
     shutil.copytree(prepared, out)
-    store = Store(out)
+    dataset = ClipDataset(out)
     rng = np.random.default_rng(1)
-    embedding = np.abs(rng.standard_normal((len(store), 24))).astype(np.float32)
-    logits = rng.standard_normal((len(store), 3)).astype(np.float32)
-    absent = ~store.columns["has_sound"].astype(bool) | store.columns["silent"].astype(bool)
+    embedding = np.abs(rng.standard_normal((len(dataset), 24))).astype(np.float32)
+    logits = rng.standard_normal((len(dataset), 3)).astype(np.float32)
+    absent = ~dataset.columns["has_audio"].astype(bool) | dataset.columns["silent"].astype(bool)
     embedding[absent] = np.nan
     logits[absent] = np.nan
-    store.add_teacher(
-        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    dataset.add_teacher(
+        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
     )
-    return Store(out)
+    return ClipDataset(out)
 
 
 @pytest.fixture(scope="session")
 def _sounding(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sounding")
-    store = prepare(sounding_videos(folder), folder, folder / "store", PrepareConfig(fps=10, short_side=24), workers=1)
-    rng = np.random.default_rng(1)
-    true = np.array([store.classes.index(row[0]) for row in store.labels])
-    logits = (rng.standard_normal((len(store), 3)) + 3 * np.eye(3)[true]).astype(np.float32)
-    embedding = np.abs(logits @ rng.standard_normal((3, 24))).astype(np.float32)
-    store.add_teacher(
-        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    folder = tmp_path_factory.mktemp("with_audio")
+    dataset = prepare(
+        audible_videos(folder), folder, folder / "dataset", PrepareConfig(fps=10, short_side=24), workers=1
     )
-    return folder / "store"
+    rng = np.random.default_rng(1)
+    true = np.array([dataset.classes.index(row[0]) for row in dataset.labels])
+    logits = (rng.standard_normal((len(dataset), 3)) + 3 * np.eye(3)[true]).astype(np.float32)
+    embedding = np.abs(logits @ rng.standard_normal((3, 24))).astype(np.float32)
+    dataset.add_teacher(
+        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
+    )
+    return folder / "dataset"
 
 
 @pytest.fixture
-def many_clips(_sounding: Path, tmp_path: Path) -> Store:
-    """A copy, to write into, of a store of 40 clips that all sound, with a teacher "sound" that is mostly right."""
+def many_clips(_sounding: Path, tmp_path: Path) -> ClipDataset:
+    """A copy, to write into, of a dataset of 40 clips that all audio, with a teacher "audio" that is mostly right."""
     import shutil
 
-    return Store(shutil.copytree(_sounding, tmp_path / "many_clips"))
+    return ClipDataset(shutil.copytree(_sounding, tmp_path / "many_clips"))
 
 
 @pytest.fixture(autouse=True)

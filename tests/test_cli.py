@@ -10,10 +10,10 @@ import pytest
 
 import avdistill
 from avdistill.cli import VERBS, main
-from avdistill.data.store import Store, StoreError
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
 from avdistill.models import build_model
-from avdistill.models.weights import save_student
-from avdistill.types import SoundView, StudentDescription
+from avdistill.models.checkpoint import save_student
+from avdistill.types import AudioInput, StudentConfig
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "retrieve",
         "audit",
         "compare",
-        "condition",
+        "corrupt",
         "predict",
         "export",
         "demo",
@@ -60,12 +60,12 @@ def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
     assert main(["train", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("avdistill: no recipe 'nothing'; recipes: ucf51_supervised")
     config = tmp_path / "config.json"
-    config.write_text('{"store": "s", "out": "o", "stepz": 3}')
+    config.write_text('{"dataset": "s", "out": "o", "stepz": 3}')
     assert main(["train", "--config", str(config)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("avdistill: config.stepz: unknown key")
     assert error.count("\n") == 1
-    nowhere = ["--out", str(tmp_path / "store")]
+    nowhere = ["--out", str(tmp_path / "dataset")]
     for words, message in (
         (["prepare", str(tmp_path), "--videos", str(tmp_path), *nowhere, "--fps", "-3"], "fps must lie between"),
         (["prepare", str(tmp_path), "--videos", str(tmp_path), *nowhere, "--short-side", "0"], "one pixel"),
@@ -73,7 +73,7 @@ def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "store.partial").exists()
+    assert not (tmp_path / "dataset.partial").exists()
     assert main(["info", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["--version"]) == 0
@@ -95,40 +95,40 @@ def test_public_names():
 
 def test_the_street_by_hand(tmp_path, run):
     """synthesize, prepare, info, teacher, embed, train, resume, evaluate, retrieve on a few tiny clips."""
-    sizes = ["--teacher-clips", 24, "--labelled-clips", 12, "--unlabelled-clips", 12, "--test-clips", 12]
+    sizes = ["--teacher-clips", 24, "--labeled-clips", 12, "--unlabeled-clips", 12, "--test-clips", 12]
     made = run("synthesize", "--out", tmp_path / "data", *sizes, "--seconds", 1, "--workers", 2, "--json")
     told = json.loads(made.out)
     assert told["clips"] == 60
     prepared = run(
-        "prepare", told["annotations"], "--videos", told["videos"], "--out", tmp_path / "store",
+        "prepare", told["annotations"], "--videos", told["videos"], "--out", tmp_path / "dataset",
         "--fps", 8, "--short-side", 32, "--json",
     )  # fmt: skip
     report = json.loads(prepared.out)
     assert report["clips"] == 60
     assert report["splits"] == {"teacher": 24, "test": 12, "train": 24}
-    assert report["labelled"] == 48
+    assert report["labeled"] == 48
     tiny = ["--steps", 3, "--batch-size", 4]
     teacher = ["--out", tmp_path / "teacher", *tiny, "--student.view.seconds", 0.5, "--student.options", "width", 8]
-    run("teacher", "train", tmp_path / "store", *teacher)
-    embedded = json.loads(run("embed", tmp_path / "store", "--teacher", tmp_path / "teacher", "--json").out)
-    assert embedded["name"] == "sound"
-    assert json.loads(run("info", tmp_path / "store", "--json").out)["faults"] == []
+    run("teacher", "train", tmp_path / "dataset", *teacher)
+    embedded = json.loads(run("embed", tmp_path / "dataset", "--teacher", tmp_path / "teacher", "--json").out)
+    assert embedded["name"] == "audio"
+    assert json.loads(run("info", tmp_path / "dataset", "--json").out)["faults"] == []
     view = ["--student.view.size", 24, 32, "--student.view.frames", 4]
-    common = ["--store", tmp_path / "store", *tiny, *view, "--method.temperature", "sample"]
+    common = ["--dataset", tmp_path / "dataset", *tiny, *view, "--method.temperature", "sample"]
     run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"]["temperature"] == "sample"
     assert config["student"]["view"]["size"] == [24, 32]
     run("resume", tmp_path / "run")
-    evaluated = run("evaluate", tmp_path / "run", tmp_path / "store", "--json")
-    figures = json.loads(evaluated.out)
-    assert 0 <= figures["top1"] <= figures["top5"] <= 1
-    assert figures["clips"] == 12
+    evaluated = run("evaluate", tmp_path / "run", tmp_path / "dataset", "--json")
+    metrics = json.loads(evaluated.out)
+    assert 0 <= metrics["top1_accuracy"] <= metrics["top5_accuracy"] <= 1
+    assert metrics["clips"] == 12
     written = {p.name for p in (tmp_path / "run" / "evaluation-test").iterdir()}
-    assert written == {"figures.json", "confusion.png", "release_top_k.json", "predictions.csv", "per_class.csv"}
-    found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "store", "--release-metrics", "--json").out)
+    assert written == {"metrics.json", "confusion.png", "release_top_k.json", "predictions.csv", "per_class.csv"}
+    found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "dataset", "--release-metrics", "--json").out)
     assert {"hit@1", "map", "map@R", "release.map@500"} <= set(found)
-    assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "store").out
+    assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "dataset").out
     again = tmp_path / "with_teacher"
     listed = [
         "prepare",
@@ -143,48 +143,52 @@ def test_the_street_by_hand(tmp_path, run):
         32,
     ]
     assert "60 clips of 60 videos" in run(*listed, "--teacher", tmp_path / "teacher").out
-    assert list(Store(again).teachers) == ["teacher"]
+    assert list(ClipDataset(again).teachers) == ["teacher"]
     again = run("train", "tiny_mnf_csc", "--out", tmp_path / "run", *common, code=1)
     assert again.err.strip().splitlines()[-1].endswith("`avdistill resume` continues a run")
 
 
 def test_recipes_are_listed(run):
     told = json.loads(run("recipes", "--json").out)
-    assert {"ucf51_mnf_csc", "activitynet_mnf_csc", "demo_kd", "sound_teacher"} <= set(told["recipes"])
+    assert {"ucf51_mnf_csc", "activitynet_mnf_csc", "demo_kd", "audio_teacher"} <= set(told["recipes"])
     assert told["methods"]["kd"]["temperature"] == 4.0
 
 
 def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
-    assert main(["embed", str(taught.folder), "--teacher", f"precomputed:{tmp_path}", "--maps"]) == 2
-    assert "holds embeddings, no maps" in capsys.readouterr().err
+    assert main(["embed", str(taught.folder), "--teacher", f"precomputed:{tmp_path}", "--tokens"]) == 2
+    assert "holds embeddings, no tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("train demo_supervised --store {store} --out {out} --device cuda:9", 2, "no GPU"),
-        ("train demo_supervised --store {store} --out {out} --device gpu", 2, "expected auto, cpu, cuda"),
-        ("train demo_supervised --store {store} --out {out} --student.view.frames 0", 2, "at least 1, got 0 frames"),
+        ("train demo_supervised --dataset {dataset} --out {out} --device cuda:9", 2, "no GPU"),
+        ("train demo_supervised --dataset {dataset} --out {out} --device gpu", 2, "expected auto, cpu, cuda"),
         (
-            "train demo_supervised --store {store} --out {out} --optimizer.learning-rate -1",
+            "train demo_supervised --dataset {dataset} --out {out} --student.view.frames 0",
+            2,
+            "at least 1, got 0 frames",
+        ),
+        (
+            "train demo_supervised --dataset {dataset} --out {out} --optimizer.learning-rate -1",
             2,
             "must be above 0, got -1",
         ),
-        ("train demo_kd --store {store} --out {out} --method.temperature -1", 2, "temperature must be above 0"),
+        ("train demo_kd --dataset {dataset} --out {out} --method.temperature -1", 2, "temperature must be above 0"),
         ("train --config {binary} --out {out}", 2, "not JSON"),
-        ("teacher train {store} --out {out} --student.view.seconds 0", 2, "view.seconds: must be above 0"),
+        ("teacher train {dataset} --out {out} --student.view.seconds 0", 2, "view.seconds: must be above 0"),
         ("prepare {list} --videos {here} --out {out} --teacher nothere", 1, "nothere"),
         ("prepare {list} --videos {out} --out {out}", 2, "--videos: expected a folder"),
-        ("evaluate nothere {store}", 1, "nothere: no trained network"),
+        ("evaluate nothere {dataset}", 1, "nothere: no trained network"),
         ("teacher probe nothere.npz", 1, "avdistill: nothere.npz: No such file"),
-        ("compare {store} --out {out} --methods supervised --workers 0", 2, "at least 1, got 0"),
+        ("compare {dataset} --out {out} --methods supervised --workers 0", 2, "at least 1, got 0"),
         ("synthesize --out {out} --seconds 0", 2, "seconds and fps must be above 0"),
         ("synthesize --out {out} --sample-rate-hz 1234", 2, "must be one of 8000"),
         ("demo --out {out} --seeds", 2, "at least one seed"),
-        ("train demo_supervised --store {store} --out {out} --seed -1", 2, "seed: must not be negative"),
+        ("train demo_supervised --dataset {dataset} --out {out} --seed -1", 2, "seed: must not be negative"),
         ("synthesize --out {out} --seed -1", 2, "seed: must not be negative"),
-        ("condition {store} unrelated=0.4,seed=-1 --out {out}", 2, "seed must be at least 0"),
-        ("condition {store} drowned=0.4,snr_db=nan --out {out}", 2, "snr_db must be a finite number"),
+        ("corrupt {dataset} mismatched=0.4,seed=-1 --out {out}", 2, "seed must be at least 0"),
+        ("corrupt {dataset} noisy=0.4,snr_db=nan --out {out}", 2, "snr_db must be a finite number"),
         ("prepare {list} --videos {here} --out {out} --teacher {run} {other}/run", 2, "two would be called 'run'"),
     ],
 )
@@ -192,12 +196,12 @@ def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "list.csv").write_text("clip_id,path,label,split\na,a.mp4,cat,train\n")
-    places = {"store": taught.folder, "out": tmp_path / "out", "binary": tmp_path / "binary"}
+    places = {"dataset": taught.folder, "out": tmp_path / "out", "binary": tmp_path / "binary"}
     places |= {"list": tmp_path / "list.csv", "here": tmp_path, "run": tmp_path / "run", "other": tmp_path / "other"}
     for folder in (places["run"], places["other"] / "run"):
         folder.mkdir(parents=True)
-        view = SoundView(seconds=0.5)
-        about = StudentDescription("logmel_cnn", ("a", "b"), view, 10.0, 16000, options={"width": 8})
+        view = AudioInput(seconds=0.5)
+        about = StudentConfig("logmel_cnn", ("a", "b"), view, 10.0, 16000, options={"width": 8})
         save_student(folder, build_model("logmel_cnn", 2, {"width": 8}), about)
     try:
         found = main(words.format(**places).split())
@@ -208,35 +212,35 @@ def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_store_with_a_shard_cut_short_is_told_of_in_full(taught, tmp_path, capsys):
-    folder = shutil.copytree(taught.folder, tmp_path / "store")
+def test_a_dataset_with_a_shard_cut_short_is_told_of_in_full(taught, tmp_path, capsys):
+    folder = shutil.copytree(taught.folder, tmp_path / "dataset")
     shards = sorted(folder.glob("frames-*.npy"))
     for shard in shards:
         shard.write_bytes(shard.read_bytes()[:200])
-    next(iter(folder.glob("sound-*.npy"))).unlink()
+    next(iter(folder.glob("audio-*.npy"))).unlink()
     assert main(["info", str(folder), "--json"]) == 1
     told = capsys.readouterr()
     assert {fault.split(":")[0] for fault in json.loads(told.out)["faults"]} == {
         *(shard.name for shard in shards),
-        "sound-00000.npy",
+        "audio-00000.npy",
     }
     assert told.err.strip().splitlines()[-1].startswith(f"avdistill: {folder}: damaged: ")
     assert main(["info", str(folder), "--no-verify"]) == 1
     assert "damaged or missing" in capsys.readouterr().err
-    with pytest.raises(StoreError, match=r"frames-00000\.npy: damaged or missing"):
-        Store(folder).frames(0)
+    with pytest.raises(DatasetError, match=r"frames-00000\.npy: damaged or missing"):
+        ClipDataset(folder).frames(0)
 
 
 @pytest.mark.parametrize("here", [".", ".."])
-def test_a_folder_without_a_store_is_one_line(taught, tmp_path, monkeypatch, capsys, here):
+def test_a_folder_without_a_dataset_is_one_line(taught, tmp_path, monkeypatch, capsys, here):
     (tmp_path / "deep").mkdir()
     monkeypatch.chdir(tmp_path / "deep")
-    for words in (["info", here], ["condition", str(taught.folder), "unrelated=0.4", "--out", here]):
+    for words in (["info", here], ["corrupt", str(taught.folder), "mismatched=0.4", "--out", here]):
         assert main(words) == 1
-        assert "no store here" in capsys.readouterr().err
+        assert "no dataset here" in capsys.readouterr().err
     (tmp_path / "list.csv").write_text("clip_id,path,label,split\na,a.mp4,cat,train\n")
     assert main(["prepare", "../list.csv", "--videos", "..", "--out", here]) == 1
-    assert "no store here" in capsys.readouterr().err
+    assert "no dataset here" in capsys.readouterr().err
 
 
 def test_a_reader_who_has_seen_enough_ends_it_quietly(taught):

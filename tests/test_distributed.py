@@ -1,4 +1,4 @@
-"""Two processes are one: losses, gradients, resuming, figures; and what happens when one is killed."""
+"""Two processes are one: losses, gradients, resuming, metrics; and what happens when one is killed."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from avdistill import distributed
 from avdistill.cli import main
-from avdistill.decoding import ConfigError, encode
-from avdistill.training import loop, train
-from two_processes import CONFIGS, config, losses_and_gradients
+from avdistill.config_io import ConfigError, encode
+from avdistill.training import train, trainer
+from support.two_processes import CONFIGS, config, losses_and_gradients
 
 TESTS = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def two(taught, tmp_path_factory):
     """A folder with what two processes computed, trained, evaluated and printed."""
     out = tmp_path_factory.mktemp("two")
-    words = [*TORCHRUN, str(TESTS / "two_processes.py"), str(taught.folder), str(out)]
+    words = [*TORCHRUN, str(TESTS / "support" / "two_processes.py"), str(taught.folder), str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     (out / "printed").write_text(done.stdout)
@@ -60,11 +60,11 @@ def test_a_run_of_two_processes_resumes_exactly(two):
     assert not torch.equal(*saved["random"]["cpu"])
 
 
-def test_figures_are_those_of_one_process_and_told_once(taught, two, tmp_path):
+def test_metrics_are_those_of_one_process_and_told_once(taught, two, tmp_path):
     assert len((two / "printed").read_text().splitlines()) == 2
     for verb in ("evaluate", "retrieve"):
         assert main([verb, str(two / "whole"), str(taught.folder), "--out", str(tmp_path / verb)]) == 0
-        one, several = (json.loads((folder / verb / "figures.json").read_text()) for folder in (tmp_path, two))
+        one, several = (json.loads((folder / verb / "metrics.json").read_text()) for folder in (tmp_path, two))
         flat = {k: v for k, v in one.items() if isinstance(v, float)}
         assert flat
         assert {k: several[k] for k in flat} == pytest.approx(flat, abs=1e-5)
@@ -109,12 +109,12 @@ def test_a_process_told_to_end_after_its_peer_was_lost_still_says_so(monkeypatch
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(RuntimeError, match="closed"), loop._sigterm():
+        with pytest.raises(RuntimeError, match="closed"), trainer._sigterm():
             raise RuntimeError("connection closed by peer")
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
     finally:
         signal.signal(signal.SIGTERM, before)
-    with pytest.raises(ConfigError), loop._sigterm():
+    with pytest.raises(ConfigError), trainer._sigterm():
         raise ConfigError("another error")
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -126,6 +126,6 @@ def test_a_gpu_is_taken_by_its_number(monkeypatch, wanted):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(torch.device(device).index))
-    with distributed.joined(wanted) as device:
+    with distributed.init_distributed(wanted) as device:
         assert device == torch.device("cuda", 1)
     assert taken == [1]

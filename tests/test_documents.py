@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_example_runs(taught):
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "train_by_hand.py", "--store", taught.folder, "--steps", "2"],
+        [sys.executable, ROOT / "examples" / "train_by_hand.py", "--dataset", taught.folder, "--steps", "2"],
         capture_output=True,
         text=True,
         check=False,
@@ -40,9 +40,9 @@ def test_readme_starts_with_the_two_commands_and_they_exist():
 def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
     """Every `avdistill` command of the README, in order, in one folder; numbers of clips and steps made small."""
     small = {
-        "synthesize": "--teacher-clips 24 --labelled-clips 24 --unlabelled-clips 24 --test-clips 12 --seconds 1",
+        "synthesize": "--teacher-clips 24 --labeled-clips 24 --unlabeled-clips 24 --test-clips 12 --seconds 1",
         "teacher": "--steps 3 --batch-size 4",
-        "train": "--steps 2 --batch-size 4 --labelled-per-batch 2 --student.view.size 24 32",
+        "train": "--steps 2 --batch-size 4 --labeled-per-batch 2 --student.view.size 24 32",
         "compare": "--seeds 0 --threads 1 --base.steps 2 --base.batch-size 4 --base.student.view.size 24 32",
     }
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,10 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
 
 def test_tables_and_curves_are_those_of_the_results():
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "benchmarks" / "results" / "tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "faults.py"
+SCRIPT = ROOT / "benchmarks" / "faults" / "run.py"
 
 
 def faults(*arguments):

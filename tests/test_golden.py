@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.models.noise_filter import NoiseFilter
-from avdistill.models.video import released_r2plus1d
-from golden_rule import GOLDEN, assert_golden, filter_inputs, renamed, ruled_weights, student_input
+from avdistill.models.r2plus1d import r2plus1d_xia2023
+from support.golden_rule import GOLDEN, assert_golden, filter_inputs, renamed, ruled_weights, student_input
 
 
 def load(module, weights):
@@ -26,16 +26,16 @@ def golden_filter(case, mode):
 @pytest.mark.parametrize("case", GOLDEN["mnf_csc"], ids=lambda c: f"seed{c['seed']}")
 def test_filter_and_losses(case, mode):
     expected = dict(case["results"][mode])
-    noise_filter, tokens, sound, labels = golden_filter(case, mode)
+    noise_filter, tokens, audio, labels = golden_filter(case, mode)
     student = tokens.mean(1)
-    out = noise_filter(teacher=sound, tokens=tokens)
+    out = noise_filter(teacher=audio, tokens=tokens)
     contrast = {"student": student, "guided": out.guided, "filtered_teacher": out.embedding, "labels": labels}
     csc = contrastive_semantic_calibration(**contrast, threshold=case["threshold"], log_epsilon=1e-10)
     (grad_map,) = torch.autograd.grad(csc, tokens, retain_graph=True)
     fixed = contrastive_semantic_calibration(
         **contrast, temperature="fixed", threshold=case["threshold"], log_epsilon=1e-10
     )
-    triplet = filter_triplet(student=student, teacher=sound, filtered_teacher=out.embedding, margin=case["margin"])
+    triplet = filter_triplet(student=student, teacher=audio, filtered_teacher=out.embedding, margin=case["margin"])
     classification = F.cross_entropy(out.logits, labels)
     last = gate_sparsity(noise_filter, layers="last")
 
@@ -70,7 +70,7 @@ def test_filter_and_losses(case, mode):
 
 @pytest.mark.parametrize("case", GOLDEN["backbone"], ids=lambda c: f"depth{c['depth']}")
 def test_released_student(case):
-    student = released_r2plus1d(case["C"], depth=case["depth"], embedding_dim=case["vid_dim"]).eval()
+    student = r2plus1d_xia2023(case["C"], depth=case["depth"], embedding_dim=case["vid_dim"]).eval()
     load(student, ruled_weights(case["spec"], case["seed"]))
     assert sum(p.numel() for p in student.parameters()) == case["n_params"]
     with torch.no_grad():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from avdistill.cli import main
-from avdistill.data.store import Store
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.training.recipes import RECIPES
-from media_files import tone, write_video
+from support.media_files import tone, write_video
 from test_documents import ROOT, commands
 
 
@@ -20,22 +20,22 @@ def small_recipes(monkeypatch):
     """The same recipes with a few steps of a small network, so that the pages' commands end in seconds."""
     for name, recipe in RECIPES.items():
         options = {"width": 8, "embedding_dim": 16}
-        hears = recipe.student.view.modality == "sound"
+        hears = recipe.student.view.modality == "audio"
         view = replace(recipe.student.view, **({"seconds": 0.5} if hears else {"size": (32, 32), "frames": 4}))
         model = "logmel_cnn" if hears else "shifted_frames"
         if recipe.student.model == "cnn10":  # the page prepares at the rate it hears
             options["sample_rate_hz"] = 32000
         student = replace(recipe.student, model=model, view=view, options=options)
-        few = {"steps": 2, "batch_size": 6, "labelled_per_batch": None, "workers": 0}
+        few = {"steps": 2, "batch_size": 6, "labeled_per_batch": None, "workers": 0}
         monkeypatch.setitem(RECIPES, name, replace(recipe, student=student, **few))
 
 
-def clip(folder, name, label, seed, sound=True, seconds=1.5):
+def clip(folder, name, label, seed, audio=True, seconds=1.5):
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 120, (int(8 * seconds), 48, 64, 3)).astype(np.uint8)
     frames[:, :, 16 * label : 16 * label + 16] += 100
-    waveform = tone(seconds, 300 * (label + 1)) if sound else None
+    waveform = tone(seconds, 300 * (label + 1)) if audio else None
     suffix = name.rsplit(".", 1)[1]
     codecs = ("mpeg4", {"avi": "mp3", "mkv": "libopus"}.get(suffix, "aac"))
     rate = 48000 if suffix == "mkv" else 16000
@@ -59,7 +59,7 @@ def test_ucf51_page(small_recipes, monkeypatch, tmp_path, capsys):
     ):
         for group in (1, 2, 8, 9, 10, 11):
             name = f"v_{stem}_g{group:02d}_c01.avi"
-            clip(tmp_path / "UCF-101" / folder, name, label, seed=100 * label + group, sound=group != 10)
+            clip(tmp_path / "UCF-101" / folder, name, label, seed=100 * label + group, audio=group != 10)
             lists["test" if group <= 7 else "train"].append((f"{folder}/{name}", label + 1))
     clip(tmp_path / "UCF-101" / "YoYo", "v_YoYo_g09_c01.avi", 0, seed=1)  # of UCF101, not of UCF51
     (tmp_path / "ucfTrainTestlist").mkdir()
@@ -69,13 +69,13 @@ def test_ucf51_page(small_recipes, monkeypatch, tmp_path, capsys):
 
     walk("docs/tasks/ucf51.md", monkeypatch, tmp_path, capsys)
 
-    store = Store(tmp_path / "ucf51")
-    assert store.classes == ("Archery", "HandstandPushups", "Typing")
-    assert store.describe()["splits"] == {"test": 6, "train": 12}
-    assert store.teachers["sound"].clips == 15
-    figures = json.loads((tmp_path / "runs" / "mnf_csc" / "evaluation-test" / "figures.json").read_text())
-    assert figures["clips"] == 6
-    assert Store(tmp_path / "ucf101").describe()["splits"] == {"test": 6, "train": 12}
+    dataset = ClipDataset(tmp_path / "ucf51")
+    assert dataset.classes == ("Archery", "HandstandPushups", "Typing")
+    assert dataset.describe()["splits"] == {"test": 6, "train": 12}
+    assert dataset.teachers["audio"].clips == 15
+    metrics = json.loads((tmp_path / "runs" / "mnf_csc" / "evaluation-test" / "metrics.json").read_text())
+    assert metrics["clips"] == 6
+    assert ClipDataset(tmp_path / "ucf101").describe()["splits"] == {"test": 6, "train": 12}
 
 
 def test_activitynet_page(small_recipes, monkeypatch, tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_activitynet_page(small_recipes, monkeypatch, tmp_path, capsys):
         name, label = f"-A_b{number:02d}xYzQw", number % 2
         if number != 3:  # gone from the web
             suffix = "mkv" if number % 3 == 0 else "mp4"
-            clip(tmp_path / "videos", f"v_{name}.{suffix}", label, seed=number, sound=number != 4, seconds=4)
+            clip(tmp_path / "videos", f"v_{name}.{suffix}", label, seed=number, audio=number != 4, seconds=4)
         segments = [[0.0, 1.5], [2.25, 3.9]] if subset != "testing" else []
         database[name] = {
             "duration": 4.0,
@@ -99,12 +99,12 @@ def test_activitynet_page(small_recipes, monkeypatch, tmp_path, capsys):
 
     walk("docs/tasks/activitynet.md", monkeypatch, tmp_path, capsys)
 
-    store = Store(tmp_path / "activitynet")
-    assert store.describe()["splits"] == {"test": 1, "train": 14, "validation": 8}
-    assert store.describe()["skipped"] == 2
+    dataset = ClipDataset(tmp_path / "activitynet")
+    assert dataset.describe()["splits"] == {"test": 1, "train": 14, "validation": 8}
+    assert dataset.describe()["skipped"] == 2
     assert "-A_b03xYzQw" in (tmp_path / "activitynet" / "skipped.csv").read_text()
-    figures = json.loads((tmp_path / "runs" / "mnf_csc" / "retrieval-validation" / "figures.json").read_text())
-    assert figures["queries"] == 8
+    metrics = json.loads((tmp_path / "runs" / "mnf_csc" / "retrieval-validation" / "metrics.json").read_text())
+    assert metrics["queries"] == 8
 
 
 def test_vggsound_page(small_recipes, monkeypatch, tmp_path, capsys):
@@ -118,12 +118,12 @@ def test_vggsound_page(small_recipes, monkeypatch, tmp_path, capsys):
 
     walk("docs/tasks/vggsound.md", monkeypatch, tmp_path, capsys)
 
-    store = Store(tmp_path / "vggsound")
-    assert store.classes == ("cat, purring", "dog barking")
-    assert store.describe()["splits"] == {"test": 4, "train": 7}
+    dataset = ClipDataset(tmp_path / "vggsound")
+    assert dataset.classes == ("cat, purring", "dog barking")
+    assert dataset.describe()["splits"] == {"test": 4, "train": 7}
 
 
-def test_kinetics_sounds_page(small_recipes, monkeypatch, tmp_path, capsys):
+def test_kinetics_audio_page(small_recipes, monkeypatch, tmp_path, capsys):
     page = (ROOT / "docs" / "tasks" / "kinetics_sounds.md").read_text()
     classes = re.search(r"```\n(blowing nose\n.*?)```", page, re.DOTALL)[1].splitlines()
     assert len(classes) == 31
@@ -138,9 +138,9 @@ def test_kinetics_sounds_page(small_recipes, monkeypatch, tmp_path, capsys):
 
     walk("docs/tasks/kinetics_sounds.md", monkeypatch, tmp_path, capsys)
 
-    store = Store(tmp_path / "ks")
-    assert store.classes == ("bowling", "singing")
-    assert store.describe()["splits"] == {"train": 6, "validation": 3}
+    dataset = ClipDataset(tmp_path / "ks")
+    assert dataset.classes == ("bowling", "singing")
+    assert dataset.describe()["splits"] == {"train": 6, "validation": 3}
 
 
 def test_audioset_tagging_page(small_recipes, monkeypatch, tmp_path, capsys):
@@ -161,9 +161,9 @@ def test_audioset_tagging_page(small_recipes, monkeypatch, tmp_path, capsys):
 
     walk("docs/tasks/audioset_tagging.md", monkeypatch, tmp_path, capsys)
 
-    store = Store(tmp_path / "tagging")
-    assert store.classes == tuple(sorted(names))
-    assert store.describe()["splits"] == {"test": 5, "train": 10}
-    assert store.teachers["picture"].classes == store.classes
-    figures = json.loads((tmp_path / "runs" / "mnf_csc" / "evaluation-test" / "figures.json").read_text())
-    assert {"map", "auc", "d_prime"} <= figures.keys()
+    dataset = ClipDataset(tmp_path / "tagging")
+    assert dataset.classes == tuple(sorted(names))
+    assert dataset.describe()["splits"] == {"test": 5, "train": 10}
+    assert dataset.teachers["video"].classes == dataset.classes
+    metrics = json.loads((tmp_path / "runs" / "mnf_csc" / "evaluation-test" / "metrics.json").read_text())
+    assert {"map", "auc", "d_prime"} <= metrics.keys()

@@ -1,7 +1,7 @@
 """Cross-modal knowledge distillation on videos as people upload them.
 
     from pathlib import Path
-    from avdistill import Store, TrainConfig, train
+    from avdistill import ClipDataset, TrainConfig, train
 
 Names are loaded when they are first asked for, so that importing the package costs nothing.
 """
@@ -16,17 +16,17 @@ _HOMES = {
     "Method": "avdistill.methods",
     "NoiseFilter": "avdistill.models.noise_filter",
     "RECIPES": "avdistill.training.recipes",
-    "Store": "avdistill.data.store",
+    "ClipDataset": "avdistill.dataset.clip_dataset",
     "TrainConfig": "avdistill.training",
     "evaluate": "avdistill.evaluation.classification",
-    "export": "avdistill.application.export",
-    "load": "avdistill.application.prediction",
-    "load_checkpoint": "avdistill.release",
-    "load_student": "avdistill.models.weights",
-    "prepare": "avdistill.data.preparation",
-    "read_annotations": "avdistill.data.annotations",
-    "read_clip": "avdistill.data.media",
-    "released_r2plus1d": "avdistill.models.video",
+    "export": "avdistill.inference.export",
+    "load": "avdistill.inference.predictor",
+    "load_reference_checkpoint": "avdistill.integrations.gewu_lab.importer",
+    "load_student": "avdistill.models.checkpoint",
+    "prepare": "avdistill.preparation.prepare",
+    "read_annotations": "avdistill.annotations.readers",
+    "read_clip": "avdistill.media.decoder",
+    "r2plus1d_xia2023": "avdistill.models.r2plus1d",
     "resume": "avdistill.training",
     "retrieve": "avdistill.evaluation.retrieval",
     "train": "avdistill.training",

@@ -8,23 +8,26 @@ from importlib import import_module
 
 # verb: (module:function, what it does)
 VERBS: dict[str, tuple[str, str]] = {
-    "synthesize": ("data:synthesize", "make videos of moving things with related and unrelated sound"),
-    "prepare": ("data:prepare", "videos and a list -> a store of frames and sound"),
-    "import": ("release:import_", "the released implementation's clips or checkpoint -> store or run"),
-    "info": ("data:info", "describe a store and verify its checksums"),
+    "synthesize": ("dataset:synthesize", "make videos of moving things with related and mismatched audio"),
+    "prepare": ("dataset:prepare", "videos and a list -> a dataset of frames and audio"),
+    "import": ("reference:import_", "the released implementation's clips or checkpoint -> dataset or run"),
+    "info": ("dataset:info", "describe a dataset and verify its checksums"),
     "teacher": ("teachers:teacher", "train a teacher, or look at what one knows: `teacher train`, `teacher probe`"),
-    "embed": ("runs:embed", "put a teacher's embeddings and logits into a store"),
-    "train": ("runs:train", "train a student: `train RECIPE --store STORE --out RUN`"),
-    "resume": ("runs:resume", "continue an interrupted run exactly"),
-    "evaluate": ("figures:evaluate", "classification figures of a run on a store"),
-    "retrieve": ("figures:retrieve", "retrieval figures of a run on a store"),
-    "audit": ("audit:audit", "rank a store's clips by how little their sound says about their picture"),
-    "compare": ("compare:compare", "many methods, seeds and conditions on one store: which help?"),
-    "condition": ("compare:condition", "a copy of a store with sounds swapped, silent or drowned, or fewer labels"),
-    "predict": ("use:predict", "label video files with a run: each whole, and what is when"),
-    "export": ("use:export", "the student alone as ONNX or safetensors, compared with the run"),
-    "demo": ("figures:demo", "the whole pipeline on synthetic videos, with a report"),
-    "recipes": ("runs:recipes", "list recipes, models and methods"),
+    "embed": ("train:embed", "put a teacher's embeddings and logits into a dataset"),
+    "train": ("train:train", "train a student: `train RECIPE --dataset DATASET --out RUN`"),
+    "resume": ("train:resume", "continue an interrupted run exactly"),
+    "evaluate": ("evaluate:evaluate", "classification metrics of a run on a dataset"),
+    "retrieve": ("evaluate:retrieve", "retrieval metrics of a run on a dataset"),
+    "audit": ("audit:audit", "rank a dataset's clips by how little their audio says about their video"),
+    "compare": ("compare:compare", "many methods, seeds and corruptions on one dataset: which help?"),
+    "corrupt": (
+        "compare:corrupt",
+        "a copy of a dataset with audio mismatched, dropped, shifted in time or noisy, or fewer labels",
+    ),
+    "predict": ("predict:predict", "label video files with a run: each whole, and what is when"),
+    "export": ("predict:export", "the student alone as ONNX or safetensors, compared with the run"),
+    "demo": ("evaluate:demo", "the whole pipeline on synthetic videos, with a report"),
+    "recipes": ("train:recipes", "list recipes, models and methods"),
 }
 
 

@@ -1,7 +1,8 @@
 """Several processes as one. The only place that knows of process groups; with one process everything is a no-op.
 
 How a run is shared: every process computes the student's features of its own rows of the batch, all rows are gathered
-(`gather`), and *every process computes the loss of the whole batch*. Losses and helper networks then see what one
+(`all_gather_with_grad`), and *every process computes the loss of the whole batch*. Losses and helper networks then
+see what one
 process would see, a contrast spans the whole batch, and no method knows that there are others. The student, which is
 where the time goes, is what is shared out; losses are small beside it.
 """
@@ -20,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
 
-# A process may be alone for long: rank 0 fits a head on a large store. One that ends is noticed at once.
+# A process may be alone for long: rank 0 fits a head on a large dataset. One that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
 
 
@@ -44,7 +45,7 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[torch.device]:
+def init_distributed(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that torchrun started; yields this process's device.
 
     Without torchrun, or where a group is already there, nothing is started. A group lasts until the process ends:
@@ -80,17 +81,17 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes share the work."""
+    """How many processes shard_by_rank the work."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
         dist.barrier()
 
 
-def any_process(flag: bool) -> bool:
+def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is set in any process: all of them get the same answer, so all stop at the same step."""
     if world_size() == 1:
         return flag
@@ -99,13 +100,14 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
-def share(rows: Any) -> Any:
+def shard_by_rank(rows: Any) -> Any:
     """This process's part of a sequence or array: every `world_size()`-th, so that a sorted one is shared evenly."""
     return rows[rank() :: world_size()]
 
 
-def gather(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of all processes in the order `share` took them from, (world_size B, ...), with gradient.
+def all_gather_with_grad(rows: Tensor) -> Tensor:
+    """The rows (B, ...) of all processes in the order `shard_by_rank` took them from, (world_size B, ...), with
+    gradient.
 
     All processes must hold equally many rows, and each must go on to compute the same loss from what it gets: the
     gradient of the own rows is then complete without another exchange. It is multiplied by the number of processes,
@@ -114,25 +116,25 @@ def gather(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     if rows.dtype == torch.bool:
-        return gather(rows.to(torch.uint8)).bool()
-    return _Gather.apply(rows)
+        return all_gather_with_grad(rows.to(torch.uint8)).bool()
+    return _AllGather.apply(rows)
 
 
-def add_up(total: Tensor) -> Tensor:
+def all_reduce_sum(total: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(total)
     return total
 
 
-def copy_from_first(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the buffers (running statistics) of process 0."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
-def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with its gradients averaged over the processes in the backward pass (DDP); with one, the module."""
     if world_size() == 1:
         return module
@@ -140,7 +142,7 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 @contextmanager
-def without_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
+def no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
     """Gradients are only accumulated in the block, for all but the last forward pass of a step."""
     if wanted and isinstance(module, DistributedDataParallel):
         with module.no_sync():
@@ -149,7 +151,7 @@ def without_exchange(module: nn.Module, wanted: bool) -> Iterator[None]:
         yield
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -158,7 +160,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return world_size() * share(gradient)
+        return world_size() * shard_by_rank(gradient)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

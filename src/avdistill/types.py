@@ -1,6 +1,6 @@
 """What travels between the rooms: the one place where shapes, dtypes and units are written.
 
-Dimensions: B clips, T frames, H and W pixels, S sound samples, C classes, K token positions, D channels.
+Dimensions: B clips, T frames, H and W pixels, S audio samples, C classes, K token positions, D channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Features:
 
 
 class Network(nn.Module):
-    """What a student or teacher is: normalised video (B, 3, T, H, W) or a waveform (B, S) in, `Features` out.
+    """What a student or teacher is: normalized video (B, 3, T, H, W) or a waveform (B, S) in, `Features` out.
 
     Attributes:
-        modality: "picture" or "sound".
+        modality: "video" or "audio".
         embedding_dim: D of its embedding and tokens.
     """
 
-    modality: Literal["picture", "sound"]
+    modality: Literal["video", "audio"]
     embedding_dim: int
 
     def forward(self, inputs: Tensor) -> Features:
@@ -68,23 +68,23 @@ class Batch:
     """A batch of clips. What is missing is a mask, never a value that means "missing".
 
     Attributes:
-        frames: uint8 (B, T, H, W, 3), RGB, or None when nobody looks at the picture.
-        sound: float32 (B, S) mono waveform in [-1, 1], or None when nobody listens.
+        frames: uint8 (B, T, H, W, 3), RGB, or None when nobody looks at the video.
+        audio: float32 (B, S) mono waveform in [-1, 1], or None when nobody listens.
         teacher: the frozen teacher's features of these clips, or None for a method that needs none. Rows where
             `has_teacher` is False hold no information.
         has_teacher: bool (B,).
-        labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labelled` is False mean nothing.
-        labelled: bool (B,).
+        labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labeled` is False mean nothing.
+        labeled: bool (B,).
         clip_ids: B names, for messages and tables.
         indices: int64 (B,), which of the run's training clips these are, for methods that remember clips; or None.
     """
 
     labels: Tensor
-    labelled: Tensor
+    labeled: Tensor
     has_teacher: Tensor
     clip_ids: tuple[str, ...]
     frames: Tensor | None = None
-    sound: Tensor | None = None
+    audio: Tensor | None = None
     teacher: Features | None = None
     indices: Tensor | None = None
 
@@ -109,45 +109,45 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class PictureView:
+class VideoInput:
     """What a network that sees is shown of a clip.
 
     Attributes:
-        frames: T, at the store's rate; a shorter clip loops its own frames.
+        frames: T, at the dataset's rate; a shorter clip loops its own frames.
         size: (height, width) in pixels.
-        crop_area: range of the share of the picture a training crop covers.
-        crop_ratio: range of its width over its height.
-        flip: mirror half of the training clips.
-        resize: False leaves the pictures at the store's scale: `size` is cut out, anywhere in training and from the
-            centre otherwise; `crop_area` and `crop_ratio` then have no say. By far the cheapest.
+        scale: range of the share of the video a training crop covers.
+        ratio: range of its width over its height.
+        hflip: mirror half of the training clips.
+        resize: False leaves the images at the dataset's scale: `size` is cut out, anywhere in training and from the
+            center otherwise; `scale` and `ratio` then have no say. By far the cheapest.
     """
 
-    modality: Literal["picture"] = "picture"
+    modality: Literal["video"] = "video"
     frames: int = 16
     size: tuple[int, int] = (112, 112)
-    crop_area: tuple[float, float] = (0.25, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: bool = True
+    scale: tuple[float, float] = (0.25, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: bool = True
     resize: bool = True
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be looked at."""
         if self.frames < 1 or min(self.size) < 1:
             raise ConfigError(f"view: frames and size must be at least 1, got {self.frames} frames of {self.size}")
-        for name, (low, high) in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
-            if not 0 < low <= high or (name == "crop_area" and high > 1):
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ConfigError(f"view.{name}: expected a range above 0, got {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
-class SoundView:
+class AudioInput:
     """What a network that hears is given of a clip.
 
     Attributes:
-        seconds: length of the window; shorter sound is repeated.
+        seconds: length of the window; shorter audio is repeated.
     """
 
-    modality: Literal["sound"] = "sound"
+    modality: Literal["audio"] = "audio"
     seconds: float = 2.0
 
     def __post_init__(self) -> None:
@@ -156,12 +156,12 @@ class SoundView:
             raise ConfigError(f"view.seconds: must be above 0, got {self.seconds:g}")
 
 
-View = PictureView | SoundView
+View = VideoInput | AudioInput
 Option = int | float | bool | str
 
 
 @dataclass(frozen=True)
-class StudentDescription:
+class StudentConfig:
     """All that is needed to build a trained network again and to feed it; lies beside its weights.
 
     Attributes:
@@ -170,9 +170,9 @@ class StudentDescription:
         classes: names of the logits' columns.
         multi_label: whether a clip may have several labels (probabilities are then sigmoids).
         view: what it was trained on.
-        fps: frames a second of the store; None where every frame was taken.
-        sample_rate_hz: of the store's sound.
-        short_side, size, region: how the store's pictures were cut and scaled from the files, as in `PrepareConfig`;
+        fps: frames a second of the dataset; None where every frame was taken.
+        sample_rate_hz: of the dataset's audio.
+        short_side, size, region: how the dataset's images were cut and scaled from the files, as in `PrepareConfig`;
             all None where that is not known.
     """
 

@@ -28,12 +28,12 @@ def random_scores(seed: int, clips: int = 60, classes: int = 7) -> tuple[torch.T
 
 def random_retrieval(seed: int, queries: int = 23, gallery: int = 41, classes: int = 5) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, 6, generator=generator)
+    centers = torch.randn(classes, 6, generator=generator)
     query_labels = torch.randint(classes, (queries,), generator=generator)
     gallery_labels = torch.randint(classes, (gallery,), generator=generator)
     return {
-        "queries": centres[query_labels] + 2 * torch.randn(queries, 6, generator=generator),
-        "gallery": centres[gallery_labels] + 2 * torch.randn(gallery, 6, generator=generator),
+        "queries": centers[query_labels] + 2 * torch.randn(queries, 6, generator=generator),
+        "gallery": centers[gallery_labels] + 2 * torch.randn(gallery, 6, generator=generator),
         "query_labels": query_labels,
         "gallery_labels": gallery_labels,
     }
@@ -52,7 +52,7 @@ def ranked_relevance(data: dict[str, torch.Tensor]) -> list[list[bool]]:
     return table
 
 
-# Classification
+# ClassificationResult
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 7])
@@ -207,7 +207,7 @@ def test_release_top_k_layout() -> None:
     assert [len(entries) for entries in full["results"].values()] == [4, 4]
 
 
-# Retrieval
+# RetrievalResult
 
 
 @pytest.mark.parametrize("block", [1, 7, 1024])
@@ -249,12 +249,12 @@ def test_with_several_labels_sharing_one_is_enough(kind: torch.dtype) -> None:
         if ranks:
             precisions.append(sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(ranks))
     labels = {"query_labels": hot["queries"].to(kind), "gallery_labels": hot["gallery"].to(kind)}
-    figures = metrics.retrieval_metrics(**(data | labels), ks=(5,), block=7)
-    assert figures["map"] == pytest.approx(sum(precisions) / len(precisions))
-    assert figures["hit@5"] == pytest.approx(found / 23)
-    assert figures["queries_without_relevant"] == 23 - len(precisions) > 0
+    actual = metrics.retrieval_metrics(**(data | labels), ks=(5,), block=7)
+    assert actual["map"] == pytest.approx(sum(precisions) / len(precisions))
+    assert actual["hit@5"] == pytest.approx(found / 23)
+    assert actual["queries_without_relevant"] == 23 - len(precisions) > 0
     release = metrics.release_retrieval_metrics(**(data | labels), top=41)
-    assert release["release.map@41"] == pytest.approx(figures["map"])  # all ranks looked at: the two agree
+    assert release["release.map@41"] == pytest.approx(actual["map"])  # all ranks looked at: the two agree
 
 
 def test_one_label_as_multi_hot_changes_nothing() -> None:
@@ -295,14 +295,14 @@ def test_release_retrieval_metrics_equal_a_loop(top: int, block: int) -> None:
 
 
 def test_a_query_with_nothing_to_find_counts_for_hits_and_not_for_map() -> None:
-    figures = metrics.retrieval_metrics(
+    actual = metrics.retrieval_metrics(
         queries=torch.eye(2),
         gallery=torch.eye(2),
         query_labels=torch.tensor([0, 9]),
         gallery_labels=torch.tensor([0, 1]),
         ks=(1, 20),
     )
-    assert figures == {
+    assert actual == {
         "hit@1": 0.5,
         "hit@20": 0.5,
         "map": 1.0,
@@ -316,10 +316,10 @@ def test_a_query_with_nothing_to_find_counts_for_hits_and_not_for_map() -> None:
 def test_nothing_relevant_at_all_is_nan() -> None:
     data = random_retrieval(3)
     data["query_labels"] = data["query_labels"] + 100
-    figures = metrics.retrieval_metrics(**data)
-    assert figures["hit@20"] == 0
-    assert math.isnan(figures["map"])
-    assert math.isnan(figures["map@R"])
+    actual = metrics.retrieval_metrics(**data)
+    assert actual["hit@20"] == 0
+    assert math.isnan(actual["map"])
+    assert math.isnan(actual["map@R"])
     assert math.isnan(metrics.release_retrieval_metrics(**data)["release.map@500"])
 
 
@@ -340,16 +340,16 @@ def test_release_formula_hides_what_was_not_found() -> None:
 
 @given(seed=st.integers(0, 10_000), queries=st.integers(1, 9), gallery=st.integers(1, 12), block=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-def test_retrieval_figures_are_ordered_fractions(seed: int, queries: int, gallery: int, block: int) -> None:
+def test_retrieval_metrics_are_ordered_fractions(seed: int, queries: int, gallery: int, block: int) -> None:
     data = random_retrieval(seed, queries, gallery, classes=3)
-    figures = metrics.retrieval_metrics(**data, block=block)
-    assert figures == pytest.approx(metrics.retrieval_metrics(**data), abs=1e-12, nan_ok=True)
-    assert 0 <= figures["hit@1"] <= figures["hit@5"] <= figures["hit@10"] <= figures["hit@20"] <= 1
-    assert figures["hit@20"] == (queries - figures["queries_without_relevant"]) / queries  # 20 > gallery: all is seen
-    if figures["queries_without_relevant"] < queries:
-        assert 0 <= figures["map@R"] <= figures["map"] <= 1
+    actual = metrics.retrieval_metrics(**data, block=block)
+    assert actual == pytest.approx(metrics.retrieval_metrics(**data), abs=1e-12, nan_ok=True)
+    assert 0 <= actual["hit@1"] <= actual["hit@5"] <= actual["hit@10"] <= actual["hit@20"] <= 1
+    assert actual["hit@20"] == (queries - actual["queries_without_relevant"]) / queries  # 20 > gallery: all is seen
+    if actual["queries_without_relevant"] < queries:
+        assert 0 <= actual["map@R"] <= actual["map"] <= 1
         whole = metrics.release_retrieval_metrics(**data, block=block)  # 500 > gallery: the formulas agree
-        assert whole["release.map@500"] == pytest.approx(figures["map"], abs=1e-12)
+        assert whole["release.map@500"] == pytest.approx(actual["map"], abs=1e-12)
 
 
 def test_the_norm_of_an_embedding_does_not_matter() -> None:
@@ -362,7 +362,7 @@ def test_the_norm_of_an_embedding_does_not_matter() -> None:
 
 def ucf51_sound() -> dict[str, torch.Tensor]:
     if not UCF51_SOUND.exists():
-        pytest.skip(f"the UCF51 sound embeddings are not at {UCF51_SOUND}")
+        pytest.skip(f"the UCF51 audio embeddings are not at {UCF51_SOUND}")
     with np.load(UCF51_SOUND) as file:
         embedding = torch.from_numpy(file["embedding"])
         labels = torch.from_numpy(np.unique(file["label"], return_inverse=True)[1]).long()
@@ -375,12 +375,12 @@ def ucf51_sound() -> dict[str, torch.Tensor]:
     }
 
 
-def test_published_figures_of_ucf51_sound() -> None:
+def test_published_metrics_of_ucf51_audio() -> None:
     data = ucf51_sound()
-    figures = metrics.retrieval_metrics(**data, block=500)
+    actual = metrics.retrieval_metrics(**data, block=500)
     expected = {"hit@1": 0.403, "hit@5": 0.598, "hit@10": 0.683, "hit@20": 0.774, "map": 0.216}
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-3)
-    assert (figures["queries"], figures["gallery"], figures["queries_without_relevant"]) == (1944, 4892, 0)
+    assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert (actual["queries"], actual["gallery"], actual["queries_without_relevant"]) == (1944, 4892, 0)
     release = metrics.release_retrieval_metrics(**data)
     assert release["release.map@500"] == pytest.approx(0.274, abs=1e-3)
 

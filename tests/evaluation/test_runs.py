@@ -1,4 +1,4 @@
-"""Figures of a run: every window is used, what is missing counts as a miss, several ways to the same number agree."""
+"""Metrics of a run: every window is used, what is missing counts as a miss, several ways to the same number agree."""
 
 import json
 import shutil
@@ -11,34 +11,34 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from avdistill.annotations.readers import Annotation
 from avdistill.cli import main
-from avdistill.data.annotations import Annotation
-from avdistill.data.preparation import PrepareConfig, prepare
-from avdistill.data.store import CLIP_SCHEMA, Store, StoreError
-from avdistill.data.transforms import evaluation_window
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset, DatasetError
+from avdistill.dataset.windows import evaluation_window
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.inference import run_network
+from avdistill.inference.runner import run_network
 from avdistill.methods import C2KDConfig
-from avdistill.models.video import normalise_frames
-from avdistill.models.weights import load_student, save_student
-from avdistill.training import StudentConfig, TrainConfig, train
-from avdistill.types import PictureView
+from avdistill.models.checkpoint import load_student, save_student
+from avdistill.models.r2plus1d import normalize_frames
+from avdistill.preparation.prepare import PrepareConfig, prepare
+from avdistill.training import ModelConfig, TrainConfig, train
+from avdistill.types import VideoInput
 
-VIEW = PictureView(frames=4, size=(24, 32), crop_area=(0.8, 1.0), crop_ratio=(1.2, 1.6), flip=False)
+VIEW = VideoInput(frames=4, size=(24, 32), scale=(0.8, 1.0), ratio=(1.2, 1.6), hflip=False)
 
 
 @pytest.fixture(scope="module")
 def run(taught, tmp_path_factory):
     return train(
         TrainConfig(
-            store=taught.folder,
+            dataset=taught.folder,
             out=tmp_path_factory.mktemp("runs") / "run",
-            student=StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
+            student=ModelConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
             steps=25,
             batch_size=6,
-            validation_fraction=0,
+            val_fraction=0,
         )
     )
 
@@ -50,7 +50,7 @@ def test_clips_are_means_over_all_their_windows(taught, run):
     for i, clip in enumerate(clips):
         windows = torch.stack([evaluation_window(taught.frames(clip), VIEW, 16000, s) for s in (0, 4, 8)])
         with torch.no_grad():
-            features = student(normalise_frames(windows))
+            features = student(normalize_frames(windows))
         torch.testing.assert_close(outputs.embedding[i], features.embedding.mean(0))
         torch.testing.assert_close(outputs.probabilities[i], features.logits.softmax(1).mean(0))
     assert not student.training
@@ -65,23 +65,23 @@ def test_batch_size_changes_nothing(taught, run, batch_size):
     torch.testing.assert_close(outputs.embedding, expected.embedding)
 
 
-def test_classification_figures_are_those_of_the_predictions(taught, run):
+def test_classification_metrics_are_those_of_the_predictions(taught, run):
     result = evaluate(run, taught)
     rows = result.predictions
     assert [row["id"] for row in rows] == [f"test_{i}" for i in range(6)]
     assert [row["label"] for row in rows] == [f"class_{i % 3}" for i in range(6)]
     hits = [row["label"] == row["predicted"] for row in rows]
-    assert result.figures["top1"] == pytest.approx(sum(hits) / 6)
+    assert result.metrics["top1_accuracy"] == pytest.approx(sum(hits) / 6)
     assert sum(map(sum, result.confusion)) == 6
-    assert result.figures["missing"] == 0
-    low, high = result.figures["top1_interval"]
-    assert 0 <= low <= result.figures["top1"] <= high <= 1
+    assert result.metrics["missing"] == 0
+    low, high = result.metrics["top1_accuracy_interval"]
+    assert 0 <= low <= result.metrics["top1_accuracy"] <= high <= 1
     assert len(result.release_top_k["results"]["test_0"]) == 3
-    json.dumps(result.figures, allow_nan=False)
+    json.dumps(result.metrics, allow_nan=False)
 
 
-def test_a_clip_without_picture_is_a_counted_miss(small_set, run, tmp_path):
-    from media_files import tone, write_video
+def test_a_clip_without_video_is_a_counted_miss(small_set, run, tmp_path):
+    from support.media_files import tone, write_video
 
     folder, _ = small_set
     write_video(tmp_path / "heard.m4a", frames=None, waveform=tone(1.0, 300))
@@ -93,15 +93,15 @@ def test_a_clip_without_picture_is_a_counted_miss(small_set, run, tmp_path):
         Annotation("nameless", "also.mp4", (), "test"),
         Annotation("gallery", "seen.mp4", ("class_1",), "train"),
     ]
-    store = prepare(annotations, tmp_path, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
-    result = evaluate(run, store)
-    assert result.figures["clips"] == 2
-    assert result.figures["missing"] == 1
-    assert result.figures["unlabelled_left_out"] == 1
+    dataset = prepare(annotations, tmp_path, tmp_path / "dataset", PrepareConfig(fps=10, short_side=32), workers=1)
+    result = evaluate(run, dataset)
+    assert result.metrics["clips"] == 2
+    assert result.metrics["missing"] == 1
+    assert result.metrics["unlabeled_left_out"] == 1
     right = float(result.predictions[0]["predicted"] == "class_1")
-    assert result.figures["top1"] == right / 2
-    assert result.figures["mean_class_accuracy"] == right / 2
-    found = retrieve(run, store).figures
+    assert result.metrics["top1_accuracy"] == right / 2
+    assert result.metrics["mean_class_accuracy"] == right / 2
+    found = retrieve(run, dataset).metrics
     assert found["queries"] == 2
     assert found["queries_missing"] == 1
     assert found["hit@1"] == 0.5  # the query that is seen finds itself
@@ -109,16 +109,16 @@ def test_a_clip_without_picture_is_a_counted_miss(small_set, run, tmp_path):
     assert (found["map"], found["queries_without_relevant"]) == (1, 1)
 
 
-def test_retrieval_needs_no_sound_and_leaves_out_nothing(taught, run):
+def test_retrieval_needs_no_audio_and_leaves_out_nothing(taught, run):
     result = retrieve(run, taught, release_metrics=True)
-    figures = result.figures
-    assert figures["queries"] == 6
-    assert figures["gallery"] == 9
-    assert {"hit@1", "hit@5", "hit@10", "hit@20", "map", "map@R", "release.map@500"} <= set(figures)
-    assert figures["hit@1"] <= figures["hit@5"] <= figures["hit@10"] == figures["hit@20"] == 1
-    assert len(result.neighbours) == 6
-    assert len(result.neighbours[0]["nearest"]) == 9
-    with pytest.raises(StoreError, match="no clip in split 'nobody'"):
+    metrics = result.metrics
+    assert metrics["queries"] == 6
+    assert metrics["gallery"] == 9
+    assert {"hit@1", "hit@5", "hit@10", "hit@20", "map", "map@R", "release.map@500"} <= set(metrics)
+    assert metrics["hit@1"] <= metrics["hit@5"] <= metrics["hit@10"] == metrics["hit@20"] == 1
+    assert len(result.neighbors) == 6
+    assert len(result.neighbors[0]["nearest"]) == 9
+    with pytest.raises(DatasetError, match="no clip in split 'nobody'"):
         retrieve(run, taught, queries="nobody")
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_label_is_an_error(taught, run, tmp_path):
     folder = tmp_path / "other" / "best"
     folder.mkdir(parents=True)
     save_student(folder, student, replace(description, classes=("class_0", "class_1", "cat")))
-    with pytest.raises(StoreError, match="'class_2' is not a known class"):
+    with pytest.raises(DatasetError, match="'class_2' is not a known class"):
         evaluate(folder.parent, taught)
 
 
@@ -137,31 +137,31 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
         replace(a, labels=(*a.labels, "even") if int(a.clip_id.split("_")[1]) % 2 == 0 and a.labels else a.labels)
         for a in annotations
     ]
-    store = prepare(both, folder, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
+    dataset = prepare(both, folder, tmp_path / "dataset", PrepareConfig(fps=10, short_side=32), workers=1)
     trained = train(
         TrainConfig(
-            store=store.folder,
+            dataset=dataset.folder,
             out=tmp_path / "run",
-            student=StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
+            student=ModelConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
             steps=20,
             batch_size=6,
-            validation_fraction=0.3,
-            validate_every=10,
+            val_fraction=0.3,
+            eval_every=10,
         )
     )
-    result = evaluate(trained, Store(Path(store.folder)))
-    figures, rows = result.figures, result.predictions
-    assert [row["name"] for row in figures["per_class"]] == ["class_0", "class_1", "class_2", "even"]
-    assert figures["map"] == pytest.approx(np.mean([row["average_precision"] for row in figures["per_class"]]))
-    assert 1 / 6 <= figures["map"] <= 1
-    assert 0 <= figures["auc"] <= 1
-    assert (figures["classes_counted"], figures["classes_left_out"]) == (4, 0)
+    result = evaluate(trained, ClipDataset(Path(dataset.folder)))
+    metrics, rows = result.metrics, result.predictions
+    assert [row["name"] for row in metrics["per_class"]] == ["class_0", "class_1", "class_2", "even"]
+    assert metrics["map"] == pytest.approx(np.mean([row["average_precision"] for row in metrics["per_class"]]))
+    assert 1 / 6 <= metrics["map"] <= 1
+    assert 0 <= metrics["auc"] <= 1
+    assert (metrics["classes_counted"], metrics["classes_left_out"]) == (4, 0)
     assert [(row["id"], row["labels"]) for row in rows[:2]] == [("test_0", "class_0|even"), ("test_1", "class_1")]
     ranked = [rows[0][f"probability_{rank}"] for rank in range(1, 5)]
     assert ranked == sorted(ranked, reverse=True)
     assert {rows[0][f"predicted_{rank}"] for rank in range(1, 5)} == {"class_0", "class_1", "class_2", "even"}
-    json.dumps(figures, allow_nan=False)
-    assert main(["evaluate", str(trained), str(store.folder)]) == 0
+    json.dumps(metrics, allow_nan=False)
+    assert main(["evaluate", str(trained), str(dataset.folder)]) == 0
     assert "area under the ROC curve" in capsys.readouterr().out
     for name, columns in (
         ("predictions.csv", "id,labels,predicted_1,probability_1,"),
@@ -169,18 +169,18 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
     ):
         assert (trained / "evaluation-test" / name).read_text().startswith(columns)
     assert {p.name for p in (trained / "evaluation-test").iterdir()} == {
-        "figures.json", "predictions.csv", "per_class.csv",
+        "metrics.json", "predictions.csv", "per_class.csv",
     }  # fmt: skip
-    found = retrieve(trained, store).figures
+    found = retrieve(trained, dataset).metrics
     assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip
     assert found["queries_without_relevant"] == 0
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])
 def test_who_sees_nothing_misses_what_there_is_to_be_found(taught, run, tmp_path, monkeypatch, several):
-    """Of queries without a picture only those count that have a relevant clip; of the others none counts either way."""
-    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
-    rows = store.table.to_pylist()
+    """Of queries without a video only those count that have a relevant clip; of the others none counts either way."""
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    rows = dataset.table.to_pylist()
     tests = [row for row in rows if row["split"] == "test" and row["labels"]]
     for row in rows:
         if row["split"] == "train" and "class_0" in row["labels"]:
@@ -188,14 +188,14 @@ def test_who_sees_nothing_misses_what_there_is_to_be_found(taught, run, tmp_path
     for number, row in enumerate(tests):
         row["labels"] = [f"class_{number % 3}"] + (["class_2"] if several and number % 3 == 1 else [])
         if number in (0, 1, 2, 4):
-            row["has_frames"] = False
-    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
-    found = retrieve(run, Store(store.folder)).figures
+            row["has_video"] = False
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
+    found = retrieve(run, ClipDataset(dataset.folder)).metrics
     kept = [row for number, row in enumerate(tests) if number not in (0, 1, 2, 4)]
     for row in tests:
         row["labels"] = row["labels"] if row in kept else []
-    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), store.folder / "clips.parquet")
-    seen = retrieve(run, Store(store.folder)).figures
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
+    seen = retrieve(run, ClipDataset(dataset.folder)).metrics
     hopeless = sum("class_0" in row["labels"] for row in kept)
     answered = len(kept) - hopeless
     assert (found["queries"], found["queries_missing"]) == (len(tests), 4)
@@ -217,7 +217,7 @@ def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):
         (["--stride", "100"], 2, "stride: must be 1 to 4, a window's length, got 100"),
         (["--batch-size", "0"], 2, "batch_size: must be at least 1"),
         (["--windows", "3", "--stride", "4"], 2, "give windows or stride, not both"),
-        (["--out", str(tmp_path / "file" / "figures")], 1, "Not a directory"),
+        (["--out", str(tmp_path / "file" / "metrics")], 1, "Not a directory"),
     ):
         (tmp_path / "file").write_text("")
         assert main(["evaluate", str(run), str(taught.folder), *words]) == code
@@ -230,10 +230,10 @@ def test_one_clip_with_two_labels_makes_every_split_several(small_set, tmp_path)
     """A student of one label per clip could not be judged on the test clip with two."""
     folder, annotations = small_set
     both = [replace(a, labels=("class_0", "class_1")) if a.clip_id == "test_1" else a for a in annotations]
-    store = prepare(both, folder, tmp_path / "store", PrepareConfig(fps=10, short_side=32), workers=1)
-    student = StudentConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16})
-    config = TrainConfig(store=store.folder, out=tmp_path / "run", student=student, steps=2, batch_size=6)
-    assert "map" in evaluate(train(config), store).figures
+    dataset = prepare(both, folder, tmp_path / "dataset", PrepareConfig(fps=10, short_side=32), workers=1)
+    student = ModelConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16})
+    config = TrainConfig(dataset=dataset.folder, out=tmp_path / "run", student=student, steps=2, batch_size=6)
+    assert "map" in evaluate(train(config), dataset).metrics
     with pytest.raises(ConfigError, match="method 'c2kd' needs one label per clip"):
         train(replace(config, out=tmp_path / "other", method=C2KDConfig()))
     assert not (tmp_path / "other").exists()

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from golden_rule import ruled_weights
-from panns_module import load_panns_inference
+from support.golden_rule import ruled_weights
+from support.panns_module import load_panns_inference
 
 CLASSES = {
     "cnn6": "Cnn6",

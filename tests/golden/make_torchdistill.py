@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from golden_rule import loss_inputs
+from support.golden_rule import loss_inputs
 
 
 def torchdistill_losses():

@@ -17,11 +17,11 @@ def cosine(a, b):
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def naive_csc(v, s, a, labels, labelled, temperature, threshold):
+def naive_csc(v, s, a, labels, labeled, temperature, threshold):
     """METHOD's CSC row by row; `labels` are sets."""
     losses = []
     for i in range(len(v)):
-        columns = [j for j in range(len(v)) if j == i or labelled[j]]
+        columns = [j for j in range(len(v)) if j == i or labeled[j]]
         T = {
             j: max(
                 TEMPERATURE_FLOOR,
@@ -35,7 +35,7 @@ def naive_csc(v, s, a, labels, labelled, temperature, threshold):
         total = math.log(sum(math.exp(x) for x in scores.values()))
         weights = {i: 1.0}
         for j in columns:
-            if j != i and labelled[i] and labels[i] & labels[j]:
+            if j != i and labeled[i] and labels[i] & labels[j]:
                 weights[j] = len(labels[i] & labels[j]) / len(labels[i] | labels[j])
         losses.append(sum(w * (total - scores[j]) for j, w in weights.items()) / sum(weights.values()))
     return sum(losses) / len(losses)
@@ -52,17 +52,17 @@ def drawn(seed, B=7, D=5, signed=False):
 @given(seed=st.integers(0, 10**6), signed=st.booleans(), masked=st.booleans())
 def test_csc_equals_the_double_loop(temperature, seed, signed, masked):
     (v, s, a), labels = drawn(seed, signed=signed)
-    labelled = torch.arange(7) % 3 != seed % 3 if masked else torch.ones(7, dtype=torch.bool)
+    labeled = torch.arange(7) % 3 != seed % 3 if masked else torch.ones(7, dtype=torch.bool)
     value = contrastive_semantic_calibration(
         student=v,
         guided=s,
         filtered_teacher=a,
         labels=labels,
-        labelled=labelled if masked else None,
+        labeled=labeled if masked else None,
         temperature=temperature,
         threshold=0.2,
     )
-    expected = naive_csc(v, s, a, [{int(y)} for y in labels], labelled.tolist(), temperature, 0.2)
+    expected = naive_csc(v, s, a, [{int(y)} for y in labels], labeled.tolist(), temperature, 0.2)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-9)
 
 

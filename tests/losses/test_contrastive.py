@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avdistill.losses import (
-    class_contrast,
+    ccl_nce,
     noise_contrastive_estimation,
     symmetric_info_nce,
     two_way_divergence,
@@ -45,7 +45,7 @@ def test_estimation_equals_the_loop(seed, Z, N):
     used[0] = False
     expected = literal_estimation(positive.tolist(), negative.tolist(), used.tolist(), Z, N)
     value = noise_contrastive_estimation(
-        positive=positive, negative=negative, used=used, normaliser=torch.tensor(Z, dtype=torch.float64), clips=N
+        positive=positive, negative=negative, used=used, normalizer=torch.tensor(Z, dtype=torch.float64), clips=N
     )
     assert float(value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -57,7 +57,7 @@ def test_a_pair_as_likely_as_noise_costs_log_two_each():
         positive=score,
         negative=score.expand(1, m),
         used=torch.ones(1, m, dtype=torch.bool),
-        normaliser=torch.tensor(Z, dtype=torch.float64),
+        normalizer=torch.tensor(Z, dtype=torch.float64),
         clips=N,
     )
     assert float(value) == pytest.approx((1 + m) * math.log(2))
@@ -67,7 +67,7 @@ def test_an_anchor_without_negatives_teaches_nothing():
     positive, negative = normal(2).requires_grad_(), normal(2, 3, seed=1).requires_grad_()
     used = torch.tensor([[False] * 3, [True, False, True]])
     noise_contrastive_estimation(
-        positive=positive, negative=negative, used=used, normaliser=torch.tensor(20.0), clips=10
+        positive=positive, negative=negative, used=used, normalizer=torch.tensor(20.0), clips=10
     ).backward()
     assert positive.grad[0] == 0
     assert positive.grad[1] < 0
@@ -105,16 +105,16 @@ def overlap(a, b):
     return both / either if either else 0.0
 
 
-def literal_class_contrast(x, y, labels, labelled, tau):
+def literal_class_contrast(x, y, labels, labeled, tau):
     """NCE(x, y), one direction."""
     B, total = len(x), 0.0
     for i in range(B):
-        columns = [j for j in range(B) if labelled[j] or j == i]
+        columns = [j for j in range(B) if labeled[j] or j == i]
         exps = {j: math.exp(cosine(x[i], y[j]) / tau) for j in columns}
         p = {j: e / sum(exps.values()) for j, e in exps.items()}
         attraction, share, repulsion, others = 0.0, 0.0, 0.0, 0
         for j in columns:
-            both = labelled[i] and labelled[j]
+            both = labeled[i] and labeled[j]
             weight = 1.0 if j == i else overlap(labels[i], labels[j]) if both else 0.0
             attraction -= weight * math.log(p[j])
             share += weight
@@ -129,24 +129,24 @@ def literal_class_contrast(x, y, labels, labelled, tau):
 def test_class_contrast_equals_the_loop(seed, several, tau, share):
     x, y = normal(6, 5, seed=seed), normal(6, 5, seed=seed + 1)
     labels = (normal(6, 3, seed=seed + 2) > 0).double() if several else normal(6, seed=seed + 2).sign().long() + 1
-    labelled = torch.rand(6, generator=torch.Generator().manual_seed(seed)) < share
-    lists = labels.tolist(), labelled.tolist(), tau
+    labeled = torch.rand(6, generator=torch.Generator().manual_seed(seed)) < share
+    lists = labels.tolist(), labeled.tolist(), tau
     expected = literal_class_contrast(x.tolist(), y.tolist(), *lists)
     expected += literal_class_contrast(y.tolist(), x.tolist(), *lists)
-    value = class_contrast(first=x, second=y, labels=labels, labelled=labelled, temperature=tau)
+    value = ccl_nce(first=x, second=y, labels=labels, labeled=labeled, temperature=tau)
     assert float(value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_an_unlabelled_clip_is_nobodys_negative():
+def test_an_unlabeled_clip_is_nobodys_negative():
     x, y = normal(4, 5), normal(4, 5, seed=1).requires_grad_()
-    labels, labelled = torch.tensor([0, 1, 0, 1]), torch.tensor([True, True, True, False])
+    labels, labeled = torch.tensor([0, 1, 0, 1]), torch.tensor([True, True, True, False])
     changed = torch.tensor([0, 1, 0, 0])
-    first = class_contrast(first=x, second=y, labels=labels, labelled=labelled)
-    second = class_contrast(first=x, second=y, labels=changed, labelled=labelled)
+    first = ccl_nce(first=x, second=y, labels=labels, labeled=labeled)
+    second = ccl_nce(first=x, second=y, labels=changed, labeled=labeled)
     assert float(first.detach()) == float(second.detach())
-    without = class_contrast(first=x[:3], second=y[:3], labels=labels[:3], labelled=labelled[:3])
+    without = ccl_nce(first=x[:3], second=y[:3], labels=labels[:3], labeled=labeled[:3])
     # The fourth row is an anchor of its own and changes nothing of the others' rows.
-    own = [literal_class_contrast(*pair, labels.tolist(), labelled.tolist(), 0.5) for pair in pairs(x, y)]
+    own = [literal_class_contrast(*pair, labels.tolist(), labeled.tolist(), 0.5) for pair in pairs(x, y)]
     three = [literal_class_contrast(*pair, labels[:3].tolist(), [True] * 3, 0.5) for pair in pairs(x[:3], y[:3])]
     assert float(without.detach()) == pytest.approx(sum(three))
     anchor = 0.0
@@ -165,8 +165,8 @@ def test_a_negative_that_takes_all_the_probability_has_its_finite_cost():
     """p of the negative is 1 - exp(-200): log(1 - p) is -200, where float32 has p = 1."""
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     first, second = x.clone().requires_grad_(), x.flip(0).clone().requires_grad_()
-    value = class_contrast(
-        first=first, second=second, labels=torch.tensor([0, 1]), labelled=torch.ones(2).bool(), temperature=0.01
+    value = ccl_nce(
+        first=first, second=second, labels=torch.tensor([0, 1]), labeled=torch.ones(2).bool(), temperature=0.01
     )
     assert float(value.detach()) == pytest.approx(2 * (200 + 200))
     value.backward()
@@ -177,10 +177,10 @@ LABELS = [torch.tensor([0, 0, 1, 2]), torch.tensor([[1.0, 0], [1, 1], [0, 0], [0
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=["one", "several"])
-@pytest.mark.parametrize("labelled", [[True] * 4, [True, False] * 2, [False] * 4])
+@pytest.mark.parametrize("labeled", [[True] * 4, [True, False] * 2, [False] * 4])
 @pytest.mark.parametrize("values", ["equal", "zero", "opposite", "huge"])
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_degenerate_embeddings_have_finite_values_and_gradients(labels, labelled, values, rows):
+def test_degenerate_embeddings_have_finite_values_and_gradients(labels, labeled, values, rows):
     x = normal(4, 3, dtype=torch.float32)
     first = {"equal": x[:1].repeat(4, 1), "zero": x * 0, "opposite": x, "huge": x * 1e15}[values][
         :rows
@@ -188,11 +188,11 @@ def test_degenerate_embeddings_have_finite_values_and_gradients(labels, labelled
     second = {"equal": x[:1].repeat(4, 1), "zero": x * 0, "opposite": -x, "huge": x * 1e15}[values][:rows]
     second = second.clone().requires_grad_()
     terms = [
-        class_contrast(
+        ccl_nce(
             first=first,
             second=second,
             labels=labels[:rows],
-            labelled=torch.tensor(labelled[:rows]),
+            labeled=torch.tensor(labeled[:rows]),
             temperature=0.01,
         ),
         symmetric_info_nce(student=first, teacher=second),
@@ -230,7 +230,7 @@ def test_two_way_divergence_of_several_labels_equals_the_sum(seed):
         p, q = 1 / (1 + math.exp(-first)), 1 / (1 + math.exp(-second))
         for a, b in ((p, q), (1 - p, 1 - q)):
             expected += 0.5 * (a * math.log(a / b) + b * math.log(b / a)) / 20
-    value = two_way_divergence(first=z[0], second=z[1], several_labels=True)
+    value = two_way_divergence(first=z[0], second=z[1], multi_label=True)
     assert float(value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -249,7 +249,7 @@ def test_gradients_reach_both_sides():
     everyone = torch.ones(4, dtype=torch.bool)
     for value in (
         symmetric_info_nce(student=x, teacher=y),
-        class_contrast(first=x, second=y, labels=torch.tensor([0, 1, 0, 1]), labelled=everyone),
+        ccl_nce(first=x, second=y, labels=torch.tensor([0, 1, 0, 1]), labeled=everyone),
         two_way_divergence(first=x, second=y),
     ):
         x.grad = y.grad = None
@@ -263,13 +263,13 @@ def test_nothing_to_look_at_is_zero_with_a_graph():
     nobody = torch.zeros(0, dtype=torch.bool)
     for value in (
         symmetric_info_nce(student=x, teacher=y),
-        class_contrast(first=x, second=y, labels=torch.zeros(0, dtype=torch.int64), labelled=nobody),
+        ccl_nce(first=x, second=y, labels=torch.zeros(0, dtype=torch.int64), labeled=nobody),
         two_way_divergence(first=x, second=y),
         noise_contrastive_estimation(
             positive=x.sum(1),
             negative=y,
             used=torch.zeros(0, 5, dtype=torch.bool),
-            normaliser=torch.tensor(1.0),
+            normalizer=torch.tensor(1.0),
             clips=3,
         ),
     ):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from avdistill.losses import (
     classification,
-    decoupled_divergence,
-    inter_class_divergence,
-    intra_class_divergence,
+    dist_inter_loss,
+    dist_intra_loss,
+    dkd_loss,
+    kd_loss,
+    kendall_tau,
     non_target_divergence,
-    rank_agreement,
-    soft_label_divergence,
 )
 
 
@@ -31,33 +31,33 @@ def test_soft_labels_equal_the_sum(seed, T):
     for s_row, t_row in zip(z[0].tolist(), z[1].tolist(), strict=True):
         s, t = softmax(s_row, T), softmax(t_row, T)
         expected += T * T * sum(p * math.log(p / q) for p, q in zip(t, s, strict=True)) / 4
-    value = soft_label_divergence(student=z[0], teacher=z[1], temperature=T)
+    value = kd_loss(student=z[0], teacher=z[1], temperature=T)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_the_teacher_gets_no_gradient():
     z = torch.randn(2, 3, 4, requires_grad=True)
-    soft_label_divergence(student=z[0], teacher=z[1]).backward()
+    kd_loss(student=z[0], teacher=z[1]).backward()
     assert z.grad[0].abs().sum() > 0
     assert z.grad[1].abs().sum() == 0
 
 
-def test_classification_looks_at_labelled_rows_only():
+def test_classification_looks_at_labeled_rows_only():
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([2, 0, 1, 0])
-    labelled = torch.tensor([True, False, True, False])
-    value = classification(logits=logits, labels=labels, labelled=labelled)
+    labeled = torch.tensor([True, False, True, False])
+    value = classification(logits=logits, labels=labels, labeled=labeled)
     rows = logits.detach().tolist()
     expected = -(math.log(softmax(rows[0])[2]) + math.log(softmax(rows[2])[1])) / 2
     assert float(value.detach()) == pytest.approx(expected)
     value.backward()
-    assert logits.grad[~labelled].abs().sum() == 0
+    assert logits.grad[~labeled].abs().sum() == 0
 
 
 def test_several_labels_are_binary_decisions():
     logits = torch.randn(2, 3, dtype=torch.float64)
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    value = classification(logits=logits, labels=labels, labelled=torch.tensor([True, False]))
+    value = classification(logits=logits, labels=labels, labeled=torch.tensor([True, False]))
     terms = []
     for x, y in zip(logits[0].tolist(), labels[0].tolist(), strict=True):
         p = 1 / (1 + math.exp(-x))
@@ -69,8 +69,8 @@ def test_nothing_to_look_at_is_zero_with_a_graph():
     logits = torch.randn(2, 3, requires_grad=True)
     nobody = torch.zeros(2, dtype=torch.bool)
     for value in (
-        classification(logits=logits, labels=torch.zeros(2, dtype=torch.int64), labelled=nobody),
-        soft_label_divergence(student=logits[nobody], teacher=logits[nobody]),
+        classification(logits=logits, labels=torch.zeros(2, dtype=torch.int64), labeled=nobody),
+        kd_loss(student=logits[nobody], teacher=logits[nobody]),
     ):
         assert float(value.detach()) == 0
         value.backward()
@@ -84,9 +84,9 @@ def test_soft_labels_of_several_classes_equal_a_naive_loop():
     for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
         q, p = 1 / (1 + math.exp(-s / T)), 1 / (1 + math.exp(-t / T))
         expected += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    loss = soft_label_divergence(student=student, teacher=teacher, temperature=T, several_labels=True)
+    loss = kd_loss(student=student, teacher=teacher, temperature=T, multi_label=True)
     assert loss.item() == pytest.approx(T**2 * expected / 20, abs=1e-12)
-    same = soft_label_divergence(student=teacher, teacher=teacher, temperature=T, several_labels=True)
+    same = kd_loss(student=teacher, teacher=teacher, temperature=T, multi_label=True)
     assert same.item() == pytest.approx(0, abs=1e-12)
 
 
@@ -118,9 +118,7 @@ def random_logits(seed, rows=4, classes=5):
 @given(seed=st.integers(0, 10**6), T=st.floats(0.5, 10), alpha=st.floats(0, 3), beta=st.floats(0, 10))
 def test_decoupled_equals_the_loop(seed, T, alpha, beta):
     student, teacher, targets = random_logits(seed)
-    value = decoupled_divergence(
-        student=student, teacher=teacher, targets=targets, alpha=alpha, beta=beta, temperature=T
-    )
+    value = dkd_loss(student=student, teacher=teacher, targets=targets, alpha=alpha, beta=beta, temperature=T)
     expected = naive_decoupled(student, teacher, targets, alpha, beta, T)
     assert float(value) == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
@@ -132,8 +130,8 @@ def test_decoupled_parts_make_up_the_soft_labels():
         row = slice(i, i + 1)
         beta = 1 - softmax(teacher[i].tolist(), 4.0)[int(targets[i])]
         logits = {"student": student[row], "teacher": teacher[row]}
-        whole = soft_label_divergence(**logits, temperature=4.0)
-        parts = decoupled_divergence(**logits, targets=targets[row], alpha=1.0, beta=beta, temperature=4.0)
+        whole = kd_loss(**logits, temperature=4.0)
+        parts = dkd_loss(**logits, targets=targets[row], alpha=1.0, beta=beta, temperature=4.0)
         assert float(parts) == pytest.approx(float(whole), rel=1e-9)
 
 
@@ -169,7 +167,7 @@ def test_decoupled_is_finite_where_probabilities_round_to_0_or_1(scale):
     generator = torch.Generator().manual_seed(0)
     student = (torch.randn(3, 4, generator=generator) * scale).requires_grad_()
     teacher = (torch.randn(3, 4, generator=generator) * scale).requires_grad_()
-    value = decoupled_divergence(student=student, teacher=teacher, targets=torch.tensor([0, 1, 2]))
+    value = dkd_loss(student=student, teacher=teacher, targets=torch.tensor([0, 1, 2]))
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student.grad).all()
@@ -179,8 +177,8 @@ def test_decoupled_is_finite_where_probabilities_round_to_0_or_1(scale):
 def test_of_two_classes_one_is_the_target_and_the_other_says_nothing():
     student, teacher, targets = random_logits(7, classes=2)
     assert float(non_target_divergence(student=student, teacher=teacher, targets=targets)) == 0
-    whole = soft_label_divergence(student=student, teacher=teacher)
-    assert float(decoupled_divergence(student=student, teacher=teacher, targets=targets)) == pytest.approx(float(whole))
+    whole = kd_loss(student=student, teacher=teacher)
+    assert float(dkd_loss(student=student, teacher=teacher, targets=targets)) == pytest.approx(float(whole))
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 3), classes=st.integers(2, 7), levels=st.integers(2, 50))
@@ -188,7 +186,7 @@ def test_rank_agreement_is_kendalls_tau(seed, rows, classes, levels):
     """Against SciPy (tau-b), with ties where there are few levels."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randint(0, levels, (2, rows, classes), generator=generator).double()
-    found = rank_agreement(student=x, teacher=y)
+    found = kendall_tau(student=x, teacher=y)
     for i in range(rows):
         tied = len(set(x[i].tolist())) == 1 or len(set(y[i].tolist())) == 1
         expected = 0.0 if tied else scipy.stats.kendalltau(x[i].numpy(), y[i].numpy()).statistic
@@ -198,10 +196,10 @@ def test_rank_agreement_is_kendalls_tau(seed, rows, classes, levels):
 def test_rank_agreement_counts_pairs():
     x = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], requires_grad=True)
     y = torch.tensor([[10.0, 20.0, 30.0], [3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [1.0, 2.0, 3.0]])
-    found = rank_agreement(student=x, teacher=y)
+    found = kendall_tau(student=x, teacher=y)
     assert not found.requires_grad
     assert found.tolist() == pytest.approx([1, -1, 1 / 3, 0])
-    assert rank_agreement(student=x[:0], teacher=y[:0]).shape == (0,)
+    assert kendall_tau(student=x[:0], teacher=y[:0]).shape == (0,)
 
 
 def pearson(x, y):
@@ -211,27 +209,27 @@ def pearson(x, y):
     return both / (norm + 1e-8)
 
 
-@pytest.mark.parametrize("several_labels", [False, True])
+@pytest.mark.parametrize("multi_label", [False, True])
 @given(seed=st.integers(0, 10**6), T=st.floats(0.5, 8))
-def test_correlations_equal_the_loop(several_labels, seed, T):
+def test_correlations_equal_the_loop(multi_label, seed, T):
     student, teacher, _ = random_logits(seed)
-    squash = (lambda row: [1 / (1 + math.exp(-z / T)) for z in row]) if several_labels else lambda row: softmax(row, T)
+    squash = (lambda row: [1 / (1 + math.exp(-z / T)) for z in row]) if multi_label else lambda row: softmax(row, T)
     p, q = [squash(row) for row in student.tolist()], [squash(row) for row in teacher.tolist()]
     inter = sum(1 - pearson(a, b) for a, b in zip(p, q, strict=True)) / 4
     intra = sum(1 - pearson([row[c] for row in p], [row[c] for row in q]) for c in range(5)) / 5
-    given_logits = {"student": student, "teacher": teacher, "temperature": T, "several_labels": several_labels}
-    assert float(inter_class_divergence(**given_logits)) == pytest.approx(T * T * inter, rel=1e-8, abs=1e-10)
-    assert float(intra_class_divergence(**given_logits)) == pytest.approx(T * T * intra, rel=1e-8, abs=1e-10)
+    given_logits = {"student": student, "teacher": teacher, "temperature": T, "multi_label": multi_label}
+    assert float(dist_inter_loss(**given_logits)) == pytest.approx(T * T * inter, rel=1e-8, abs=1e-10)
+    assert float(dist_intra_loss(**given_logits)) == pytest.approx(T * T * intra, rel=1e-8, abs=1e-10)
 
 
 def test_correlations_of_the_same_and_of_opposites():
     teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    for divergence in (inter_class_divergence, intra_class_divergence):
+    for divergence in (dist_inter_loss, dist_intra_loss):
         assert float(divergence(student=teacher, teacher=teacher)) == pytest.approx(0, abs=1e-6)
         assert float(divergence(student=-teacher, teacher=teacher)) == pytest.approx(2, abs=1e-6)
 
 
-@pytest.mark.parametrize("divergence", [inter_class_divergence, intra_class_divergence])
+@pytest.mark.parametrize("divergence", [dist_inter_loss, dist_intra_loss])
 @pytest.mark.parametrize("rows", [1, 11])
 @pytest.mark.parametrize("flat", ["student", "teacher", "both"])
 def test_what_does_not_vary_correlates_with_nothing(divergence, rows, flat):
@@ -250,10 +248,10 @@ def test_nothing_to_look_at_is_zero_with_a_graph_in_every_divergence():
     empty = {"student": logits[:0], "teacher": logits[:0]}
     targets = torch.zeros(0, dtype=torch.int64)
     for value in (
-        decoupled_divergence(**empty, targets=targets),
+        dkd_loss(**empty, targets=targets),
         non_target_divergence(**empty, targets=targets),
-        inter_class_divergence(**empty),
-        intra_class_divergence(**empty),
+        dist_inter_loss(**empty),
+        dist_intra_loss(**empty),
     ):
         assert float(value.detach()) == 0
         value.backward()
@@ -264,10 +262,10 @@ def test_mixed_precision_logits_are_compared_in_float32():
     student, teacher, targets = random_logits(11)
     rounded, teacher = student.bfloat16(), teacher.float()
     for divergence, more in (
-        (decoupled_divergence, {"targets": targets}),
+        (dkd_loss, {"targets": targets}),
         (non_target_divergence, {"targets": targets}),
-        (inter_class_divergence, {}),
-        (intra_class_divergence, {}),
+        (dist_inter_loss, {}),
+        (dist_intra_loss, {}),
     ):
         value = divergence(student=rounded, teacher=teacher, **more)
         assert value.dtype == torch.float32

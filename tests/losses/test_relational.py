@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avdistill.losses import (
-    angle_relations,
     correlation_congruence,
-    distance_relations,
-    hybrid_transfer,
-    probabilistic_transfer,
-    similarity_preservation,
+    ifd_loss,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    sp_loss,
 )
 
 LOSSES = [
-    similarity_preservation,
+    sp_loss,
     correlation_congruence,
-    distance_relations,
-    angle_relations,
-    probabilistic_transfer,
-    hybrid_transfer,
+    rkd_distance_loss,
+    rkd_angle_loss,
+    pkt_loss,
+    ifd_loss,
 ]
 
 
@@ -161,16 +161,16 @@ def test_closed_forms():
     both = {"student": student, "teacher": teacher}
     # Rows (1, 0) against (1, 1) / sqrt 2.
     expected = ((1 - 1 / math.sqrt(2)) ** 2 + 0.5) / 2
-    assert float(similarity_preservation(**both)) == pytest.approx(expected)
+    assert float(sp_loss(**both)) == pytest.approx(expected)
     # Off the diagonal cosine 0 against 1: the terms of order 0 are equal, those of order 1 and 2 are 0.8 and 0.32.
     assert float(correlation_congruence(**both)) == pytest.approx((1.12 * math.exp(-0.8)) ** 2 / 2)
     # The student's only distance is its mean, so 1; the teacher has none.
-    assert float(distance_relations(**both)) == pytest.approx(0.5 * 0.5)
+    assert float(rkd_distance_loss(**both)) == pytest.approx(0.5 * 0.5)
     # i = k, both unlike j: cosine 1 against 0, in two of eight triplets.
-    assert float(angle_relations(**both)) == pytest.approx(0.5 * 2 / 8)
+    assert float(rkd_angle_loss(**both)) == pytest.approx(0.5 * 2 / 8)
     # Shares (2/3, 1/3) against (1/2, 1/2).
     expected = (0.5 * math.log(3 / 4) + 0.5 * math.log(3 / 2)) / 2
-    assert float(probabilistic_transfer(**both)) == pytest.approx(expected, abs=1e-6)
+    assert float(pkt_loss(**both)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -181,7 +181,7 @@ def test_a_turned_copy_of_the_teacher_is_perfect(loss):
     assert float(loss(student=embeddings(11, 6, 4), teacher=teacher)) > 1e-6
 
 
-@pytest.mark.parametrize("loss", [x for x in LOSSES if x is not hybrid_transfer])
+@pytest.mark.parametrize("loss", [x for x in LOSSES if x is not ifd_loss])
 def test_the_scale_of_the_student_does_not_matter(loss):
     student, teacher = embeddings(12, 5, 3), embeddings(13, 5, 4)
     values = [float(loss(student=scale * student, teacher=teacher)) for scale in (1.0, 7.0)]
@@ -245,7 +245,7 @@ def test_zero_rows_do_not_blow_up_the_gradient(loss):
 
 def test_equal_clips_have_no_gradient_of_their_distance():
     student = equal_rows(embeddings(22, 3, 4)).requires_grad_()
-    distance_relations(student=student, teacher=embeddings(23, 3, 4)).backward()
+    rkd_distance_loss(student=student, teacher=embeddings(23, 3, 4)).backward()
     assert student.grad.abs().sum() == 0
 
 

@@ -6,13 +6,13 @@ import pytest
 import scipy.stats
 import torch
 
-from avdistill.decoding import ConfigError
-from avdistill.methods import C2KDConfig, DKDConfig, Sizes, build_method
+from avdistill.config_io import ConfigError
+from avdistill.methods import C2KDConfig, DKDConfig, MethodContext, build_method
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
-from method_cases import B, C, Float64, batch, built, student
+from support.method_cases import B, C, Float64, batch, built, student
 
-LABELLED = [True, False, True, True, False, True]
+LABELED = [True, False, True, True, False, True]
 HAS_TEACHER = [True, True, True, False, True, True]
 TERMS = {"classification", "teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher"}
 
@@ -60,14 +60,14 @@ def literal(method, data):
     proxy_t = literal_proxy(a, method.teacher_proxy)
     n = len(rows)
     expected = dict.fromkeys(TERMS, 0.0)
-    labelled = [i for i in range(B) if LABELLED[i]]
+    labeled = [i for i in range(B) if LABELED[i]]
     expected["classification"] = sum(
-        -math.log(softmax(features.logits[i].tolist())[int(data.labels[i])]) for i in labelled
-    ) / len(labelled)
-    taught = [k for k, i in enumerate(rows) if LABELLED[i]]
+        -math.log(softmax(features.logits[i].tolist())[int(data.labels[i])]) for i in labeled
+    ) / len(labeled)
+    taught = [k for k, i in enumerate(rows) if LABELED[i]]
     kept = 0
     for k, i in enumerate(rows):
-        if LABELLED[i]:
+        if LABELED[i]:
             expected["teacher_classification"] -= math.log(softmax(z_t[k])[int(data.labels[i])]) / len(taught)
         for name, own, proxy in (("student_proxy", z_s, proxy_s), ("teacher_proxy", z_t, proxy_t)):
             p, q = softmax(own[k]), softmax(proxy[k])
@@ -75,7 +75,7 @@ def literal(method, data):
         if not scipy.stats.kendalltau(proxy_t[k], proxy_s[k]).statistic > config.threshold:
             continue
         kept += 1
-        target = int(data.labels[i]) if LABELLED[i] else z_t[k].index(max(z_t[k]))
+        target = int(data.labels[i]) if LABELED[i] else z_t[k].index(max(z_t[k]))
         exchanged = []
         for z in (proxy_s[k], proxy_t[k]):
             if config.target_logit == "zero":
@@ -92,7 +92,7 @@ def literal(method, data):
 def test_every_term_equals_the_literal_procedure(target_logit, threshold, kept):
     config = C2KDConfig(threshold=threshold, proxy_weight=0.7, weight=2.0, target_logit=target_logit)
     method = built(config, student_network=Float64(student())).double()
-    data = batch(torch.float64, labelled=LABELLED, has_teacher=HAS_TEACHER)
+    data = batch(torch.float64, labeled=LABELED, has_teacher=HAS_TEACHER)
     expected, found = literal(method, data)
     assert found in kept
     losses = {name: value.item() for name, value in method(data).items()}
@@ -177,4 +177,4 @@ def test_several_labels_are_refused():
 @pytest.mark.parametrize("config", [C2KDConfig(), DKDConfig()])
 def test_one_class_is_refused(config):
     with pytest.raises(ConfigError, match="two classes or more"):
-        build_method(config, student(), Sizes(num_classes=1, teacher_dim=4, training_clips=4))
+        build_method(config, student(), MethodContext(num_classes=1, teacher_dim=4, training_clips=4))

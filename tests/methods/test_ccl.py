@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from avdistill.methods import CCLConfig
 from avdistill.methods.base import student_features
-from method_cases import B, D, Float64, batch, built, student
+from support.method_cases import B, D, Float64, batch, built, student
 
 
 def literal_nce(x, y, labels, tau):
-    """One direction, pair by pair, every row labelled."""
+    """One direction, pair by pair, every row labeled."""
     total = 0.0
     for i in range(len(x)):
         scores = [F.cosine_similarity(x[i], y[j], dim=0) / tau for j in range(len(y))]
@@ -125,10 +125,10 @@ def test_weight_scales_everything_but_the_classifications():
         assert float(half[name].detach()) == pytest.approx(scale * float(value.detach())), name
 
 
-def test_unlabelled_clips_are_anchors_and_nobodys_negatives():
-    labelled = [True] * 4 + [False] * 2
-    data = batch(torch.float64, labelled=labelled)
-    named = replace(data, labels=torch.where(data.labelled, data.labels, (data.labels + 1) % 4))
+def test_unlabeled_clips_are_anchors_and_nobodys_negatives():
+    labeled = [True] * 4 + [False] * 2
+    data = batch(torch.float64, labeled=labeled)
+    named = replace(data, labels=torch.where(data.labeled, data.labels, (data.labels + 1) % 4))
     method = built(CCLConfig(), student_network=Float64(student())).double()
     first, second = method(data), method(named)
     assert {k: float(v.detach()) for k, v in first.items()} == {k: float(v.detach()) for k, v in second.items()}

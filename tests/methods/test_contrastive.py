@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avdistill.methods import CMCConfig, CRDConfig, Sizes, build_method
+from avdistill.methods import CMCConfig, CRDConfig, MethodContext, build_method
 from avdistill.types import Features
-from method_cases import B, C, D, Float64, N, batch, built, student
+from support.method_cases import B, C, D, Float64, N, batch, built, student
 
 
 def random_batch(seed, *, has_teacher=None, indices=None, dtype=torch.float64):
@@ -143,7 +143,7 @@ def test_the_first_batch_only_fills_the_memory():
 
 
 def test_random_entries_have_unit_length_on_average():
-    method = build_method(CRDConfig(), student(), Sizes(C, teacher_dim=D, training_clips=2000))
+    method = build_method(CRDConfig(), student(), MethodContext(C, teacher_dim=D, training_clips=2000))
     assert float(method.memory.teacher.square().sum(1).mean()) == pytest.approx(1, abs=0.01)
     assert float(method.memory.teacher.abs().max()) <= math.sqrt(3 / 128)
 
@@ -153,7 +153,7 @@ def test_evaluation_leaves_no_trace():
     before = {name: value.clone() for name, value in method.memory.named_buffers()}
     assert torch.isfinite(method.losses(*random_batch(1))["contrast"])
     method.train().losses(*random_batch(1))
-    assert float(method.memory.student_normaliser) > 0
+    assert float(method.memory.student_normalizer) > 0
     trained = {name: value.clone() for name, value in method.memory.named_buffers()}
     assert all(not torch.equal(before[name], trained[name]) for name in before)
     method.eval().losses(*random_batch(2))
@@ -163,11 +163,11 @@ def test_evaluation_leaves_no_trace():
 def test_the_normalisers_are_those_of_the_first_batch_with_a_teacher():
     method = crd()
     method.losses(*random_batch(1, has_teacher=[False] * 6))
-    assert float(method.memory.student_normaliser) == 0
+    assert float(method.memory.student_normalizer) == 0
     method.losses(*random_batch(2))
-    kept = float(method.memory.student_normaliser)
+    kept = float(method.memory.student_normalizer)
     method.losses(*random_batch(3))
-    assert float(method.memory.student_normaliser) == kept > 0
+    assert float(method.memory.student_normalizer) == kept > 0
 
 
 def test_drawn_negatives_are_filled_entries_and_evenly_drawn():
@@ -244,7 +244,7 @@ def test_mistakes_have_clear_errors():
     with pytest.raises(ValueError, match="'memory' or 'batch'"):
         built(CRDConfig(negatives="queue"))
     with pytest.raises(ValueError, match="training clips"):
-        build_method(CRDConfig(), student(), Sizes(C, teacher_dim=D))
+        build_method(CRDConfig(), student(), MethodContext(C, teacher_dim=D))
 
 
 def test_the_batch_form_has_no_memory_and_is_cmc_at_another_weight():

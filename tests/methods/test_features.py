@@ -9,7 +9,7 @@ import torch
 from avdistill.methods import ATConfig, FitNetConfig, NSTConfig, VIDConfig
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
-from method_cases import B, D, batch, built
+from support.method_cases import B, D, batch, built
 
 CONFIGS = {"hint": FitNetConfig(), "attention": ATConfig(), "selectivity": NSTConfig(), "information": VIDConfig()}
 HAS_TEACHER = [True, False, True, True, False, True]
@@ -42,9 +42,9 @@ def test_the_weight_scales_the_term(term, config):
 
 
 @pytest.mark.parametrize(("term", "config"), CONFIGS.items(), ids=CONFIGS)
-def test_unlabelled_clips_move_the_student(term, config):
+def test_unlabeled_clips_move_the_student(term, config):
     method = built(config)
-    method(batch(labelled=[False] * B))[term].backward()
+    method(batch(labeled=[False] * B))[term].backward()
     gradients = [p.grad for p in method.student.parameters() if p.grad is not None]
     assert sum(float(g.abs().sum()) for g in gradients) > 0
 

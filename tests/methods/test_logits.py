@@ -8,9 +8,9 @@ import torch
 from avdistill.methods import DISTConfig, DKDConfig, PseudoLabelConfig
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
-from method_cases import B, C, Float64, batch, built, student
+from support.method_cases import B, C, Float64, batch, built, student
 
-LABELLED = [True, False, True, False, False, True]
+LABELED = [True, False, True, False, False, True]
 HAS_TEACHER = [True, True, False, False, True, True]
 
 
@@ -38,14 +38,14 @@ def several(data):
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.4, 0.999999])
-def test_pseudo_labels_are_the_teachers_choice_on_unlabelled_clips(confidence):
+def test_pseudo_labels_are_the_teachers_choice_on_unlabeled_clips(confidence):
     method = exact(PseudoLabelConfig(confidence=confidence, weight=0.5))
-    data = batch(torch.float64, labelled=LABELLED, has_teacher=HAS_TEACHER)
+    data = batch(torch.float64, labeled=LABELED, has_teacher=HAS_TEACHER)
     logits = student_features(method.student, data).logits.tolist()
     terms = []
     for i in range(B):
         believed = softmax(data.teacher.logits[i].tolist())
-        if HAS_TEACHER[i] and not LABELLED[i] and max(believed) >= confidence:
+        if HAS_TEACHER[i] and not LABELED[i] and max(believed) >= confidence:
             terms.append(-math.log(softmax(logits[i])[believed.index(max(believed))]))
     assert len(terms) == {0.0: 2, 0.4: 1, 0.999999: 0}[confidence]
     expected = 0.5 * sum(terms) / max(len(terms), 1)
@@ -57,13 +57,13 @@ def test_pseudo_labels_are_the_teachers_choice_on_unlabelled_clips(confidence):
 @pytest.mark.parametrize("confidence", [0.0, 0.7, 0.999999])
 def test_pseudo_labels_of_several_classes_are_the_teachers_decisions(confidence):
     method = exact(PseudoLabelConfig(confidence=confidence))
-    data = several(batch(torch.float64, labelled=LABELLED, has_teacher=HAS_TEACHER))
+    data = several(batch(torch.float64, labeled=LABELED, has_teacher=HAS_TEACHER))
     logits = student_features(method.student, data).logits.tolist()
     terms = []
     for i in range(B):
         for c in range(C):
             yes = 1 / (1 + math.exp(-float(data.teacher.logits[i, c])))
-            if HAS_TEACHER[i] and not LABELLED[i] and max(yes, 1 - yes) >= confidence:
+            if HAS_TEACHER[i] and not LABELED[i] and max(yes, 1 - yes) >= confidence:
                 p = 1 / (1 + math.exp(-logits[i][c]))
                 terms.append(-math.log(p if yes > 0.5 else 1 - p))
     assert (len(terms) == 2 * C) == (confidence == 0.0)
@@ -73,14 +73,14 @@ def test_pseudo_labels_of_several_classes_are_the_teachers_decisions(confidence)
 
 def test_dkd_takes_the_label_where_there_is_one_and_the_teachers_choice_elsewhere():
     method = exact(DKDConfig(alpha=0.7, beta=3.0, temperature=2.0, warmup_share=0.0, weight=0.5))
-    data = batch(torch.float64, labelled=LABELLED, has_teacher=HAS_TEACHER)
-    labels = torch.where(data.labelled, data.labels, -1)  # what stands there unlabelled must not matter
+    data = batch(torch.float64, labeled=LABELED, has_teacher=HAS_TEACHER)
+    labels = torch.where(data.labeled, data.labels, -1)  # what stands there unlabeled must not matter
     logits, terms = student_features(method.student, data).logits.tolist(), []
     for i in range(B):
         if not HAS_TEACHER[i]:
             continue
         z_t, z_s = data.teacher.logits[i].tolist(), logits[i]
-        target = int(data.labels[i]) if LABELLED[i] else z_t.index(max(z_t))
+        target = int(data.labels[i]) if LABELED[i] else z_t.index(max(z_t))
         p_t, p_s = softmax(z_t, 2.0)[target], softmax(z_s, 2.0)[target]
         others = [[z for c, z in enumerate(row) if c != target] for row in (z_t, z_s)]
         terms.append(
@@ -123,7 +123,7 @@ def correlation(x, y):
 @pytest.mark.parametrize("multi_hot", [False, True])
 def test_dist_correlates_clips_and_classes_that_have_a_teacher(multi_hot):
     method = exact(DISTConfig(beta=0.5, gamma=3.0, temperature=2.0, weight=0.1))
-    data = batch(torch.float64, labelled=LABELLED, has_teacher=HAS_TEACHER)
+    data = batch(torch.float64, labeled=LABELED, has_teacher=HAS_TEACHER)
     data = several(data) if multi_hot else data
 
     def probabilities(row):
@@ -149,6 +149,6 @@ def test_dkd_refuses_several_labels():
 @pytest.mark.parametrize("config", [PseudoLabelConfig(), DISTConfig()], ids=str)
 def test_several_labels_train(config):
     method = built(config)
-    losses = method(several(batch(labelled=LABELLED, has_teacher=HAS_TEACHER)))
+    losses = method(several(batch(labeled=LABELED, has_teacher=HAS_TEACHER)))
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)

@@ -8,7 +8,7 @@ from avdistill.losses import contrastive_semantic_calibration, filter_triplet, g
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
-from method_cases import B, Float64, batch, built, student
+from support.method_cases import B, Float64, batch, built, student
 
 
 def literal_two_passes(method, data):
@@ -91,17 +91,17 @@ def test_widths_are_free(teacher_dim):
 
 CONFIGS = [
     *(method.config_class() for method in METHODS.values()),
-    MNFCSCConfig(unlabelled="pseudo_label"),
+    MNFCSCConfig(unlabeled="pseudo_label"),
     MNFCSCConfig(gate="open", attention="mean"),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("has_teacher", [[True] * 6, [True, False] * 3, [True] + [False] * 5, [False] * 6])
-@pytest.mark.parametrize("labelled", [[True] * 6, [True, True, False] * 2, [False] * 6])
-def test_whatever_is_missing_every_term_is_finite_and_every_parameter_in_the_graph(config, has_teacher, labelled):
+@pytest.mark.parametrize("labeled", [[True] * 6, [True, True, False] * 2, [False] * 6])
+def test_whatever_is_missing_every_term_is_finite_and_every_parameter_in_the_graph(config, has_teacher, labeled):
     method = built(config)
-    losses = method(batch(has_teacher=has_teacher, labelled=labelled))
+    losses = method(batch(has_teacher=has_teacher, labeled=labeled))
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
@@ -122,10 +122,10 @@ def test_what_a_missing_teacher_would_say_changes_nothing(config):
     assert {k: float(v.detach()) for k, v in first.items()} == {k: float(v.detach()) for k, v in second.items()}
 
 
-def test_unlabelled_clips_teach_through_the_teacher_only():
-    labelled = [True] * 3 + [False] * 3
+def test_unlabeled_clips_teach_through_the_teacher_only():
+    labeled = [True] * 3 + [False] * 3
     for config, moves in ((SupervisedConfig(), False), (KDConfig(), True), (MNFCSCConfig(), True)):
-        data = batch(labelled=labelled)
+        data = batch(labeled=labeled)
         frames = data.frames.clone()
         frames[3:] = 255 - frames[3:]
         method = built(config).eval()  # BatchNorm would let the rows see one another
@@ -137,15 +137,15 @@ def test_unlabelled_clips_teach_through_the_teacher_only():
 
 
 def test_pseudo_labels_are_the_teachers():
-    data = batch(labelled=[True] * 3 + [False] * 3)
+    data = batch(labeled=[True] * 3 + [False] * 3)
     named = Batch(
         **{
             **vars(data),
-            "labels": torch.where(data.labelled, data.labels, data.teacher.logits.argmax(1)),
-            "labelled": torch.ones(B, dtype=torch.bool),
+            "labels": torch.where(data.labeled, data.labels, data.teacher.logits.argmax(1)),
+            "labeled": torch.ones(B, dtype=torch.bool),
         }
     )
-    pseudo = built(MNFCSCConfig(unlabelled="pseudo_label"))(data)["calibration"]
+    pseudo = built(MNFCSCConfig(unlabeled="pseudo_label"))(data)["calibration"]
     assert float(pseudo.detach()) == pytest.approx(float(built(MNFCSCConfig())(named)["calibration"].detach()))
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from avdistill.losses import correlation_congruence, hybrid_transfer
+from avdistill.losses import correlation_congruence, ifd_loss
 from avdistill.methods import METHODS, CCConfig, IFDConfig, PKTConfig, RKDConfig, SPConfig
 from avdistill.methods.base import student_features
 from avdistill.types import Batch
-from method_cases import Float64, batch, built, student
+from support.method_cases import Float64, batch, built, student
 
 CONFIGS = [SPConfig(), CCConfig(), CCConfig(embedding_dim=0), RKDConfig(), PKTConfig(), IFDConfig()]
 TERMS = {
@@ -25,12 +25,12 @@ def in_float64(config):
     return built(config, student_network=Float64(student())).double()
 
 
-def figures(losses):
+def metrics(losses):
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-def kl_of_neighbours(student_rows, teacher_rows):
-    """Mean over clips of KL(teacher || student) between their choices of a neighbour, written out."""
+def kl_of_neighbors(student_rows, teacher_rows):
+    """Mean over clips of KL(teacher || student) between their choices of a neighbor, written out."""
 
     def shares(rows):
         kernel = []
@@ -70,22 +70,22 @@ def test_terms_are_the_same_in_every_batch(config, has_teacher):
     losses = built(config)(batch(has_teacher=has_teacher))
     assert set(losses) == TERMS[config.name] | {"classification"}
     if sum(has_teacher) < 2:  # one clip alone has no relations
-        assert all(value == pytest.approx(0, abs=1e-5) for k, value in figures(losses).items() if k != "classification")
+        assert all(value == pytest.approx(0, abs=1e-5) for k, value in metrics(losses).items() if k != "classification")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_unlabelled_clips_count_and_clips_without_a_teacher_do_not(config):
+def test_unlabeled_clips_count_and_clips_without_a_teacher_do_not(config):
     has_teacher = [True, True, True, True, False, False]
     data = batch(torch.float64, has_teacher=has_teacher)
-    unlabelled = batch(torch.float64, has_teacher=has_teacher, labelled=[True, False] * 3)
+    unlabeled = batch(torch.float64, has_teacher=has_teacher, labeled=[True, False] * 3)
     terms = TERMS[config.name]
-    first = figures(in_float64(config).eval()(data))
-    second = figures(in_float64(config).eval()(unlabelled))
+    first = metrics(in_float64(config).eval()(data))
+    second = metrics(in_float64(config).eval()(unlabeled))
     assert {k: first[k] for k in terms} == {k: second[k] for k in terms}
     assert first["classification"] != second["classification"]
 
     alone = data.map(lambda values: values[:4])
-    third = figures(in_float64(config).eval()(alone))
+    third = metrics(in_float64(config).eval()(alone))
     assert [third[k] for k in sorted(terms)] == pytest.approx([first[k] for k in sorted(terms)], rel=1e-9)
     assert all(first[k] > 0 for k in terms)
 
@@ -112,7 +112,7 @@ def test_widths_are_free(config, teacher_dim):
 )
 def test_weights_scale_the_terms(first, second, factor):
     data = batch(torch.float64)
-    one, other = figures(in_float64(first)(data)), figures(in_float64(second)(data))
+    one, other = metrics(in_float64(first)(data)), metrics(in_float64(second)(data))
     for term in TERMS[first.name]:
         assert other[term] == pytest.approx(factor * one[term], rel=1e-9)
     assert other["classification"] == pytest.approx(one["classification"])
@@ -122,8 +122,8 @@ def test_pkt_is_the_divergence_over_the_batch():
     """The mean over all pairs, as published: the mean of the clips' divergences over their number."""
     method, data = in_float64(PKTConfig()).eval(), batch(torch.float64)
     seen = student_features(method.student, data).embedding.tolist()
-    expected = 30000 * kl_of_neighbours(seen, data.teacher.embedding.tolist()) / 6
-    assert figures(method(data))["transfer"] == pytest.approx(expected, rel=1e-9)
+    expected = 30000 * kl_of_neighbors(seen, data.teacher.embedding.tolist()) / 6
+    assert metrics(method(data))["transfer"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_cc_without_layers_compares_the_embeddings():
@@ -131,7 +131,7 @@ def test_cc_without_layers_compares_the_embeddings():
     method, data = in_float64(config).eval(), batch(torch.float64)
     seen = student_features(method.student, data).embedding
     expected = 0.02 * correlation_congruence(student=seen, teacher=data.teacher.embedding)
-    assert figures(method(data))["correlation"] == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert metrics(method(data))["correlation"] == pytest.approx(float(expected.detach()), rel=1e-9)
     assert [group["name"] for group in method.parameter_groups()] == ["student"]
 
 
@@ -154,10 +154,10 @@ def test_ifd_decays_the_embedding_by_the_epoch():
     """Batches of 6 out of 20 clips: pass 4 begins the second epoch, pass 7 the third, pass 10 the fourth."""
     method, data = in_float64(IFDConfig()), batch(torch.float64)
     features = student_features(method.student.eval(), data)
-    embedding = kl_of_neighbours(features.embedding.tolist(), data.teacher.embedding.tolist())
-    logits = kl_of_neighbours(features.logits.tolist(), data.teacher.logits.tolist())
+    embedding = kl_of_neighbors(features.embedding.tolist(), data.teacher.embedding.tolist())
+    logits = kl_of_neighbors(features.logits.tolist(), data.teacher.logits.tolist())
     for epoch in [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3]:
-        losses = figures(method(data))  # BatchNorm rests, the counter does not
+        losses = metrics(method(data))  # BatchNorm rests, the counter does not
         assert losses["embedding_flow"] == pytest.approx(100 * 0.7**epoch * embedding, rel=1e-9)
         assert losses["logits_flow"] == pytest.approx(logits, rel=1e-9)
 
@@ -171,15 +171,15 @@ def test_ifd_does_not_count_evaluation_and_resumes_where_it_was():
         first(batch())
     again = built(IFDConfig())
     again.load_state_dict(first.state_dict())
-    assert figures(again(batch())) == figures(first(batch()))
+    assert metrics(again(batch())) == metrics(first(batch()))
     assert int(again.counter.passes) == 6
 
 
 def test_ifd_can_use_the_divergence_of_the_release():
     method, data = in_float64(IFDConfig(divergence="hybrid")).eval(), batch(torch.float64)
     features = student_features(method.student, data)
-    expected = 6 * hybrid_transfer(student=features.logits, teacher=data.teacher.logits)
-    assert figures(method(data))["logits_flow"] == pytest.approx(float(expected.detach()), rel=1e-9)
+    expected = 6 * ifd_loss(student=features.logits, teacher=data.teacher.logits)
+    assert metrics(method(data))["logits_flow"] == pytest.approx(float(expected.detach()), rel=1e-9)
     with pytest.raises(ValueError, match="divergence"):
         built(IFDConfig(divergence="other"))
 
@@ -192,4 +192,4 @@ def test_clips_may_have_several_labels(config):
     labels[0] = 1
     losses = built(config)(Batch(**{**vars(data), "labels": labels}))
     sum(losses.values()).backward()
-    assert all(math.isfinite(value) for value in figures(losses).values())
+    assert all(math.isfinite(value) for value in metrics(losses).values())

@@ -1,4 +1,6 @@
-"""Robust distillation: several steps against loops over single clips, whom it doubts, and what it must not look at."""
+"""Robust distillation: several steps against loops over single clips, whom it mismatch_probability, and what it must
+not look at.
+"""
 
 import math
 from dataclasses import replace
@@ -8,13 +10,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from avdistill.methods import RobustConfig, Sizes, SupervisedConfig, build_method
-from avdistill.methods.robust import label_logits, log_fit
+from avdistill.methods import MethodContext, RobustConfig, SupervisedConfig, build_method
+from avdistill.methods.robust import label_logits, log_likelihood_ratio
 from avdistill.types import Batch, Features
-from method_cases import C, D, N, batch, built, student
+from support.method_cases import C, D, N, batch, built, student
 
-# Of 12 clips: every third is labelled, every fourth has no teacher. Clips 2 and 0 come twice in the third batch, 5 (no
-# teacher), 9 (labelled, no teacher) and 11 (never seen before) in the fourth.
+# Of 12 clips: every third is labeled, every fourth has no teacher. Clips 2 and 0 come twice in the third batch, 5 (no
+# teacher), 9 (labeled, no teacher) and 11 (never seen before) in the fourth.
 STEPS = [
     [0, 1, 2, 3, 4, 5, 6, 7],
     [8, 9, 2, 1, 0, 6, 10, 3],
@@ -35,7 +37,7 @@ def random_batch(indices, seed, *, several=False, classes=C):
     logits = torch.randn(len(rows), classes, generator=visit) + 2 * F.one_hot(labels, classes)[rows]
     data = Batch(
         labels=(hot if several else labels)[rows],
-        labelled=rows % 3 == 0,
+        labeled=rows % 3 == 0,
         has_teacher=rows % 4 != 1,
         clip_ids=tuple(map(str, indices)),
         teacher=Features(embedding=torch.zeros(len(rows), D), logits=teacher[rows]),
@@ -53,13 +55,13 @@ class Literal:
 
     def __init__(self, config, several, classes=C):
         self.config, self.several, self.classes = config, several, range(classes)
-        self.heard, self.visits = [0.0 for _ in self.classes], 0
-        self.related, self.told = 0.0, 0
-        self.judged = {}
+        self.prior_counts, self.visits = [0.0 for _ in self.classes], 0
+        self.clean_counts, self.told = 0.0, 0
+        self.posterior_sum = {}
 
     @property
     def share(self):
-        return (self.related + 1) / (self.told + 2)
+        return (self.clean_counts + 1) / (self.told + 2)
 
     def probabilities(self, logits, temperature=1.0):
         logits = [z / temperature for z in logits]
@@ -67,60 +69,64 @@ class Literal:
             return [1 / (1 + math.exp(-z)) for z in logits]
         return [math.exp(z) / sum(math.exp(y) for y in logits) for z in logits]
 
-    def usual(self):
+    def class_prior(self):
         even = 0.5 if self.several else 1 / len(self.classes)
-        return [(self.heard[c] + even) / (self.visits + 1) for c in self.classes]
+        return [(self.prior_counts[c] + even) / (self.visits + 1) for c in self.classes]
 
     def label(self, label):
         return [float(x) for x in label] if self.several else [float(c == label) for c in self.classes]
 
-    def fit(self, q, p):
-        pi = self.usual()
+    def log_ratio(self, q, p):
+        pi = self.class_prior()
         if not self.several:
             return sum(q[c] * p[c] / pi[c] for c in self.classes)
         return math.prod(q[c] * p[c] / pi[c] + (1 - q[c]) * (1 - p[c]) / (1 - pi[c]) for c in self.classes)
 
-    def belongs(self, fit):
-        return self.share * fit / (self.share * fit + 1 - self.share)
+    def belongs(self, log_ratio):
+        return self.share * log_ratio / (self.share * log_ratio + 1 - self.share)
 
     def pull(self, s, p):
         """The gradient by the student's logits: probability of belonging x (student - what both sides say)."""
-        pi, fit = self.usual(), self.fit(s, p)
+        pi, log_ratio = self.class_prior(), self.log_ratio(s, p)
         both = [s[c] * p[c] / pi[c] for c in self.classes]
         if self.several:
             both = [x / (x + (1 - s[c]) * (1 - p[c]) / (1 - pi[c])) for c, x in enumerate(both)]
         else:
-            both = [x / fit for x in both]
-        return [self.belongs(fit) * (s[c] - both[c]) for c in self.classes]
+            both = [x / log_ratio for x in both]
+        return [self.belongs(log_ratio) * (s[c] - both[c]) for c in self.classes]
 
     def __call__(self, seen, data):
-        """(likelihood, its gradient), by what was heard until this batch."""
+        """(likelihood, its gradient), by what was prior_counts until this batch."""
         rows = list(zip(seen.logits.tolist(), data.teacher.logits.tolist(), strict=True))
         spoken = [self.probabilities(t, self.config.temperature) for _, t in rows]
-        there, labelled = data.has_teacher.tolist(), data.labelled.tolist()
+        there, labeled = data.has_teacher.tolist(), data.labeled.tolist()
         fits = [
-            self.fit(self.label(data.labels[i].tolist()), p) for i, p in enumerate(spoken) if there[i] and labelled[i]
+            self.log_ratio(self.label(data.labels[i].tolist()), p)
+            for i, p in enumerate(spoken)
+            if there[i] and labeled[i]
         ]
-        related = [self.belongs(fit) for fit in fits]
-        unlabelled = sum(not x for x in labelled)
-        scale = self.config.weight / unlabelled / (len(self.classes) if self.several else 1)
+        clean_counts = [self.belongs(log_ratio) for log_ratio in fits]
+        unlabeled = sum(not x for x in labeled)
+        scale = self.config.weight / unlabeled / (len(self.classes) if self.several else 1)
         loss, gradient = 0.0, []
         for i, (logits, _) in enumerate(rows):
             pull = [0.0 for _ in self.classes]
-            if there[i] and not labelled[i]:
+            if there[i] and not labeled[i]:
                 s = self.probabilities(logits)
-                loss -= scale * math.log(self.share * self.fit(s, spoken[i]) + 1 - self.share)
+                loss -= scale * math.log(self.share * self.log_ratio(s, spoken[i]) + 1 - self.share)
                 pull = [scale * x for x in self.pull(s, spoken[i])]
-                self.judged.setdefault(int(data.indices[i]), []).append(self.belongs(self.fit(s, spoken[i])))
+                self.posterior_sum.setdefault(int(data.indices[i]), []).append(
+                    self.belongs(self.log_ratio(s, spoken[i]))
+                )
             gradient.append(pull)
-        self.related, self.told = self.related + sum(related), self.told + len(related)
+        self.clean_counts, self.told = self.clean_counts + sum(clean_counts), self.told + len(clean_counts)
         for p, has in zip(spoken, there, strict=True):
             self.visits += has
-            self.heard = [h + has * x for h, x in zip(self.heard, p, strict=True)]
+            self.prior_counts = [h + has * x for h, x in zip(self.prior_counts, p, strict=True)]
         return loss, gradient
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])
 @pytest.mark.parametrize("config", [RobustConfig(), RobustConfig(weight=0.7, temperature=2.0)], ids=str)
 def test_it_equals_loops_over_single_clips_through_several_steps(config, several):
     method, literal = built(config).double(), Literal(config, several)
@@ -134,19 +140,19 @@ def test_it_equals_loops_over_single_clips_through_several_steps(config, several
         (found,) = torch.autograd.grad(losses["likelihood"], seen.logits)
         assert (found - torch.tensor(gradient, dtype=torch.float64)).abs().max() <= 1e-9
         assert found.abs().max() > 1e-3
-        assert float(method.sounds.share) == pytest.approx(literal.share, rel=1e-9)
-        assert method.sounds.usual(several).tolist() == pytest.approx(literal.usual(), rel=1e-9)
+        assert float(method.noise_model.share) == pytest.approx(literal.share, rel=1e-9)
+        assert method.noise_model.class_prior(several).tolist() == pytest.approx(literal.class_prior(), rel=1e-9)
         for clip in range(N):
-            past = literal.judged.get(clip, [])
-            assert float(method.sounds.visits[clip]) == len(past)
-            assert float(method.sounds.judged[clip]) == pytest.approx(sum(past), rel=1e-9)
-    assert max(len(past) for past in literal.judged.values()) > 2
-    assert literal.told == 11  # visits of labelled clips with a teacher: 0, 3, 6
+            past = literal.posterior_sum.get(clip, [])
+            assert float(method.noise_model.visits[clip]) == len(past)
+            assert float(method.noise_model.posterior_sum[clip]) == pytest.approx(sum(past), rel=1e-9)
+    assert max(len(past) for past in literal.posterior_sum.values()) > 2
+    assert literal.told == 11  # visits of labeled clips with a teacher: 0, 3, 6
     assert abs(literal.share - 0.5) > 0.01
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
-def test_doubts_equal_loops_over_single_clips(several):
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])
+def test_mismatch_probability_equal_loops_over_single_clips(several):
     config = RobustConfig(temperature=1.5)
     method, literal = built(config).double(), Literal(config, several)
     for seed, indices in enumerate(STEPS):
@@ -158,50 +164,57 @@ def test_doubts_equal_loops_over_single_clips(several):
     before = asked.clone()
     outside = torch.arange(12) % 5 == 2  # clips 2 and 7: as if they were not among the training clips
     data = replace(data, indices=data.indices.masked_fill(outside, -1))
-    doubts = method.doubts(asked, data)
+    mismatch_probability = method.mismatch_probability(asked, data)
     assert torch.equal(asked, before)
-    del literal.judged[11], literal.judged[2]  # as if never seen without a label, and outside
-    method.sounds.visits[11] = method.sounds.judged[11] = 0
-    doubts = method.doubts(asked, data)
+    del literal.posterior_sum[11], literal.posterior_sum[2]  # as if never seen without a label, and outside
+    method.noise_model.visits[11] = method.noise_model.posterior_sum[11] = 0
+    mismatch_probability = method.mismatch_probability(asked, data)
     for clip in range(12):
         if not data.has_teacher[clip]:
-            assert torch.isnan(doubts[clip])
+            assert torch.isnan(mismatch_probability[clip])
             continue
-        if clip in literal.judged and not outside[clip]:
-            past = literal.judged[clip]
-            assert float(doubts[clip]) == pytest.approx(1 - sum(past) / len(past), abs=1e-6)
+        if clip in literal.posterior_sum and not outside[clip]:
+            past = literal.posterior_sum[clip]
+            assert float(mismatch_probability[clip]) == pytest.approx(1 - sum(past) / len(past), abs=1e-6)
             continue
-        q = literal.label(data.labels[clip].tolist()) if data.labelled[clip] else asked[clip].tolist()
-        fit = literal.fit(q, literal.probabilities(data.teacher.logits[clip].tolist(), 1.5))
-        assert float(doubts[clip]) == pytest.approx(1 - literal.belongs(fit), abs=1e-6)
+        q = literal.label(data.labels[clip].tolist()) if data.labeled[clip] else asked[clip].tolist()
+        log_ratio = literal.log_ratio(q, literal.probabilities(data.teacher.logits[clip].tolist(), 1.5))
+        assert float(mismatch_probability[clip]) == pytest.approx(1 - literal.belongs(log_ratio), abs=1e-6)
 
 
 def test_closed_forms():
-    usual = torch.tensor([0.5, 0.25, 0.25])
-    known = torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).log()
-    # The usual sound says nothing of the picture; against a label only the label's class counts; excluded is excluded.
+    class_prior = torch.tensor([0.5, 0.25, 0.25])
+    class_logits = torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).log()
+    # The class_prior audio says nothing of the video; against a label only the label's class counts; excluded is
+    # excluded.
     teacher = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3], [0.0, 0.4, 0.6]]).log()
-    fit = log_fit(known, teacher, usual)
-    torch.testing.assert_close(fit.exp(), torch.tensor([1.0, 2.0, 0.0]))
-    torch.testing.assert_close(known[1:], label_logits(torch.tensor([1, 0]), 3))
+    log_ratio = log_likelihood_ratio(class_logits, teacher, class_prior)
+    torch.testing.assert_close(log_ratio.exp(), torch.tensor([1.0, 2.0, 0.0]))
+    torch.testing.assert_close(class_logits[1:], label_logits(torch.tensor([1, 0]), 3))
     hot = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     assert label_logits(hot, 3).sigmoid().tolist() == hot.tolist()
     unsure = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.6, 0.1]]).logit()
-    torch.testing.assert_close(log_fit(unsure, usual.logit().expand(2, 3), usual, True), torch.zeros(2))
-    sounds = torch.tensor([[0.8, 0.5, 0.0]]).logit()  # against a label: the product of (p or 1 - p) over that of pi
+    torch.testing.assert_close(
+        log_likelihood_ratio(unsure, class_prior.logit().expand(2, 3), class_prior, True), torch.zeros(2)
+    )
+    noise_model = torch.tensor(
+        [[0.8, 0.5, 0.0]]
+    ).logit()  # against a label: the product of (p or 1 - p) over that of pi
     expected = torch.tensor([0.2 / 0.5 * 0.5 / 0.25 * 0.0, 0.8 / 0.5 * 0.5 / 0.75 * 1.0 / 0.75])
-    torch.testing.assert_close(log_fit(label_logits(hot, 3), sounds.expand(2, 3), usual, True).exp(), expected)
+    torch.testing.assert_close(
+        log_likelihood_ratio(label_logits(hot, 3), noise_model.expand(2, 3), class_prior, True).exp(), expected
+    )
 
 
-def test_a_sound_at_odds_with_a_sure_student_teaches_nothing():
+def test_a_audio_at_odds_with_a_sure_student_teaches_nothing():
     """The gradient of plain soft labels stays as large as the disagreement."""
     method = built(RobustConfig())
-    data = replace(batch(labelled=[False] * 6), teacher=None)
-    sound = 8.0 * F.one_hot(torch.zeros(6, dtype=torch.long), C)
+    data = replace(batch(labeled=[False] * 6), teacher=None)
+    audio = 8.0 * F.one_hot(torch.zeros(6, dtype=torch.long), C)
     pulls = []
     for sure in (0.0, 4.0, 8.0, 16.0):
         logits = (sure * F.one_hot(torch.ones(6, dtype=torch.long), C)).float().requires_grad_()
-        given = replace(data, teacher=Features(torch.zeros(6, D), sound))
+        given = replace(data, teacher=Features(torch.zeros(6, D), audio))
         method.eval().losses(Features(torch.zeros(6, D), logits), given)["likelihood"].backward()
         pulls.append(float(logits.grad.abs().sum()))
     assert pulls == sorted(pulls, reverse=True)
@@ -210,17 +223,17 @@ def test_a_sound_at_odds_with_a_sure_student_teaches_nothing():
 
 
 def simulated(several, clips=600, classes=8):
-    """(labels, labelled, swapped, teacher's logits): two clips of five have the sound of a clip of other classes."""
+    """(labels, labeled, swapped, teacher's logits): two clips of five have the audio of a clip of other classes."""
     generator = torch.Generator().manual_seed(3)
     hot = F.one_hot(torch.randint(0, classes, (clips,), generator=generator), classes)
     if several:
         hot = hot | (torch.rand(clips, classes, generator=generator) < 0.3)
-    swapped, labelled = torch.arange(clips) % 5 < 2, torch.arange(clips) % 3 == 0
+    swapped, labeled = torch.arange(clips) % 5 < 2, torch.arange(clips) % 3 == 0
     shift = torch.randint(1, classes, (clips,), generator=generator)
     source = torch.stack([row.roll(int(s)) for row, s in zip(hot, shift, strict=True)])
-    sound = torch.where(swapped[:, None], source, hot)
-    teacher = 3 * (2 * sound - 1) + torch.randn(clips, classes, generator=generator)
-    return hot, labelled, swapped, teacher
+    audio = torch.where(swapped[:, None], source, hot)
+    teacher = 3 * (2 * audio - 1) + torch.randn(clips, classes, generator=generator)
+    return hot, labeled, swapped, teacher
 
 
 def looks(hot, several, generator):
@@ -234,36 +247,36 @@ def looks(hot, several, generator):
     return 2.0 * F.one_hot(guess, classes)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
-def test_sounds_of_other_clips_are_doubted(several):
-    hot, labelled, swapped, teacher = simulated(several)
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])
+def test_audio_of_other_clips_are_doubted(several):
+    hot, labeled, swapped, teacher = simulated(several)
     clips, classes = hot.shape
     labels = hot.float() if several else hot.argmax(1)
     everything = Batch(
-        labels=torch.where(labelled[:, None], labels, torch.nan) if several else labels.masked_fill(~labelled, -1),
-        labelled=labelled,
+        labels=torch.where(labeled[:, None], labels, torch.nan) if several else labels.masked_fill(~labeled, -1),
+        labeled=labeled,
         has_teacher=torch.ones(clips, dtype=torch.bool),
         clip_ids=(),
         teacher=Features(embedding=torch.zeros(clips, D), logits=teacher),
         indices=torch.arange(clips),
     )
-    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D, training_clips=clips))
+    method = build_method(RobustConfig(), student(), MethodContext(classes, teacher_dim=D, training_clips=clips))
     generator, views = torch.Generator().manual_seed(4), []
     for _ in range(12):
         logits = looks(hot, several, generator)
         views.append(logits.sigmoid() if several else logits.softmax(1))
         for rows in torch.randperm(clips, generator=generator).split(100):
             method.losses(Features(torch.zeros(100, D), logits[rows]), everything.map(lambda x, r=rows: x[r]))
-    assert float(method.sounds.share) == pytest.approx(0.6, abs=0.06)
+    assert float(method.noise_model.share) == pytest.approx(0.6, abs=0.06)
     seen = torch.stack(views).mean(0)
-    doubts = method.doubts(torch.full(hot.shape, 1 / classes), everything)
-    for rows in (labelled, ~labelled):
-        assert roc_auc_score(swapped[rows], doubts[rows]) > 0.9
-        assert doubts[rows & swapped].mean() > 0.5 > doubts[rows & ~swapped].mean()
-    strange = replace(everything, labelled=torch.zeros_like(labelled), indices=torch.full((clips,), -1))
-    assert roc_auc_score(swapped, method.doubts(seen, strange)) > 0.9
-    blind = method.doubts(torch.full(hot.shape, 0.5 if several else 1 / classes), strange)
-    assert roc_auc_score(swapped, blind) < 0.7  # without the student there is nothing to doubt by
+    mismatch_probability = method.mismatch_probability(torch.full(hot.shape, 1 / classes), everything)
+    for rows in (labeled, ~labeled):
+        assert roc_auc_score(swapped[rows], mismatch_probability[rows]) > 0.9
+        assert mismatch_probability[rows & swapped].mean() > 0.5 > mismatch_probability[rows & ~swapped].mean()
+    strange = replace(everything, labeled=torch.zeros_like(labeled), indices=torch.full((clips,), -1))
+    assert roc_auc_score(swapped, method.mismatch_probability(seen, strange)) > 0.9
+    blind = method.mismatch_probability(torch.full(hot.shape, 0.5 if several else 1 / classes), strange)
+    assert roc_auc_score(swapped, blind) < 0.7  # without the student there is nothing to mismatch_probability by
 
 
 def test_with_every_label_it_is_supervised():
@@ -283,27 +296,27 @@ def test_without_any_label_the_share_stays_even():
     method = built(RobustConfig())
     for seed, indices in enumerate(STEPS):
         seen, data = random_batch(indices, seed)
-        losses = method.losses(seen, replace(data, labelled=torch.zeros_like(data.labelled)))
+        losses = method.losses(seen, replace(data, labeled=torch.zeros_like(data.labeled)))
         sum(losses.values()).backward()
         assert torch.isfinite(seen.logits.grad).all()
         assert seen.logits.grad.abs().max() > 0.01
-    assert float(method.sounds.share) == 0.5
+    assert float(method.noise_model.share) == 0.5
     assert value(losses)["classification"] == 0
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one_label", "several_labels"])
+@pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])
 def test_what_means_nothing_changes_nothing(several):
     first, second = built(RobustConfig()), built(RobustConfig())
     for seed, indices in enumerate(STEPS):
         seen, data = random_batch(indices, seed, several=several)
         logits, labels = data.teacher.logits.clone(), data.labels.clone()
         logits[~data.has_teacher] = torch.nan
-        labels[~data.labelled] = torch.nan if several else -1
+        labels[~data.labeled] = torch.nan if several else -1
         other = replace(data, labels=labels, teacher=replace(data.teacher, logits=logits))
         losses = value(first.losses(seen, data))
         assert value(second.losses(seen, other)) == losses
     assert losses["likelihood"] != 0
-    for (name, x), (_, y) in zip(first.sounds.named_buffers(), second.sounds.named_buffers(), strict=True):
+    for (name, x), (_, y) in zip(first.noise_model.named_buffers(), second.noise_model.named_buffers(), strict=True):
         assert torch.equal(x, y), name
 
 
@@ -311,13 +324,13 @@ def test_evaluation_remembers_nothing():
     method = built(RobustConfig())
     for seed, indices in enumerate(STEPS):
         method.losses(*random_batch(indices, seed))
-    before = {name: x.clone() for name, x in method.sounds.named_buffers()}
+    before = {name: x.clone() for name, x in method.noise_model.named_buffers()}
     seen, data = random_batch(STEPS[0], 9)
     evaluated = value(method.eval().losses(seen, data))
-    method.doubts(seen.logits.detach().softmax(1), data)
-    assert all(torch.equal(x, before[n]) for n, x in method.sounds.named_buffers())
+    method.mismatch_probability(seen.logits.detach().softmax(1), data)
+    assert all(torch.equal(x, before[n]) for n, x in method.noise_model.named_buffers())
     assert value(method.train().losses(seen, data)) == evaluated
-    assert all(not torch.equal(x, before[name]) for name, x in method.sounds.named_buffers())
+    assert all(not torch.equal(x, before[name]) for name, x in method.noise_model.named_buffers())
 
 
 def test_a_resumed_run_goes_on_bit_equal():
@@ -335,7 +348,7 @@ def test_a_resumed_run_goes_on_bit_equal():
 @pytest.mark.parametrize("spoken", [1e4, -1e4, 0.0])
 @pytest.mark.parametrize(("classes", "several"), [(1, False), (1, True), (4, False), (4, True)])
 def test_extremes_are_finite(classes, several, spoken, loud):
-    method = build_method(RobustConfig(), student(), Sizes(classes, teacher_dim=D, training_clips=N))
+    method = build_method(RobustConfig(), student(), MethodContext(classes, teacher_dim=D, training_clips=N))
     for one in (False, True, False, True):  # of one class, then of all
         for seed, indices in enumerate(STEPS[:2]):
             seen, data = random_batch(indices, seed, several=several, classes=classes)
@@ -347,14 +360,14 @@ def test_extremes_are_finite(classes, several, spoken, loud):
             sum(losses.values()).backward()
             assert torch.isfinite(logits.grad).all()
             said = logits.detach().sigmoid() if several else logits.detach().softmax(1)
-            doubts = method.doubts(said, replace(data, teacher=teacher))
-            assert torch.isfinite(doubts[data.has_teacher]).all()
-    assert all(torch.isfinite(values).all() for values in method.sounds.buffers())
-    assert 0 < float(method.sounds.share) < 1
+            mismatch_probability = method.mismatch_probability(said, replace(data, teacher=teacher))
+            assert torch.isfinite(mismatch_probability[data.has_teacher]).all()
+    assert all(torch.isfinite(values).all() for values in method.noise_model.buffers())
+    assert 0 < float(method.noise_model.share) < 1
 
 
 def test_mistakes_have_clear_errors():
     with pytest.raises(ValueError, match=r"Batch\.indices"):
         built(RobustConfig())(replace(batch(), indices=None))
     with pytest.raises(ValueError, match="number of training clips"):
-        build_method(RobustConfig(), student(), Sizes(C, teacher_dim=D))
+        build_method(RobustConfig(), student(), MethodContext(C, teacher_dim=D))

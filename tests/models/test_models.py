@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from avdistill.models import MODELS, build_model
-from avdistill.models.audio import LogMel, mel_filters
+from avdistill.models.checkpoint import WeightsError, load_student, save_student
+from avdistill.models.logmel_cnn import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
-from avdistill.models.video import _FactoredConv, normalise_frames, released_r2plus1d
-from avdistill.models.weights import WeightsError, load_student, save_student
-from avdistill.types import PictureView, SoundView, StudentDescription
+from avdistill.models.r2plus1d import _FactoredConv, normalize_frames, r2plus1d_xia2023
+from avdistill.types import AudioInput, StudentConfig, VideoInput
 
 INPUTS = {
     "cnn6": (2, 16000),
@@ -28,7 +28,7 @@ INPUTS = {
     "torchvision:mvit_v2_s": (1, 3, 16, 224, 224),
 }
 LARGE = {"torchvision:mvit_v1_b", "torchvision:swin3d_s", "torchvision:swin3d_b", "torchvision:mvit_v2_s"}
-LARGE |= {"cnn14", "cnn14_emb512", "cnn14_emb128", "cnn14_emb32"}  # tests/models/test_cnn14.py
+LARGE |= {"cnn14", "cnn14_emb512", "cnn14_emb128", "cnn14_emb32"}  # tests/models/test_panns.py
 # The embedding is not the mean of the tokens: there is a normalisation or a fully connected layer between them.
 PROJECTED = ("torchvision", "cnn6", "cnn10", "panns")
 
@@ -44,7 +44,7 @@ def test_every_network_returns_features_with_tokens(name):
     assert features.logits.shape == (B, 5)
     assert features.tokens.shape[0] == B
     assert features.tokens.shape[2] == D
-    assert network.modality in ("picture", "sound")
+    assert network.modality in ("video", "audio")
     if not name.startswith(PROJECTED):
         torch.testing.assert_close(features.tokens.mean(1), features.embedding)
 
@@ -53,18 +53,18 @@ def test_sizes():
     def millions(network):
         return sum(p.numel() for p in network.parameters()) / 1e6
 
-    assert millions(released_r2plus1d(51)) == pytest.approx(14.39, abs=0.005)
+    assert millions(r2plus1d_xia2023(51)) == pytest.approx(14.39, abs=0.005)
     assert millions(build_model("tiny_r2plus1d", 51)) < 1
     assert millions(build_model("shifted_frames", 51)) < 1
     assert millions(build_model("stacked_frames", 51)) < 1
     assert millions(build_model("logmel_cnn", 51)) < 1
-    assert released_r2plus1d(51, depth=34).conv3.blocks[2].conv1.spatial_conv.in_channels == 128
+    assert r2plus1d_xia2023(51, depth=34).conv3.blocks[2].conv1.spatial_conv.in_channels == 128
     with pytest.raises(ValueError, match="18 or 34"):
-        released_r2plus1d(51, depth=50)
+        r2plus1d_xia2023(51, depth=50)
 
 
 def test_tokens_run_through_time_then_height_then_width():
-    torch.manual_seed(1)  # of some weights the neighbour on the right changes a little more
+    torch.manual_seed(1)  # of some weights the neighbor on the right changes a little more
     network = build_model("tiny_r2plus1d", 3).eval()
     with torch.no_grad():
         plain = network(torch.zeros(1, 3, 16, 64, 96)).tokens
@@ -74,9 +74,9 @@ def test_tokens_run_through_time_then_height_then_width():
     assert changed.sum(0).argmax() == 3 * 6 + 0
 
 
-def test_frames_are_normalised_as_imagenet_was():
+def test_frames_are_normalized_as_imagenet_was():
     frames = torch.randint(0, 256, (2, 3, 4, 5, 3), dtype=torch.uint8)
-    video = normalise_frames(frames)
+    video = normalize_frames(frames)
     assert video.shape == (2, 3, 3, 4, 5)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (frames.numpy() / 255.0 - mean) / std
@@ -105,24 +105,24 @@ def test_mel_filters_are_triangles_on_the_mel_scale():
         np.testing.assert_allclose(filters[:, band], expected, atol=1e-5)
 
 
-def test_log_mel_of_a_tone_peaks_at_its_band_and_short_sound_is_repeated():
+def test_log_mel_of_a_tone_peaks_at_its_band_and_short_audio_is_repeated():
     front = LogMel(16000, 64)
     time = torch.arange(16000) / 16000
     spectrogram = front(torch.sin(2 * torch.pi * 1000 * time)[None])
     assert spectrogram.shape == (1, 101, 64)
     band = int(spectrogram[0, 50].argmax())
-    centre = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 8000 / 700), 66) / 2595) - 1)
-    assert abs(centre[band + 1] - 1000) < 60
+    center = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 8000 / 700), 66) / 2595) - 1)
+    assert abs(center[band + 1] - 1000) < 60
     assert build_model("logmel_cnn", 3)(torch.zeros(2, 100)).embedding.shape == (2, 128)
 
 
 def test_spec_augment_acts_in_training_only():
     network = build_model("logmel_cnn", 3)
-    sound = torch.randn(2, 8000)
+    audio = torch.randn(2, 8000)
     network.eval()
-    assert torch.equal(network(sound).embedding, network(sound).embedding)
+    assert torch.equal(network(audio).embedding, network(audio).embedding)
     network.train()
-    assert not torch.equal(network(sound).embedding, network(sound).embedding)
+    assert not torch.equal(network(audio).embedding, network(audio).embedding)
 
 
 def test_the_position_in_time_is_an_input_of_its_own():
@@ -131,9 +131,9 @@ def test_the_position_in_time_is_an_input_of_its_own():
     network.blocks[0].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     plain = build_model("logmel_cnn", 3).eval()
     plain.blocks[0].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    sound = torch.randn(2, 8000)
-    network(sound)
-    plain(sound)
+    audio = torch.randn(2, 8000)
+    network(audio)
+    plain(audio)
     with_position, without = seen
     frames = with_position.shape[2]
     torch.testing.assert_close(with_position[:, :1], without)
@@ -181,8 +181,8 @@ def test_parts_of_the_filter_can_be_left_out():
 
 def test_weights_on_disk_build_the_same_network(tmp_path):
     network = build_model("shifted_frames", 3, {"width": 8}).eval()
-    description = StudentDescription(
-        "shifted_frames", ("a", "b", "c"), PictureView(frames=8, size=(32, 32)), 8.0, 16000, options={"width": 8}
+    description = StudentConfig(
+        "shifted_frames", ("a", "b", "c"), VideoInput(frames=8, size=(32, 32)), 8.0, 16000, options={"width": 8}
     )
     save_student(tmp_path, network, description)
     again, told = load_student(tmp_path)
@@ -194,7 +194,7 @@ def test_weights_on_disk_build_the_same_network(tmp_path):
 def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
     with pytest.raises(WeightsError, match=r"student\.json is missing"):
         load_student(tmp_path)
-    description = StudentDescription("logmel_cnn", ("a", "b"), SoundView(), None, 16000)
+    description = StudentConfig("logmel_cnn", ("a", "b"), AudioInput(), None, 16000)
     save_student(tmp_path, build_model("logmel_cnn", 2), description)
     file = tmp_path / "student.safetensors"
     whole = file.read_bytes()
@@ -207,7 +207,7 @@ def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
         ({"classes": ["a", "b", "c"]}, "size mismatch"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
         ({"options": {"depth": 3}}, "depth"),
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
     ):
         (tmp_path / "student.json").write_text(json.dumps(told | changes))
         with pytest.raises(WeightsError, match=message) as caught:
@@ -225,10 +225,8 @@ def test_two_dimensional_kernels_lie_channels_last():
 def test_weights_that_training_began_with_are_not_downloaded_again(tmp_path, monkeypatch):
     network = build_model("torchvision:mc3_18", 2)
     options = {"kinetics": True}
-    view = PictureView(frames=4, size=(32, 32))
-    save_student(
-        tmp_path, network, StudentDescription("torchvision:mc3_18", ("a", "b"), view, 8.0, 16000, options=options)
-    )
+    view = VideoInput(frames=4, size=(32, 32))
+    save_student(tmp_path, network, StudentConfig("torchvision:mc3_18", ("a", "b"), view, 8.0, 16000, options=options))
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("a download")
@@ -253,7 +251,7 @@ def test_a_copied_network_keeps_its_own_map():
 
 
 def test_a_factored_convolution_is_its_two_in_turn():
-    """Whatever is stepped over before a kernel of 1, and however time and picture are folded into the batch."""
+    """Whatever is stepped over before a kernel of 1, and however time and video are folded into the batch."""
     torch.manual_seed(0)
     for kernel, stride in (((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((3, 7, 7), (1, 2, 2))):
         folded = _FactoredConv(4, 6, kernel, stride).double()

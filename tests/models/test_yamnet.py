@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.models.published import class_names, installed_yamnet, load_yamnet
+from avdistill.models.checkpoint import WeightsError
+from avdistill.models.pretrained import class_names, installed_yamnet, load_yamnet
 from avdistill.models.tensorflow_bundle import masked_crc32c, read_bundle
-from avdistill.models.weights import WeightsError
 from avdistill.models.yamnet import PATCH_SAMPLES, LogMelPatches, YAMNet, mel_linear_filters
-from tensorflow_variables import write_bundle, yamnet_variables
+from support.tensorflow_variables import write_bundle, yamnet_variables
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "yamnet_tf_2_21.json").read_text())
 TIME = np.arange(48000) / 16000
@@ -59,20 +59,20 @@ def test_the_package_names_the_classes(published):
 def test_silence_completes_the_last_patch():
     patches = LogMelPatches()
     for samples, count in ((1, 1), (PATCH_SAMPLES, 1), (PATCH_SAMPLES + 1, 2), (PATCH_SAMPLES + 7680, 2), (48000, 6)):
-        sound = torch.randn(2, samples)
-        result = patches(sound)
+        audio = torch.randn(2, samples)
+        result = patches(audio)
         assert result.shape == (2, count, 96, 64)
-        padded = torch.cat([sound, torch.zeros(2, PATCH_SAMPLES + (count - 1) * 7680 - samples)], 1)
+        padded = torch.cat([audio, torch.zeros(2, PATCH_SAMPLES + (count - 1) * 7680 - samples)], 1)
         assert torch.equal(patches(padded), result)
 
 
 def test_log_mel_is_that_of_an_explicit_transform():
-    sound = np.random.default_rng(0).standard_normal(PATCH_SAMPLES)
+    audio = np.random.default_rng(0).standard_normal(PATCH_SAMPLES)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
-    frames = np.stack([sound[160 * i : 160 * i + 400] * window for i in range(96)])
+    frames = np.stack([audio[160 * i : 160 * i + 400] * window for i in range(96)])
     magnitude = np.abs(frames @ np.exp(-2j * np.pi * np.outer(np.arange(400), np.arange(257)) / 512))
     expected = np.log(magnitude @ mel_linear_filters().double().numpy() + 0.001)
-    result = LogMelPatches()(torch.tensor(sound, dtype=torch.float32)[None])[0, 0]
+    result = LogMelPatches()(torch.tensor(audio, dtype=torch.float32)[None])[0, 0]
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
@@ -87,10 +87,10 @@ def test_filters_are_straight_over_mel():
 
 def test_scores_of_several_patches_are_the_mean_of_their_sigmoids():
     network = YAMNet(5).eval()
-    sound = torch.randn(2, PATCH_SAMPLES + 7680)
+    audio = torch.randn(2, PATCH_SAMPLES + 7680)
     with torch.no_grad():
-        whole = network(sound)
-        parts = [network(sound[:, start : start + PATCH_SAMPLES]) for start in (0, 7680)]
+        whole = network(audio)
+        parts = [network(audio[:, start : start + PATCH_SAMPLES]) for start in (0, 7680)]
     scores = torch.stack([part.logits.sigmoid() for part in parts]).mean(0)
     torch.testing.assert_close(whole.logits.sigmoid(), scores, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(whole.embedding, torch.stack([part.embedding for part in parts]).mean(0))

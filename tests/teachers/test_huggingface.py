@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.data.store import Store
-from avdistill.models.video import normalise_frames
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.models.r2plus1d import normalize_frames
 from avdistill.teachers import TeacherError, embed, load_teacher
 
 transformers = pytest.importorskip(
@@ -16,7 +16,7 @@ transformers = pytest.importorskip(
 RATE = 16000
 # Enough of a transformer: two layers of width 16.
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-PICTURE = {**SMALL, "image_size": 32, "patch_size": 16}
+VIDEO = {**SMALL, "image_size": 32, "patch_size": 16}
 CLIP_SIZES = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 CONVOLUTIONS = {
     "conv_dim": (8, 8),
@@ -44,7 +44,7 @@ def clap() -> tuple:
 
 
 def clip() -> tuple:
-    config = transformers.CLIPConfig(vision_config=PICTURE, text_config={**SMALL, "vocab_size": 20}, projection_dim=12)
+    config = transformers.CLIPConfig(vision_config=VIDEO, text_config={**SMALL, "vocab_size": 20}, projection_dim=12)
     return transformers.CLIPModel(config), transformers.CLIPImageProcessor(**CLIP_SIZES)
 
 
@@ -62,15 +62,15 @@ MAKERS = {
     ),
     "clip": clip,
     "dinov2": lambda: (
-        transformers.Dinov2Model(transformers.Dinov2Config(**PICTURE)),
+        transformers.Dinov2Model(transformers.Dinov2Config(**VIDEO)),
         transformers.BitImageProcessor(**{**CLIP_SIZES, "size": {"shortest_edge": 36}}),
     ),
     "vit": lambda: (
-        transformers.ViTForImageClassification(transformers.ViTConfig(**PICTURE, num_labels=3)),
+        transformers.ViTForImageClassification(transformers.ViTConfig(**VIDEO, num_labels=3)),
         transformers.ViTImageProcessor(size={"height": 32, "width": 32}),
     ),
     "videomae": lambda: (
-        transformers.VideoMAEModel(transformers.VideoMAEConfig(**PICTURE, num_frames=4, tubelet_size=2)),
+        transformers.VideoMAEModel(transformers.VideoMAEConfig(**VIDEO, num_frames=4, tubelet_size=2)),
         transformers.VideoMAEImageProcessor(**CLIP_SIZES),
     ),
 }
@@ -103,7 +103,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("family", ["clip", "dinov2", "vit"])
-def test_pictures_are_seen_one_by_one(saved, family):
+def test_images_are_seen_one_by_one(saved, family):
     folder, model, processor = saved[family]
     teacher = load_teacher(f"huggingface:{folder}")
     assert (teacher.view.frames, teacher.view.size) == (8, (32, 32))
@@ -111,7 +111,7 @@ def test_pictures_are_seen_one_by_one(saved, family):
     cut = {"do_resize": False}  # the frames are of the size the processor cuts
     pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), return_tensors="pt", **cut)["pixel_values"]
     with torch.no_grad():
-        features = teacher.network(normalise_frames(frames))
+        features = teacher.network(normalize_frames(frames))
         if family == "clip":
             told = model.vision_model(pixels)
             expected = model.visual_projection(told.pooler_output)
@@ -140,22 +140,22 @@ def test_a_video_is_seen_as_a_whole(saved):
     videos = [list(video.permute(0, 3, 1, 2)) for video in frames]
     with torch.no_grad():
         told = model(**processor(videos, return_tensors="pt")).last_hidden_state
-        features = teacher.network(normalise_frames(frames))
+        features = teacher.network(normalize_frames(frames))
     close(features.embedding, told.mean(1))
     close(features.tokens, told)
     assert features.logits is None
 
 
 @pytest.mark.parametrize(("family", "seconds"), [("ast", 0.48), ("clap", 1.0), ("hubert", 2.0)])
-def test_sound_goes_through_the_models_own_extractor(saved, family, seconds):
+def test_audio_goes_through_the_models_own_extractor(saved, family, seconds):
     folder, model, extractor = saved[family]
     teacher = load_teacher(f"huggingface:{folder}")
     assert teacher.view.seconds == seconds
     assert teacher.sample_rate_hz == RATE
-    sound = 0.1 * torch.randn(3, round(seconds * RATE), generator=torch.Generator().manual_seed(1))
-    made = [extractor(row.numpy(), sampling_rate=RATE, return_tensors="pt") for row in sound]  # one at a time
+    audio = 0.1 * torch.randn(3, round(seconds * RATE), generator=torch.Generator().manual_seed(1))
+    made = [extractor(row.numpy(), sampling_rate=RATE, return_tensors="pt") for row in audio]  # one at a time
     with torch.no_grad():
-        features = teacher.network(sound)
+        features = teacher.network(audio)
         if family == "ast":
             rows = [model.audio_spectrogram_transformer(row["input_values"]) for row in made]
             expected = [row.pooler_output for row in rows]
@@ -170,7 +170,7 @@ def test_sound_goes_through_the_models_own_extractor(saved, family, seconds):
     assert (features.logits is None) == (family != "ast")
 
 
-def test_a_clap_that_fuses_does_not_depend_on_chance_or_neighbours(saved, tmp_path):
+def test_a_clap_that_fuses_does_not_depend_on_chance_or_neighbors(saved, tmp_path):
     config = saved["clap"][1].config
     config.audio_config.enable_fusion = True
     model = transformers.ClapModel(config)
@@ -179,28 +179,28 @@ def test_a_clap_that_fuses_does_not_depend_on_chance_or_neighbours(saved, tmp_pa
         sampling_rate=RATE, max_length_s=1, hop_length=320, truncation="fusion", frequency_max=8000
     ).save_pretrained(tmp_path)
     network = load_teacher(f"huggingface:{tmp_path}").network
-    sound = 0.1 * torch.randn(3, RATE, generator=torch.Generator().manual_seed(1))
+    audio = 0.1 * torch.randn(3, RATE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        together = network(sound).embedding
-        alone = torch.cat([network(row[None]).embedding for row in sound])
+        together = network(audio).embedding
+        alone = torch.cat([network(row[None]).embedding for row in audio])
     close(together, alone)
 
 
-@pytest.mark.parametrize(("family", "name"), [("ast", "sound"), ("clip", "picture")])
-def test_embedding_a_store(saved, prepared, tmp_path, family, name):
+@pytest.mark.parametrize(("family", "name"), [("ast", "audio"), ("clip", "video")])
+def test_embedding_a_dataset(saved, prepared, tmp_path, family, name):
     import shutil
 
-    shutil.copytree(prepared, tmp_path / "store")
-    store = Store(tmp_path / "store")
+    shutil.copytree(prepared, tmp_path / "dataset")
+    dataset = ClipDataset(tmp_path / "dataset")
     teacher = load_teacher(f"huggingface:{saved[family][0]}")
-    entry = embed(store, teacher, name, device="cpu")
-    c = store.columns
-    expected = c["has_frames"] if name == "picture" else c["has_sound"] & ~c["silent"]
-    embedding, logits, present = Store(store.folder).teacher_features(name)
+    entry = embed(dataset, teacher, name, device="cpu")
+    c = dataset.columns
+    expected = c["has_video"] if name == "video" else c["has_audio"] & ~c["silent"]
+    embedding, logits, present = ClipDataset(dataset.folder).teacher_features(name)
     assert present.tolist() == expected.astype(bool).tolist()
     assert entry.modality == name
-    assert embedding.shape == (len(store), 12 if family == "clip" else 16)
-    assert logits.shape == (len(store), len(store.classes))  # neither has the store's classes: of a head
+    assert embedding.shape == (len(dataset), 12 if family == "clip" else 16)
+    assert logits.shape == (len(dataset), len(dataset.classes))  # neither has the dataset's classes: of a head
     assert "sha256" in entry.source
     assert "linear head" in entry.source
 
@@ -210,7 +210,7 @@ def test_a_pooler_that_was_never_trained_is_not_used(saved, tmp_path):
     model.vit.save_pretrained(tmp_path)  # the part without classifier and pooler, as many checkpoints are
     processor.save_pretrained(tmp_path)
     network = load_teacher(f"huggingface:{tmp_path}").network
-    frames = normalise_frames(frames_of(load_teacher(f"huggingface:{folder}")))
+    frames = normalize_frames(frames_of(load_teacher(f"huggingface:{folder}")))
     with torch.no_grad():
         close(network(frames).embedding, load_teacher(f"huggingface:{folder}").network(frames).embedding)
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch):
     assert "\n" not in str(told.value)
     model = transformers.BertModel(transformers.BertConfig(**SMALL, vocab_size=20))
     model.save_pretrained(tmp_path / "text")
-    with pytest.raises(TeacherError, match="expected an encoder of sound or pictures, found BertModel"):
+    with pytest.raises(TeacherError, match="expected an encoder of audio or images, found BertModel"):
         load_teacher(f"huggingface:{tmp_path / 'text'}")
     folder, model, processor = saved["dinov2"]
     model.save_pretrained(tmp_path / "part")

@@ -9,77 +9,79 @@ import numpy as np
 import pytest
 
 from avdistill.cli import main
-from avdistill.data.store import Store, StoreError
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
 from avdistill.teachers import TeacherError, load_teacher
 from avdistill.teachers.precomputed import embed_precomputed
 
 
 @pytest.fixture
-def store(prepared, tmp_path) -> Store:
-    shutil.copytree(prepared, tmp_path / "store")
-    return Store(tmp_path / "store")
+def dataset(prepared, tmp_path) -> ClipDataset:
+    shutil.copytree(prepared, tmp_path / "dataset")
+    return ClipDataset(tmp_path / "dataset")
 
 
-def ids(store: Store) -> list[str]:
-    return store.columns["id"].tolist()
+def ids(dataset: ClipDataset) -> list[str]:
+    return dataset.columns["id"].tolist()
 
 
-def test_a_folder_is_joined_by_clip_id(store, tmp_path, capsys):
+def test_a_folder_is_joined_by_clip_id(dataset, tmp_path, capsys):
     folder = tmp_path / "features"
     folder.mkdir()
-    first, second, *_ = ids(store)
+    first, second, *_ = ids(dataset)
     np.save(folder / f"{first}.npy", np.arange(5.0))
     np.save(folder / f"{second}.npy", np.arange(5, dtype=np.int16)[None] + 1)
     np.save(folder / "of_no_clip.npy", np.ones(7))
-    assert main(["embed", str(store.folder), "--teacher", f"precomputed:{folder}", "--json"]) == 0
+    assert main(["embed", str(dataset.folder), "--teacher", f"precomputed:{folder}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["name"], told["modality"], told["width"], told["clips"]) == ("sound", "sound", 5, 2)
-    embedding, _, present = Store(store.folder).teacher_features("sound")
+    assert (told["name"], told["modality"], told["width"], told["clips"]) == ("audio", "audio", 5, 2)
+    embedding, _, present = ClipDataset(dataset.folder).teacher_features("audio")
     assert "linear head" in told["source"]
-    assert present.tolist() == [True, True] + [False] * (len(store) - 2)
+    assert present.tolist() == [True, True] + [False] * (len(dataset) - 2)
     assert embedding[:2].tolist() == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
-    assert Store(store.folder).verify() == []
+    assert ClipDataset(dataset.folder).verify() == []
 
 
-def test_the_splits_of_a_head_can_be_named(store, tmp_path, capsys):
-    np.savez(tmp_path / "t.npz", name=ids(store), embedding=np.random.default_rng(0).standard_normal((len(store), 4)))
-    call = ["embed", str(store.folder), "--teacher", f"precomputed:{tmp_path / 't.npz'}", "--json", "--head-split"]
+def test_the_splits_of_a_head_can_be_named(dataset, tmp_path, capsys):
+    np.savez(
+        tmp_path / "t.npz", name=ids(dataset), embedding=np.random.default_rng(0).standard_normal((len(dataset), 4))
+    )
+    call = ["embed", str(dataset.folder), "--teacher", f"precomputed:{tmp_path / 't.npz'}", "--json", "--head-split"]
     assert main([*call, "train+test"]) == 0
     told = json.loads(capsys.readouterr().out)
-    labelled = sum(
-        bool(store.labels[i]) for i, split in enumerate(store.columns["split"]) if split in ("train", "test")
+    labeled = sum(
+        bool(dataset.labels[i]) for i, split in enumerate(dataset.columns["split"]) if split in ("train", "test")
     )
     assert told["head_split"] == "train+test"
-    assert f"a linear head on {labelled} labelled clips of split 'train+test'" in told["source"]
+    assert f"a linear head on {labeled} labeled clips of split 'train+test'" in told["source"]
     assert main([*call, "nowhere"]) == 1
     assert "no clip in split 'nowhere'" in capsys.readouterr().err
 
 
-def test_a_table_is_joined_in_any_order_with_its_logits(store, tmp_path):
-    names = ids(store)[::-1]
+def test_a_table_is_joined_in_any_order_with_its_logits(dataset, tmp_path):
+    names = ids(dataset)[::-1]
     values = np.random.default_rng(0).standard_normal((len(names), 4))
     logits = np.arange(4.0 * len(names)).reshape(-1, 4)
     classes = ("class_2", "dog", "class_0", "class_1")
     np.savez(tmp_path / "t.npz", name=names, embedding=values, logits=logits, classes=classes)
-    entry = embed_precomputed(store, tmp_path / "t.npz", "image", "picture")
-    assert (entry.modality, entry.classes, entry.clips) == ("picture", classes, len(names))
-    embedding, stored, present = Store(store.folder).teacher_features("image")
+    entry = embed_precomputed(dataset, tmp_path / "t.npz", "image", "video")
+    assert (entry.modality, entry.classes, entry.clips) == ("video", classes, len(names))
+    embedding, stored, present = ClipDataset(dataset.folder).teacher_features("image")
     assert present.all()
     np.testing.assert_array_equal(embedding, values[::-1].astype(np.float32))
     np.testing.assert_array_equal(stored, logits[::-1])
 
 
-def test_a_files_stem_stands_for_its_only_clip(store, tmp_path):
+def test_a_files_stem_stands_for_its_only_clip(dataset, tmp_path):
     # Two clips of one file, and one of a file of its own, under ids that are not the files' names.
     import pyarrow as pa
 
-    table = store.table.slice(0, 3)
+    table = dataset.table.slice(0, 3)
     for key, values in (("id", ["x", "y", "z"]), ("path", ["d/both.mp4", "d/both.mp4", "d/own.v1.mp4"])):
         table = table.set_column(table.schema.get_field_index(key), key, pa.array(values))
-    store.table = table
+    dataset.table = table
     np.savez(tmp_path / "t.npz", name=["both", "own.v1", "y"], embedding=np.arange(6.0).reshape(3, 2))
-    embed_precomputed(store, tmp_path / "t.npz", "sound")
-    stored = np.load(store.folder / "teacher-sound.npy")
+    embed_precomputed(dataset, tmp_path / "t.npz", "audio")
+    stored = np.load(dataset.folder / "teacher-audio.npy")
     np.testing.assert_array_equal(stored, [[np.nan, np.nan], [4, 5], [2, 3]])
 
 
@@ -104,36 +106,36 @@ def table(**changed) -> dict:
         ({"embedding": np.ones((2, 3))}, "expected the array 'name', found embedding"),
     ],
 )
-def test_a_table_that_cannot_be_right_is_one_line(store, tmp_path, arrays, told):
+def test_a_table_that_cannot_be_right_is_one_line(dataset, tmp_path, arrays, told):
     np.savez(tmp_path / "t.npz", **arrays)
-    with pytest.raises(StoreError, match=rf"t\.npz: {told}") as error:
-        embed_precomputed(store, tmp_path / "t.npz", "sound")
+    with pytest.raises(DatasetError, match=rf"t\.npz: {told}") as error:
+        embed_precomputed(dataset, tmp_path / "t.npz", "audio")
     assert "\n" not in str(error.value)
-    assert Store(store.folder).teachers == {}
+    assert ClipDataset(dataset.folder).teachers == {}
 
 
-def test_files_that_cannot_be_right_are_one_line(store, tmp_path, capsys):
-    with pytest.raises(StoreError, match=r"expected a folder of <clip id>\.npy or an \.npz, found nothing"):
-        embed_precomputed(store, tmp_path / "nothing", "sound")
+def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
+    with pytest.raises(DatasetError, match=r"expected a folder of <clip id>\.npy or an \.npz, found nothing"):
+        embed_precomputed(dataset, tmp_path / "nothing", "audio")
     folder = tmp_path / "features"
     folder.mkdir()
-    with pytest.raises(StoreError, match=r"0 of \d+ clips matched.*found no \.npy there"):
-        embed_precomputed(store, folder, "sound")
+    with pytest.raises(DatasetError, match=r"0 of \d+ clips matched.*found no \.npy there"):
+        embed_precomputed(dataset, folder, "audio")
     (tmp_path / "t.npz").write_bytes(b"PK no archive")
-    with pytest.raises(StoreError, match=r"not a readable \.npz"):
-        embed_precomputed(store, tmp_path / "t.npz", "sound")
+    with pytest.raises(DatasetError, match=r"not a readable \.npz"):
+        embed_precomputed(dataset, tmp_path / "t.npz", "audio")
     np.save(tmp_path / "t.npy", np.ones((2, 3)))
-    with pytest.raises(StoreError, match=r"not a readable \.npz"):
-        embed_precomputed(store, tmp_path / "t.npy", "sound")
-    first, second, third, *_ = ids(store)
+    with pytest.raises(DatasetError, match=r"not a readable \.npz"):
+        embed_precomputed(dataset, tmp_path / "t.npy", "audio")
+    first, second, third, *_ = ids(dataset)
     for name, width in ((first, 4), (second, 4), (third, 5)):
         np.save(folder / f"{name}.npy", np.ones(width))
-    assert main(["embed", str(store.folder), "--teacher", f"precomputed:{folder}"]) == 1
+    assert main(["embed", str(dataset.folder), "--teacher", f"precomputed:{folder}"]) == 1
     line = capsys.readouterr().err
     assert line == f"avdistill: {folder / third}.npy: expected an embedding of width 4 as in the others, found 5\n"
-    picture = ["--modality", "picture"]
-    assert main(["embed", str(store.folder), "--teacher", str(tmp_path), *picture]) == 2
+    video = ["--modality", "video"]
+    assert main(["embed", str(dataset.folder), "--teacher", str(tmp_path), *video]) == 2
     assert "--modality: expected with precomputed:" in capsys.readouterr().err
-    with pytest.raises(TeacherError, match="`avdistill embed` puts them into a store"):
+    with pytest.raises(TeacherError, match="`avdistill embed` puts them into a dataset"):
         load_teacher(f"precomputed:{folder}")
-    assert Store(store.folder).teachers == {}
+    assert ClipDataset(dataset.folder).teachers == {}

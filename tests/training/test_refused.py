@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.data.files import open_locked
-from avdistill.data.store import Store, StoreError
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.fsio import open_lock
 from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
 from avdistill.models import build_model
-from avdistill.training import OptimizerConfig, StudentConfig, resume, train
+from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.checkpoint import RunError, run_progress
-from avdistill.types import PictureView, SoundView
-from training_cases import STUDENT, config, same, state
+from avdistill.types import AudioInput, VideoInput
+from support.training_cases import STUDENT, config, same, state
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights(taught, tmp_path):
@@ -35,20 +35,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path):
-    """A store with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
-    shutil.copytree(taught.folder, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    embedding, logits, present = store.teacher_features("sound")
+    """A dataset with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
+    shutil.copytree(taught.folder, tmp_path / "dataset")
+    dataset = ClipDataset(tmp_path / "dataset")
+    embedding, logits, present = dataset.teacher_features("audio")
     logits[np.flatnonzero(present)[0]] = np.inf
-    store.add_teacher(
-        "sound", modality="sound", source="test", embedding=embedding, logits=logits, classes=store.classes
+    dataset.add_teacher(
+        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
     )
-    settings = {"method": KDConfig(), "teacher": "sound", "validation_fraction": 0.0, "save_every": 1}
+    settings = {"method": KDConfig(), "teacher": "audio", "val_fraction": 0.0, "save_every": 1}
     with pytest.raises(RunError, match="soft_labels = nan at step"):
-        train(config(store.folder, tmp_path / "run", **settings))
+        train(config(dataset.folder, tmp_path / "run", **settings))
     told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
-    assert store.columns["id"][np.flatnonzero(present)[0]] in told["clips"]
-    train(config(store.folder, tmp_path / "undisturbed", **settings), stop_after=told["step"])
+    assert dataset.columns["id"][np.flatnonzero(present)[0]] in told["clips"]
+    train(config(dataset.folder, tmp_path / "undisturbed", **settings), stop_after=told["step"])
     assert same(state(tmp_path / "run"), state(tmp_path / "undisturbed"))
 
 
@@ -73,7 +73,7 @@ def test_predictions_that_are_not_finite_end_the_run_where_the_losses_still_are(
 
 def test_a_run_is_trained_by_one_process_at_a_time(taught, tmp_path):
     run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
-    with open_locked(run), pytest.raises(RunError, match="another process is training it"):
+    with open_lock(run), pytest.raises(RunError, match="another process is training it"):
         resume(run)
     assert run_progress(run).step == 3
     resume(run)
@@ -117,7 +117,7 @@ def test_weights_that_a_student_begins_with_are_not_sought_when_a_run_goes_on(ta
         asked.append(dict(options))
         return build_model(name, classes, {key: value for key, value in options.items() if key != "kinetics"})
 
-    monkeypatch.setattr("avdistill.training.session.build_model", build)
+    monkeypatch.setattr("avdistill.training.setup.build_model", build)
     student = replace(STUDENT, options={**STUDENT.options, "kinetics": True})
     run = train(config(taught.folder, tmp_path / "run", student=student), stop_after=3)
     resume(run)
@@ -139,18 +139,18 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(taught.folder, run))
     with pytest.raises(RunError, match="needs a teacher"):
         train(config(taught.folder, tmp_path / "a", method=KDConfig()))
-    with pytest.raises(StoreError, match="no teacher 'sound'"):
-        train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="sound"))
+    with pytest.raises(DatasetError, match="no teacher 'audio'"):
+        train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="audio"))
     with pytest.raises(RunError, match="takes 16 frames, its view shows 8"):
-        train(config(taught.folder, tmp_path / "c", student=StudentConfig("stacked_frames", PictureView(frames=8))))
+        train(config(taught.folder, tmp_path / "c", student=ModelConfig("stacked_frames", VideoInput(frames=8))))
     with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
-        train(config(taught.folder, tmp_path / "c", student=StudentConfig("cnn6", SoundView(seconds=0.5))))
-    with pytest.raises(RunError, match="takes sound, its view is picture"):
-        train(config(taught.folder, tmp_path / "c", student=StudentConfig("logmel_cnn")))
+        train(config(taught.folder, tmp_path / "c", student=ModelConfig("cnn6", AudioInput(seconds=0.5))))
+    with pytest.raises(RunError, match="takes audio, its view is video"):
+        train(config(taught.folder, tmp_path / "c", student=ModelConfig("logmel_cnn")))
     for student, message in (
-        (StudentConfig("resnet"), "unknown model 'resnet'"),
-        (replace(STUDENT, options={"colour": 1}), "colour"),
-        (StudentConfig("released_r2plus1d", options={"depth": 50}), "18 or 34"),
+        (ModelConfig("resnet"), "unknown model 'resnet'"),
+        (replace(STUDENT, options={"color": 1}), "color"),
+        (ModelConfig("r2plus1d_xia2023", options={"depth": 50}), "18 or 34"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(config(taught.folder, tmp_path / "c", student=student))
@@ -160,8 +160,8 @@ def test_faults_are_named(taught, prepared, tmp_path):
 
 
 def test_a_view_that_does_not_fit_is_refused_before_anything_is_written(taught, tmp_path):
-    student = replace(STUDENT, view=PictureView(frames=4, size=(33, 32), resize=False))
-    with pytest.raises(StoreError, match=r"hold no window of 33x32, and the view's `resize` is off"):
+    student = replace(STUDENT, view=VideoInput(frames=4, size=(33, 32), resize=False))
+    with pytest.raises(DatasetError, match=r"hold no window of 33x32, and the view's `resize` is off"):
         train(config(taught.folder, tmp_path / "run", student=student))
     assert not (tmp_path / "run").exists()
 
@@ -172,8 +172,8 @@ def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp
         ("method 'mnf_csc': the student's 16 channels must be divisible by 3 heads", {"method": MNFCSCConfig(heads=3)}),
         ("width must be at least 1", {"method": CRDConfig(width=0)}),
         ("drawn must be at least 1", {"method": CRDConfig(drawn=0)}),
-        ("'plateau' needs validation", {"optimizer": plateau, "validation_fraction": 0.0}),
+        ("'plateau' needs validation", {"optimizer": plateau, "val_fraction": 0.0}),
     ):
         with pytest.raises(ConfigError, match=message):
-            train(config(taught.folder, tmp_path / "run", teacher="sound", **changes))
+            train(config(taught.folder, tmp_path / "run", teacher="audio", **changes))
         assert not (tmp_path / "run").exists()

@@ -16,34 +16,39 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avdistill.data.files import file_checksum
-from avdistill.data.store import Store, StoreError
-from avdistill.decoding import encode
+from avdistill.config_io import encode
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.fsio import file_checksum
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.models import build_model
-from avdistill.models.weights import load_student
+from avdistill.models.checkpoint import load_student
 from avdistill.teachers import TeacherError, embed, load_teacher
-from avdistill.training import OptimizerConfig, StudentConfig, resume, train
+from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.checkpoint import RunError, run_progress
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
-from avdistill.training.session import Session, load_method
-from avdistill.types import PictureView, SoundView
-from training_cases import config, lines, same, state
+from avdistill.training.setup import TrainingSetup, load_method
+from avdistill.types import AudioInput, VideoInput
+from support.training_cases import config, lines, same, state
 
 VARIANTS = {
     "supervised": {},
-    "kd, accumulating": {"method": KDConfig(), "teacher": "sound", "accumulate": 2, "labelled_per_batch": 3},
-    "kd, reading ahead": {"method": KDConfig(), "teacher": "sound", "labelled_per_batch": 3, "workers": 2},
+    "kd, accumulating": {
+        "method": KDConfig(),
+        "teacher": "audio",
+        "gradient_accumulation_steps": 2,
+        "labeled_per_batch": 3,
+    },
+    "kd, reading ahead": {"method": KDConfig(), "teacher": "audio", "labeled_per_batch": 3, "workers": 2},
     "mnf_csc, plateau": {
         "method": MNFCSCConfig(),
-        "teacher": "sound",
+        "teacher": "audio",
         "optimizer": OptimizerConfig("sgd", 1e-2, schedule="plateau", patience=0),
     },
     "a student that hears, with SpecAugment": {
-        "student": StudentConfig("logmel_cnn", SoundView(seconds=0.5), {"width": 8, "embedding_dim": 16}),
+        "student": ModelConfig("logmel_cnn", AudioInput(seconds=0.5), {"width": 8, "embedding_dim": 16}),
         "optimizer": OptimizerConfig("adam", 1e-3, schedule="multistep", milestones=(0.5, 0.8)),
     },
 }
@@ -94,41 +99,41 @@ def test_a_kill_before_the_first_save_starts_again(taught, tmp_path):
     assert same(state(whole), state(run))
 
 
-def embed_again(store, source, change):
+def embed_again(dataset, source, change):
     """Other features under the same name, of the same width."""
-    embedding, logits, present = store.teacher_features("sound")
+    embedding, logits, present = dataset.teacher_features("audio")
     embedding[~present] = logits[~present] = np.nan
-    entry = store.teachers["sound"]
-    store.add_teacher(
-        "sound", modality="sound", source=source, embedding=embedding * change, logits=logits, classes=entry.classes
+    entry = dataset.teachers["audio"]
+    dataset.add_teacher(
+        "audio", modality="audio", source=source, embedding=embedding * change, logits=logits, classes=entry.classes
     )
 
 
 def test_a_run_does_not_go_on_with_features_of_another_teacher(taught, tmp_path):
-    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
-    kd = config(store.folder, tmp_path / "run", method=KDConfig(), teacher="sound")
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    kd = config(dataset.folder, tmp_path / "run", method=KDConfig(), teacher="audio")
     run = train(kd, stop_after=5)
     recorded = json.loads((run / "data.json").read_text())["teacher"]
-    assert recorded["name"] == "sound"
+    assert recorded["name"] == "audio"
     assert recorded["source"] == "test"
     assert recorded["files"] == {
-        name: file_checksum(store.folder / name) for name in ("teacher-sound.npy", "teacher-sound-logits.npy")
+        name: file_checksum(dataset.folder / name) for name in ("teacher-audio.npy", "teacher-audio-logits.npy")
     }
-    embed_again(store, "other", 2.0)
-    with pytest.raises(RunError, match=r"features of teacher 'sound' are no longer .*, then by test, now by other: "):
+    embed_again(dataset, "other", 2.0)
+    with pytest.raises(RunError, match=r"features of teacher 'audio' are no longer .*, then by test, now by other: "):
         resume(run)
     assert state(run)[1]["progress"]["step"] == 5
-    # A moved store is the same store, and maps that the method does not look at are not its teacher's features.
-    embedding, logits, present = taught.teacher_features("sound")
+    # A moved dataset is the same dataset, and maps that the method does not look at are not its teacher's features.
+    embedding, logits, present = taught.teacher_features("audio")
     embedding[~present] = logits[~present] = np.nan
-    maps, said = np.zeros((len(store), 2, 24), np.float32), {"modality": "sound", "source": "test"}
-    store.add_teacher("sound", embedding=embedding, logits=logits, classes=store.classes, tokens=maps, **said)
-    resume(run, store=Path(shutil.move(store.folder, tmp_path / "moved")))
-    assert same(state(run), state(train(replace(kd, store=taught.folder, out=tmp_path / "whole"))))
+    maps, said = np.zeros((len(dataset), 2, 24), np.float32), {"modality": "audio", "source": "test"}
+    dataset.add_teacher("audio", embedding=embedding, logits=logits, classes=dataset.classes, tokens=maps, **said)
+    resume(run, dataset=Path(shutil.move(dataset.folder, tmp_path / "moved")))
+    assert same(state(run), state(train(replace(kd, dataset=taught.folder, out=tmp_path / "whole"))))
 
 
 def test_a_run_of_an_older_version_that_does_not_tell_its_teacher_goes_on(taught, tmp_path):
-    kd = config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="sound")
+    kd = config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="audio")
     run = train(kd, stop_after=5)
     told = json.loads((run / "data.json").read_text())
     del told["teacher"]
@@ -138,10 +143,10 @@ def test_a_run_of_an_older_version_that_does_not_tell_its_teacher_goes_on(taught
 
 
 def test_a_run_without_a_teacher_minds_no_features(taught, tmp_path):
-    store = Store(shutil.copytree(taught.folder, tmp_path / "store"))
-    run = train(config(store.folder, tmp_path / "run", teacher="sound"), stop_after=5)
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    run = train(config(dataset.folder, tmp_path / "run", teacher="audio"), stop_after=5)
     assert json.loads((run / "data.json").read_text())["teacher"] is None
-    embed_again(store, "other", 2.0)
+    embed_again(dataset, "other", 2.0)
     resume(run)
     assert state(run)[1]["progress"]["step"] == 10
 
@@ -164,7 +169,7 @@ def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
 
 def test_sigterm_saves_and_exits_0(taught, tmp_path):
     written = tmp_path / "config.json"
-    written.write_text(json.dumps(encode(config(taught.folder, tmp_path / "run", steps=100_000, validate_every=10**6))))
+    written.write_text(json.dumps(encode(config(taught.folder, tmp_path / "run", steps=100_000, eval_every=10**6))))
     command = [sys.executable, "-m", "avdistill", "train", "--config", str(written)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -182,11 +187,11 @@ def test_sigterm_saves_and_exits_0(taught, tmp_path):
 
 
 def test_a_handful_of_clips_is_learned(taught, tmp_path):
-    changes = {"steps": 150, "validation_fraction": 0.0, "labelled_per_batch": 4}
+    changes = {"steps": 150, "val_fraction": 0.0, "labeled_per_batch": 4}
     for method in (SupervisedConfig(), MNFCSCConfig()):
-        run = train(config(taught.folder, tmp_path / method.name, method=method, teacher="sound", **changes))
-        figures = evaluate(run, taught).figures
-        assert figures["top1"] == 1.0
+        run = train(config(taught.folder, tmp_path / method.name, method=method, teacher="audio", **changes))
+        metrics = evaluate(run, taught).metrics
+        assert metrics["top1_accuracy"] == 1.0
         assert lines(run)[-1]["losses"]["classification"] < 0.3
         assert json.loads((run / "best" / "chosen.json").read_text())["by"].startswith("last step")
 
@@ -194,39 +199,37 @@ def test_a_handful_of_clips_is_learned(taught, tmp_path):
 def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
     import shutil
 
-    from avdistill.data.store import Store
+    from avdistill.dataset.clip_dataset import ClipDataset
 
-    shutil.copytree(prepared, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    student = StudentConfig("logmel_cnn", SoundView(seconds=1.0), {"width": 8, "embedding_dim": 16})
+    shutil.copytree(prepared, tmp_path / "dataset")
+    dataset = ClipDataset(tmp_path / "dataset")
+    student = ModelConfig("logmel_cnn", AudioInput(seconds=1.0), {"width": 8, "embedding_dim": 16})
     taught_run = train(
-        config(
-            store.folder, tmp_path / "teacher", student=student, steps=150, train_split="teacher", validation_fraction=0
-        )
+        config(dataset.folder, tmp_path / "teacher", student=student, steps=150, train_split="teacher", val_fraction=0)
     )
-    entry = embed(store, load_teacher(taught_run), "sound")
-    silent_or_none = ~store.columns["has_sound"].astype(bool) | store.columns["silent"].astype(bool)
-    assert entry.clips == len(store) - silent_or_none.sum()
+    entry = embed(dataset, load_teacher(taught_run), "audio")
+    silent_or_none = ~dataset.columns["has_audio"].astype(bool) | dataset.columns["silent"].astype(bool)
+    assert entry.clips == len(dataset) - silent_or_none.sum()
     assert entry.width == 16
-    embedding, logits, present = Store(store.folder).teacher_features("sound")
+    embedding, logits, present = ClipDataset(dataset.folder).teacher_features("audio")
     assert (present == ~silent_or_none).all()
-    truth = np.array([int(i.split("_")[1]) % 3 for i in store.columns["id"]])
+    truth = np.array([int(i.split("_")[1]) % 3 for i in dataset.columns["id"]])
     assert (logits.argmax(1) == truth)[present].mean() > 0.9
     # The stored embedding is the network's own over the clip: two windows of a second, the last one at the end.
     network, _ = load_student(taught_run)
     row = int(np.flatnonzero(present)[0])
-    sound = torch.from_numpy(store.sound(row).astype(np.float32) / 32767)
-    assert 16000 < len(sound) < 32000
+    audio = torch.from_numpy(dataset.audio(row).astype(np.float32) / 32767)
+    assert 16000 < len(audio) < 32000
     with torch.no_grad():
-        direct = network(torch.stack([sound[:16000], sound[-16000:]])).embedding.mean(0)
+        direct = network(torch.stack([audio[:16000], audio[-16000:]])).embedding.mean(0)
     np.testing.assert_allclose(embedding[row], direct.numpy(), atol=1e-5)
-    kd = train(config(store.folder, tmp_path / "kd", method=KDConfig(), teacher="sound"))
+    kd = train(config(dataset.folder, tmp_path / "kd", method=KDConfig(), teacher="audio"))
     assert "soft_labels" in lines(kd)[0]["losses"]
-    assert 0 <= retrieve(kd, store).figures["hit@1"] <= 1
-    told = json.loads((store.folder / "store.json").read_text())
-    (store.folder / "store.json").write_text(json.dumps(told | {"fps": 4.0}))
+    assert 0 <= retrieve(kd, dataset).metrics["hit@1"] <= 1
+    told = json.loads((dataset.folder / "dataset.json").read_text())
+    (dataset.folder / "dataset.json").write_text(json.dumps(told | {"fps": 4.0}))
     with pytest.raises(TeacherError, match=r"trained at 10\.0 frames a second"):
-        evaluate(kd, Store(store.folder))
+        evaluate(kd, ClipDataset(dataset.folder))
 
 
 def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
@@ -235,7 +238,7 @@ def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
     assert len(data["validation"]) == 3
     assert not set(data["validation"]) & set(data["training"])
     assert all(name.startswith(("train_", "silent_")) for name in data["training"] + data["validation"])
-    scores = {e["step"]: e["validation"]["top1"] for e in lines(run) if "validation" in e}
+    scores = {e["step"]: e["validation"]["top1_accuracy"] for e in lines(run) if "validation" in e}
     assert set(scores) == {4, 8, 10}
     chosen = json.loads((run / "best" / "chosen.json").read_text())
     assert chosen["value"] == max(scores.values())
@@ -246,7 +249,7 @@ def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
 def test_every_recipe_runs_two_steps(taught, tmp_path, name):
     recipe = RECIPES[name]
     view = recipe.student.view
-    small = replace(view, frames=8, size=(32, 32)) if isinstance(view, PictureView) else replace(view, seconds=0.5)
+    small = replace(view, frames=8, size=(32, 32)) if isinstance(view, VideoInput) else replace(view, seconds=0.5)
     options = dict(recipe.student.options)
     if "frames" in options:
         options["frames"] = 8
@@ -255,14 +258,14 @@ def test_every_recipe_runs_two_steps(taught, tmp_path, name):
     run = train(
         replace(
             recipe,
-            store=taught.folder,
+            dataset=taught.folder,
             out=tmp_path / "run",
-            teacher=recipe.teacher and "sound",
+            teacher=recipe.teacher and "audio",
             steps=2,
             batch_size=4,
-            labelled_per_batch=None if recipe.labelled_per_batch is None else 2,
+            labeled_per_batch=None if recipe.labeled_per_batch is None else 2,
             workers=0,
-            validate_every=2,
+            eval_every=2,
             student=replace(recipe.student, view=small, options=options),
         )
     )
@@ -327,12 +330,14 @@ def test_tensorboard_events(taught, tmp_path):
 
 
 def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
-    """Two passes of 3 clips accumulate to the gradient of their mean: one SGD step shows it (BatchNorm aside)."""
-    changes = {"steps": 1, "batch_size": 3, "validation_fraction": 0.0}
+    """Two passes of 3 clips gradient_accumulation_steps to the gradient of their mean: one SGD step shows it
+    (BatchNorm aside).
+    """
+    changes = {"steps": 1, "batch_size": 3, "val_fraction": 0.0}
     sgd = OptimizerConfig("sgd", 1e-3, 0.0, "constant")
-    run = train(config(taught.folder, tmp_path / "run", accumulate=2, optimizer=sgd, **changes))
-    same = config(taught.folder, tmp_path / "same", accumulate=2, optimizer=sgd, **changes)
-    session = Session.open(same, same.out, torch.device("cpu"))
+    run = train(config(taught.folder, tmp_path / "run", gradient_accumulation_steps=2, optimizer=sgd, **changes))
+    same = config(taught.folder, tmp_path / "same", gradient_accumulation_steps=2, optimizer=sgd, **changes)
+    session = TrainingSetup.open(same, same.out, torch.device("cpu"))
     student = session.method.student.train()
     start = {k: v.clone() for k, v in student.named_parameters()}
     for number in (0, 1):
@@ -347,8 +352,8 @@ def test_a_run_on_several_splits(taught, tmp_path):
     told = json.loads((train(both) / "data.json").read_text())
     rows = [i for i, name in enumerate(taught.columns["split"]) if name in ("train", "teacher")]
     assert set(told["training"] + told["validation"]) == {taught.columns["id"][i] for i in rows}
-    assert (told["labelled"] + len(told["validation"]), len(told["validation"])) == (18, round(0.3 * 18))
-    with pytest.raises(StoreError, match="no clip in split 'dev'"):
+    assert (told["labeled"] + len(told["validation"]), len(told["validation"])) == (18, round(0.3 * 18))
+    with pytest.raises(DatasetError, match="no clip in split 'dev'"):
         train(replace(both, out=tmp_path / "none", train_split="train+dev"))
 
 
@@ -359,4 +364,4 @@ def test_environment_is_recorded(taught, tmp_path):
         told["packages"]["torch"]
     )
     assert told["cores"] == os.cpu_count()
-    assert build_model("logmel_cnn", 2).modality == "sound"
+    assert build_model("logmel_cnn", 2).modality == "audio"

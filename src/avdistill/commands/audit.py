@@ -1,4 +1,4 @@
-"""The verb that looks for clips whose sound says little about their picture."""
+"""The verb that looks for clips whose audio says little about their video."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 import tyro
 
+from avdistill.analysis.audit.audit import Audit, Score, write_audit
+from avdistill.analysis.audit.audit import audit as audit_run
+from avdistill.analysis.audit.page import write_audit_page
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
-from avdistill.data.store import Store
-from avdistill.decoding import ConfigError
-from avdistill.studies.audit import Audit, Score, write_audit
-from avdistill.studies.audit import audit as audit_run
-from avdistill.studies.audit_page import write_audit_page
-from avdistill.studies.report import format_value
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.reporting.report import format_value
 
 
 @dataclass(frozen=True)
 class _Audit:
-    """Rank the clips of a split by how little their sound says about their picture; table and page into a folder."""
+    """Rank the clips of a split by how little their audio says about their video; table and page into a folder."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
-    store: tyro.conf.Positional[Path]
-    """A store with the teacher's features, usually the one the run was trained on."""
+    dataset: tyro.conf.Positional[Path]
+    """A dataset with the teacher's features, usually the one the run was trained on."""
     split: str = "train"
-    """Clips to score, labelled or not."""
-    by: Score = "suspicion"
-    """Score to rank by; suspicion is teacher_label for labelled and student_teacher for unlabelled clips,
-    and doubt for both in a run of method robust."""
+    """Clips to score, labeled or not."""
+    by: Score = "mismatch_score"
+    """Score to rank by; mismatch_score is teacher_nll for labeled and disagreement for unlabeled clips,
+    and mismatch_probability for both in a run of method robust."""
     teacher: str | None = None
-    """Name of the features in the store, for a run that has no teacher of its own."""
+    """Name of the features in the dataset, for a run that has no teacher of its own."""
     cards: int = 40
     """Most suspicious clips to show on the page."""
     batch_size: int = 32
@@ -43,36 +43,36 @@ class _Audit:
 
 
 def audit(arguments: list[str]) -> None:
-    """`avdistill audit RUN STORE`."""
+    """`avdistill audit RUN DATASET`."""
     a = tyro.cli(_Audit, args=arguments, prog="avdistill audit")
     for name, least in (("cards", 0), ("batch_size", 1)):
         if getattr(a, name) < least:
             raise ConfigError(f"{name}: must be at least {least}, got {getattr(a, name)}")
-    store = Store(a.store)
+    dataset = ClipDataset(a.dataset)
     with progress_bar("audit") as update:
         result = audit_run(
-            a.run, store, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_batch=update
+            a.run, dataset, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_batch=update
         )
     out = a.out or a.run / f"audit-{a.split}"
     if FIRST_PROCESS:
         write_audit(out, result)
-        write_audit_page(out / "audit.html", result, store, cards=a.cards)
+        write_audit_page(out / "audit.html", result, dataset, cards=a.cards)
     say(f"table: {out / 'clips.csv'}\npage:  {out / 'audit.html'}")
-    output({**result.settings, **result.figures, "out": str(out)}, _lines(result), a.json)
+    output({**result.settings, **result.metrics, "out": str(out)}, _lines(result), a.json)
 
 
 def _lines(result: Audit) -> list[str]:
-    f = result.figures
+    f = result.metrics
     lines = [
         f"{f['scored']} of {f['clips']} clips of split {f['split']!r} scored "
-        f"({f['labelled']} labelled, {f['unlabelled']} unlabelled), {f['without_teacher']} without a teacher, "
+        f"({f['labeled']} labeled, {f['unlabeled']} unlabeled), {f['without_teacher']} without a teacher, "
         f"{f['without_student']} without what the student looks at"
     ]
     score = result.settings["by"]
     ranked = [row for row in result.rows[:5] if row["rank"] is not None]
     lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_said(row)}" for row in ranked]
     if f["truth"]:
-        lines.append("how well unrelated sound is found (AUROC, average precision):")
+        lines.append("how well mismatched audio is found (AUROC, average precision):")
     return lines + [
         f"  {row['group']:<11}{row['score']:<16}{format_value(row['auroc']):>6}  "
         f"{format_value(row['average_precision']):>6}   {row['positives']} of {row['positives'] + row['negatives']}"
@@ -81,6 +81,6 @@ def _lines(result: Audit) -> list[str]:
 
 
 def _said(row: dict[str, Any]) -> str:
-    label = row["label"] if row["labelled"] else "unlabelled"
+    label = row["label"] if row["labeled"] else "unlabeled"
     heard = f", teacher {row['teacher_class']}" if row["teacher_class"] is not None else ""
     return f"  ({label}{heard}, student {row['student_class']})"

@@ -1,4 +1,4 @@
-"""Verbs that set methods against each other: compare, condition."""
+"""Verbs that set methods against each other: compare, corruption."""
 
 from __future__ import annotations
 
@@ -7,54 +7,56 @@ from pathlib import Path
 
 import tyro
 
+from avdistill.analysis.benchmark.report import columns_of
+from avdistill.analysis.benchmark.study import Study, run_study, write_report
 from avdistill.commands.console import output, progress_bar, say, take_option
-from avdistill.data.conditions import apply_condition, parse_condition
-from avdistill.data.store import Store
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
+from avdistill.corruption.apply import corrupt as corrupt_dataset
+from avdistill.corruption.apply import parse_corruption
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.methods import METHODS
-from avdistill.studies.comparison import Study, run_study, write_report
-from avdistill.studies.comparison_report import columns_of
-from avdistill.studies.report import markdown_table
+from avdistill.reporting.report import markdown_table
 from avdistill.teachers import load_teacher
-from avdistill.teachers.carrying import carry_teachers, check_teacher
+from avdistill.teachers.transfer import check_teacher, transfer_teachers
 from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 
 # Of the report's columns; the others make lines too long for a terminal.
-_SHOWN = {"condition", "method", "n", "figure", "std", "difference", "difference_interval", "auc", "d_prime", "rank"}
+_SHOWN = {"corruption", "method", "n", "figure", "std", "difference", "difference_interval", "auc", "d_prime", "rank"}
 
 
 @dataclass(frozen=True)
 class _Compare:
-    """Train many methods alike on one store, and say which are better than no distillation."""
+    """Train many methods alike on one dataset, and say which are better than no distillation."""
 
-    store: tyro.conf.Positional[Path]
-    """A prepared store with a teacher's features; no file of it is touched."""
+    dataset: tyro.conf.Positional[Path]
+    """A prepared dataset with a teacher's features; no file of it is touched."""
     out: Path
     """The study's folder; a stopped study goes on when the same command is given."""
     methods: tuple[str, ...] = tuple(sorted(METHODS))
     """Names (`avdistill recipes` lists them) or FILE.py:Class, each optionally with settings: crd:negatives=batch.
-    at and nst need the teacher's maps (`embed --maps`), dkd and c2kd one label per clip."""
-    conditions: tuple[str, ...] = ("clean",)
-    """clean, or pairs: unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels.
-    Numbers, in place of the share of labels: labelled_videos, labelled_per_class."""
+    at and nst need the teacher's maps (`embed --tokens`), dkd and c2kd one label per clip."""
+    corruptions: tuple[str, ...] = ("clean",)
+    """clean, or pairs: mismatched=0.4,label_fraction=0.25. Shares: mismatched, dropped, time_shifted, noisy (with
+    snr_db), label_fraction.
+    Numbers, in place of the share of labels: labeled_videos, labeled_per_class."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs that count."""
     trials: int = 1
-    """Settings tried for each method under each condition, 1 to 5; 1 takes the published one."""
+    """Settings tried for each method under each corruption, 1 to 5; 1 takes the published one."""
     trial_steps: int | None = None
     """Of a trial; default: as many as of a run that counts."""
     tuning_seed: int = 1000
     """Of the trials."""
-    teacher: str = "sound"
-    """Name of the teacher's features in the store."""
+    teacher: str = "audio"
+    """Name of the teacher's features in the dataset."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), for conditions that make new sound: shifted, drowned. It must be
+    """The teacher itself (a run folder or a name), for corruptions that make new audio: time_shifted, noisy. It must be
     what made the features."""
-    test_store: Path | None = None
-    """Another store to test on; default: the same, without any condition."""
+    test_dataset: Path | None = None
+    """Another dataset to test on; default: the same, without any corruption."""
     test_split: str = "test"
-    """Its labelled clips are classified."""
+    """Its labeled clips are classified."""
     workers: int = 1
     """Runs at a time."""
     threads: int | None = None
@@ -66,7 +68,7 @@ class _Compare:
 
 
 def compare(arguments: list[str]) -> None:
-    """`avdistill compare STORE --out STUDY [--recipe NAME] [--methods ...] [--seeds ...] [--conditions ...]`."""
+    """`avdistill compare DATASET --out STUDY [--recipe NAME] [--methods ...] [--seeds ...] [--corruptions ...]`."""
     recipe, rest = take_option(arguments, "--recipe")
     recipe = recipe or "tiny_supervised"
     if recipe not in RECIPES:
@@ -75,21 +77,21 @@ def compare(arguments: list[str]) -> None:
         _Compare,
         args=rest,
         prog="avdistill compare",
-        default=_Compare(store=tyro.MISSING, out=tyro.MISSING, base=RECIPES[recipe]),
+        default=_Compare(dataset=tyro.MISSING, out=tyro.MISSING, base=RECIPES[recipe]),
         config=(tyro.conf.AvoidSubcommands,),
     )
     study = Study(
-        store=a.store,
+        dataset=a.dataset,
         out=a.out,
         base=a.base,
         methods=a.methods,
-        conditions=a.conditions,
+        corruptions=a.corruptions,
         seeds=a.seeds,
         trials=a.trials,
         trial_steps=a.trial_steps,
         tuning_seed=a.tuning_seed,
         teacher=a.teacher,
-        test_store=a.test_store,
+        test_dataset=a.test_dataset,
         test_split=a.test_split,
     )
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
@@ -97,39 +99,41 @@ def compare(arguments: list[str]) -> None:
         rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)  # type: ignore[arg-type]
     result = write_report(study, rows)
     say(f"report: {a.out / 'report.html'}")
-    headings = {"condition": "condition", **columns_of(result["table"])}
+    headings = {"corruption": "corruption", **columns_of(result["table"])}
     columns = {key: name for key, name in headings.items() if key in _SHOWN}
     output({"out": str(a.out), **result}, [markdown_table(result["table"], columns)], a.json)
 
 
 @dataclass(frozen=True)
-class _Condition:
-    """A new store: the given one with some sounds swapped, silent, shifted or drowned, and fewer labels."""
+class _Corruption:
+    """A new dataset: the given one with some audio swapped, dropped, time_shifted or noisy, and fewer labels."""
 
-    store: tyro.conf.Positional[Path]
-    """The store's folder; no file of it is touched."""
-    condition: tyro.conf.Positional[str]
-    """Pairs, such as unrelated=0.4,labels=0.25. Shares: unrelated, silent, shifted, drowned (with snr_db), labels.
-    Numbers, in place of the share of labels: labelled_videos, labelled_per_class."""
+    dataset: tyro.conf.Positional[Path]
+    """The dataset's folder; no file of it is touched."""
+    corruption: tyro.conf.Positional[str]
+    """Pairs, such as mismatched=0.4,label_fraction=0.25. Shares: mismatched, dropped, time_shifted, noisy (with
+    snr_db), label_fraction.
+    Numbers, in place of the share of labels: labeled_videos, labeled_per_class."""
     out: Path
-    """The new store's folder."""
+    """The new dataset's folder."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), where shifted or drowned sound must be embedded anew. Other teachers
+    """The teacher itself (a run folder or a name), where time_shifted or noisy audio must be embedded anew. Other
+    teachers
     that hear are then left out; the same command with theirs brings them."""
     json: bool = False
     """Print one JSON object."""
 
 
-def condition(arguments: list[str]) -> None:
-    """`avdistill condition STORE unrelated=0.4 --out NEW`; teachers' features are brought along."""
-    a = tyro.cli(_Condition, args=arguments, prog="avdistill condition")
-    base, wanted = Store(a.store), parse_condition(a.condition)
+def corrupt(arguments: list[str]) -> None:
+    """`avdistill corrupt DATASET mismatched=0.4 --out NEW`; teachers' features are brought along."""
+    a = tyro.cli(_Corruption, args=arguments, prog="avdistill corrupt")
+    base, wanted = ClipDataset(a.dataset), parse_corruption(a.corruption)
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
     if teacher is not None:
         check_teacher(base, base.teachers, teacher)
-    made = apply_condition(base, wanted, a.out)
-    for name in carry_teachers(base, made, teacher=teacher):
-        say(f"teacher {name!r} is left out: {a.teacher_run} is another, and cannot hear the new sounds for it")
-    found = Store(a.out)
+    made = corrupt_dataset(base, wanted, a.out)
+    for name in transfer_teachers(base, made, teacher=teacher):
+        say(f"teacher {name!r} is left out: {a.teacher_run} is another, and cannot hear the new audio for it")
+    found = ClipDataset(a.out)
     lines = [f"{len(found)} clips; teachers: {', '.join(found.teachers) or 'none'}"]
-    output({"store": str(a.out), "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)
+    output({"dataset": str(a.out), "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)

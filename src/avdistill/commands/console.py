@@ -41,16 +41,16 @@ def run(module: str, function: str, arguments: list[str]) -> int:
 
 def _expected() -> tuple[type[Exception], tuple[type[Exception], ...]]:
     """The error of a wrong config, and all that a user can mend."""
-    from avdistill.data.annotations import AnnotationError
-    from avdistill.data.media import MediaError
-    from avdistill.data.store import StoreError
-    from avdistill.decoding import ConfigError
+    from avdistill.annotations.readers import AnnotationError
+    from avdistill.config_io import ConfigError
+    from avdistill.dataset.clip_dataset import DatasetError
+    from avdistill.media.decoder import MediaError
 
-    mendable: list[type[Exception]] = [AnnotationError, MediaError, StoreError, ConfigError, OSError]
+    mendable: list[type[Exception]] = [AnnotationError, MediaError, DatasetError, ConfigError, OSError]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
         from avdistill.distributed import ProcessLostError
-        from avdistill.inference import NotFiniteError
-        from avdistill.models.weights import WeightsError
+        from avdistill.inference.runner import NotFiniteError
+        from avdistill.models.checkpoint import WeightsError
         from avdistill.teachers import TeacherError
         from avdistill.training.checkpoint import RunError
 
@@ -82,7 +82,7 @@ def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]
 
     For options that decide which others there are. Raises ConfigError where the value is missing.
     """
-    from avdistill.decoding import ConfigError
+    from avdistill.config_io import ConfigError
 
     for position, argument in enumerate(arguments):
         given, joined, value = argument.partition("=")

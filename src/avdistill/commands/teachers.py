@@ -9,12 +9,12 @@ from typing import Any
 
 import tyro
 
+from avdistill.analysis.teacher_probe import dataset_features, npz_features
+from avdistill.analysis.teacher_probe import probe as probe_features
 from avdistill.commands.console import output, progress_bar
-from avdistill.commands.runs import train_teacher
-from avdistill.data.store import Store
-from avdistill.decoding import ConfigError
-from avdistill.studies.probe import npz_features, store_features
-from avdistill.studies.probe import probe as probe_features
+from avdistill.commands.train import train_teacher
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.teachers import ANY_ENCODER, TEACHERS
 
 
@@ -23,9 +23,9 @@ class _Probe:
     """What a teacher's embeddings tell of the labels: linear probe, retrieval, doubles and silence."""
 
     features: tyro.conf.Positional[Path]
-    """A store, or an .npz file with name, label, split and embedding."""
+    """A dataset, or an .npz file with name, label, split and embedding."""
     teacher: str | None = None
-    """Name of the features in the store; default: its only teacher."""
+    """Name of the features in the dataset; default: its only teacher."""
     train_split: str | None = None
     """Split that trains the probe; the gallery; default: train or training."""
     split: str | None = None
@@ -39,14 +39,14 @@ class _Probe:
 
 
 def probe(arguments: list[str]) -> None:
-    """`avdistill teacher probe STORE|FILE.npz`."""
+    """`avdistill teacher probe DATASET|FILE.npz`."""
     a = tyro.cli(_Probe, args=arguments, prog="avdistill teacher probe")
     if a.features.suffix == ".npz":
         if a.teacher is not None:
             raise ConfigError("--teacher: an .npz file holds one teacher only")
         features = npz_features(a.features)
     else:
-        features = store_features(Store(a.features), a.teacher)
+        features = dataset_features(ClipDataset(a.features), a.teacher)
     with progress_bar("probe") as update:
         report = probe_features(
             features,
@@ -98,7 +98,7 @@ def list_teachers(arguments: list[str]) -> None:
             "takes": kind.takes,
             "minimum_seconds": kind.minimum_seconds,
             "weights": kind.weights,
-            "licence": kind.licence,
+            "license": kind.license,
             "present": kind.present(),
         }
         for name, kind in TEACHERS.items()
@@ -108,7 +108,7 @@ def list_teachers(arguments: list[str]) -> None:
         least = "" if kind.minimum_seconds is None else f"; at least {kind.minimum_seconds:g} s, else repeated"
         there = "present" if teachers[name]["present"] else "not here"
         lines += [
-            f"{name:<20} {kind.modality:<8} {kind.width:>5}-d  {there:<9} {kind.licence}",
+            f"{name:<20} {kind.modality:<8} {kind.width:>5}-d  {there:<9} {kind.license}",
             f"  takes {kind.takes}{least}",
             f"  weights: {kind.weights}",
         ]
@@ -117,8 +117,8 @@ def list_teachers(arguments: list[str]) -> None:
 
 
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "train": (train_teacher, "a supervised run on the labelled clips' sound: `teacher train STORE --out RUN`"),
-    "probe": (probe, "what a teacher's embeddings tell of the labels: `teacher probe STORE`"),
+    "train": (train_teacher, "a supervised run on the labeled clips' audio: `teacher train DATASET --out RUN`"),
+    "probe": (probe, "what a teacher's embeddings tell of the labels: `teacher probe DATASET`"),
     "list": (list_teachers, "the teachers there are by name, and how to get them"),
 }
 

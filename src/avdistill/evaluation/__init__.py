@@ -1,1 +1,1 @@
-"""Figures from predictions, embeddings and labels. Knows nothing of training."""
+"""Metrics from predictions, embeddings and labels. Knows nothing of training."""

@@ -1,4 +1,4 @@
-"""Figures from scores, embeddings and labels: pure functions, tensors in, numbers out.
+"""Metrics from scores, embeddings and labels: pure functions, tensors in, numbers out.
 
 Dimensions: N clips, C classes, Q queries, G gallery items, D channels. Arguments that return everywhere:
 
@@ -9,7 +9,7 @@ Dimensions: N clips, C classes, Q queries, G gallery items, D channels. Argument
     class_names: C names.
     queries, gallery: (Q, D) and (G, D) finite embeddings, one per video, of any norm, on one device.
 
-Figures are fractions, never percentages. Input without an answer (nothing in it, lengths that differ, NaN, a label
+Metrics are fractions, never percentages. Input without an answer (nothing in it, lengths that differ, NaN, a label
 outside the classes) is a ValueError that says what was found.
 """
 
@@ -21,10 +21,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from avdistill.evaluation.neighbours import check_table, relevant_ranks
+from avdistill.search.knn import check_table, relevant_ranks
 
 
-class ClassFigures(TypedDict):
+class ClassMetrics(TypedDict):
     """One row of `per_class_table`. None where the figure does not exist.
 
     Keys: `name`; `clips`, how many have this label; `recall`, the top-1 accuracy of those clips (None without clips);
@@ -75,20 +75,20 @@ def confusion_matrix(*, scores: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(cell, minlength=classes * classes).reshape(classes, classes)
 
 
-def per_class_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[ClassFigures]:
-    """One row of figures per class, in class order. Of equally frequent confusions the first class is named.
+def per_class_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[ClassMetrics]:
+    """One row of metrics per class, in class order. Of equally frequent confusions the first class is named.
 
     `scores` (N, C), `labels` (N,), `class_names` C.
     """
     matrix = confusion_matrix(scores=scores, labels=labels)
     _check_class_names(class_names, classes=matrix.shape[0])
-    rows: list[ClassFigures] = []
+    rows: list[ClassMetrics] = []
     for index, name in enumerate(class_names):
         clips, given, right = (int(n) for n in (matrix[index].sum(), matrix[:, index].sum(), matrix[index, index]))
         errors = matrix[index].clone()
         errors[index] = 0
         rows.append(
-            ClassFigures(
+            ClassMetrics(
                 name=name,
                 clips=clips,
                 recall=right / clips if clips else None,
@@ -185,7 +185,7 @@ def retrieval_metrics(
     ks: Sequence[int] = (1, 5, 10, 20),
     block: int = 1024,
 ) -> dict[str, float]:
-    """Figures of retrieval by cosine similarity, where an item is relevant if it has a label of the query.
+    """Metrics of retrieval by cosine similarity, where an item is relevant if it has a label of the query.
 
     Args:
         queries: (Q, D), not themselves in the gallery.
@@ -215,10 +215,10 @@ def retrieval_metrics(
         for k in hits:
             hits[k] += int((ranks[:, :1] <= min(k, len(gallery))).sum())
     answered = torch.cat(precisions)
-    figures: dict[str, float] = {f"hit@{k}": count / len(queries) for k, count in hits.items()}
-    figures["map"] = float(answered.mean())
-    figures["map@R"] = float(torch.cat(precisions_at_r).mean())
-    return figures | {
+    metrics: dict[str, float] = {f"hit@{k}": count / len(queries) for k, count in hits.items()}
+    metrics["map"] = float(answered.mean())
+    metrics["map@R"] = float(torch.cat(precisions_at_r).mean())
+    return metrics | {
         "queries": len(queries),
         "gallery": len(gallery),
         "queries_without_relevant": len(queries) - len(answered),
@@ -237,7 +237,7 @@ def release_retrieval_metrics(
     """The released implementation's mean average precision, for comparison with its tables only.
 
     It averages precision over the hits found among the first `top`, not over the relevant items, and leaves out queries
-    with no hit: what a ranking misses costs it nothing. On UCF51's sound it says 27.4 where `map` is 21.6.
+    with no hit: what a ranking misses costs it nothing. On UCF51's audio it says 27.4 where `map` is 21.6.
     Arguments as in `retrieval_metrics`; `top`, the ranks looked at, is at least 1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A trained student in, retrieval figures out: one mean embedding per clip, cosine, queries against a gallery."""
+"""A trained student in, retrieval metrics out: one mean embedding per clip, cosine, queries against a gallery."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.data.dataset import encode_labels, labelled_clips
-from avdistill.data.store import Store
-from avdistill.decoding import ConfigError
-from avdistill.distributed import joined
-from avdistill.evaluation import metrics
-from avdistill.evaluation.neighbours import top_k_neighbours
-from avdistill.inference import run_network
-from avdistill.models.weights import load_student
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import encode_labels, labeled_clips
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.distributed import init_distributed
+from avdistill.evaluation.metrics import release_retrieval_metrics, retrieval_metrics
+from avdistill.inference.runner import run_network
+from avdistill.models.checkpoint import load_student
+from avdistill.search.knn import top_k_neighbors
 from avdistill.teachers.base import check_rates
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """Figures, and the nearest gallery clips of each query.
+class RetrievalResult:
+    """Metrics, and the nearest gallery clips of each query.
 
     Attributes:
-        figures: JSON-ready: `hit@k`, `map`, `map@R`, counts; `release.*` where asked for. None where undefined.
-        neighbours: a row per query: id, and the ids and cosines of its nearest gallery clips.
+        metrics: JSON-ready: `hit@k`, `map`, `map@R`, counts; `release.*` where asked for. None where undefined.
+        neighbors: a row per query: id, and the ids and cosines of its nearest gallery clips.
     """
 
-    figures: dict[str, Any]
-    neighbours: list[dict[str, object]]
+    metrics: dict[str, Any]
+    neighbors: list[dict[str, object]]
 
 
 def retrieve(
     run: Path,
-    store: Store,
+    dataset: ClipDataset,
     *,
     queries: str = "test",
     gallery: str = "train",
@@ -46,17 +46,17 @@ def retrieve(
     batch_size: int = 32,
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
-) -> Retrieval:
-    """Look up each labelled clip of split `queries` among the labelled clips of split `gallery`.
+) -> RetrievalResult:
+    """Look up each labeled clip of split `queries` among the labeled clips of split `gallery`.
 
     Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
-    such a gallery clip cannot be found (`gallery_missing`). Where clips of the store have several labels, a gallery
+    such a gallery clip cannot be found (`gallery_missing`). Where clips of the dataset have several labels, a gallery
     clip is relevant if it shares at least one with the query. Under torchrun the processes share the clips.
 
     Args:
         run: run folder.
-        store: holds both splits.
-        queries, gallery: splits; several are joined by "+", as in "train+teacher".
+        dataset: holds both splits.
+        queries, gallery: splits; several are init_distributed by "+", as in "train+teacher".
         ks: of hit@k.
         release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
             with none; it is higher than mAP over all relevant clips.
@@ -66,21 +66,21 @@ def retrieve(
 
     Raises:
         ConfigError: a clip is in both.
-        StoreError: a split is empty or has no label.
+        DatasetError: a split is empty or has no label.
     """
     student, description = load_student(run)
-    check_rates(store, description.view, description.fps, description.sample_rate_hz, "the student")
-    wanted, searched = labelled_clips(store, queries), labelled_clips(store, gallery)
+    check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
+    wanted, searched = labeled_clips(dataset, queries), labeled_clips(dataset, gallery)
     if len(np.intersect1d(wanted, searched)):
         raise ConfigError(f"queries {queries!r} and gallery {gallery!r} share clips, and each would find itself first")
 
     def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
-        labels = encode_labels(store, clips, store.classes, multi_label=store.multi_label).values
-        outputs = run_network(student, store, clips, description.view, batch_size=batch_size, on_batch=on_batch)
+        labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
+        outputs = run_network(student, dataset, clips, description.view, batch_size=batch_size, on_batch=on_batch)
         seen = outputs.present
         return clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen]
 
-    with joined(device) as own_device:
+    with init_distributed(device) as own_device:
         student = student.to(own_device)
         query_clips, query, query_labels, lost = embedded(wanted)
         gallery_clips, items, item_labels, gallery_lost = embedded(searched)
@@ -91,21 +91,21 @@ def retrieve(
         "query_labels": query_labels,
         "gallery_labels": item_labels,
     }
-    figures: dict[str, Any] = dict(metrics.retrieval_metrics(**both, ks=ks))
+    metrics: dict[str, Any] = dict(retrieval_metrics(**both, ks=ks))
     if release_metrics:
-        figures |= metrics.release_retrieval_metrics(**both)
-    figures |= _with_blind_queries(figures, ks, int(_found_among(lost, item_labels).sum()), len(lost))
-    figures |= {"queries_missing": len(lost), "gallery_missing": len(gallery_lost)}
-    figures = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in figures.items()}
-    return Retrieval(figures, _neighbours(store, query_clips, gallery_clips, query, items, max(ks)))
+        metrics |= release_retrieval_metrics(**both)
+    metrics |= _with_blind_queries(metrics, ks, int(_found_among(lost, item_labels).sum()), len(lost))
+    metrics |= {"queries_missing": len(lost), "gallery_missing": len(gallery_lost)}
+    metrics = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in metrics.items()}
+    return RetrievalResult(metrics, _neighbors(dataset, query_clips, gallery_clips, query, items, max(ks)))
 
 
-def _with_blind_queries(figures: dict[str, Any], ks: tuple[int, ...], missed: int, blind: int) -> dict[str, Any]:
-    """Figures where `blind` more queries find nothing, which `missed` something: there is something to be found."""
-    seen = figures["queries"]
-    answered = seen - figures["queries_without_relevant"]
-    changed = {f"hit@{k}": figures[f"hit@{k}"] * seen / (seen + blind) for k in ks}
-    changed |= {name: figures[name] * answered / max(1, answered + missed) for name in ("map", "map@R")}
+def _with_blind_queries(metrics: dict[str, Any], ks: tuple[int, ...], missed: int, blind: int) -> dict[str, Any]:
+    """Metrics where `blind` more queries find nothing, which `missed` something: there is something to be found."""
+    seen = metrics["queries"]
+    answered = seen - metrics["queries_without_relevant"]
+    changed = {f"hit@{k}": metrics[f"hit@{k}"] * seen / (seen + blind) for k in ks}
+    changed |= {name: metrics[name] * answered / max(1, answered + missed) for name in ("map", "map@R")}
     return changed | {"queries": seen + blind, "queries_without_relevant": seen + blind - answered - missed}
 
 
@@ -116,11 +116,11 @@ def _found_among(labels: Tensor, of_others: Tensor) -> Tensor:
     return ((labels > 0) & (of_others > 0).any(0)).any(1)
 
 
-def _neighbours(
-    store: Store, query_clips: np.ndarray, gallery_clips: np.ndarray, query: Tensor, items: Tensor, k: int
+def _neighbors(
+    dataset: ClipDataset, query_clips: np.ndarray, gallery_clips: np.ndarray, query: Tensor, items: Tensor, k: int
 ) -> list[dict[str, object]]:
-    scores, indices = top_k_neighbours(queries=query, gallery=items, k=k)
-    ids = store.columns["id"]
+    scores, indices = top_k_neighbors(queries=query, gallery=items, k=k)
+    ids = dataset.columns["id"]
     return [
         {
             "id": ids[clip],

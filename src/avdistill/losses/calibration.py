@@ -21,7 +21,7 @@ def contrastive_semantic_calibration(
     guided: Tensor,
     filtered_teacher: Tensor,
     labels: Tensor,
-    labelled: Tensor | None = None,
+    labeled: Tensor | None = None,
     temperature: Temperature = "pairwise",
     threshold: float = 0.07,
     log_epsilon: float = 0.0,
@@ -38,7 +38,7 @@ def contrastive_semantic_calibration(
         filtered_teacher: (B, D) purified teacher a'. Only the temperature sees it, without gradient.
         labels: int64 (B,), or multi-hot float (B, C): a positive then counts by its overlap with i's labels,
             |y_i and y_j| / |y_i or y_j|.
-        labelled: bool (B,); None means all.
+        labeled: bool (B,); None means all.
         temperature: "pairwise" T_ij = cos(v_i, a'_j) + threshold (released); "sample" T_i = 1 - cos(v_i, a'_i)
             (leftovers of the release, opposite sign: the better the match, the sharper); "fixed" T = threshold.
             All are kept at `TEMPERATURE_FLOOR` or above, which the release does not do.
@@ -60,9 +60,9 @@ def contrastive_semantic_calibration(
 
     itself = torch.eye(B, dtype=torch.bool, device=scores.device)
     weights = same_label(labels).to(scores.dtype)
-    if labelled is not None:
-        weights = weights * (labelled[:, None] & labelled[None, :])
-        scores = scores.masked_fill(~(labelled[None, :] | itself), -torch.inf)
+    if labeled is not None:
+        weights = weights * (labeled[:, None] & labeled[None, :])
+        scores = scores.masked_fill(~(labeled[None, :] | itself), -torch.inf)
     weights = weights.masked_fill(itself, 1.0)
 
     log_p = F.log_softmax(scores, dim=1)

@@ -13,7 +13,7 @@ from avdistill.losses.calibration import same_label
 
 
 def noise_contrastive_estimation(
-    *, positive: Tensor, negative: Tensor, used: Tensor, normaliser: Tensor, clips: int
+    *, positive: Tensor, negative: Tensor, used: Tensor, normalizer: Tensor, clips: int
 ) -> Tensor:
     """Tell the pair of a clip from m pairs drawn from a noise distribution 1/N (Tian et al. 2020, CRD).
 
@@ -25,7 +25,7 @@ def noise_contrastive_estimation(
         positive: (B,) scores cos / temperature of the anchors with their own clip.
         negative: (B, K) scores with other clips.
         used: bool (B, K), which of them count.
-        normaliser: Z, a scalar without gradient.
+        normalizer: Z, a scalar without gradient.
         clips: N.
 
     Returns:
@@ -35,7 +35,7 @@ def noise_contrastive_estimation(
         return positive.sum() + negative.sum()
     m = used.sum(1)
     # The logit of h is the score less this. As a logit nothing overflows, whatever Z was estimated.
-    offset = normaliser.log() + (m.clamp(min=1).to(positive.dtype) / clips).log()
+    offset = normalizer.log() + (m.clamp(min=1).to(positive.dtype) / clips).log()
     found = -F.logsigmoid(positive - offset).masked_fill(m == 0, 0.0)
     refused = -F.logsigmoid(offset[:, None] - negative).masked_fill(~used, 0.0)
     return (found + refused.sum(1)).mean()
@@ -62,9 +62,7 @@ def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float =
     return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
 
 
-def class_contrast(
-    *, first: Tensor, second: Tensor, labels: Tensor, labelled: Tensor, temperature: float = 0.5
-) -> Tensor:
+def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, temperature: float = 0.5) -> Tensor:
     """NCE(first, second) + NCE(second, first) of compositional contrastive learning (Chen et al. 2021).
 
     p_ij = softmax_j(cos(x_i, y_j) / temperature). NCE(x, y) is the mean over i of: the mean over the j with i's label
@@ -78,7 +76,7 @@ def class_contrast(
         second: (B, D).
         labels: int64 (B,), or multi-hot float (B, C): a positive then counts by its overlap with i's labels,
             |y_i and y_j| / |y_i or y_j|, and a clip that shares none is a negative.
-        labelled: bool (B,).
+        labeled: bool (B,).
         temperature: tau.
 
     Returns:
@@ -88,17 +86,17 @@ def class_contrast(
         return first.sum() + second.sum()
     cosines = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
     itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
-    known = labelled[:, None] & labelled[None, :]
+    known = labeled[:, None] & labeled[None, :]
     positives = (same_label(labels).to(cosines.dtype) * known).masked_fill(itself, 1.0)
     negatives = (known & (positives == 0)).to(cosines.dtype)
-    columns = labelled[None, :] | itself
+    columns = labeled[None, :] | itself
     return sum(  # type: ignore[return-value]
-        _class_contrast(scores=scores / temperature, positives=positives, negatives=negatives, columns=columns)
+        _ccl_nce(scores=scores / temperature, positives=positives, negatives=negatives, columns=columns)
         for scores in (cosines, cosines.T)
     )
 
 
-def _class_contrast(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: Tensor) -> Tensor:
+def _ccl_nce(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: Tensor) -> Tensor:
     # The lowest number, not -inf: a row with one column would have infinities of which gradients are no numbers.
     scores = scores.masked_fill(~columns, torch.finfo(scores.dtype).min)
     log_p = F.log_softmax(scores, dim=1)
@@ -117,13 +115,13 @@ def _class_contrast(*, scores: Tensor, positives: Tensor, negatives: Tensor, col
     return -(attraction + repulsion).mean()
 
 
-def two_way_divergence(*, first: Tensor, second: Tensor, several_labels: bool = False) -> Tensor:
+def two_way_divergence(*, first: Tensor, second: Tensor, multi_label: bool = False) -> Tensor:
     """(KL(p || q) + KL(q || p)) / 2 between two predictions, mean over clips; gradients reach both (Chen et al. 2021).
 
     Args:
         first: (B, C) logits of p.
         second: (B, C) logits of q.
-        several_labels: every class is a yes or no of its own, with sigmoids instead of the softmax and the mean over
+        multi_label: every class is a yes or no of its own, with sigmoids instead of the softmax and the mean over
             classes, as `classification` has it.
 
     Returns:
@@ -131,7 +129,7 @@ def two_way_divergence(*, first: Tensor, second: Tensor, several_labels: bool = 
     """
     if len(first) == 0:
         return first.sum() + second.sum()
-    if several_labels:
+    if multi_label:
         return 0.5 * ((first.sigmoid() - second.sigmoid()) * (first - second)).mean()
     log_p, log_q = F.log_softmax(first, dim=1), F.log_softmax(second, dim=1)
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1).mean()

@@ -1,4 +1,4 @@
-"""Divergences between predictions, and classification that knows what is labelled."""
+"""Divergences between predictions, and classification that knows what is labeled."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def soft_label_divergence(
-    *, student: Tensor, teacher: Tensor, temperature: float = 4.0, several_labels: bool = False
-) -> Tensor:
+def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi_label: bool = False) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over clips (Hinton et al. 2015, section 2).
 
     Args:
         student: (B, C) logits.
         teacher: (B, C) logits; no gradient reaches them.
         temperature: T.
-        several_labels: a clip may have several: every class is a yes or no of its own, with sigmoids instead of the
+        multi_label: a clip may have several: every class is a yes or no of its own, with sigmoids instead of the
             softmax and the mean over classes, as `classification` has it.
 
     Returns:
@@ -26,7 +24,7 @@ def soft_label_divergence(
     """
     if len(student) == 0:
         return student.sum()
-    if several_labels:
+    if multi_label:
         scaled = teacher.detach() / temperature
         surprise, least = (
             F.binary_cross_entropy_with_logits(logits, scaled.sigmoid()) for logits in (student / temperature, scaled)
@@ -37,18 +35,18 @@ def soft_label_divergence(
     return temperature**2 * F.kl_div(predicted, target, reduction="batchmean", log_target=True)
 
 
-def classification(*, logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Mean classification loss over the labelled clips: cross-entropy for one label, binary for several.
+def classification(*, logits: Tensor, labels: Tensor, labeled: Tensor) -> Tensor:
+    """Mean classification loss over the labeled clips: cross-entropy for one label, binary for several.
 
     Args:
         logits: (B, C).
-        labels: int64 (B,) or multi-hot float (B, C); rows outside `labelled` are not looked at.
-        labelled: bool (B,).
+        labels: int64 (B,) or multi-hot float (B, C); rows outside `labeled` are not looked at.
+        labeled: bool (B,).
 
     Returns:
-        A scalar; 0 with a graph where nothing is labelled.
+        A scalar; 0 with a graph where nothing is labeled.
     """
-    chosen, targets = logits[labelled], labels[labelled]
+    chosen, targets = logits[labeled], labels[labeled]
     if len(chosen) == 0:
         return chosen.sum()
     if labels.ndim == 1:
@@ -56,7 +54,7 @@ def classification(*, logits: Tensor, labels: Tensor, labelled: Tensor) -> Tenso
     return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype))
 
 
-def decoupled_divergence(
+def dkd_loss(
     *,
     student: Tensor,
     teacher: Tensor,
@@ -69,7 +67,7 @@ def decoupled_divergence(
 
     T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)), mean over clips: b = (p, 1 - p) of the target class at T, q the
     softmax over the other classes. With alpha = 1 and, clip by clip, beta = 1 - the teacher's p it is
-    `soft_label_divergence`.
+    `kd_loss`.
 
     Args:
         student: (B, C) logits, C >= 2.
@@ -157,7 +155,7 @@ def non_target_divergence(
     return temperature**2 * divergence.mean()
 
 
-def rank_agreement(*, student: Tensor, teacher: Tensor) -> Tensor:
+def kendall_tau(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Kendall's tau-b between the two orders of the classes, clip by clip (Kendall 1945; C2KD's selection).
 
     tau = sum over pairs of sign(x_i - x_j) sign(y_i - y_j) over sqrt(pairs untied in x * pairs untied in y): the plain
@@ -181,9 +179,7 @@ def rank_agreement(*, student: Tensor, teacher: Tensor) -> Tensor:
 CORRELATION_EPSILON = 1e-8
 
 
-def inter_class_divergence(
-    *, student: Tensor, teacher: Tensor, temperature: float = 1.0, several_labels: bool = False
-) -> Tensor:
+def dist_inter_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.0, multi_label: bool = False) -> Tensor:
     """T^2 (1 - Pearson correlation over the classes of a clip), mean over clips (Huang et al. 2022: DIST, inter-class).
 
     The correlation is of the student's and the teacher's probabilities, with 1e-8 in its denominator as released.
@@ -192,47 +188,45 @@ def inter_class_divergence(
         student: (B, C) logits.
         teacher: (B, C) logits; no gradient reaches them.
         temperature: T of the softmax.
-        several_labels: sigmoids instead of the softmax.
+        multi_label: sigmoids instead of the softmax.
 
     Returns:
         A scalar; 0 with a graph for an empty batch. A row without variance has correlation 0 and no gradient.
     """
     if len(student) == 0:
         return student.sum()
-    q_s = _probabilities(_precise(student) / temperature, several_labels)
-    q_t = _probabilities(_precise(teacher.detach()) / temperature, several_labels)
+    q_s = _probabilities(_precise(student) / temperature, multi_label)
+    q_t = _probabilities(_precise(teacher.detach()) / temperature, multi_label)
     return temperature**2 * (1 - _row_correlation(q_s, q_t)).mean()
 
 
-def intra_class_divergence(
-    *, student: Tensor, teacher: Tensor, temperature: float = 1.0, several_labels: bool = False
-) -> Tensor:
+def dist_intra_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.0, multi_label: bool = False) -> Tensor:
     """T^2 (1 - Pearson correlation over the clips of a class), mean over classes (Huang et al.: DIST, intra-class).
 
-    Arguments, result and errors as for `inter_class_divergence`; a single clip has no variance and gives T^2.
+    Arguments, result and errors as for `dist_inter_loss`; a single clip has no variance and gives T^2.
     """
     if len(student) == 0:
         return student.sum()
-    q_s = _probabilities(_precise(student) / temperature, several_labels)
-    q_t = _probabilities(_precise(teacher.detach()) / temperature, several_labels)
+    q_s = _probabilities(_precise(student) / temperature, multi_label)
+    q_t = _probabilities(_precise(teacher.detach()) / temperature, multi_label)
     return temperature**2 * (1 - _row_correlation(q_s.T, q_t.T)).mean()
 
 
-def _probabilities(logits: Tensor, several_labels: bool) -> Tensor:
-    return logits.sigmoid() if several_labels else logits.softmax(1)
+def _probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+    return logits.sigmoid() if multi_label else logits.softmax(1)
 
 
 def _row_correlation(x: Tensor, y: Tensor) -> Tensor:
     """(N,) Pearson correlation of the rows of two (N, M); 0 where one of them varies by no more than rounding."""
-    (x, x_spread), (y, y_spread) = _centred(x), _centred(y)
+    (x, x_spread), (y, y_spread) = _centered(x), _centered(y)
     varies = (x_spread > 0) & (y_spread > 0)
     norms = torch.where(varies, x_spread, 1).sqrt() * torch.where(varies, y_spread, 1).sqrt()
     return torch.where(varies, (x * y).sum(1) / (norms + CORRELATION_EPSILON), 0.0)
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows without their mean, and their sum of squares; exactly 0 where that is the rounding of the mean."""
-    centred = x - x.mean(1, keepdim=True)
-    spread = centred.square().sum(1)
+    centered = x - x.mean(1, keepdim=True)
+    spread = centered.square().sum(1)
     rounding = (8 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum(1)
-    return centred, torch.where(spread > rounding, spread, 0.0)
+    return centered, torch.where(spread > rounding, spread, 0.0)

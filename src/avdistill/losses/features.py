@@ -94,7 +94,7 @@ def variational_information(*, mean: Tensor, raw_variance: Tensor, teacher: Tens
 
 
 def _averaged(tokens: Tensor, K: int) -> Tensor:
-    """(B, K', D) -> (B, D, K): neighbours averaged until K positions are left."""
+    """(B, K', D) -> (B, D, K): neighbors averaged until K positions are left."""
     return F.adaptive_avg_pool1d(tokens.transpose(1, 2), K)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 SHORTEST = 1e-12
 
 
-def similarity_preservation(*, student: Tensor, teacher: Tensor) -> Tensor:
+def sp_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Similarity-preserving distillation (Tung and Mori, ICCV 2019, section 3).
 
     G = F F', every row of G divided by its L2 norm; the loss is ||G_teacher - G_student||_F^2 / B^2.
@@ -59,7 +59,7 @@ def _gaussian_series(x: Tensor, gamma: float, order: int) -> Tensor:
     return math.exp(-2 * gamma) * torch.stack(terms).sum(0)
 
 
-def distance_relations(*, student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_distance_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """The distance-wise loss of RKD (Park et al., CVPR 2019, section 3.2.1).
 
     Huber (delta 1) of ||x_i - x_j|| / m on both sides, m the mean of the side's distances that are above 0, gradient
@@ -83,7 +83,7 @@ def _scaled_distances(x: Tensor) -> Tensor:
     return distances / torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
-def angle_relations(*, student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_angle_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """The angle-wise loss of RKD (Park et al., CVPR 2019, section 3.2.2).
 
     Huber (delta 1) of cos(x_i - x_j, x_k - x_j), the mean over all B^3 triplets, those with equal members among them,
@@ -106,7 +106,7 @@ def _angles(x: Tensor) -> Tensor:
     return directions @ directions.transpose(1, 2)  # (B, B, B): at j, between i and k
 
 
-def probabilistic_transfer(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+def pkt_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, section 3, cosine kernel).
 
     K_ij = (cos(x_i, x_j) + 1) / 2, P = K over its row's sum (i = j included, as released); the loss is the mean over
@@ -126,7 +126,7 @@ def probabilistic_transfer(*, student: Tensor, teacher: Tensor, eps: float = 1e-
     return (t * ((t + eps).log() - (s + eps).log())).mean()
 
 
-def hybrid_transfer(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
+def ifd_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """The divergence in the released code of information-flow distillation (Passalis et al., CVPR 2020).
 
     The sum over two kernels, (cos(x_i, x_j) + 1) / 2 and 1 / (1 + ||x_i - x_j||), of the mean over all B^2 entries of

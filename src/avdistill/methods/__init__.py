@@ -6,21 +6,21 @@ import json
 import re
 from pathlib import Path
 
-from avdistill.decoding import ConfigError, decode
+from avdistill.config_io import ConfigError, decode
 from avdistill.methods.attention_transfer import AT, ATConfig
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.methods.baselines import KD, KDConfig, Supervised, SupervisedConfig
 from avdistill.methods.c2kd import C2KD, C2KDConfig
 from avdistill.methods.ccl import CCL, CCLConfig
 from avdistill.methods.cmc import CMC, CMCConfig
 from avdistill.methods.crd import CRD, CRDConfig
+from avdistill.methods.custom import CustomMethodConfig, custom_checksum, custom_config, load_custom
 from avdistill.methods.dist import DIST, DISTConfig
 from avdistill.methods.dkd import DKD, DKDConfig
 from avdistill.methods.fitnet import FitNet, FitNetConfig
 from avdistill.methods.information_flow import IFD, IFDConfig
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
 from avdistill.methods.neuron_selectivity import NST, NSTConfig
-from avdistill.methods.own import OwnMethodConfig, load_own, own_checksum, own_config
 from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
 from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
 from avdistill.methods.robust import Robust, RobustConfig
@@ -35,6 +35,7 @@ __all__ = [
     "CCLConfig",
     "CMCConfig",
     "CRDConfig",
+    "CustomMethodConfig",
     "DISTConfig",
     "DKDConfig",
     "FitNetConfig",
@@ -43,19 +44,18 @@ __all__ = [
     "MNFCSCConfig",
     "Method",
     "MethodConfig",
+    "MethodContext",
     "NSTConfig",
-    "OwnMethodConfig",
     "PKTConfig",
     "PseudoLabelConfig",
     "RKDConfig",
     "RobustConfig",
     "SPConfig",
-    "Sizes",
     "SupervisedConfig",
     "VIDConfig",
     "build_method",
+    "custom_checksum",
     "method_class",
-    "own_checksum",
     "parse_method",
 ]
 
@@ -80,7 +80,7 @@ MethodConfig = (
     | RKDConfig
     | RobustConfig
     | SPConfig
-    | OwnMethodConfig
+    | CustomMethodConfig
 )
 
 METHODS: dict[str, type[Method]] = {
@@ -109,7 +109,7 @@ METHODS: dict[str, type[Method]] = {
 
 def method_class(config: MethodConfig) -> type[Method]:
     """The class that `config` belongs to. Raises ConfigError where a file of the user's own does not hold it."""
-    return load_own(config.source) if isinstance(config, OwnMethodConfig) else METHODS[config.name]
+    return load_custom(config.source) if isinstance(config, CustomMethodConfig) else METHODS[config.name]
 
 
 def parse_method(text: str) -> MethodConfig:
@@ -129,15 +129,15 @@ def parse_method(text: str) -> MethodConfig:
             options[key] = json.loads(value)
         except json.JSONDecodeError:
             options[key] = value
-    chosen = load_own(name) if own else METHODS[name]
+    chosen = load_custom(name) if own else METHODS[name]
     config: MethodConfig = decode(chosen.config_class, dict(options), f"method {name}")
     if not own:
         return config
     file, _, class_name = name.rpartition(":")
-    return OwnMethodConfig(f"{Path(file).resolve()}:{class_name}", options=options)
+    return CustomMethodConfig(f"{Path(file).resolve()}:{class_name}", options=options)
 
 
-def build_method(config: MethodConfig, student: Network, sizes: Sizes) -> Method:
+def build_method(config: MethodConfig, student: Network, context: MethodContext) -> Method:
     """The method that `config` describes, around a student, which becomes part of it.
 
     Raises:
@@ -145,13 +145,13 @@ def build_method(config: MethodConfig, student: Network, sizes: Sizes) -> Method
             method of the user's own cannot be loaded or does not know an option.
     """
     chosen = method_class(config)
-    if chosen.needs and not sizes.teacher_dim:
+    if chosen.needs and not context.teacher_dim:
         raise ConfigError(f"method {config.name!r} needs a teacher's embedding")
-    settings = own_config(config) if isinstance(config, OwnMethodConfig) else config
+    settings = custom_config(config) if isinstance(config, CustomMethodConfig) else config
     temperature = getattr(settings, "temperature", None)
     if isinstance(temperature, float | int) and temperature <= 0:
         raise ConfigError(f"method {config.name!r}: temperature must be above 0, got {temperature:g}")
     try:
-        return chosen(student, settings, sizes)
+        return chosen(student, settings, context)
     except ValueError as error:
         raise ConfigError(f"method {config.name!r}: {error}") from error

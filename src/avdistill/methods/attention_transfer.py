@@ -42,6 +42,6 @@ class AT(Method):
         rows = batch.has_teacher
         attention = attention_transfer(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "attention": self.config.weight * attention,
         }

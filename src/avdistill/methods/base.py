@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from avdistill.distributed import gather
-from avdistill.models.video import normalise_frames
+from avdistill.distributed import all_gather_with_grad
+from avdistill.models.r2plus1d import normalize_frames
 from avdistill.types import Batch, Features, Network, Option
 
 
 @dataclass(frozen=True)
-class Sizes:
+class MethodContext:
     """What a method may size its parts and schedules by.
 
     Attributes:
@@ -37,8 +37,8 @@ class Sizes:
 class Method(nn.Module, ABC):
     """A student and whatever trains with it; never the teacher, whose features come with the batch.
 
-    A subclass says what it is made of (`config_class`, `tuning`) and what it needs (`needs`, `uses_unlabelled`,
-    `several_labels`, `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimised, in
+    A subclass says what it is made of (`config_class`, `tuning`) and what it needs (`needs`, `uses_unlabeled`,
+    `multi_label`, `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimized, in
     one backward pass. A helper network that must not move the student is fed detached features. Where several processes
     share a batch, `losses` sees all of it in each of them. Under autocast only the student runs in half precision.
     """
@@ -50,22 +50,22 @@ class Method(nn.Module, ABC):
     #: of the teacher's features: nothing, "embedding", "logits" or "tokens" (the last two include the embedding)
     needs: ClassVar[str] = ""
     #: whether clips without a label contribute; where not, none is drawn
-    uses_unlabelled: ClassVar[bool] = True
-    #: whether it has a meaning for clips with several labels; where not, such a store is refused
-    several_labels: ClassVar[bool] = True
+    uses_unlabeled: ClassVar[bool] = True
+    #: whether it has a meaning for clips with several labels; where not, such a dataset is refused
+    multi_label: ClassVar[bool] = True
     #: whether the losses look at the student's map; where not, it does not travel between processes
     uses_tokens: ClassVar[bool] = False
 
-    def __init__(self, student: Network, config: Any, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: Any, context: MethodContext) -> None:
         """Build the helpers.
 
         Args:
-            student: maps normalised video (B, 3, T, H, W) or a waveform (B, S) to `Features`.
+            student: maps normalized video (B, 3, T, H, W) or a waveform (B, S) to `Features`.
             config: an instance of `config_class`.
-            sizes: of the run.
+            context: of the run.
         """
         super().__init__()
-        self.student, self.config, self.sizes = student, config, sizes
+        self.student, self.config, self.context = student, config, context
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
@@ -73,9 +73,9 @@ class Method(nn.Module, ABC):
         if not self.uses_tokens:
             student = replace(student, tokens=None)
         # A divergence of what is nearly alike is lost in bfloat16.
-        student = student.map(lambda x: gather(x.to(torch.promote_types(x.dtype, torch.float32))))
+        student = student.map(lambda x: all_gather_with_grad(x.to(torch.promote_types(x.dtype, torch.float32))))
         with torch.autocast(batch.labels.device.type, enabled=False):
-            return self.losses(student, replace(batch, frames=None, sound=None).map(gather))
+            return self.losses(student, replace(batch, frames=None, audio=None).map(all_gather_with_grad))
 
     @abstractmethod
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ class Method(nn.Module, ABC):
 
         Args:
             student: its features of the whole batch, without `tokens` where not `uses_tokens`.
-            batch: without `frames` and `sound`; `clip_ids` are those of this process.
+            batch: without `frames` and `audio`; `clip_ids` are those of this process.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -97,9 +97,7 @@ def student_features(student: Network, batch: Batch) -> Features:
     Raises:
         ValueError: the batch does not hold that modality.
     """
-    inputs = (
-        normalise_frames(batch.frames) if student.modality == "picture" and batch.frames is not None else batch.sound
-    )
+    inputs = normalize_frames(batch.frames) if student.modality == "video" and batch.frames is not None else batch.audio
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
     return student(inputs)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, soft_label_divergence
+from avdistill.losses import classification, kd_loss
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -20,20 +20,20 @@ class SupervisedConfig:
 
 
 class Supervised(Method):
-    """Classification of the labelled clips."""
+    """ClassificationResult of the labeled clips."""
 
     config_class = SupervisedConfig
-    uses_unlabelled = False
+    uses_unlabeled = False
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`."""
         assert student.logits is not None
-        return {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
+        return {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
 
 
 @dataclass(frozen=True)
 class KDConfig:
-    """Soft labels of the teacher's head on every clip that has a teacher, classification on the labelled.
+    """Soft labels of the teacher's head on every clip that has a teacher, classification on the labeled.
 
     Attributes:
         temperature: T of the soft labels; the loss is scaled by T^2.
@@ -60,13 +60,13 @@ class KD(Method):
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         rows = batch.has_teacher
-        divergence = soft_label_divergence(
+        divergence = kd_loss(
             student=logits[rows],
             teacher=batch.teacher.logits[rows],
             temperature=self.config.temperature,
-            several_labels=batch.labels.ndim == 2,
+            multi_label=batch.labels.ndim == 2,
         )
         return {
-            "classification": classification(logits=logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=logits, labels=batch.labels, labeled=batch.labeled),
             "soft_labels": self.config.weight * divergence,
         }

@@ -1,4 +1,4 @@
-"""C2KD: customised cross-modal distillation (Huo, Xu, Guo, Wang and Guo, CVPR 2024).
+"""C2KD: customized cross-modal distillation (Huo, Xu, Guo, Wang and Guo, CVPR 2024).
 
 There the teacher's network trains along with the student. Here the teacher is frozen: a linear classifier on its
 embedding, trained from the start, takes the place of its logits, and its proxy is a second head on the same embedding.
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import classification, non_target_divergence, rank_agreement, soft_label_divergence
-from avdistill.methods.base import Method, Sizes
+from avdistill.losses import classification, kd_loss, kendall_tau, non_target_divergence
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
@@ -64,23 +64,23 @@ class Proxy(nn.Module):
 class C2KD(Method):
     """Each network and its proxy teach one another; the proxies exchange what they say of the non-target classes.
 
-    One label per clip. An unlabelled clip's target is the class that the teacher's classifier finds.
+    One label per clip. An unlabeled clip's target is the class that the teacher's classifier finds.
     """
 
     config: C2KDConfig
     config_class = C2KDConfig
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
     needs = "embedding"
-    several_labels = False
+    multi_label = False
 
-    def __init__(self, student: Network, config: C2KDConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: C2KDConfig, context: MethodContext) -> None:
         """Raises ValueError where there are fewer than two classes."""
-        super().__init__(student, config, sizes)
-        if sizes.num_classes < 2:
+        super().__init__(student, config, context)
+        if context.num_classes < 2:
             raise ValueError("c2kd needs two classes or more: it sets the target class apart from the others")
-        self.teacher_classifier = nn.Linear(sizes.teacher_dim, sizes.num_classes)
-        self.teacher_proxy = Proxy(sizes.teacher_dim, sizes.num_classes)
-        self.student_proxy = Proxy(student.embedding_dim, sizes.num_classes)
+        self.teacher_classifier = nn.Linear(context.teacher_dim, context.num_classes)
+        self.teacher_proxy = Proxy(context.teacher_dim, context.num_classes)
+        self.student_proxy = Proxy(student.embedding_dim, context.num_classes)
 
     def _helpers(self) -> list[nn.Parameter]:
         modules = (self.teacher_classifier, self.teacher_proxy, self.student_proxy)
@@ -101,10 +101,10 @@ class C2KD(Method):
         c = self.config
         assert student.logits is not None
         assert batch.teacher is not None
-        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
+        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
         rows = batch.has_teacher
         seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
-        labels, labelled = batch.labels[rows], batch.labelled[rows]
+        labels, labeled = batch.labels[rows], batch.labeled[rows]
         assert seen.logits is not None
         if len(labels) == 0:  # nothing to look at, but the heads stay in the graph
             nothing = sum(p.sum() for p in self._helpers()) * 0.0 + seen.embedding.sum()
@@ -113,11 +113,11 @@ class C2KD(Method):
 
         z_s, z_t = seen.logits, self.teacher_classifier(teacher.embedding)
         proxy_s, proxy_t = self.student_proxy(seen.embedding), self.teacher_proxy(teacher.embedding)
-        targets = torch.where(labelled, labels, z_t.argmax(1))
-        keep = rank_agreement(student=proxy_s, teacher=proxy_t) > c.threshold
+        targets = torch.where(labeled, labels, z_t.argmax(1))
+        keep = kendall_tau(student=proxy_s, teacher=proxy_t) > c.threshold
         exchange: dict[str, Any] = {"targets": targets, "keep": keep, "target_logit": c.target_logit}
         return losses | {
-            "teacher_classification": classification(logits=z_t, labels=labels, labelled=labelled),
+            "teacher_classification": classification(logits=z_t, labels=labels, labeled=labeled),
             "student_proxy": c.proxy_weight * _both_ways(z_s, proxy_s),
             "teacher_proxy": c.proxy_weight * _both_ways(z_t, proxy_t),
             "to_student": c.weight * non_target_divergence(student=proxy_s, teacher=proxy_t, **exchange),
@@ -127,6 +127,6 @@ class C2KD(Method):
 
 def _both_ways(own: Tensor, proxy: Tensor) -> Tensor:
     """KL(own || proxy) + KL(proxy || own); in each the first is the fixed target of the second."""
-    to_proxy = soft_label_divergence(student=proxy, teacher=own, temperature=1.0)
-    to_own = soft_label_divergence(student=own, teacher=proxy, temperature=1.0)
+    to_proxy = kd_loss(student=proxy, teacher=own, temperature=1.0)
+    to_own = kd_loss(student=own, teacher=proxy, temperature=1.0)
     return to_proxy + to_own

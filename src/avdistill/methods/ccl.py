@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from avdistill.losses import class_contrast, classification, two_way_divergence
-from avdistill.methods.base import Method, Sizes
+from avdistill.losses import ccl_nce, classification, two_way_divergence
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
@@ -59,12 +59,12 @@ class CCL(Method):
     tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CCLConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: CCLConfig, context: MethodContext) -> None:
         """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""
-        super().__init__(student, config, sizes)
-        D = sizes.teacher_dim
+        super().__init__(student, config, context)
+        D = context.teacher_dim
         self.bridge = nn.Identity() if student.embedding_dim == D else nn.Linear(student.embedding_dim, D)
-        self.head = CompositionHead(D, sizes.num_classes)
+        self.head = CompositionHead(D, context.num_classes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Student, head and, where there is one, the layer between the widths, at the same rate."""
@@ -83,25 +83,23 @@ class CCL(Method):
         rows = batch.has_teacher
         seen, t = student.select(rows), batch.teacher.embedding[rows].detach()
         assert seen.logits is not None
-        v, labels, labelled = self.bridge(seen.embedding), batch.labels[rows], batch.labelled[rows]
+        v, labels, labeled = self.bridge(seen.embedding), batch.labels[rows], batch.labeled[rows]
 
         def contrast(first: Tensor, second: Tensor) -> Tensor:
-            return class_contrast(
-                first=first, second=second, labels=labels, labelled=labelled, temperature=c.temperature
-            )
+            return ccl_nce(first=first, second=second, labels=labels, labeled=labeled, temperature=c.temperature)
 
         def divergence(own: Tensor, composed: Features) -> Tensor:
             assert composed.logits is not None
-            return two_way_divergence(first=own, second=composed.logits, several_labels=labels.ndim == 2)
+            return two_way_divergence(first=own, second=composed.logits, multi_label=labels.ndim == 2)
 
         live = self._composed(t, v, train_head=c.released_head_gradients)
         apart = self._composed(t, v.detach())
         assert apart.logits is not None
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": c.weight * (contrast(v, live.embedding) + contrast(v, t)),
             "divergence": c.weight * divergence(seen.logits, live),
-            "head_classification": classification(logits=apart.logits, labels=labels, labelled=labelled),
+            "head_classification": classification(logits=apart.logits, labels=labels, labeled=labeled),
             "head_contrast": c.weight * (contrast(v.detach(), apart.embedding) + contrast(apart.embedding, t)),
             "head_divergence": c.weight * divergence(seen.logits.detach(), apart),
         }

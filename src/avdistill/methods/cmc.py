@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from avdistill.losses import classification, symmetric_info_nce
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
 class CMCConfig:
-    """Contrast of the clips of a batch that have a teacher, classification on the labelled.
+    """Contrast of the clips of a batch that have a teacher, classification on the labeled.
 
     Attributes:
         weight: of the contrast; in the paper it is the only loss.
@@ -36,11 +36,11 @@ class CMC(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CMCConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
-        self.teacher_projection = nn.Linear(sizes.teacher_dim, config.width)
+        self.teacher_projection = nn.Linear(context.teacher_dim, config.width)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Student and projections, at the same rate."""
@@ -58,6 +58,6 @@ class CMC(Method):
             temperature=self.config.temperature,
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": self.config.weight * contrast,
         }

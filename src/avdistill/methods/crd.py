@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.losses import classification, noise_contrastive_estimation, symmetric_info_nce
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
 class CRDConfig:
-    """Contrast of the clips that have a teacher, classification on the labelled. Defaults are the paper's.
+    """Contrast of the clips that have a teacher, classification on the labeled. Defaults are the paper's.
 
     Attributes:
         negatives: "memory": of all training clips, as in the paper; "batch": symmetric InfoNCE within the batch.
@@ -48,22 +48,22 @@ class Memory(nn.Module):
         student: (N, D) unit vectors.
         teacher: (N, D) unit vectors.
         filled: bool (N,); other entries are random, as they were made.
-        student_normaliser: Z of the scores of student anchors; 0 before it is estimated.
-        teacher_normaliser: Z of the scores of teacher anchors.
+        student_normalizer: Z of the scores of student anchors; 0 before it is estimated.
+        teacher_normalizer: Z of the scores of teacher anchors.
     """
 
     student: Tensor
     teacher: Tensor
     filled: Tensor
-    student_normaliser: Tensor
-    teacher_normaliser: Tensor
+    student_normalizer: Tensor
+    teacher_normalizer: Tensor
 
     def __init__(self, clips: int, width: int) -> None:
         super().__init__()
         bound = (3 / width) ** 0.5  # the squared length of a row is 1 on average
         for side in ("student", "teacher"):
             self.register_buffer(side, torch.empty(clips, width).uniform_(-bound, bound))
-            self.register_buffer(f"{side}_normaliser", torch.zeros(()))
+            self.register_buffer(f"{side}_normalizer", torch.zeros(()))
         self.register_buffer("filled", torch.zeros(clips, dtype=torch.bool))
 
     def negatives(self, indices: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ class Memory(nn.Module):
             columns = columns.expand(len(indices), -1)
         return columns, columns != indices[:, None]
 
-    def normaliser(self, kept: Tensor, scores: Tensor) -> Tensor:
+    def normalizer(self, kept: Tensor, scores: Tensor) -> Tensor:
         """Z of a side's scores (B, N), estimated on the first training batch over the whole memory, then `kept`."""
         if kept > 0:
             return kept
@@ -110,24 +110,24 @@ class CRD(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CRDConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: CRDConfig, context: MethodContext) -> None:
         """A linear projection for each side, and the memory.
 
         Raises:
             ValueError: unknown `negatives`, a `width` or number `drawn` below 1, or a memory of no clips.
         """
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         if config.negatives not in ("memory", "batch"):
             raise ValueError(f"negatives must be 'memory' or 'batch', got {config.negatives!r}")
         for name in ("width", "drawn"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
-        self.teacher_projection = nn.Linear(sizes.teacher_dim, config.width)
+        self.teacher_projection = nn.Linear(context.teacher_dim, config.width)
         if config.negatives == "memory":
-            if sizes.training_clips < 1:
+            if context.training_clips < 1:
                 raise ValueError("crd with negatives='memory' needs the number of training clips")
-            self.memory = Memory(sizes.training_clips, config.width)
+            self.memory = Memory(context.training_clips, config.width)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Student and projections, at the same rate."""
@@ -152,7 +152,7 @@ class CRD(Method):
         else:
             contrast = self._against_memory(s, t, batch.indices[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": self.config.weight * contrast,
         }
 
@@ -164,8 +164,8 @@ class CRD(Method):
         known = memory.filled[indices][:, None]
         total = s.new_zeros(())
         for anchor, other, remembered, kept in (
-            (s, t, memory.teacher, memory.student_normaliser),
-            (t, s, memory.student, memory.teacher_normaliser),
+            (s, t, memory.teacher, memory.student_normalizer),
+            (t, s, memory.student, memory.teacher_normalizer),
         ):
             entries = remembered.clone()  # the memory changes below, before the backward pass
             scores = anchor @ entries.T / self.config.temperature  # (B, N)
@@ -174,7 +174,7 @@ class CRD(Method):
                 positive=(anchor * own).sum(1) / self.config.temperature,
                 negative=scores.gather(1, columns),
                 used=used,
-                normaliser=memory.normaliser(kept, scores),
+                normalizer=memory.normalizer(kept, scores),
                 clips=len(entries),
             )
         if self.training:

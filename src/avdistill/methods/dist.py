@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, inter_class_divergence, intra_class_divergence
+from avdistill.losses import classification, dist_inter_loss, dist_intra_loss
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -45,14 +45,10 @@ class DIST(Method):
         assert batch.teacher.logits is not None
         c, rows = self.config, batch.has_teacher
         logits, teacher, several = student.logits[rows], batch.teacher.logits[rows].detach(), batch.labels.ndim == 2
-        inter = inter_class_divergence(
-            student=logits, teacher=teacher, temperature=c.temperature, several_labels=several
-        )
-        intra = intra_class_divergence(
-            student=logits, teacher=teacher, temperature=c.temperature, several_labels=several
-        )
+        inter = dist_inter_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
+        intra = dist_intra_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "inter_class": c.weight * c.beta * inter,
             "intra_class": c.weight * c.gamma * intra,
         }

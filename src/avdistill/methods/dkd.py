@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from avdistill.losses import classification, decoupled_divergence
-from avdistill.methods.base import Method, PassCounter, Sizes
+from avdistill.losses import classification, dkd_loss
+from avdistill.methods.base import Method, MethodContext, PassCounter
 from avdistill.types import Batch, Features, Network
 
 
@@ -41,12 +41,12 @@ class DKD(Method):
     config_class = DKDConfig
     tuning: ClassVar = {"beta": (0.5, 2.0, 8.0), "temperature": (1.0, 4.0), "weight": (0.1, 0.3, 1.0)}
     needs = "logits"
-    several_labels = False
+    multi_label = False
 
-    def __init__(self, student: Network, config: DKDConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: DKDConfig, context: MethodContext) -> None:
         """Raises ValueError where there are fewer than two classes."""
-        super().__init__(student, config, sizes)
-        if sizes.num_classes < 2:
+        super().__init__(student, config, context)
+        if context.num_classes < 2:
             raise ValueError("dkd needs two classes or more: it sets the target class apart from the others")
         self.counter = PassCounter()
 
@@ -63,21 +63,21 @@ class DKD(Method):
         assert batch.teacher.logits is not None
         c, rows = self.config, batch.has_teacher
         teacher = batch.teacher.logits[rows].detach()
-        divergence = decoupled_divergence(
+        divergence = dkd_loss(
             student=student.logits[rows],
             teacher=teacher,
-            targets=torch.where(batch.labelled[rows], batch.labels[rows], teacher.argmax(1)),
+            targets=torch.where(batch.labeled[rows], batch.labels[rows], teacher.argmax(1)),
             alpha=c.alpha,
             beta=c.beta,
             temperature=c.temperature,
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "decoupled": c.weight * self._warmup() * divergence,
         }
 
     def _warmup(self) -> float:
         """The term's share of its weight in this pass; the last pass of the warm-up is the first with all of it."""
-        passes = self.config.warmup_share * self.sizes.passes
+        passes = self.config.warmup_share * self.context.passes
         done = self.counter.advance() + 1
         return done / passes if done < passes else 1.0

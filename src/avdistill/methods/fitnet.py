@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from avdistill.losses import classification, hint_regression
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
 class FitNetConfig:
-    """Regression of the teacher's embedding on every clip that has a teacher, classification on the labelled.
+    """Regression of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
         weight: of the regression.
@@ -32,10 +32,10 @@ class FitNet(Method):
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: FitNetConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: FitNetConfig, context: MethodContext) -> None:
         """The regressor is a linear layer from the student's width to the teacher's."""
-        super().__init__(student, config, sizes)
-        self.regressor = nn.Linear(student.embedding_dim, sizes.teacher_dim)
+        super().__init__(student, config, context)
+        self.regressor = nn.Linear(student.embedding_dim, context.teacher_dim)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Student and regressor, at the same rate."""
@@ -49,6 +49,6 @@ class FitNet(Method):
         rows = batch.has_teacher
         hint = hint_regression(student=self.regressor(student.embedding[rows]), teacher=batch.teacher.embedding[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "hint": self.config.weight * hint,
         }

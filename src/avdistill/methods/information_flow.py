@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, hybrid_transfer, probabilistic_transfer
-from avdistill.methods.base import Method, PassCounter, Sizes
+from avdistill.losses import classification, ifd_loss, pkt_loss
+from avdistill.methods.base import Method, MethodContext, PassCounter
 from avdistill.types import Batch, Features, Network
 
 
@@ -42,9 +42,9 @@ class IFD(Method):
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
     needs = "logits"
 
-    def __init__(self, student: Network, config: IFDConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: IFDConfig, context: MethodContext) -> None:
         """Raises ValueError for another divergence."""
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         if config.divergence not in ("pkt", "hybrid"):
             raise ValueError(f"divergence must be 'pkt' or 'hybrid', got {config.divergence!r}")
         self.counter = PassCounter()
@@ -52,14 +52,14 @@ class IFD(Method):
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `embedding_flow` and `logits_flow`."""
         c = self.config
-        epoch = self.counter.advance() * self.sizes.batch_size // max(self.sizes.training_clips, 1)
+        epoch = self.counter.advance() * self.context.batch_size // max(self.context.training_clips, 1)
         assert batch.teacher is not None
         seen, teacher = student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher)
         assert student.logits is not None
         assert seen.logits is not None
         assert teacher.logits is not None
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "embedding_flow": c.weight
             * c.initial_weight
             * c.decay**epoch
@@ -69,5 +69,5 @@ class IFD(Method):
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The mean over rows, which, unlike the mean over pairs, does not fade as the batch grows."""
-        loss = probabilistic_transfer if self.config.divergence == "pkt" else hybrid_transfer
+        loss = pkt_loss if self.config.divergence == "pkt" else ifd_loss
         return len(student) * loss(student=student, teacher=teacher)

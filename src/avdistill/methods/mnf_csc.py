@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from avdistill.decoding import ConfigError
+from avdistill.config_io import ConfigError
 from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.calibration import Temperature
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
 from avdistill.types import Batch, Features, Network
 
@@ -40,7 +40,7 @@ class MNFCSCConfig:
         order: of gate and attention, "gate_attention" in the release.
         heads: of the guided attention.
         filter_lr_scale: the filter's learning rate over the student's.
-        unlabelled: "excluded": an unlabelled clip is its own only positive and no other's negative; "pseudo_label":
+        unlabeled: "excluded": an unlabeled clip is its own only positive and no other's negative; "pseudo_label":
             in the contrast it takes the class the teacher's head finds (needs a teacher with logits).
         log_epsilon: 1e-10 reproduces the release's logarithm.
     """
@@ -59,7 +59,7 @@ class MNFCSCConfig:
     order: Order = "gate_attention"
     heads: int = 2
     filter_lr_scale: float = 0.2
-    unlabelled: Literal["excluded", "pseudo_label"] = "excluded"
+    unlabeled: Literal["excluded", "pseudo_label"] = "excluded"
     log_epsilon: float = 0.0
 
 
@@ -71,18 +71,18 @@ class MNFCSC(Method):
     tuning: ClassVar = {
         "temperature": ("pairwise", "sample", "fixed"),
         "calibration_weight": (0.1, 0.3, 1.0),
-        "unlabelled": ("excluded", "pseudo_label"),
+        "unlabeled": ("excluded", "pseudo_label"),
     }
     needs = "embedding"
     uses_tokens = True
 
-    def __init__(self, student: Network, config: MNFCSCConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: MNFCSCConfig, context: MethodContext) -> None:
         """student: its features must have tokens; the teacher's embedding may have any width."""
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         self.filter = NoiseFilter(
             student.embedding_dim,
-            sizes.num_classes,
-            teacher_dim=sizes.teacher_dim,
+            context.num_classes,
+            teacher_dim=context.teacher_dim,
             heads=config.heads,
             order=config.order,
             gate=config.gate,
@@ -103,10 +103,10 @@ class MNFCSC(Method):
         c = self.config
         assert student.logits is not None
         assert batch.teacher is not None
-        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
+        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
         rows = batch.has_teacher
         seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
-        labels, labelled = batch.labels[rows], batch.labelled[rows]
+        labels, labeled = batch.labels[rows], batch.labeled[rows]
         if len(labels) == 0:  # the filter has nothing to look at, but its parameters stay in the graph
             nothing = sum(p.sum() for p in self.filter.parameters()) * 0.0 + seen.embedding.sum()
             return (
@@ -114,19 +114,19 @@ class MNFCSC(Method):
             )
 
         live = self._filtered(teacher, seen, train_filter=c.calibration_into_filter)
-        contrast_labels, contrast_labelled = self._contrast_labels(labels, labelled, teacher)
+        contrast_labels, contrast_labeled = self._contrast_labels(labels, labeled, teacher)
         losses["calibration"] = c.calibration_weight * contrastive_semantic_calibration(
             student=seen.embedding,
             guided=live.guided,
             filtered_teacher=live.embedding,
             labels=contrast_labels,
-            labelled=contrast_labelled,
+            labeled=contrast_labeled,
             temperature=c.temperature,
             threshold=c.threshold,
             log_epsilon=c.log_epsilon,
         )
         own = self._filtered(teacher, seen.detach(), on_copied_buffers=True)
-        losses["filter_classification"] = classification(logits=own.logits, labels=labels, labelled=labelled)
+        losses["filter_classification"] = classification(logits=own.logits, labels=labels, labeled=labeled)
         losses["triplet"] = c.triplet_weight * filter_triplet(
             student=seen.embedding.detach(), teacher=own.teacher, filtered_teacher=own.embedding, margin=c.margin
         )
@@ -148,9 +148,9 @@ class MNFCSC(Method):
         arguments = {"teacher": teacher.embedding, "tokens": seen.tokens, "embedding": seen.embedding}
         return functional_call(self.filter, replaced, args=(), kwargs=arguments)
 
-    def _contrast_labels(self, labels: Tensor, labelled: Tensor, teacher: Features) -> tuple[Tensor, Tensor]:
-        if self.config.unlabelled == "excluded":
-            return labels, labelled
+    def _contrast_labels(self, labels: Tensor, labeled: Tensor, teacher: Features) -> tuple[Tensor, Tensor]:
+        if self.config.unlabeled == "excluded":
+            return labels, labeled
         if teacher.logits is None or labels.ndim != 1:
-            raise ConfigError("unlabelled='pseudo_label' needs a teacher with logits and one label per clip")
-        return torch.where(labelled, labels, teacher.logits.argmax(1)), torch.ones_like(labelled)
+            raise ConfigError("unlabeled='pseudo_label' needs a teacher with logits and one label per clip")
+        return torch.where(labeled, labels, teacher.logits.argmax(1)), torch.ones_like(labeled)

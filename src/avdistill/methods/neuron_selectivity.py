@@ -42,6 +42,6 @@ class NST(Method):
         rows = batch.has_teacher
         selectivity = neuron_selectivity(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "selectivity": self.config.weight * selectivity,
         }

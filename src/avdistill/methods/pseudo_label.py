@@ -16,12 +16,12 @@ from avdistill.types import Batch, Features
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
-    """Classification with the teacher's label on unlabelled clips, with the true one on the labelled.
+    """ClassificationResult with the teacher's label on unlabeled clips, with the true one on the labeled.
 
     Attributes:
         confidence: least probability of the teacher's decision; 0 takes them all. With one label per clip that of the
             class (clips below are left out), with several that of each yes or no (classes below are left out).
-        weight: of the term on unlabelled clips.
+        weight: of the term on unlabeled clips.
     """
 
     name: Literal["pseudo_label"] = "pseudo_label"
@@ -30,7 +30,7 @@ class PseudoLabelConfig:
 
 
 class PseudoLabel(Method):
-    """Hard labels of the teacher on unlabelled clips."""
+    """Hard labels of the teacher on unlabeled clips."""
 
     config: PseudoLabelConfig
     config_class = PseudoLabelConfig
@@ -42,17 +42,17 @@ class PseudoLabel(Method):
         assert student.logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
-        rows = batch.has_teacher & ~batch.labelled
+        rows = batch.has_teacher & ~batch.labeled
         logits, teacher = student.logits[rows], batch.teacher.logits[rows].detach()
         pseudo = self._several(logits, teacher) if batch.labels.ndim == 2 else self._one(logits, teacher)
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "pseudo_labels": self.config.weight * pseudo,
         }
 
     def _one(self, logits: Tensor, teacher: Tensor) -> Tensor:
         probability, decision = teacher.softmax(1).max(1)
-        return classification(logits=logits, labels=decision, labelled=probability >= self.config.confidence)
+        return classification(logits=logits, labels=decision, labeled=probability >= self.config.confidence)
 
     def _several(self, logits: Tensor, teacher: Tensor) -> Tensor:
         yes = teacher.sigmoid()

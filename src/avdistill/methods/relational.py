@@ -11,20 +11,20 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from avdistill.losses import (
-    angle_relations,
     classification,
     correlation_congruence,
-    distance_relations,
-    probabilistic_transfer,
-    similarity_preservation,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    sp_loss,
 )
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
 def _supervised(student: Features, batch: Batch) -> dict[str, Tensor]:
     assert student.logits is not None
-    return {"classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled)}
+    return {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
 
 
 def _embeddings(student: Features, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class SP(Method):
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `similarity`."""
         seen, teacher = _embeddings(student, batch)
-        similarity = similarity_preservation(student=seen, teacher=teacher)
+        similarity = sp_loss(student=seen, teacher=teacher)
         return _supervised(student, batch) | {"similarity": self.config.weight * similarity}
 
 
@@ -88,15 +88,15 @@ class CC(Method):
     tuning: ClassVar = {"weight": (0.02, 1.0, 100.0), "embedding_dim": (0, 128)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CCConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: CCConfig, context: MethodContext) -> None:
         """Raises ValueError for a negative width or order."""
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         if config.embedding_dim < 0 or config.order < 0:
             raise ValueError(f"cc needs embedding_dim and order of 0 or more, got {config.embedding_dim, config.order}")
         self.linear = nn.ModuleDict()
         if config.embedding_dim:
             self.linear["student"] = nn.Linear(student.embedding_dim, config.embedding_dim)
-            self.linear["teacher"] = nn.Linear(sizes.teacher_dim, config.embedding_dim)
+            self.linear["teacher"] = nn.Linear(context.teacher_dim, config.embedding_dim)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The student, and the two layers where there are any, at its rate."""
@@ -147,8 +147,8 @@ class RKD(Method):
         c = self.config
         seen, teacher = _embeddings(student, batch)
         return _supervised(student, batch) | {
-            "distance": c.weight * c.distance_weight * distance_relations(student=seen, teacher=teacher),
-            "angle": c.weight * c.angle_weight * angle_relations(student=seen, teacher=teacher),
+            "distance": c.weight * c.distance_weight * rkd_distance_loss(student=seen, teacher=teacher),
+            "angle": c.weight * c.angle_weight * rkd_angle_loss(student=seen, teacher=teacher),
         }
 
 
@@ -165,7 +165,7 @@ class PKTConfig:
 
 
 class PKT(Method):
-    """The probability with which a clip picks another as its neighbour is brought to the teacher's."""
+    """The probability with which a clip picks another as its neighbor is brought to the teacher's."""
 
     config: PKTConfig
     config_class = PKTConfig
@@ -175,5 +175,5 @@ class PKT(Method):
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `transfer`."""
         seen, teacher = _embeddings(student, batch)
-        transfer = probabilistic_transfer(student=seen, teacher=teacher)
+        transfer = pkt_loss(student=seen, teacher=teacher)
         return _supervised(student, batch) | {"transfer": self.config.weight * transfer}

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from avdistill.losses import classification, variational_information
 from avdistill.losses.features import VARIANCE_FLOOR
-from avdistill.methods.base import Method, Sizes
+from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
 
 @dataclass(frozen=True)
 class VIDConfig:
-    """Likelihood of the teacher's embedding on every clip that has a teacher, classification on the labelled.
+    """Likelihood of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
         weight: of the likelihood term.
@@ -40,16 +40,16 @@ class VID(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: VIDConfig, sizes: Sizes) -> None:
+    def __init__(self, student: Network, config: VIDConfig, context: MethodContext) -> None:
         """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear.
 
         Raises:
             ValueError: `initial_variance` is not above the least variance there is.
         """
-        super().__init__(student, config, sizes)
+        super().__init__(student, config, context)
         if config.initial_variance <= VARIANCE_FLOOR:
             raise ValueError(f"initial_variance must be above {VARIANCE_FLOOR:g}, got {config.initial_variance}")
-        D = sizes.teacher_dim
+        D = context.teacher_dim
         self.mean = nn.Sequential(
             nn.Linear(student.embedding_dim, D, bias=False),
             nn.ReLU(),
@@ -77,6 +77,6 @@ class VID(Method):
             teacher=batch.teacher.embedding[rows],
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labelled=batch.labelled),
+            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "information": self.config.weight * information,
         }

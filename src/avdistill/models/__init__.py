@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from avdistill.decoding import ConfigError
-from avdistill.models.audio import LogMelCNN
-from avdistill.models.cnn14 import cnn6, cnn10, cnn14, panns_mobilenet_v1
-from avdistill.models.video import ShiftedFrames, StackedFrames, TorchvisionVideo, released_r2plus1d, tiny_r2plus1d
+from avdistill.config_io import ConfigError
+from avdistill.models.logmel_cnn import LogMelCNN
+from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
+from avdistill.models.r2plus1d import ShiftedFrames, StackedFrames, TorchvisionVideo, r2plus1d_xia2023, tiny_r2plus1d
 from avdistill.models.yamnet import YAMNet
 from avdistill.types import Network, Option
 
@@ -23,7 +23,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     **{f"cnn14_emb{width}": partial(cnn14, embedding_dim=width) for width in (512, 128, 32)},
     "logmel_cnn": LogMelCNN,
     "panns_mobilenet_v1": panns_mobilenet_v1,
-    "released_r2plus1d": released_r2plus1d,
+    "r2plus1d_xia2023": r2plus1d_xia2023,
     "shifted_frames": ShiftedFrames,
     "stacked_frames": StackedFrames,
     "tiny_r2plus1d": tiny_r2plus1d,

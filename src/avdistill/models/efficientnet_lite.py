@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network of single pictures: (N, 3, H, W) normalised as (RGB in 0..255 - 127) / 128 -> last map and logits."""
+    """The network of single images: (N, 3, H, W) normalized as (RGB in 0..255 - 127) / 128 -> last map and logits."""
 
     width = 1280
 

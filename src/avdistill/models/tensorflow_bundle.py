@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.models.weights import WeightsError
+from avdistill.models.checkpoint import WeightsError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
@@ -139,7 +139,7 @@ _CRC = _crc_table()
 
 
 def masked_crc32c(held: bytes) -> int:
-    """CRC-32C as TensorFlow stores it: turned by 15 bits, plus a constant.
+    """CRC-32C as TensorFlow datasets it: turned by 15 bits, plus a constant.
 
     The checksum is linear, so all chunks are worked out side by side and then joined: NumPy does the loop over bytes.
     """

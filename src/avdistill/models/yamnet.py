@@ -69,7 +69,7 @@ class YAMNet(Network):
     patch's last map, patches in time order, so the embedding is their mean.
     """
 
-    modality = "sound"
+    modality = "audio"
     embedding_dim = 1024
     sample_rate_hz = SAMPLE_RATE_HZ
 

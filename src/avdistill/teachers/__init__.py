@@ -1,22 +1,22 @@
-"""Frozen networks whose features go into a store, by name or from a run folder."""
+"""Frozen networks whose features go into a dataset, by name or from a run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from avdistill.teachers.base import Teacher, TeacherError, TeacherKind, embed, load_run
+from avdistill.teachers.audio import AUDIO_TEACHERS
+from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec, embed, load_run
 from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
-from avdistill.teachers.picture import PICTURE_TEACHERS, TORCHVISION, load_torchvision
 from avdistill.teachers.precomputed import PRECOMPUTED
-from avdistill.teachers.sound import SOUND_TEACHERS
+from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_torchvision
 
-__all__ = ["ANY_ENCODER", "TEACHERS", "Teacher", "TeacherError", "TeacherKind", "embed", "load_teacher"]
+__all__ = ["ANY_ENCODER", "TEACHERS", "Teacher", "TeacherError", "TeacherSpec", "embed", "load_teacher"]
 
-TEACHERS: dict[str, TeacherKind] = {**SOUND_TEACHERS, **PICTURE_TEACHERS}
+TEACHERS: dict[str, TeacherSpec] = {**AUDIO_TEACHERS, **VIDEO_TEACHERS}
 # What may stand where a name stands: how it is written, and what it is.
 ANY_ENCODER = {
-    f"{HUGGINGFACE}<hub id or folder>": "sound, pictures or video; pip install -e '.[huggingface]'",
-    f"{TORCHVISION}<network>": "pictures or video; weights in torchvision's cache, --weights download or FILE",
+    f"{HUGGINGFACE}<hub id or folder>": "audio, images or video; pip install -e '.[huggingface]'",
+    f"{TORCHVISION}<network>": "images or video; weights in torchvision's cache, --weights download or FILE",
     f"{PRECOMPUTED}<folder or .npz>": "embeddings that you have, joined by clip id (`embed` only)",
     "<run folder>": "a network trained by `avdistill train` or `teacher train`",
 }
@@ -45,7 +45,7 @@ def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
     if wanted.startswith(HUGGINGFACE):
         return load_huggingface(wanted.removeprefix(HUGGINGFACE))
     if wanted.startswith(PRECOMPUTED):
-        raise TeacherError(f"{name}: not a network but its embeddings; `avdistill embed` puts them into a store")
+        raise TeacherError(f"{name}: not a network but its embeddings; `avdistill embed` puts them into a dataset")
     if not Path(name).exists():
         known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
         raise TeacherError(f"{name}: no teacher of that name and no such folder; expected one of {known}")

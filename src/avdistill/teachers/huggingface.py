@@ -1,7 +1,7 @@
 """Encoders of Hugging Face's transformers as teachers: `huggingface:<hub id or folder>`.
 
-Measured against transformers itself: AST, CLAP (its sound tower), HuBERT; CLIP (its picture tower), DINOv2, ViT,
-VideoMAE. Others that take a waveform, its features or pictures go the same way, without tokens. Code that lies
+Measured against transformers itself: AST, CLAP (its audio tower), HuBERT; CLIP (its video tower), DINOv2, ViT,
+VideoMAE. Others that take a waveform, its features or images go the same way, without tokens. Code that lies
 beside the weights is never run.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avdistill.data.files import file_checksum, reason
-from avdistill.models.video import renormalise_frames
+from avdistill.fsio import file_checksum, reason
+from avdistill.models.r2plus1d import renormalize_frames
 from avdistill.teachers.base import Teacher, TeacherError
-from avdistill.teachers.picture import PICTURE_FRAMES, EachFrame
-from avdistill.types import Features, Network, PictureView, SoundView, View
+from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
+from avdistill.types import AudioInput, Features, Network, VideoInput, View
 
 HUGGINGFACE = "huggingface:"
 # How many tokens (class, distillation) stand before the positions of the last map, by the config's model_type.
@@ -67,7 +67,7 @@ class _Encoder(nn.Module):
         model.base_model.register_forward_hook(lambda _module, _inputs, output: self._found.append(output))
 
     def forward(self, inputs: Tensor, **more: Tensor) -> Features:
-        """inputs: what the model takes: pictures (B, 3, H, W), videos (B, T, 3, H, W), waveforms or spectra."""
+        """inputs: what the model takes: images (B, 3, H, W), videos (B, T, 3, H, W), waveforms or spectra."""
         self._found.clear()
         logits = getattr(self.model(**{self.model.main_input_name: inputs}, **more), "logits", None)
         output = self._found.pop()
@@ -82,7 +82,7 @@ class _Encoder(nn.Module):
 
 
 class _Video(Network):
-    modality = "picture"
+    modality = "video"
 
     def __init__(self, encoder: _Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class _Video(Network):
         self.mean, self.std = mean, std
 
     def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, 3, T, H, W), normalised, with as many frames as the model has positions for."""
-        return self.encoder(renormalise_frames(inputs, self.mean, self.std).transpose(1, 2))
+        """inputs: float (B, 3, T, H, W), normalized, with as many frames as the model has positions for."""
+        return self.encoder(renormalize_frames(inputs, self.mean, self.std).transpose(1, 2))
 
 
-class _Sound(Network):
-    modality = "sound"
+class _Audio(Network):
+    modality = "audio"
 
     def __init__(self, encoder: _Encoder, extractor: Any) -> None:
         super().__init__()
@@ -115,13 +115,13 @@ class _Sound(Network):
 def load_huggingface(name: str) -> Teacher:
     """The encoder at a folder or a hub id, which transformers then downloads into its own cache.
 
-    A model of pictures sees 8 frames one by one, of the size its processor cuts, and the mean is taken; one of videos
-    sees as many as it was made for. A model of sound hears what its extractor takes at most (AST 10.24 s, CLAP 10 s),
+    A model of images sees 8 frames one by one, of the size its processor cuts, and the mean is taken; one of videos
+    sees as many as it was made for. A model of audio hears what its extractor takes at most (AST 10.24 s, CLAP 10 s),
     others 2 s.
 
     Raises:
         TeacherError: transformers is not installed; nothing there, or no network to fetch it; weights that are missing
-            or damaged; a model that takes neither sound nor pictures.
+            or damaged; a model that takes neither audio nor images.
     """
     if find_spec("transformers") is None:
         raise TeacherError(f"{HUGGINGFACE}{name}: transformers is not installed: install the extra 'huggingface'")
@@ -133,10 +133,10 @@ def load_huggingface(name: str) -> Teacher:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         model, absent = _load_model(name, config)
         encoder = _Encoder(model, trained_pooler=not any("pooler" in key for key in absent))
-        kind = "sound" if _takes_sound(encoder.model) else "picture"
-        auto = transformers.AutoFeatureExtractor if kind == "sound" else transformers.AutoImageProcessor
+        kind = "audio" if _takes_audio(encoder.model) else "video"
+        auto = transformers.AutoFeatureExtractor if kind == "audio" else transformers.AutoImageProcessor
         processor: Any = auto.from_pretrained(name, trust_remote_code=False)
-        network, view = _hearing(encoder, processor) if kind == "sound" else _seeing(encoder, processor)
+        network, view = _hearing(encoder, processor) if kind == "audio" else _seeing(encoder, processor)
         _try(network, view, processor)
     except Exception as error:  # transformers, hub and safetensors raise many kinds; each means that it is not usable
         # What cannot be found or fetched is an OSError there.
@@ -151,10 +151,10 @@ def load_huggingface(name: str) -> Teacher:
         classes=classes,
         multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
         fps=None,
-        sample_rate_hz=processor.sampling_rate if kind == "sound" else 0,
+        sample_rate_hz=processor.sampling_rate if kind == "audio" else 0,
         source=_source(name, config, type(model).__name__),
-        any_fps=kind == "picture",
-        any_rate=kind == "sound",
+        any_fps=kind == "video",
+        any_rate=kind == "audio",
     )
 
 
@@ -178,46 +178,48 @@ def _load_model(name: str, config: Any) -> tuple[Any, set[str]]:
     return model.float(), absent
 
 
-def _takes_sound(model: Any) -> bool:
+def _takes_audio(model: Any) -> bool:
     takes = model.main_input_name
     decodes = getattr(model.config, "is_encoder_decoder", False)
     if takes not in ("input_values", "input_features", "pixel_values") or decodes:
         found = f"{type(model).__name__}, which takes {takes}"
-        raise ValueError(f"expected an encoder of sound or pictures, found {found}")
+        raise ValueError(f"expected an encoder of audio or images, found {found}")
     return takes != "pixel_values"
 
 
-def _hearing(encoder: _Encoder, extractor: Any) -> tuple[Network, SoundView]:
+def _hearing(encoder: _Encoder, extractor: Any) -> tuple[Network, AudioInput]:
     seconds = 2.0
     if encoder.model.config.model_type == "audio-spectrogram-transformer":
         seconds = extractor.max_length / 100  # in spectra of 10 ms
     elif hasattr(extractor, "max_length_s"):
         seconds = float(extractor.max_length_s)
-    return _Sound(encoder, extractor), SoundView(seconds=seconds)
+    return _Audio(encoder, extractor), AudioInput(seconds=seconds)
 
 
-def _seeing(encoder: _Encoder, processor: Any) -> tuple[Network, PictureView]:
+def _seeing(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInput]:
     wanted = processor.to_dict()
     size = wanted["crop_size"] if wanted.get("do_center_crop") else wanted["size"]
     height, width = (int(size.get(side) or size["shortest_edge"]) for side in ("height", "width"))
     # The processor computes (value of 0..255 * factor - mean) / deviation; ours are of RGB in [0, 1].
     unit = 255 * wanted["rescale_factor"] if wanted.get("do_rescale") else 255.0
-    normalises = wanted.get("do_normalize")
-    mean = tuple(value / unit for value in (wanted["image_mean"] if normalises else (0.0,) * 3))
-    std = tuple(value / unit for value in (wanted["image_std"] if normalises else (1.0,) * 3))
+    normalizes = wanted.get("do_normalize")
+    mean = tuple(value / unit for value in (wanted["image_mean"] if normalizes else (0.0,) * 3))
+    std = tuple(value / unit for value in (wanted["image_std"] if normalizes else (1.0,) * 3))
     frames = getattr(encoder.model.config, "num_frames", None)
     if frames is not None:
-        return _Video(encoder, mean, std), PictureView(frames=frames, size=(height, width))
+        return _Video(encoder, mean, std), VideoInput(frames=frames, size=(height, width))
     return (
         EachFrame(encoder, encoder.width, mean, std),
-        PictureView(frames=PICTURE_FRAMES, size=(height, width)),
+        VideoInput(frames=IMAGE_FRAMES, size=(height, width)),
     )
 
 
 def _try(network: Network, view: View, processor: Any) -> None:
-    """Run the network once: a model that cannot take what it will be given fails here, not in the midst of a store."""
+    """Run the network once: a model that cannot take what it will be given fails here, not in the midst of a
+    dataset.
+    """
     shape: tuple[int, ...]
-    if isinstance(view, PictureView):
+    if isinstance(view, VideoInput):
         shape = (1, 3, view.frames, *view.size)
     else:
         shape = (1, round(view.seconds * processor.sampling_rate))

@@ -1,4 +1,4 @@
-"""Embeddings that somebody else computed, joined to the clips of a store by name: `precomputed:<folder or .npz>`."""
+"""Embeddings that somebody else computed, joined to the clips of a dataset by name: `precomputed:<folder or .npz>`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from avdistill.data.files import file_checksum
-from avdistill.data.store import Store, StoreError, TeacherEntry
-from avdistill.teachers.head import add_features
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, TeacherEntry
+from avdistill.fsio import file_checksum
+from avdistill.teachers.linear_head import add_features
 
 PRECOMPUTED = "precomputed:"
 
@@ -28,30 +28,30 @@ class _Table:
 
 
 def embed_precomputed(
-    store: Store,
+    dataset: ClipDataset,
     path: Path,
     name: str,
-    modality: Literal["sound", "picture"] = "sound",
+    modality: Literal["audio", "video"] = "audio",
     *,
     head_split: str = "train",
 ) -> TeacherEntry:
-    """Put embeddings from files into the store, under `name`. Clips without one have no teacher.
+    """Put embeddings from files into the dataset, under `name`. Clips without one have no teacher.
 
     A row belongs to the clip whose id it has; where no clip has it as id, to the only clip of the file of that stem.
 
     Args:
-        store: whose clips are joined.
+        dataset: whose clips are joined.
         path: a folder of `<clip id>.npy`, each numbers of shape (D,) or (1, D); or an .npz with `name` (N,),
             `embedding` (N, D) and, if wanted, `logits` (N, C) with the names of their columns in `classes` (C,).
-        name: of the features in the store.
+        name: of the features in the dataset.
         modality: what the embeddings were computed from.
-        head_split: whose labelled clips a head is fitted on, where there are no logits in the store's classes.
+        head_split: whose labeled clips a head is fitted on, where there are no logits in the dataset's classes.
 
     Raises:
-        StoreError: nothing at `path`, not a row belongs to a clip, a name stands twice, widths differ, numbers are not
-            finite, or the store cannot be written.
+        DatasetError: nothing at `path`, not a row belongs to a clip, a name stands twice, widths differ, numbers are
+            not finite, or the dataset cannot be written.
     """
-    keys = _keys(store)
+    keys = _keys(dataset)
     if path.is_dir():
         wanted = sorted(set().union(*keys))
         found = {key: file for key in wanted if (file := path / f"{key}.npy").is_file()}
@@ -61,17 +61,17 @@ def embed_precomputed(
         table = _read_table(path)
         known, source = sorted(table.embedding), f"{path.name}, sha256 {file_checksum(path)[:16]}"
     else:
-        raise StoreError(f"{path}: expected a folder of <clip id>.npy or an .npz, found nothing")
+        raise DatasetError(f"{path}: expected a folder of <clip id>.npy or an .npz, found nothing")
     matched = {} if table is None else _join(keys, table.embedding)
     if table is None or not matched:
         there = f"{len(known)} names there such as {known[0]!r}" if known else "no .npy there"
-        raise StoreError(
-            f"{path}: 0 of {len(store)} clips matched: expected names such as {keys[0][0]!r}, found {there}"
+        raise DatasetError(
+            f"{path}: 0 of {len(dataset)} clips matched: expected names such as {keys[0][0]!r}, found {there}"
         )
-    embedding = _rows(len(store), matched, table.embedding)
-    logits = _rows(len(store), matched, table.logits) if table.classes else None
+    embedding = _rows(len(dataset), matched, table.embedding)
+    logits = _rows(len(dataset), matched, table.logits) if table.classes else None
     return add_features(
-        store,
+        dataset,
         name,
         modality=modality,
         source=f"{PRECOMPUTED}{source}",
@@ -82,10 +82,10 @@ def embed_precomputed(
     )
 
 
-def _keys(store: Store) -> list[tuple[str, ...]]:
+def _keys(dataset: ClipDataset) -> list[tuple[str, ...]]:
     """By clip: its id and, if no other clip is cut from its file, the file's stem."""
-    ids = [str(name) for name in store.columns["id"]]
-    stems = [PurePosixPath(str(path)).stem for path in store.columns["path"]]
+    ids = [str(name) for name in dataset.columns["id"]]
+    stems = [PurePosixPath(str(path)).stem for path in dataset.columns["path"]]
     uses = Counter(stems)
     taken = set(ids)
     return [
@@ -112,13 +112,13 @@ def read_embeddings(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
     """float32 (D,) by name, from .npy files of shape (D,) or (1, D).
 
     Raises:
-        StoreError: a file that holds something else, numbers that are not finite, or another width than most.
+        DatasetError: a file that holds something else, numbers that are not finite, or another width than most.
     """
     found = {name: _read_embedding(file) for name, file in files.items()}
     width, _ = Counter(len(values) for values in found.values()).most_common(1)[0]
     for name, values in found.items():
         if len(values) != width:
-            raise StoreError(
+            raise DatasetError(
                 f"{files[name]}: expected an embedding of width {width} as in the others, found {len(values)}"
             )
     return found
@@ -128,12 +128,12 @@ def _read_embedding(file: Path) -> np.ndarray:
     try:
         values = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{file}: not an array of numbers ({str(error).splitlines()[0]})") from error
+        raise DatasetError(f"{file}: not an array of numbers ({str(error).splitlines()[0]})") from error
     row = values[0] if values.ndim == 2 and len(values) == 1 else values
     if row.ndim != 1 or not row.size or row.dtype.kind not in "fiu":
-        raise StoreError(f"{file}: expected numbers of shape (D,) or (1, D), found {values.dtype} {values.shape}")
+        raise DatasetError(f"{file}: expected numbers of shape (D,) or (1, D), found {values.dtype} {values.shape}")
     if not np.isfinite(row).all():
-        raise StoreError(f"{file}: expected finite numbers, found NaN or infinity")
+        raise DatasetError(f"{file}: expected finite numbers, found NaN or infinity")
     return row.astype(np.float32)
 
 
@@ -145,36 +145,36 @@ def _read_table(file: Path) -> _Table:
         with content:
             arrays = {key: content[key] for key in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{file}: not a readable .npz ({(str(error) or 'damaged').splitlines()[0]})") from error
+        raise DatasetError(f"{file}: not a readable .npz ({(str(error) or 'damaged').splitlines()[0]})") from error
     for key in ("name", "embedding"):
         if key not in arrays:
-            raise StoreError(f"{file}: expected the array {key!r}, found {', '.join(sorted(arrays)) or 'none'}")
+            raise DatasetError(f"{file}: expected the array {key!r}, found {', '.join(sorted(arrays)) or 'none'}")
     names = _strings(file, "name", arrays["name"])
     repeated = [name for name, uses in Counter(names).items() if uses > 1]
     if repeated:
-        raise StoreError(f"{file}: expected every name once, found {repeated[0]!r} {names.count(repeated[0])} times")
+        raise DatasetError(f"{file}: expected every name once, found {repeated[0]!r} {names.count(repeated[0])} times")
     embedding = _numbers(file, "embedding", arrays["embedding"], len(names))
     if ("logits" in arrays) != ("classes" in arrays):
-        raise StoreError(f"{file}: expected 'logits' and 'classes' together, found one of them")
+        raise DatasetError(f"{file}: expected 'logits' and 'classes' together, found one of them")
     if "logits" not in arrays:
         return _Table(dict(zip(names, embedding, strict=True)), {}, ())
     classes = _strings(file, "classes", arrays["classes"])
     logits = _numbers(file, "logits", arrays["logits"], len(names))
     if logits.shape[1] != len(classes):
-        raise StoreError(f"{file}: expected logits of the {len(classes)} classes, found {logits.shape[1]} columns")
+        raise DatasetError(f"{file}: expected logits of the {len(classes)} classes, found {logits.shape[1]} columns")
     return _Table(dict(zip(names, embedding, strict=True)), dict(zip(names, logits, strict=True)), classes)
 
 
 def _strings(file: Path, key: str, values: np.ndarray) -> tuple[str, ...]:
     if values.ndim != 1 or values.dtype.kind != "U":
-        raise StoreError(f"{file}: {key}: expected one row of strings, found {values.dtype} {values.shape}")
+        raise DatasetError(f"{file}: {key}: expected one row of strings, found {values.dtype} {values.shape}")
     return tuple(str(value) for value in values)
 
 
 def _numbers(file: Path, key: str, values: np.ndarray, rows: int) -> np.ndarray:
     if values.ndim != 2 or len(values) != rows or not values.shape[1] or values.dtype.kind not in "fiu":
         found = f"{values.dtype} {values.shape}"
-        raise StoreError(f"{file}: {key}: expected numbers of shape ({rows}, width), a row per name, found {found}")
+        raise DatasetError(f"{file}: {key}: expected numbers of shape ({rows}, width), a row per name, found {found}")
     if not np.isfinite(values).all():
-        raise StoreError(f"{file}: {key}: expected finite numbers, found NaN or infinity")
+        raise DatasetError(f"{file}: {key}: expected finite numbers, found NaN or infinity")
     return values.astype(np.float32)

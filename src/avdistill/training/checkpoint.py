@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
-from avdistill.data.files import (
-    open_locked,
-    put_in_place,
+from avdistill.fsio import (
+    commit,
+    open_lock,
     reason,
     replace_text,
     sync,
@@ -34,9 +34,9 @@ from avdistill.data.files import (
     write_json,
 )
 from avdistill.methods.base import Method
-from avdistill.models.weights import load_tensors, save_student, saved_folder, tensors
+from avdistill.models.checkpoint import load_tensors, save_student, saved_folder, tensors
 from avdistill.training.config import TrainConfig, read_config
-from avdistill.types import StudentDescription
+from avdistill.types import StudentConfig
 
 
 class RunError(Exception):
@@ -54,13 +54,13 @@ def writing(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def nobody_else(run: Path) -> Iterator[None]:
+def exclusive_lock(run: Path) -> Iterator[None]:
     """Two processes that train one run would write over each other's saves."""
     if distributed.rank():
         yield
         return
     try:
-        lock = open_locked(run)
+        lock = open_lock(run)
     except BlockingIOError:
         raise RunError(f"{run}: another process is training it") from None
     except OSError as error:
@@ -77,7 +77,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
         fresh.mkdir(parents=True)
         for name, content in files.items():
             write_json(fresh / name, content)
-        put_in_place(fresh, run)
+        commit(fresh, run)
 
 
 @dataclass
@@ -92,15 +92,15 @@ class Progress:
 def save_last(
     run: Path,
     method: Method,
-    description: StudentDescription,
+    description: StudentConfig,
     optimizer: Optimizer,
     schedule: LRScheduler,
     progress: Progress,
 ) -> None:
     """Replace `last/` by the present state, whole or not at all. Every process must call it; process 0 writes."""
-    random = {"cpu": distributed.gather(torch.get_rng_state()[None])}
+    random = {"cpu": distributed.all_gather_with_grad(torch.get_rng_state()[None])}
     if torch.cuda.is_available():
-        random["cuda"] = distributed.gather(torch.cuda.get_rng_state()[None])
+        random["cuda"] = distributed.all_gather_with_grad(torch.cuda.get_rng_state()[None])
     if distributed.rank():
         return
     state = {
@@ -115,9 +115,9 @@ def save_last(
             sync(metrics)
         save_student(fresh, method.student, description)
         save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
-        serialised = io.BytesIO()  # torch.save into a file has no words for a full disk
-        torch.save(state, serialised)
-        (fresh / "state.pt").write_bytes(serialised.getbuffer())
+        serialized = io.BytesIO()  # torch.save into a file has no words for a full disk
+        torch.save(state, serialized)
+        (fresh / "state.pt").write_bytes(serialized.getbuffer())
 
 
 def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
@@ -144,7 +144,7 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
     return Progress(**state["progress"])
 
 
-def save_best(run: Path, method: Method, description: StudentDescription, progress: Progress, chosen_by: str) -> None:
+def save_best(run: Path, method: Method, description: StudentConfig, progress: Progress, chosen_by: str) -> None:
     """Replace `best/` by the present student, with a line on how it was chosen; process 0 writes."""
     if distributed.rank():
         return
@@ -153,7 +153,7 @@ def save_best(run: Path, method: Method, description: StudentDescription, progre
         write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
 
 
-def cut_metrics(run: Path, step: int) -> None:
+def truncate_metrics(run: Path, step: int) -> None:
     """Drop the lines of `metrics.jsonl` that lie after `step`: the resumed run writes them again."""
     path = run / "metrics.jsonl"
     if not path.exists():
@@ -236,12 +236,12 @@ def _state(folder: Path, device: torch.device | str) -> dict[str, Any]:
     return state
 
 
-def data_record(run: Path) -> dict[str, Any]:
-    """`data.json` of a run (`Session.data_record`). Raises RunError where it is missing or damaged."""
+def data_manifest(run: Path) -> dict[str, Any]:
+    """`data.json` of a run (`TrainingSetup.data_manifest`). Raises RunError where it is missing or damaged."""
     try:
         record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        if not {"store_checksum", "training"} <= record.keys():
-            raise ValueError("store_checksum or training is not there")
+        if not {"dataset_checksum", "training"} <= record.keys():
+            raise ValueError("dataset_checksum or training is not there")
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
     return dict(record)

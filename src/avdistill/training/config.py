@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avdistill.decoding import ConfigError, decode
+from avdistill.config_io import ConfigError, decode
 from avdistill.methods import MethodConfig, SupervisedConfig
-from avdistill.types import Option, PictureView, View
+from avdistill.types import Option, VideoInput, View
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class ModelConfig:
     """The network that is trained.
 
     Attributes:
@@ -23,7 +23,7 @@ class StudentConfig:
     """
 
     model: str = "tiny_r2plus1d"
-    view: View = field(default_factory=PictureView)
+    view: View = field(default_factory=VideoInput)
     options: dict[str, Option] = field(default_factory=dict)
 
 
@@ -41,7 +41,7 @@ class OptimizerConfig:
         gamma: factor of multistep and plateau.
         patience: validations.
         warmup_steps: linear rise from zero, before any schedule but plateau.
-        clip_norm: largest gradient norm of each parameter group; None does not clip.
+        max_grad_norm: largest gradient norm of each parameter group; None does not clip.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -52,7 +52,7 @@ class OptimizerConfig:
     gamma: float = 0.1
     patience: int = 10
     warmup_steps: int = 0
-    clip_norm: float | None = None
+    max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that no run can have."""
@@ -65,31 +65,31 @@ class OptimizerConfig:
             raise ConfigError(
                 f"config.optimizer.gamma: must be above 0 and at most 1, with plateau below it, got {self.gamma:g}"
             )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ConfigError(f"config.optimizer.clip_norm: must be above 0, got {self.clip_norm:g}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ConfigError(f"config.optimizer.max_grad_norm: must be above 0, got {self.max_grad_norm:g}")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run, from a store to a run folder.
+    """One run, from a dataset to a run folder.
 
     Attributes:
-        store: the prepared store.
+        dataset: the prepared dataset.
         out: the run folder; must not exist yet.
         student: the network.
         method: how it is trained.
-        teacher: name of the features in the store; needed by methods that distil.
+        teacher: name of the features in the dataset; needed by methods that distil.
         train_split: clips to train on; several splits are joined by "+", as in "train+teacher".
-        validation_fraction: share of the labelled *videos* of `train_split` set aside to choose the best model by;
+        val_fraction: share of the labeled *videos* of `train_split` set aside to choose the best model by;
             0 takes the last one.
         steps: optimizer steps. An epoch of N clips is N / batch_size of them.
         batch_size: clips of one forward pass; the contrast of a method spans these.
-        labelled_per_batch: labelled clips in each batch, the rest unlabelled; None draws from all alike. A method
-            that has no use for unlabelled clips draws labelled ones only.
-        accumulate: forward passes per optimizer step. It does not enlarge the contrast.
+        labeled_per_batch: labeled clips in each batch, the rest unlabeled; None draws from all alike. A method
+            that has no use for unlabeled clips draws labeled ones only.
+        gradient_accumulation_steps: forward passes per optimizer step. It does not enlarge the contrast.
         optimizer: and schedule.
         precision: "auto" is bfloat16 where the device computes it natively, else float32.
-        validate_every: steps.
+        eval_every: steps.
         validation_windows: evenly spaced windows per clip.
         save_every: steps between saves of `last/`.
         log_every: steps between lines of `metrics.jsonl`.
@@ -99,20 +99,20 @@ class TrainConfig:
         seed: of weights, order, windows and crops.
     """
 
-    store: Path
+    dataset: Path
     out: Path
-    student: StudentConfig = StudentConfig()
+    student: ModelConfig = ModelConfig()
     method: MethodConfig = field(default_factory=SupervisedConfig)
     teacher: str | None = None
     train_split: str = "train"
-    validation_fraction: float = 0.1
+    val_fraction: float = 0.1
     steps: int = 1000
     batch_size: int = 32
-    labelled_per_batch: int | None = None
-    accumulate: int = 1
+    labeled_per_batch: int | None = None
+    gradient_accumulation_steps: int = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    validate_every: int = 500
+    eval_every: int = 500
     validation_windows: int = 3
     save_every: int = 500
     log_every: int = 20
@@ -123,16 +123,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that no run can have."""
-        least = {"steps": 1, "batch_size": 1, "accumulate": 1, "validate_every": 1, "save_every": 1, "log_every": 1}
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "eval_every": 1,
+            "save_every": 1,
+            "log_every": 1,
+        }
         for name, minimum in (least | {"workers": 0, "validation_windows": 1}).items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"config.{name}: must be at least {minimum}, got {getattr(self, name)}")
         if self.seed < 0:
             raise ConfigError(f"config.seed: must not be negative, got {self.seed}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(f"config.validation_fraction: must lie in [0, 1), got {self.validation_fraction}")
-        if self.labelled_per_batch is not None and not 1 <= self.labelled_per_batch <= self.batch_size:
-            raise ConfigError(f"config.labelled_per_batch: must lie in [1, batch_size], got {self.labelled_per_batch}")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"config.val_fraction: must lie in [0, 1), got {self.val_fraction}")
+        if self.labeled_per_batch is not None and not 1 <= self.labeled_per_batch <= self.batch_size:
+            raise ConfigError(f"config.labeled_per_batch: must lie in [1, batch_size], got {self.labeled_per_batch}")
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -29,7 +29,7 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
-    """A scheduler to be stepped once per optimizer step; "plateau" once per validation with the figure to maximise."""
+    """A scheduler to be stepped once per optimizer step; "plateau" once per validation with the figure to maximize."""
     if config.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, mode="max", factor=config.gamma, patience=config.patience)
 

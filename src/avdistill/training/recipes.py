@@ -10,89 +10,89 @@ from dataclasses import replace
 from pathlib import Path
 
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
-from avdistill.training.config import OptimizerConfig, StudentConfig, TrainConfig
-from avdistill.types import PictureView, SoundView
+from avdistill.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from avdistill.types import AudioInput, VideoInput
 
 _UNSET = Path()
 
 # 4892 training clips in batches of 32 are 153 steps an epoch, 200 epochs; both rates x0.1 at epoch 150. The release
 # picks its best model on the test split; here a tenth of the training videos is set aside for that.
 _UCF51 = TrainConfig(
-    store=_UNSET,
+    dataset=_UNSET,
     out=_UNSET,
-    student=StudentConfig("released_r2plus1d", PictureView(frames=16, size=(112, 112))),
-    teacher="sound",
+    student=ModelConfig("r2plus1d_xia2023", VideoInput(frames=16, size=(112, 112))),
+    teacher="audio",
     steps=30_600,
     batch_size=32,
     optimizer=OptimizerConfig("adam", 3e-4, 5e-4, "multistep", milestones=(0.75,)),
-    validate_every=765,
+    eval_every=765,
     save_every=765,
     workers=2,
 )
 # 15,410 training segments in batches of 64 are 241 steps an epoch.
-_ACTIVITYNET = replace(_UCF51, steps=48_200, batch_size=64, validate_every=1205, save_every=1205)
+_ACTIVITYNET = replace(_UCF51, steps=48_200, batch_size=64, eval_every=1205, save_every=1205)
 # The narrow student for machines without an accelerator; not from the paper.
 _TINY = replace(
     _UCF51,
-    student=StudentConfig("tiny_r2plus1d", PictureView(frames=16, size=(64, 64))),
+    student=ModelConfig("tiny_r2plus1d", VideoInput(frames=16, size=(64, 64))),
     steps=3000,
     optimizer=OptimizerConfig("adamw", 1e-3, 1e-2, "cosine", warmup_steps=50),
-    validate_every=300,
+    eval_every=300,
     save_every=300,
     workers=0,
 )
-# A sound network on labelled clips, to become a teacher: `avdistill teacher train`.
-_SOUND_TEACHER = TrainConfig(
-    store=_UNSET,
+# Audio network on labeled clips, to become a teacher: `avdistill teacher train`.
+_AUDIO_TEACHER = TrainConfig(
+    dataset=_UNSET,
     out=_UNSET,
-    student=StudentConfig("logmel_cnn", SoundView(seconds=2.0)),
+    student=ModelConfig("logmel_cnn", AudioInput(seconds=2.0)),
     train_split="teacher",
     steps=1500,
     batch_size=64,
     optimizer=OptimizerConfig("adamw", 2e-3, 1e-2, "cosine", warmup_steps=50),
-    validate_every=150,
+    eval_every=150,
     save_every=300,
 )
 # Not from a paper: the ActivityNet recipe with a cosine schedule, about 20 epochs of VGGSound's and 60 of
-# Kinetics-Sounds' training clips.
+# Kinetics-NoiseModel' training clips.
 _VGGSOUND = replace(
     _ACTIVITYNET,
     optimizer=OptimizerConfig("adamw", 1e-3, 1e-2, "cosine", warmup_steps=500),
     steps=55_000,
-    validate_every=2500,
+    eval_every=2500,
     save_every=2500,
 )
-_KINETICS_SOUNDS = replace(_VGGSOUND, steps=20_000, validate_every=1000, save_every=1000)
+_KINETICS_SOUNDS = replace(_VGGSOUND, steps=20_000, eval_every=1000, save_every=1000)
 # The other way round: the student hears, the teacher sees. Not from a paper.
 _AUDIOSET_TAGGING = replace(
     _VGGSOUND,
-    student=StudentConfig("cnn10", SoundView(seconds=10.0)),
-    teacher="picture",
+    student=ModelConfig("cnn10", AudioInput(seconds=10.0)),
+    teacher="video",
     steps=20_000,
     batch_size=32,
-    validate_every=1000,
+    eval_every=1000,
     validation_windows=1,
     save_every=1000,
 )
-# What `avdistill demo` runs, on one core each; not from the paper. Few labels, many unlabelled clips with sound. kd's
-# temperature and the share of labelled clips were chosen on other clips and seeds (benchmarks/demo_choices.py).
+# What `avdistill demo` runs, on one core each; not from the paper. Few labels, many unlabeled clips with audio. kd's
+# temperature and the share of labeled clips were chosen on other clips and seeds (benchmarks/results/demo_choices.py).
 _DEMO = TrainConfig(
-    store=_UNSET,
+    dataset=_UNSET,
     out=_UNSET,
-    student=StudentConfig(
-        "shifted_frames", PictureView(frames=8, size=(28, 36), crop_area=(0.7, 1.0)), {"embedding_dim": 128}
+    student=ModelConfig(
+        "shifted_frames", VideoInput(frames=8, size=(28, 36), scale=(0.7, 1.0)), {"embedding_dim": 128}
     ),
-    teacher="sound",
-    validation_fraction=0.0,
+    teacher="audio",
+    val_fraction=0.0,
     steps=800,
     batch_size=16,
-    labelled_per_batch=8,
-    optimizer=OptimizerConfig("adamw", 3e-3, 1e-2, "cosine", warmup_steps=20, clip_norm=5.0),
+    labeled_per_batch=8,
+    optimizer=OptimizerConfig("adamw", 3e-3, 1e-2, "cosine", warmup_steps=20, max_grad_norm=5.0),
 )
 _DEMO_TEACHER = replace(
-    _SOUND_TEACHER,
-    student=StudentConfig("logmel_cnn", SoundView(seconds=2.0), {"width": 16, "embedding_dim": 128}),
-    validation_fraction=0.0,
+    _AUDIO_TEACHER,
+    student=ModelConfig("logmel_cnn", AudioInput(seconds=2.0), {"width": 16, "embedding_dim": 128}),
+    val_fraction=0.0,
     steps=300,
     batch_size=32,
 )
@@ -119,5 +119,5 @@ RECIPES: dict[str, TrainConfig] = {
     **_each_method("tiny", _TINY, MNFCSCConfig()),
     **_each_method("demo", _DEMO, MNFCSCConfig(), KDConfig(temperature=2.0)),
     "demo_teacher": _DEMO_TEACHER,
-    "sound_teacher": _SOUND_TEACHER,
+    "audio_teacher": _AUDIO_TEACHER,
 }

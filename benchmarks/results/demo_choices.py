@@ -1,0 +1,157 @@
+"""What the demo's difficulty and settings were chosen from: other clips (data seed 1) and other seeds than the demo's.
+
+    python benchmarks/results/demo_choices.py --out DIR [--workers 2]
+
+First the difficulty, from supervised students and the teacher alone: the video must be hard with the few labels and
+much better with all of them, the audio good where it is the thing's own. Only then settings of the methods.
+Writes `results/demo_choices.json`; stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avdistill.analysis.demo import DEMO_DATA, DEMO_DATASET
+from avdistill.annotations.readers import read_annotations
+from avdistill.config_io import encode
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.evaluation.classification import evaluate
+from avdistill.fsio import write_json
+from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.preparation.prepare import prepare
+from avdistill.synthetic.generator import synthesize
+from avdistill.teachers import embed, load_teacher
+from avdistill.training import TrainConfig, resume, train
+from avdistill.training.checkpoint import environment
+from avdistill.training.recipes import RECIPES
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
+DATA = replace(DEMO_DATA, seed=1)
+SEEDS = (10, 11)
+# setting: (method, labeled clips in each batch of 16)
+SETTINGS: dict[str, tuple[MethodConfig, int]] = {
+    "": (SupervisedConfig(), 5),
+    "T 4": (KDConfig(), 5),
+    "T 2": (KDConfig(temperature=2.0), 5),
+    "T 4, 8 of 16 labeled": (KDConfig(), 8),
+    "T 2, 8 of 16 labeled": (KDConfig(temperature=2.0), 8),
+    "pairwise 0.07 (released)": (MNFCSCConfig(), 5),
+    "fixed 0.07, teacher's pseudo-labels": (MNFCSCConfig(temperature="fixed", unlabeled="pseudo_label"), 5),
+}
+
+
+def run(config: TrainConfig) -> Path:
+    """Train, or take up what was interrupted, on one core."""
+    torch.set_num_threads(1)
+    return resume(config.out) if (config.out / "data.json").is_file() else train(config)
+
+
+def row(config: TrainConfig, setting: str) -> dict[str, Any]:
+    """One student."""
+    top1_accuracy = evaluate(run(config), ClipDataset(config.dataset)).metrics["top1_accuracy"]
+    return {"method": config.method.name, "setting": setting, "seed": config.seed, "top1_accuracy": top1_accuracy}
+
+
+def audio(dataset: ClipDataset, predictions: list[dict[str, object]]) -> dict[str, float]:
+    """Top-1 by what the clip's audio is."""
+    kinds = dict(
+        zip(dataset.columns["id"].tolist(), (dict(e)["audio"] for e in dataset.table["extra"].to_pylist()), strict=True)
+    )
+    right: dict[str, list[bool]] = {}
+    for p in predictions:
+        right.setdefault(kinds[p["id"]], []).append(p["label"] == p["predicted"])
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def with_all_labels(annotations: Path) -> Path:
+    """The same list with every training clip labeled by its truth."""
+    path = annotations.with_name("all_labels.csv")
+    with annotations.open(encoding="utf-8", newline="") as source, path.open("w", encoding="utf-8", newline="") as out:
+        reader = csv.DictReader(source)
+        writer = csv.DictWriter(out, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows({**line, "label": line["true_label"]} for line in reader)
+    return path
+
+
+def difficulty(out: Path, few: ClipDataset, every: ClipDataset, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+    """Supervised with few and with all labels, and the teacher."""
+    base = replace(RECIPES["demo_supervised"], seed=SEEDS[0])
+    configs = [
+        replace(base, dataset=few.folder, out=out / "supervised-few"),
+        replace(base, dataset=every.folder, out=out / "supervised-all"),
+    ]
+    rows: list[dict[str, Any]] = []
+    names = ("student that sees, few labels", "student that sees, all labels")
+    for what, config, told in zip(names, configs, pool.map(row, configs, names), strict=True):
+        labels = json.loads((config.out / "data.json").read_text(encoding="utf-8"))["labeled"]
+        rows.append({"what": what, "labels": labels, "top1_accuracy": told["top1_accuracy"]})
+    teacher = run(replace(RECIPES["demo_teacher"], dataset=few.folder, out=out / "teacher"))
+    heard = evaluate(teacher, few)
+    labels = json.loads((teacher / "data.json").read_text(encoding="utf-8"))["labeled"]
+    rows.append(
+        {
+            "what": "teacher that hears",
+            "labels": labels,
+            "top1_accuracy": heard.metrics["top1_accuracy"],
+            **audio(few, heard.predictions),
+        }
+    )
+    return rows
+
+
+def main() -> None:
+    """Difficulty first, then settings."""
+    parser = argparse.ArgumentParser(description="what the demo was chosen from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    annotations = synthesize(a.out / "data", DATA, workers=a.workers)
+    videos = a.out / "data" / "videos"
+    few, every = (
+        prepare(read_annotations(listed), videos, a.out / name, DEMO_DATASET, workers=a.workers)
+        for listed, name in ((annotations, "few"), (with_all_labels(annotations), "all"))
+    )
+    report: dict[str, Any] = {
+        "command": "python benchmarks/results/demo_choices.py --out DIR",
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "data": encode(DATA),
+        "difficulty": [],
+        "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
+    }
+    done = {(r["method"], r["setting"], r["seed"]) for r in report["students"]}
+    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        report["difficulty"] = difficulty(a.out, few, every, pool)
+        write_json(RESULTS, report)
+        print(json.dumps(report["difficulty"], indent=1), flush=True)
+        if "audio" not in few.teachers:
+            embed(few, load_teacher(a.out / "teacher"), "audio")
+        futures = []
+        for seed in SEEDS:
+            for setting, (method, labeled) in SETTINGS.items():
+                base = RECIPES[f"demo_{method.name}"]
+                name = f"{method.name}-{setting}-{seed}".replace(" ", "_").replace("'", "")
+                config = replace(base, dataset=few.folder, out=a.out / name, method=method, seed=seed)
+                config = replace(config, labeled_per_batch=labeled)
+                if (method.name, setting, seed) not in done:
+                    futures.append(pool.submit(row, config, setting))
+        order = list(SETTINGS)
+        for future in as_completed(futures):
+            report["students"].append(future.result())
+            report["students"].sort(key=lambda r: (order.index(r["setting"]), r["seed"]))
+            write_json(RESULTS, report)
+            print(future.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""Write the tables and images of the documents from `results/`, or check that they are those.
+
+    python benchmarks/results/tables.py [--check] [README.md docs/results.md ...]
+
+Without names: every document, and the images in `docs/images`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plots
+import study
+from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
+from avdistill.analysis.benchmark.report import read_lines
+from avdistill.reporting.report import markdown_table, summarize
+from study_metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+#: name of a row in `results/performance` -> what it is
+SPEED_METRICS = {
+    "step_8x56": "step of the released student with MNF + CSC, 8 clips of 8 x 56 x 56, against the literal one",
+    "step_16x112": "the same, 4 clips of 16 x 112 x 112",
+    "method_overhead": "step of MNF + CSC over a supervised one, limit 1.03 (at 16 x 112 x 112)",
+    "cheap_student": "training speed of the fastest student that keeps 90% of the released one's top-1",
+    "load_0_workers": "clips from the dataset to normalized batches, against the literal procedure",
+    "load_2_workers": "the same with two reading threads, against two processes",
+    "load_jpeg": "the same as the first from a dataset of JPEG",
+    "prepare_vs_decode": "a file to frames and audio over decoding alone, limit 1.3",
+    "prepare_vs_chain": "the same against FFmpeg's `minterpolate`, JPEG and HDF5",
+    "prepare_memory": "peak memory on an hour of video, limit 1 GB",
+    "open_100k": "100,000 clips opened and the first batch, limits 2 s and 300 MB",
+    "retrieval_loop": "hit@k and mAP, 1,944 queries in 4,892, against a loop",
+    "retrieval_100k": "the 20 nearest among 100,000 over the bare products, limits 1.5 and 2 GB",
+    "help": "`avdistill --help` over a bare interpreter, limit 0.3 s",
+    "flat_growth": "a clip among 100,000 over one among 1,000, limit 1.2",
+}
+METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
+COLUMNS = {
+    "method": "method",
+    "n": "seeds",
+    "top1_accuracy": "top-1",
+    "top1_accuracy_std": "± (seeds)",
+    "mean_class_accuracy": "class mean",
+    "hit@1": "hit@1",
+    "map": "mAP",
+}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return dict(json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _students(name: str) -> str:
+    told = _read(name)
+    teacher = {"method": "teacher (hears)", "n": 1, **told["teacher"]}
+    return markdown_table([*summarize(told["students"], values=METRICS), teacher], COLUMNS)
+
+
+def demo() -> str:
+    """The demo's students."""
+    return _students("demo")
+
+
+def grid() -> str:
+    """GRID, every method."""
+    return _students("grid")
+
+
+def demo_difficulty() -> str:
+    """Supervised students and the teacher, from which the demo's difficulty was fixed."""
+    told = _read("demo_choices")
+    columns = {
+        "what": "network",
+        "labels": "labeled clips",
+        "top1_accuracy": "top-1",
+        "related": "related audio",
+        "noisy": "noisy",
+    }
+    return markdown_table(told["difficulty"], columns)
+
+
+def demo_choices() -> str:
+    """Settings tried on other data and seeds than the demo's."""
+    rows = summarize(_read("demo_choices")["students"], by=("method", "setting"), values=("top1_accuracy",))
+    columns = {
+        "method": "method",
+        "setting": "setting",
+        "n": "seeds",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_std": "± (seeds)",
+    }
+    return markdown_table(rows, columns)
+
+
+def faults() -> str:
+    """What really happened to every fault of the list."""
+    told = _read("faults")
+    columns = {"fault": "fault", "command": "command", "promise": "promise", "what_happened": "what happened"}
+    return markdown_table(told["faults"], columns)
+
+
+def reverse() -> str:
+    """The student hears and the teacher sees: every task with one label, every method."""
+    rows = [row for row in _read("reverse")["students"] if "top1_accuracy" in row]
+    columns = {
+        "task": "task",
+        "method": "method",
+        "n": "seeds",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_std": "± (seeds)",
+    }
+    return markdown_table(summarize(rows, by=("task", "method"), values=("top1_accuracy",)), columns)
+
+
+def _methods(corruption: str) -> str:
+    lines = [line for line in _read("methods")["table"] if line["corruption"] == corruption]
+    wanted = ("method", "n", "figure", "std", "difference", "difference_interval", "map", "rank", "setting")
+    return markdown_table(lines, {key: STUDY_COLUMNS[key] for key in wanted})
+
+
+def methods_clean() -> str:
+    """Every method on synthetic videos whose audio is their own."""
+    return _methods("clean")
+
+
+def methods_unrelated() -> str:
+    """Every method where 40% of the audio are another clip's."""
+    return _methods("mismatched=0.4")
+
+
+def audit() -> str:
+    """How well each score finds swapped audio."""
+    rows = [{**line, "data": row["data"]} for row in _read("audit")["students"] for line in row["truth"]]
+    columns = {"data": "data", "group": "clips", "score": "score", "positives": "swapped", "negatives": "own audio"}
+    return markdown_table(rows, columns | {"auroc": "AUROC", "average_precision": "average precision"})
+
+
+def _study() -> Metrics:
+    runs = study.study_rows(read_lines(study.RESULTS / "runs.jsonl"))
+    return Metrics(runs, json.loads((study.RESULTS / "test_clips.json").read_text(encoding="utf-8")))
+
+
+def _study_accuracy(data: str) -> str:
+    columns = {"labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method", "seeds": "seeds"}
+    columns |= {
+        "top1_accuracy": "top-1",
+        "top1_accuracy_std": "± (seeds)",
+        "difference": "vs supervised",
+        "interval": "95% interval",
+    }
+    return markdown_table(_study().accuracy(data), columns | {"mean_class_accuracy": "class mean", "map": "mAP"})
+
+
+def study_grid() -> str:
+    """GRID's words: every method, few and many labels, own and swapped audio."""
+    return _study_accuracy("grid")
+
+
+def study_boxes() -> str:
+    """Actor boxes of UCF51, whose audio knows less than the video."""
+    return _study_accuracy("ucf51_actor_boxes")
+
+
+def study_synthetic() -> str:
+    """Synthetic videos with more and more swapped audio."""
+    return _study_accuracy("synthetic")
+
+
+def study_asked() -> str:
+    """What was asked of the methods, and what came of it."""
+    columns = {"asked": "asked", "labeled_videos": "labeled videos", "found": "found", "met": "met"}
+    return markdown_table(_study().asked(), columns)
+
+
+def study_means_grid() -> str:
+    """Top-1 of every method on GRID."""
+    shares = (("videos", 0.0), ("videos, 40% swapped", 0.4))
+    return _study_means({f"{few} {what}": ("grid", few, wrong) for few in (20, 70, 400) for what, wrong in shares})
+
+
+def study_means_others() -> str:
+    """Top-1 of every method on the other two data sets."""
+    cells = {"boxes, 10 a class": ("ucf51_actor_boxes", 70, 0.0), "boxes, all": ("ucf51_actor_boxes", 678, 0.0)}
+    for wrong in (0.0, 0.2, 0.4, 0.6):
+        cells[f"synthetic, {wrong:.0%} swapped"] = ("synthetic", 360, wrong)
+    return _study_means(cells)
+
+
+def _study_means(cells: dict[str, tuple[str, int, float]]) -> str:
+    return markdown_table(_study().means(cells), {name: name for name in ("method", *cells)})
+
+
+def study_gap() -> str:
+    """What is closed of the gap between few and all labels."""
+    rows = [row for few in (20, 70) for row in _study().gap_closed("grid", few, 400)]
+    columns = {"labeled_clips": "labeled clips", "method": "method", "few": "supervised", "top1_accuracy": "method"}
+    columns |= {"every": "supervised, all 400", "closed": "share of the gap closed"}
+    return markdown_table(rows, columns | {"top1_accuracy": "method, same labels"})
+
+
+def study_kept() -> str:
+    """What is left of the gain when 40% of the audio is swapped."""
+    rows = [row for few in (20, 70) for row in _study().gain_kept("grid", few, 0.4)]
+    columns = {"labeled_clips": "labeled clips", "method": "method", "clean": "gain, own audio"}
+    return markdown_table(rows, columns | {"wrong": "gain, 40% swapped", "kept": "kept"})
+
+
+def study_robust() -> str:
+    """`robust` against no distillation and the two closest to it."""
+    rows = _study().against("robust", ["supervised", "pseudo_label", "kd"])
+    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "wrong audio"}
+    columns |= {"against": "against", "difference": "better by", "interval": "95% interval", "seeds": "seeds"}
+    return markdown_table(rows, columns | {"verdict": ""})
+
+
+def study_found() -> str:
+    """How well the runs find the swapped audio."""
+    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method"}
+    columns |= {"clips": "clips", "seeds": "seeds", "auroc": "AUROC", "average_precision": "average precision"}
+    return markdown_table(_study().found(), columns)
+
+
+def study_tuning() -> str:
+    """Settings tried, on the teacher's clips."""
+    told = _read("study/tuning")
+    rows = summarize(told["trials"], by=("method", "setting"))
+    for row in rows:
+        row["chosen"] = "chosen" if told["chosen"][row["method"]] == row["setting"] else ""
+    columns = {
+        "method": "method",
+        "setting": "setting",
+        "n": "seeds",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_std": "± (seeds)",
+    }
+    return markdown_table(rows, columns | {"chosen": ""})
+
+
+def study_apart() -> str:
+    """Test words of classes that have a labeled clip, and of those that have none."""
+    rows = [row for row in _study().accuracy("grid") if "top1_other_classes" in row]
+    columns = {"labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method", "seeds": "seeds"}
+    return markdown_table(rows, columns | {"top1_labeled_classes": "with", "top1_other_classes": "without"})
+
+
+def _ablation(data: str) -> str:
+    told = _read("ablation")
+    rows = [{**line, "variant": told["variants"][line["method"]]} for line in told[data]["table"]]
+    rows.sort(key=lambda row: list(told["variants"]).index(row["method"]))
+    columns = {key: STUDY_COLUMNS[key] for key in ("n", "figure", "std", "difference", "difference_interval", "map")}
+    return markdown_table(rows, {"variant": "", **columns})
+
+
+def ablation_grid() -> str:
+    """GRID's words, each part of MNF + CSC changed by itself."""
+    return _ablation("grid")
+
+
+def ablation_boxes() -> str:
+    """Actor boxes, each part of MNF + CSC changed by itself."""
+    return _ablation("ucf51_actor_boxes")
+
+
+def _performance() -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for family in ("training", "students", "loading", "preparation", "retrieval", "growth"):
+        for row in json.loads((ROOT / "results" / "performance" / f"{family}.json").read_text(encoding="utf-8")):
+            rows[row["name"]] = row
+    return rows
+
+
+def performance() -> str:
+    """Every figure with a bar."""
+    rows = [
+        {"name": f"`{name}`", "what": what, "ratio": row["ratio"], "bar": row["bar"]}
+        | {"verdict": "met" if row["ratio"] >= row["bar"] else "**not met**"}
+        for name, what in SPEED_METRICS.items()
+        if (row := _performance().get(name))
+    ]
+    columns = {"name": "name", "what": "what is measured", "ratio": "ratio", "bar": "bar", "verdict": ""}
+    return markdown_table(rows, columns)
+
+
+def performance_students() -> str:
+    """Students beside the released one."""
+    rows = [
+        row | {f"top1_{data}": top1_accuracy for data, top1_accuracy in row["top1_accuracy"].items()}
+        for name, row in _performance().items()
+        if "share_of_accuracy" in row and name != "cheap_student"
+    ]
+    columns = {"name": "student", "grid": "times as fast, GRID", "synthetic": "times as fast, synthetic"}
+    columns |= {"top1_grid": "top-1, GRID", "top1_synthetic": "top-1, synthetic"}
+    return markdown_table(rows, columns | {"share_of_accuracy": "of the released student's top-1, at least"})
+
+
+def performance_step() -> str:
+    """The operators that a training step spends its time in."""
+    columns = {"operator": "operator", "seconds": "s", "share": "share", "gflops": "GFLOP/s"}
+    rows = _read("performance/profile")["step"]["operators"]
+    return markdown_table(rows, columns | {"gigabytes_per_second": "GB/s"})
+
+
+def performance_clip() -> str:
+    """What a prepared clip's time goes into."""
+    rows = _read("performance/profile")["clip"]["parts"]
+    return markdown_table(rows, {"part": "part", "seconds": "s", "share": "share"})
+
+
+def performance_limits() -> str:
+    """The machine, and what was tried and is not used."""
+    told = _read("performance/profile")
+    rows = [
+        {"what": "product of two 4096 x 4096 matrices, GFLOP/s", "figure": told["limits"]["gflops"]},
+        {"what": "copy in memory, GB/s read and written", "figure": told["limits"]["gigabytes_per_second"]},
+        *(
+            {"what": f"{name} without a profiler, GB/s", "figure": figure}
+            for name, figure in told["moving_alone"].items()
+        ),
+        {"what": "compiled student: step over the plain one's", "figure": told["compiled"]["times"]},
+    ]
+    if "torchcodec" in told:
+        every, some = told["torchcodec"]["every_frame"], told["torchcodec"]["at_4_fps_full_size"]
+        rows.append(
+            {"what": "torchcodec, every frame to RGB, over PyAV's decoding of video and audio", "figure": every}
+        )
+        rows.append({"what": "torchcodec, 4 frames a second without audio, over `read_clip` with it", "figure": some})
+    return markdown_table(rows, {"what": "", "figure": f"on {told['processor']}"})
+
+
+def yamnet() -> str:
+    """What YAMNet hears in mixed clips."""
+    return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
+
+
+def named_teachers() -> str:
+    """GRID's words with teachers by name."""
+    columns = {"teacher": "teacher", "method": "method", "top1_accuracy": "top-1", "clips": "test words"}
+    return markdown_table(_read("named_teachers")["students"], columns)
+
+
+def tagging() -> str:
+    """The student hears two events."""
+    rows = [row for row in _read("reverse")["students"] if "top1_accuracy" not in row]
+    columns = {"method": "method", "n": "seeds", "map": "mAP", "auc": "AUC", "d_prime": "d-prime"}
+    return markdown_table(summarize(rows, values=("map", "auc", "d_prime")), columns)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "ablation_boxes": ablation_boxes,
+    "ablation_grid": ablation_grid,
+    "audit": audit,
+    "demo": demo,
+    "demo_choices": demo_choices,
+    "demo_difficulty": demo_difficulty,
+    "faults": faults,
+    "grid": grid,
+    "methods_clean": methods_clean,
+    "methods_unrelated": methods_unrelated,
+    "reverse": reverse,
+    "performance": performance,
+    "performance_clip": performance_clip,
+    "performance_limits": performance_limits,
+    "performance_step": performance_step,
+    "performance_students": performance_students,
+    "study_apart": study_apart,
+    "study_asked": study_asked,
+    "study_boxes": study_boxes,
+    "study_found": study_found,
+    "study_gap": study_gap,
+    "study_grid": study_grid,
+    "study_kept": study_kept,
+    "study_means_grid": study_means_grid,
+    "study_means_others": study_means_others,
+    "study_robust": study_robust,
+    "study_synthetic": study_synthetic,
+    "study_tuning": study_tuning,
+    "named_teachers": named_teachers,
+    "tagging": tagging,
+    "yamnet": yamnet,
+}
+
+
+def filled(text: str) -> str:
+    """The document with every table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description="tables and images of the documents, from results/")
+    parser.add_argument("documents", nargs="*")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where something differs")
+    arguments = parser.parse_args()
+    documents = [ROOT / name for name in arguments.documents] or [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    differing = [] if arguments.documents else plots.differing(write=not arguments.check)
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        fresh = filled(text)
+        if fresh != text:
+            differing.append(str(path.relative_to(ROOT)))
+            if not arguments.check:
+                path.write_text(fresh, encoding="utf-8")
+    if differing and arguments.check:
+        print(
+            f"{', '.join(differing)}: not what is in results/; run `python benchmarks/results/tables.py`",
+            file=sys.stderr,
+        )
+    return int(bool(differing) and arguments.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Studies built on whole runs: comparisons, audits, probes, the demo."""

@@ -1,0 +1,1 @@
+"""Which clips have audio that does not belong to their video."""

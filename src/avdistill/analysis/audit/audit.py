@@ -1,0 +1,367 @@
+"""Which clips' audio says little about their video: every clip of a split scored by a run and its teacher, ranked.
+
+More generally: where the teacher's modality says little about the student's. Every score is HIGHER for a clip that is
+MORE suspicious. Where a dataset knows the truth (synthetic clips, controlled corruptions), it is told how well each
+score finds it; the truth is never an input of a score.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avdistill.analysis.audit.scores import (
+    SCORES,
+    Looked,
+    filter_scores,
+    label_scores,
+    look,
+    mismatch_probability_scores,
+    percentiles,
+)
+from avdistill.dataset.batches import Labels, clips_of_split, encode_labels, has_modality
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, TeacherEntry
+from avdistill.distributed import init_distributed
+from avdistill.evaluation.multilabel import tagging_table
+from avdistill.fsio import write_json
+from avdistill.methods import CustomMethodConfig, Method
+from avdistill.methods.mnf_csc import MNFCSC
+from avdistill.methods.robust import Robust
+from avdistill.teachers.base import check_rates
+from avdistill.teachers.linear_head import maker, maker_of
+from avdistill.training.checkpoint import RunError, data_manifest, environment, run_config, writing
+from avdistill.training.setup import load_method, reorder_columns
+from avdistill.types import Features, StudentConfig
+
+Score = Literal[
+    "mismatch_score", "gate", "similarity", "calibration", "teacher_nll", "disagreement", "mismatch_probability"
+]
+#: values of a dataset's column `extra`, key "audio", that are a truth; the first is what an audit looks for
+TRUTHS = ("mismatched", "related", "kept", "noisy", "silent", "dropped", "time_shifted")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        rows: a row per clip of the split, most suspicious first; clips that could not be scored or have not the score
+            that ranks come last, with `rank` None. The keys are the columns of `clips.csv`.
+        clips: the rows' clips as rows of the dataset, in the same order.
+        metrics: JSON-ready: counts, what `mismatch_score` is made of, and where the truth is known how well every score
+            finds mismatched audio.
+        settings: JSON-ready: what the audit was made with.
+    """
+
+    rows: list[dict[str, Any]]
+    clips: list[int]
+    metrics: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def audit(
+    run: Path,
+    dataset: ClipDataset,
+    *,
+    split: str = "train",
+    by: Score = "mismatch_score",
+    teacher: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Score and rank the clips of a split, labeled and unlabeled, with the last state of a run.
+
+    Student outputs are means over a clip's windows, as in `evaluate`; the teacher's features are the dataset's.
+
+    Args:
+        run: run folder. Its `last/` is taken, where student and helpers are of the same step.
+        dataset: usually the one the run was trained on; it holds the teacher's features.
+        split: of the dataset.
+        by: the score to rank by. "mismatch_score" is `teacher_nll` for a labeled clip and `disagreement` for an
+            unlabeled one; each group is ranked for itself and the two are merged by percentile, because the two
+            scores have different scales. In a run of method robust it is `mismatch_probability`, one scale for all
+            clips. Where the teacher has no logits it is `similarity`.
+        teacher: whose features to use; only for a run that has no teacher of its own.
+        batch_size: clips, and windows, at a time: maps of this many clips are held.
+        device: "auto", "cpu", "cuda", ...
+        on_batch: called with (finished, total) clips.
+
+    Raises:
+        RunError: no such run, no teacher, nothing that could be scored, or the score that ranks needs what is missing.
+        DatasetError: no such split or teacher, a label the student does not know.
+        TeacherError: the dataset's rate differs from the training dataset's.
+    """
+    case = _open(run, dataset, split, teacher)
+    with init_distributed(device) as own_device:
+        looked = look(
+            case.method.to(own_device),
+            dataset,
+            case.scored,
+            case.features,
+            case.description,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+    scores, made_of = _scores(case, looked), case.mismatch_score_from
+    if bool(scores[by].isnan().all()):
+        raise RunError(f"{run}: cannot rank by {by!r}: it needs {SCORES[by]}")
+    apart = by == "mismatch_score" and made_of["labeled"] != made_of["unlabeled"]
+    scores["percentile"] = percentiles(scores[by], case.labels.labeled, apart=apart)
+
+    order = scores["percentile"].nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
+    rows = _rows(dataset, case, looked, scores, order)
+    metrics = (
+        {"split": split}
+        | _counts(rows)
+        | {"mismatch_score_from": made_of, "merged_by_percentile": apart}
+        | truth_metrics(rows)
+    )
+    settings = case.settings(dataset) | {"run": str(run), "split": split, "by": by}
+    return Audit(rows, [*case.scored[order].tolist(), *(clip for clip, _ in case.unscored)], metrics, settings)
+
+
+def write_audit(out: Path, result: Audit) -> None:
+    """Write `clips.csv` and `audit.json` into a folder, which is made where it is missing."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(result.rows[0]))
+            writer.writeheader()
+            writer.writerows(result.rows)
+        record = {"metrics": result.metrics, "settings": result.settings, "environment": environment()}
+        write_json(out / "audit.json", record)
+
+
+def truth_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well the scores find mismatched audio, labeled and unlabeled clips apart.
+
+    Args:
+        rows: as in `Audit.rows`; those that were not scored or have no known truth do not count.
+
+    Returns:
+        `known_truth`: per group how many scored clips there are of each truth; `truth`: a row per group and score with
+        `positives` (mismatched), `negatives` (all other known truths), `auroc` and `average_precision`, both None where
+        there is only one of the two. Empty where nothing is known.
+    """
+    known = [row for row in rows if row["audio"] in TRUTHS and not row["missing"]]
+    groups = {name: [row for row in known if row["labeled"] is (name == "labeled")] for name in _GROUPS}
+    counts = {name: dict(sorted(Counter(row["audio"] for row in rows).items())) for name, rows in groups.items()}
+    table: list[dict[str, Any]] = []
+    for group, members in groups.items():
+        for score in ("mismatch_score", *SCORES):
+            there = [row for row in members if row[score] is not None]
+            if not there:
+                continue
+            positive = torch.tensor([[row["audio"] == TRUTHS[0]] for row in there])
+            values = torch.tensor([[row[score]] for row in there], dtype=torch.float64)
+            found = tagging_table(scores=values, labels=positive, class_names=TRUTHS[:1])[0]
+            table.append(
+                {
+                    "group": group,
+                    "score": score,
+                    "positives": found["clips"],
+                    "negatives": len(there) - found["clips"],
+                    "auroc": found["auc"],
+                    "average_precision": found["average_precision"],
+                }
+            )
+    return {"known_truth": counts if known else {}, "truth": table}
+
+
+_GROUPS = ("labeled", "unlabeled")
+_SAID = ("teacher_class", "teacher_probability", "student_class", "student_probability")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is audited: a method with its saved weights, the clips it can be asked about, and what their teacher said.
+
+    Attributes:
+        scored: rows of the dataset that hold both modalities.
+        unscored: the split's other rows, and whether it is the teacher or what the student looks at that is missing.
+        features: the teacher's of the scored clips, logits in the order of the student's classes or None.
+        indices: int64, which of the run's training clips each scored clip is, by its id; -1 for none.
+        mismatch_score_from: group -> the score that it is ranked by.
+    """
+
+    method: Method
+    method_name: str
+    description: StudentConfig
+    teacher: TeacherEntry
+    scored: np.ndarray
+    unscored: list[tuple[int, str]]
+    features: Features
+    labels: Labels
+    indices: Tensor
+    mismatch_score_from: dict[str, str]
+    contrast_batch_size: int
+
+    def settings(self, dataset: ClipDataset) -> dict[str, Any]:
+        return {
+            "dataset": str(dataset.folder),
+            "dataset_checksum": dataset.checksum,
+            "method": self.method_name,
+            "teacher": self.teacher.name,
+            "teacher_modality": self.teacher.modality,
+            "teacher_head_fitted_on_this_dataset": self.teacher.fitted_head,
+            "student_modality": self.description.view.modality,
+            "contrast_batch_size": self.contrast_batch_size,
+        }
+
+
+def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
+    """A filter says nothing of another network's features than it learned from. Earlier versions recorded none."""
+    then, now = data_manifest(run).get("teacher"), maker(dataset.teachers[name])
+    if then is not None and maker_of(then["source"]) != now:
+        raise DatasetError(
+            f"{dataset.folder}: the features of teacher {name!r} are by {now}, the run learned from those by "
+            f"{maker_of(then['source'])}"
+        )
+
+
+def _open(run: Path, dataset: ClipDataset, split: str, asked: str | None) -> _Case:
+    config = run_config(run)
+    name = _teacher_name(run, config.teacher, dataset, asked)
+    method, description = load_method(run, dataset)
+    if name == config.teacher and isinstance(method, MNFCSC):
+        _check_maker(run, dataset, name)
+    check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
+    clips = clips_of_split(dataset, split)
+    embedding, logits, has_teacher = dataset.teacher_features(name)
+    logits = reorder_columns(logits, dataset.teachers[name].classes, description.classes)
+    seen = has_modality(dataset, clips, description.view)
+    there = seen & has_teacher[clips]
+    scored = clips[there]
+    if not len(scored):
+        raise RunError(
+            f"{run}: none of the {len(clips)} clips of split {split!r} has both {description.view.modality} and "
+            f"features of teacher {name!r}"
+        )
+    chosen = None if logits is None else torch.from_numpy(logits[scored])
+    if chosen is not None and isinstance(method, Robust):
+        mismatch_score_from = dict.fromkeys(_GROUPS, "mismatch_probability")
+    elif chosen is not None:
+        mismatch_score_from = {"labeled": "teacher_nll", "unlabeled": "disagreement"}
+    elif isinstance(method, MNFCSC):
+        mismatch_score_from = dict.fromkeys(_GROUPS, "similarity")
+    else:
+        raise RunError(
+            f"{run}: teacher {name!r} has no logits in the student's classes, and the run no noise filter (method "
+            "mnf_csc): there is no score to rank by"
+        )
+    return _Case(
+        method=method,
+        method_name=config.method.source if isinstance(config.method, CustomMethodConfig) else config.method.name,
+        description=description,
+        teacher=dataset.teachers[name],
+        scored=scored,
+        unscored=[
+            (int(clip), "teacher" if s else "student") for clip, s in zip(clips[~there], seen[~there], strict=True)
+        ],
+        features=Features(torch.from_numpy(embedding[scored]), chosen),
+        labels=encode_labels(dataset, scored, description.classes, description.multi_label),
+        indices=_places(run, dataset.columns["id"][scored].tolist()),
+        mismatch_score_from=mismatch_score_from,
+        contrast_batch_size=config.batch_size,
+    )
+
+
+def _teacher_name(run: Path, own: str | None, dataset: ClipDataset, asked: str | None) -> str:
+    if own is not None and asked not in (None, own):
+        raise RunError(f"{run}: this run has a teacher of its own, {own!r}; it cannot be audited with {asked!r}")
+    name = own if asked is None else asked
+    if name is None:
+        there = ", ".join(sorted(dataset.teachers)) or "none"
+        raise RunError(f"{run}: this run has no teacher; name one of the dataset's with --teacher (there: {there})")
+    return name
+
+
+def _places(run: Path, ids: Sequence[str]) -> Tensor:
+    """Where the run's list of training clips has each id, which is how its method numbers them; -1 where it has not."""
+    training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]  # `load_method` could read it
+    place = {name: i for i, name in enumerate(training)}
+    return torch.tensor([place.get(name, -1) for name in ids])
+
+
+def _scores(case: _Case, looked: Looked) -> dict[str, Tensor]:
+    """Every score and `mismatch_score`, float64 (N,)."""
+    method, labels, logits = case.method.cpu(), case.labels, case.features.logits  # all that was looked at is there
+    scores = label_scores(looked.probabilities, logits, labels, case.description.multi_label)
+    scores |= filter_scores(method, looked, logits, labels, case.contrast_batch_size)
+    scores |= mismatch_probability_scores(method, looked, case.features, labels, case.indices)
+    first, second = (scores[case.mismatch_score_from[group]] for group in _GROUPS)
+    return scores | {"mismatch_score": first.where(labels.labeled, second)}
+
+
+def _said(student: Tensor, logits: Tensor | None, description: StudentConfig) -> dict[str, list[Any]]:
+    """What teacher and student hold for most probable, and with what probability."""
+    said: dict[str, list[Any]] = {}
+    teacher = None if logits is None else logits.sigmoid() if description.multi_label else logits.softmax(1)
+    for who, probabilities in (("teacher", teacher), ("student", student)):
+        if probabilities is not None:
+            best, index = probabilities.max(1)
+            said[f"{who}_class"] = [description.classes[i] for i in index.tolist()]
+            said[f"{who}_probability"] = best.tolist()
+    return said
+
+
+def _rows(
+    dataset: ClipDataset, case: _Case, looked: Looked, scores: Mapping[str, Tensor], order: Sequence[int]
+) -> list[dict[str, Any]]:
+    columns = {key: values.tolist() for key, values in scores.items()}
+    columns |= _said(looked.probabilities, case.features.logits, case.description)
+    rows = [_row(dataset, int(case.scored[i]), {key: values[i] for key, values in columns.items()}) for i in order]
+    for rank, row in enumerate(rows, 1):
+        row["rank"] = rank if row["percentile"] is not None else None
+    return rows + [_row(dataset, clip, {"missing": missing}) for clip, missing in case.unscored]
+
+
+def _row(dataset: ClipDataset, clip: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table; what is NaN or not among the values is None."""
+    c = dataset.columns
+    truth = dict(dataset.table["extra"][clip].as_py() or ())
+    known = truth.get("audio") in TRUTHS
+    row: dict[str, Any] = {
+        "rank": None,
+        "id": str(c["id"][clip]),
+        "path": str(c["path"][clip]),
+        "start_seconds": float(c["start_seconds"][clip]),
+        "end_seconds": _number(c["end_seconds"][clip]),  # None: the end of the video
+        "label": "|".join(dataset.labels[clip]),
+        "split": str(c["split"][clip]),
+        "labeled": bool(dataset.labels[clip]),
+    }
+    for key in ("mismatch_score", "percentile", *SCORES, *_SAID):
+        value = values.get(key)
+        row[key] = _number(value) if isinstance(value, float) else value
+    row |= {key: (truth.get(key) or "") if known else "" for key in ("audio", "audio_source", "true_label")}
+    return row | {"missing": values.get("missing", "")}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    missing = Counter(row["missing"] for row in rows)
+    scored = [row for row in rows if not row["missing"]]
+    return {
+        "clips": len(rows),
+        "scored": len(scored),
+        "labeled": sum(row["labeled"] for row in scored),
+        "unlabeled": sum(not row["labeled"] for row in scored),
+        "ranked": sum(row["rank"] is not None for row in rows),
+        "without_teacher": missing["teacher"],
+        "without_student": missing["student"],
+    }

@@ -1,0 +1,1 @@
+"""Many methods, seeds and corruptions on one dataset, trained and compared alike."""

@@ -1,0 +1,88 @@
+"""What would end the runs of a study, or make their metrics worthless, is told before the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import (
+    check_view_fits,
+    clips_of_splits,
+    encode_labels,
+    has_modality,
+    labeled_clips,
+    split_names,
+)
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.methods import MethodConfig, method_class
+from avdistill.teachers.base import Teacher, check_rates
+from avdistill.teachers.transfer import check_teacher
+
+if TYPE_CHECKING:
+    from avdistill.analysis.benchmark.study import Study
+
+
+def check_datasets(
+    study: Study, dataset: ClipDataset, methods: Mapping[str, MethodConfig], teacher: Teacher | None
+) -> None:
+    """Raise DatasetError, ConfigError or TeacherError for what a study cannot do with `dataset`, to train on.
+
+    Args:
+        study: what is compared.
+        dataset: its dataset, or that under a corruption.
+        methods: of the study, by name.
+        teacher: the network that made the features, where one is given.
+    """
+    test, view = ClipDataset(study.test_dataset or study.dataset), study.base.student.view
+    trained = clips_of_splits(dataset, study.base.train_split)
+    for_one = [name for name, config in methods.items() if not method_class(config).multi_label]
+    if for_one and dataset.multi_label:
+        raise ConfigError(
+            f"study.methods: {', '.join(for_one)} need one label per clip; clips of {dataset.folder} have several"
+        )
+    clips = labeled_clips(test, study.test_split)
+    encode_labels(test, clips, dataset.classes, dataset.multi_label)
+    check_rates(test, view, dataset.fps, dataset.sample_rate_hz, "the student")
+    seen = clips[has_modality(test, clips, view)]
+    if not len(seen):
+        raise DatasetError(f"{test.folder}: no labeled clip of split {study.test_split!r} holds {view.modality}")
+    check_view_fits(test, seen, view)
+    _check_features(study, dataset, methods)
+    if study.test_dataset is None or study.test_dataset.resolve() == study.dataset.resolve():
+        _check_untouched(study, dataset, clips, trained)
+    if teacher is not None and study.teacher in dataset.teachers:
+        check_teacher(dataset, [study.teacher], teacher)
+
+
+def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, MethodConfig]) -> None:
+    """What the methods need of the teacher must be there; a head finds no logits where too few labels are left."""
+    teacher = dataset.teachers.get(study.teacher)
+    for name, config in methods.items():
+        needs = method_class(config).needs
+        if needs and teacher is None:
+            raise DatasetError(
+                f"{dataset.folder}: method {name!r} needs teacher {study.teacher!r}: `avdistill embed` first"
+            )
+        if teacher and (needs, True) in {("logits", not teacher.classes), ("tokens", not teacher.num_tokens)}:
+            hint = " (`avdistill embed --tokens`)" if needs == "tokens" else ""
+            raise DatasetError(f"{dataset.folder}: method {name!r} needs {needs} of teacher {study.teacher!r}{hint}")
+
+
+def _check_untouched(study: Study, dataset: ClipDataset, tested: np.ndarray, trained: np.ndarray) -> None:
+    """No test clip may be trained on, nor a head be fitted on its label."""
+    if both := np.intersect1d(tested, trained).size:
+        raise ConfigError(
+            f"study.test_split: {both} clips of split {study.test_split!r} are also those of "
+            f"{study.base.train_split!r}, which is trained on"
+        )
+    teacher = dataset.teachers.get(study.teacher)
+    if teacher and teacher.fitted_head:
+        fitted = np.isin(dataset.columns["split"], split_names(dataset, teacher.head_split))
+        if fitted[tested].any():
+            raise DatasetError(
+                f"{dataset.folder}: the head of teacher {study.teacher!r} is fitted on split {teacher.head_split!r}, "
+                f"with clips of {study.test_split!r}, which are tested"
+            )

@@ -1,0 +1,227 @@
+"""A study's runs, each done by a process of its own and written down at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avdistill.analysis.benchmark.report import read_lines
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import has_modality, labeled_clips
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.evaluation.classification import evaluate
+from avdistill.evaluation.retrieval import retrieve
+from avdistill.fsio import open_lock, write_json
+from avdistill.inference.runner import NotFiniteError
+from avdistill.models.checkpoint import load_student
+from avdistill.training import TrainConfig, resume, train
+from avdistill.training.checkpoint import RunError
+from avdistill.types import View
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run: what a worker process gets.
+
+    Attributes:
+        test_dataset: None for a trial, which is not tested.
+        test_split: whose labeled clips are classified and looked up.
+        gallery: split of the test dataset that they are looked up in; where it holds nothing to find, they are not.
+        told: goes into the result as it is.
+    """
+
+    corruption: str
+    method: str
+    run: str
+    config: TrainConfig
+    threads: int
+    test_dataset: Path | None
+    test_split: str
+    told: dict[str, Any]
+    gallery: str = "train"
+
+    @property
+    def metrics(self) -> Path:
+        """Where its result will be."""
+        return self.config.out / "metrics.json"
+
+
+class Pool:
+    """A process for each job: its peak memory is the run's own, and a crash is its own as well."""
+
+    def __init__(self, workers: int) -> None:
+        # A server that has imported everything forks the workers: nothing is imported twice.
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["avdistill.analysis.benchmark.jobs"])
+        self.workers = workers
+        self.processes: dict[Job, BaseProcess] = {}
+
+    @property
+    def free(self) -> bool:
+        """Whether another job may start."""
+        return len(self.processes) < self.workers
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs under way."""
+        return list(self.processes)
+
+    def start(self, job: Job) -> None:
+        """Begin a job."""
+        process = self.context.Process(target=_do_job, args=(job,), daemon=True)
+        process.start()
+        self.processes[job] = process
+
+    def collect(self) -> list[Job]:
+        """Jobs that ended, after waiting a moment for one. Raises RunError for one that left no result."""
+        wait([process.sentinel for process in self.processes.values()], timeout=1)
+        ended = [job for job, process in self.processes.items() if not process.is_alive()]
+        for job in ended:
+            process = self.processes.pop(job)
+            process.join()
+            if not job.metrics.is_file():
+                log = beside(job.config.out, "error.txt")
+                text = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
+                said = text[-1] if text else f"its process ended with code {process.exitcode}"
+                raise RunError(f"{job.config.out}: {said}; the same command goes on")
+        return ended
+
+    def stop(self) -> None:
+        """End what is under way; it goes on from its last save next time."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.join()
+
+
+def _do_job(job: Job) -> None:
+    """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own."""
+    _end_with_parent()
+    torch.set_num_threads(job.threads)
+    job.config.out.parent.mkdir(parents=True, exist_ok=True)
+    error_log = beside(job.config.out, "error.txt")
+    # A killed study's worker may still be at this run for a moment: wait until it is gone.
+    lock = beside(job.config.out, "lock")
+    lock.mkdir(exist_ok=True)
+    with open_lock(lock, wait=True):
+        if job.metrics.is_file():
+            return
+        error_log.unlink(missing_ok=True)
+        try:
+            result = _result(job)
+            job.metrics.parent.mkdir(exist_ok=True)  # a setting may be refused before there is a run
+            write_json(job.metrics, result)
+        except BaseException:
+            error_log.write_text(traceback.format_exc(), encoding="utf-8")
+            sys.exit(1)
+    shutil.rmtree(lock, ignore_errors=True)
+
+
+def beside(run: Path, ending: str) -> Path:
+    """A file next to a run's folder; a setting in the folder's name may hold a dot."""
+    return run.with_name(f"{run.name}.{ending}")
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _result(job: Job) -> dict[str, Any]:
+    out = job.config.out
+    try:
+        resume(out) if (out / "data.json").is_file() else train(job.config)
+    except RunError as error:
+        if not (out / "not_finite.json").is_file():
+            raise
+        # A loss that is not finite is a finding about the method, and the others can be compared all the same.
+        return job.told | {"failed": str(error).replace(f"{out}: ", "")}
+    except ConfigError as error:
+        if job.test_dataset is not None:
+            raise
+        return job.told | {"failed": str(error)}  # a setting that this dataset does not allow loses its trial
+    lines = read_lines(out / "metrics.jsonl")
+    if not lines or lines[-1]["step"] < job.config.steps:  # told to end
+        raise RunError("stopped before its last step")
+    curve = [[line["step"], line["validation"]["top1_accuracy"]] for line in lines if "validation" in line]
+    row = job.told | {
+        "validation": max(value for _, value in curve) if curve else None,
+        "curve": curve,
+        "losses": [[line["step"], line["losses"]] for line in lines if "losses" in line][-1][1],
+        "step_seconds": statistics.median(line["step_seconds"] for line in lines if "step_seconds" in line),
+        "peak_memory_bytes": _peak_memory(),
+    }
+    if job.test_dataset is not None:
+        try:
+            row |= _test(job, ClipDataset(job.test_dataset))
+        except NotFiniteError as error:
+            return job.told | {"failed": str(error)}
+    else:
+        for folder in ("last", "best"):  # of a trial only the metrics are of use
+            shutil.rmtree(out / folder, ignore_errors=True)
+    return row
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # no such counter on this system
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def has_gallery(dataset: ClipDataset, splits: str, view: View) -> bool:
+    """Whether a split, or several joined by "+", has a labeled clip that can be found by what the view looks at."""
+    try:
+        clips = labeled_clips(dataset, splits)
+    except DatasetError:
+        return False
+    return bool(has_modality(dataset, clips, view).any())
+
+
+def _test(job: Job, dataset: ClipDataset) -> dict[str, Any]:
+    """Metrics on the test clips; `correct` is a 0 or 1 for each, in the order of `clips`, for paired statistics."""
+    run, split, device = job.config.out, job.test_split, job.config.device
+    result = evaluate(run, dataset, split=split, device=device)
+    several = "top1_accuracy" not in result.metrics
+    correct = [
+        row["predicted_1"] in str(row["labels"]).split("|") if several else row["predicted"] == row["label"]
+        for row in result.predictions
+    ]
+    keep = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "map", "auc", "d_prime")
+    metrics = {key: result.metrics[key] for key in keep if key in result.metrics}
+    if not several and has_gallery(dataset, job.gallery, job.config.student.view):
+        found = retrieve(run, dataset, queries=split, gallery=job.gallery, device=device).metrics
+        metrics |= {"hit@1": found["hit@1"], "map": found["map"]}
+    student, _ = load_student(run)
+    return metrics | {
+        "test_clips": len(correct),
+        "correct": "".join("1" if right else "0" for right in correct),
+        "parameters": sum(p.numel() for p in student.parameters()),
+    }
+
+
+def steps_done(job: Job) -> int:
+    """How far a run under way has come."""
+    lines = read_lines(job.config.out / "metrics.jsonl")
+    return int(lines[-1]["step"]) if lines else 0

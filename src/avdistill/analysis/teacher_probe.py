@@ -1,0 +1,306 @@
+"""What a teacher knows of the labels, told by its embeddings alone: a linear probe, retrieval, doubles and silence.
+
+A student cannot take over what the teacher does not hold, so this is looked at before anything is trained with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avdistill.annotations.catalogs import video_of
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import videos_of
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
+from avdistill.evaluation.metrics import release_retrieval_metrics, retrieval_metrics
+from avdistill.teachers.base import TeacherError
+
+TRAINING_NAMES = ("train", "training")
+EVALUATION_NAMES = ("test", "validation")
+EXAMPLES = 20  # sets of identical embeddings that are named
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledFeatures:
+    """A teacher's embeddings of N clips and what is known of the clips.
+
+    Attributes:
+        source: how messages call it.
+        ids: (N,) text.
+        embedding: floating (N, D); a row of NaN is a clip without an embedding.
+        labels: N tuples of label names, empty where the clip has none.
+        splits: (N,) text.
+        groups: (N,) text; clips of one group (cut from one video) never stand on both sides of a cross-validation.
+        without_audio, silent: bool (N,), or None where that is not known.
+
+    Raises:
+        TeacherError: lengths or shapes that do not fit, or a row that is infinite or NaN in part.
+    """
+
+    source: str
+    ids: np.ndarray
+    embedding: np.ndarray
+    labels: Sequence[tuple[str, ...]]
+    splits: np.ndarray
+    groups: np.ndarray
+    without_audio: np.ndarray | None = None
+    silent: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape, kind = self.embedding.shape, self.embedding.dtype
+        if len(shape) != 2 or not self.embedding.size or not np.issubdtype(kind, np.floating):
+            raise TeacherError(f"{self.source}: expected floating embeddings (clips, channels), found {kind} {shape}")
+        for name in ("ids", "labels", "splits", "groups"):
+            if len(getattr(self, name)) != len(self.embedding):
+                found = len(getattr(self, name))
+                raise TeacherError(f"{self.source}: expected {name} of {len(self.embedding)} clips, found {found}")
+        bad = ~np.isfinite(self.embedding).all(1) & ~np.isnan(self.embedding).all(1)
+        if bad.any():
+            clip = self.ids[bad.argmax()]
+            raise TeacherError(f"{self.source}: clip {clip}: its embedding is infinite or NaN in part")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Sorted names of all labels that occur."""
+        return tuple(sorted({name for row in self.labels for name in row}))
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool (N,): which clips have an embedding."""
+        return ~np.isnan(self.embedding[:, 0])
+
+
+def dataset_features(dataset: ClipDataset, name: str | None = None) -> LabeledFeatures:
+    """The features of one of a dataset's teachers; without a name, of its only one.
+
+    Raises:
+        DatasetError: no such teacher, none at all, or several to choose from.
+    """
+    if name is None:
+        if len(dataset.teachers) > 1:
+            raise DatasetError(
+                f"{dataset.folder}: several teachers; choose one with --teacher: {', '.join(dataset.teachers)}"
+            )
+        if not dataset.teachers:
+            raise DatasetError(f"{dataset.folder}: no teacher in this dataset; add one with `avdistill embed`")
+        name = next(iter(dataset.teachers))
+    embedding, _, present = dataset.teacher_features(name)
+    embedding[~present] = np.nan
+    columns = dataset.columns
+    return LabeledFeatures(
+        source=f"{dataset.folder}: teacher {name!r}",
+        ids=columns["id"],
+        embedding=embedding,
+        labels=dataset.labels,
+        splits=columns["split"],
+        groups=videos_of(dataset, np.arange(len(dataset))),
+        without_audio=~columns["has_audio"].astype(bool),
+        silent=columns["silent"].astype(bool),
+    )
+
+
+def npz_features(path: Path) -> LabeledFeatures:
+    """Features of an .npz file with `name`, `label` and `split`, text (N,), and `embedding`, floating (N, D).
+
+    An empty label is a clip without one, a row of NaN a clip without an embedding.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TeacherError: another kind of file, a key missing, shapes that do not fit.
+    """
+    keys = ("name", "label", "split", "embedding")
+    try:
+        with np.load(path) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise TeacherError(f"{path}: expected an .npz archive, found a single array")
+            missing = [key for key in keys if key not in file]
+            if missing:
+                there = ", ".join(file) or "none"
+                raise TeacherError(f"{path}: expected the keys {', '.join(keys)}; {missing[0]!r} is not among {there}")
+            arrays = {key: file[key] for key in keys}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise TeacherError(f"{path}: not an .npz archive of plain arrays: {error}") from error
+    for key in keys[:3]:
+        if arrays[key].ndim != 1 or arrays[key].dtype.kind != "U":
+            found = f"{arrays[key].dtype} {arrays[key].shape}"
+            raise TeacherError(f"{path}: {key!r}: expected text (clips,), found {found}")
+    return LabeledFeatures(
+        source=str(path),
+        ids=arrays["name"],
+        embedding=arrays["embedding"],
+        labels=[(label,) if label else () for label in arrays["label"].tolist()],
+        splits=arrays["split"],
+        groups=np.array([video_of(name) for name in arrays["name"].tolist()]),
+    )
+
+
+def probe(
+    features: LabeledFeatures,
+    *,
+    train_split: str | None = None,
+    split: str | None = None,
+    settings: Sequence[Setting] = SETTINGS,
+    folds: int = 3,
+    release_metrics: bool = False,
+    seed: int = 0,
+    on_fit: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """How much of the labels can be read off a teacher's embeddings.
+
+    The probe is multinomial logistic regression (with several labels per clip, ridge regression on each class). Its
+    setting is chosen by cross-validation on the training split, whole videos at a time. All metrics are of labeled
+    clips that have an embedding; how many have none is told under `silence`.
+
+    Args:
+        features: of one teacher.
+        train_split: trains the probe and is the gallery of the retrieval; None is "train" or "training".
+        split: is evaluated and asks the queries; None is "test", or else "validation".
+        settings: to choose from; with one, nothing is chosen.
+        folds: of the cross-validation, at least 2; fewer where the clips are too few.
+        release_metrics: also the release's mAP (`evaluation.metrics.release_retrieval_metrics`).
+        seed: of the folds.
+        on_fit: called with (finished, total) fits of the probe.
+
+    Returns:
+        JSON-ready: `train_split`, `split`, `classes`, `multi_label`, `clips` of either split; `probe`:
+        `top1_accuracy`, `top5_accuracy`,
+        `mean_class_accuracy` (several labels: `map`, `auc`, `d_prime`), `scaling` and `c`, whether the solver
+        `converged`, `cross_validation`, `per_class`; `retrieval`; `release` where asked for; `identical`; `silence`.
+
+    Raises:
+        TeacherError: a split without clips to use, fewer than two classes or too few videos to train on.
+        ConfigError: both splits are the same.
+    """
+    train_split = _chosen_split(features, train_split, TRAINING_NAMES, "--train-split")
+    split = _chosen_split(features, split, EVALUATION_NAMES, "--split")
+    if split == train_split:
+        raise ConfigError(f"split {split!r} cannot both train the probe and evaluate it")
+    train, held = (_usable(features, name) for name in (train_split, split))
+    classes = features.classes
+    multi_label = any(len(row) > 1 for row in features.labels)
+    x = features.embedding.astype(np.float32, copy=False)
+    truth = _encoded(features.labels, classes, multi_label)
+    if len({name for clip in train for name in features.labels[clip]}) < 2:
+        raise TeacherError(f"{features.source}: split {train_split!r}: expected at least two classes to tell apart")
+    try:
+        parts = video_folds(truth[train], features.groups[train], folds, seed) if len(settings) > 1 else []
+    except ValueError as error:
+        raise TeacherError(f"{features.source}: split {train_split!r}: {error}") from error
+    found = linear_probe(
+        embedding=x[train],
+        labels=truth[train],
+        asked=x[held],
+        asked_labels=truth[held],
+        class_names=classes,
+        settings=settings,
+        folds=parts,
+        on_fit=on_fit,
+    )
+    return {
+        "train_split": train_split,
+        "split": split,
+        "classes": len(classes),
+        "multi_label": multi_label,
+        "clips": {train_split: len(train), split: len(held)},
+        "probe": found,
+        **_retrieval(x, truth, train, held, release_metrics),
+        "identical": identical_embeddings(features),
+        "silence": _silence(features),
+    }
+
+
+def identical_embeddings(features: LabeledFeatures) -> dict[str, Any]:
+    """Clips whose embeddings are equal bit for bit: doubles of one video, or audio that say nothing.
+
+    Returns:
+        `sets` of two clips or more, the `clips` in them, sets `across_splits` (what is evaluated was trained on) and
+        sets whose `labels_differ` (nothing can tell these clips apart); `examples`, at most 20, across splits first.
+    """
+    by_content: dict[bytes, list[int]] = {}
+    for clip in np.flatnonzero(features.present):
+        content = hashlib.sha256(features.embedding[clip].tobytes()).digest()
+        by_content.setdefault(content, []).append(int(clip))
+    examples = [
+        {
+            "ids": [str(features.ids[i]) for i in clips],
+            "splits": sorted({str(features.splits[i]) for i in clips}),
+            "labels": sorted({"|".join(sorted(features.labels[i])) for i in clips if features.labels[i]}),
+        }
+        for clips in by_content.values()
+        if len(clips) > 1
+    ]
+    examples.sort(key=lambda row: len(row["splits"]) == 1)
+    return {
+        "sets": len(examples),
+        "clips": sum(len(row["ids"]) for row in examples),
+        "across_splits": sum(len(row["splits"]) > 1 for row in examples),
+        "labels_differ": sum(len(row["labels"]) > 1 for row in examples),
+        "examples": examples[:EXAMPLES],
+    }
+
+
+def _retrieval(
+    x: np.ndarray, truth: np.ndarray, train: np.ndarray, held: np.ndarray, release_metrics: bool
+) -> dict[str, dict[str, float | None]]:
+    both: dict[str, Any] = {
+        "queries": torch.from_numpy(x[held]),
+        "gallery": torch.from_numpy(x[train]),
+        "query_labels": torch.from_numpy(truth[held]),
+        "gallery_labels": torch.from_numpy(truth[train]),
+    }
+    report = {"retrieval": _finite(retrieval_metrics(**both))}
+    if release_metrics:
+        metrics = release_retrieval_metrics(**both)
+        report["release"] = _finite({name.removeprefix("release."): value for name, value in metrics.items()})
+    return report
+
+
+def _silence(features: LabeledFeatures) -> dict[str, int | None]:
+    zero = ~features.embedding.any(1)  # NaN counts as something here
+    return {
+        "clips": len(features.ids),
+        "without_embedding": int((~features.present).sum()),
+        "zero_embedding": int(zero.sum()),
+        "without_audio": None if features.without_audio is None else int(features.without_audio.sum()),
+        "silent": None if features.silent is None else int(features.silent.sum()),
+    }
+
+
+def _chosen_split(features: LabeledFeatures, asked: str | None, usual: tuple[str, ...], option: str) -> str:
+    there = sorted(set(features.splits.tolist()))
+    for name in usual if asked is None else (asked,):
+        if name in there:
+            return name
+    wanted = " or ".join(map(repr, usual if asked is None else (asked,)))
+    raise TeacherError(f"{features.source}: no clip in split {wanted} ({option}); splits there: {', '.join(there)}")
+
+
+def _usable(features: LabeledFeatures, split: str) -> np.ndarray:
+    labeled = np.array([bool(row) for row in features.labels])
+    clips = np.flatnonzero((features.splits == split) & labeled & features.present)
+    if not len(clips):
+        raise TeacherError(f"{features.source}: split {split!r}: no labeled clip has an embedding")
+    return clips
+
+
+def _encoded(labels: Sequence[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
+    """int64 (N,), -1 for an unlabeled clip, or multi-hot float32 (N, C)."""
+    index = {name: c for c, name in enumerate(classes)}
+    if not multi_label:
+        return np.array([index[row[0]] if row else -1 for row in labels], dtype=np.int64)
+    hot = np.zeros((len(labels), len(classes)), dtype=np.float32)
+    for i, row in enumerate(labels):
+        hot[i, [index[name] for name in row]] = 1
+    return hot
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,1 @@
+"""From lists of clips, ours and published ones, to annotations."""

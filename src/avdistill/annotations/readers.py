@@ -1,0 +1,283 @@
+"""Which clips there are, what they show and which split they belong to: every list format becomes `Annotation` rows.
+
+Read are a folder per class, CSV, JSON lines, and the lists that published data sets come with (published.py).
+docs/formats/annotations.md has an example of each. No video is opened here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from avdistill.annotations.catalogs import (
+    KINETICS_COLUMNS,
+    UCF51_CLASSES,
+    UCF_LIST,
+    UCF_NAME,
+    VideoFiles,
+    assign_ucf51,
+    read_activitynet,
+    read_audioset,
+    read_kinetics,
+    read_release,
+    read_ucf51,
+    read_ucf101,
+    read_vggsound,
+)
+from avdistill.annotations.schema import (
+    SPLIT_ALIASES,
+    SURROGATE,
+    Annotation,
+    AnnotationError,
+    LocatedAnnotation,
+    annotation_error,
+    csv_rows,
+    csv_table,
+    find_videos,
+    format_path,
+    numbered_lines,
+    parse_extra,
+    parse_json,
+    parse_labels,
+    parse_name,
+    parse_path,
+    parse_seconds,
+    parse_split,
+    read_text,
+    truncate_repr,
+)
+
+__all__ = ["UCF51_CLASSES", "Annotation", "AnnotationError", "assign_ucf51", "read_annotations"]
+
+_KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id")
+
+
+def read_annotations(
+    source: Path | Sequence[Path],
+    *,
+    format: str = "auto",  # noqa: A002 (the word users expect)
+    videos: Path | None = None,
+) -> list[Annotation]:
+    """Read the list of clips at `source`, in the order of the list (folders: sorted by path).
+
+    Args:
+        source: a list file or a folder, see docs/formats/annotations.md; or several, taken as one list.
+        format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
+            "release", or "auto" to tell from the suffix, the first line or the folder's content.
+        videos: the folder of videos. In it the lists of published data sets look for their files, by name; what is
+            not there, or without a folder, gets the usual name. The other formats say themselves where files are.
+
+    Raises:
+        AnnotationError: for anything that cannot be read, is not well formed, is listed twice or leaks between splits.
+    """
+    if format != "auto" and format not in _READERS:
+        raise annotation_error("annotation format", f"auto, {', '.join(_READERS)}", repr(format))
+    files = VideoFiles(videos)
+    listed: list[LocatedAnnotation] = []
+    for each in [source] if isinstance(source, str | Path) else source:
+        listed += _read_list(Path(each), format, files)
+    _refuse_repeats(listed)
+    return _name_clips(listed)
+
+
+def _read_list(source: Path, list_format: str, files: VideoFiles) -> list[LocatedAnnotation]:
+    try:
+        listed = _READERS[_recognize(source) if list_format == "auto" else list_format](source, files)
+    except OSError as error:
+        raise annotation_error(format_path(source), "a readable list file or folder", str(error.strerror)) from error
+    if not listed:
+        raise annotation_error(format_path(source), "at least one clip", "none")
+    return listed
+
+
+def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]:
+    """The clips with a label that the file `labels` names, one a line, reduced to these; for a subset of a data set.
+
+    Raises:
+        AnnotationError: the file cannot be read, or no clip has one of its labels.
+    """
+    try:
+        wanted = [line.strip() for _, line in numbered_lines(labels)]
+    except OSError as error:
+        raise annotation_error(
+            format_path(labels), "a readable file with a label a line", str(error.strerror)
+        ) from error
+    occurring = {label for a in annotations for label in a.labels}
+    absent = [label for label in wanted if label not in occurring]
+    if absent:
+        raise annotation_error(format_path(labels), "labels that occur in the list of clips", truncate_repr(absent[0]))
+    kept = [replace(a, labels=tuple(label for label in a.labels if label in wanted)) for a in annotations]
+    return [a for a in kept if a.labels]
+
+
+def _recognize(source: Path) -> str:
+    possible = _recognize_file(source) if source.is_file() else _recognize_folder(source)
+    if len(possible) != 1:
+        expected = "a .csv, .jsonl or known .json, class folders of videos or UCF101 lists"
+        found = f"what may be {' or '.join(possible)}" if possible else "none of them"
+        raise annotation_error(format_path(source), expected, f"{found}; name the format: {', '.join(_READERS)}")
+    return possible[0]
+
+
+def _recognize_file(source: Path) -> list[str]:
+    suffix = source.suffix.lower()
+    if UCF_LIST.fullmatch(source.name):
+        return ["ucf101"]
+    if suffix == ".jsonl":
+        return ["jsonl"]
+    if suffix == ".csv":
+        _, cells = next(csv_rows(source), ("", []))
+        cells = [cell.strip() for cell in cells]
+        if cells[:1] and cells[0].startswith("# Segments csv"):
+            return ["audioset"]
+        if "path" not in cells and set(KINETICS_COLUMNS[1:]) <= set(cells):
+            return ["kinetics"]
+        return ["vggsound" if "path" not in cells and len(cells) == 4 and cells[3] in ("train", "test") else "csv"]
+    content = parse_json(format_path(source), read_text(source)) if suffix == ".json" else None
+    if not isinstance(content, dict) or "database" not in content:
+        return []
+    if "labels" in content:
+        return ["release"]
+    return ["activitynet"] if "version" in content or "taxonomy" in content else []
+
+
+def _recognize_folder(source: Path) -> list[str]:
+    possible = ["ucf101"] if any(UCF_LIST.fullmatch(entry.name) for entry in source.iterdir()) else []
+    possible += ["audioset"] if (source / "balanced_train_segments.csv").is_file() else []
+    paths = find_videos(source)
+    if any(len(path.parts) > 1 for path in paths):
+        possible.append("folder")
+    if paths and all(len(path.parts) <= 2 and UCF_NAME.fullmatch(path.stem) for path in paths):
+        possible.append("ucf51")
+    return possible
+
+
+def _read_csv(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
+    return [_parse_row(where, row) for where, row in csv_table(source, _check_keys)]
+
+
+def _read_jsonl(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
+    listed = []
+    for where, line in numbered_lines(source):
+        values = parse_json(where, line)
+        if not isinstance(values, dict) or SURROGATE.search(json.dumps(values, ensure_ascii=False)):
+            raise annotation_error(where, "one JSON object of valid text", truncate_repr(values))
+        _check_keys(where, list(values))
+        listed.append(_parse_row(where, values))
+    return listed
+
+
+def _check_keys(where: str, keys: list[str]) -> None:
+    found = truncate_repr(", ".join(keys))
+    if "path" not in keys:
+        raise annotation_error(where, "'path' among the columns", found)
+    if ("label" in keys) == ("labels" in keys):
+        raise annotation_error(where, "one of 'label' and 'labels' among the columns", found)
+
+
+def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
+    """One row of a CSV or JSON list: an empty cell and null both mean that the value is not given."""
+    start = parse_seconds(where, "start_seconds", values.get("start_seconds")) or 0.0
+    end = parse_seconds(where, "end_seconds", values.get("end_seconds"))
+    if end is not None and start >= end:
+        raise annotation_error(where, "start_seconds < end_seconds", f"{start!r} and {end!r}")
+    return where, Annotation(
+        clip_id=parse_name(where, "id", values.get("id")),
+        path=parse_path(where, values["path"]),
+        labels=parse_labels(where, values["labels"] if "labels" in values else values["label"]),
+        split=parse_split(where, values.get("split")) or "train",
+        start_seconds=start,
+        end_seconds=end,
+        extra=parse_extra(values, _KNOWN_KEYS),
+    )
+
+
+def _read_folder(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
+    paths = find_videos(source)
+    by_split = _has_split_folders(source, paths)
+    listed = []
+    for path in paths:
+        where = format_path(source / path)
+        folders = list(path.parts[:-1])
+        split = SPLIT_ALIASES[folders.pop(0).casefold()] if by_split and folders else "train"
+        if not folders:
+            raise annotation_error(
+                where, "split/class/video" if by_split else "class/video", "a video outside any class folder"
+            )
+        listed.append((where, Annotation("", parse_path(where, str(path)), parse_labels(where, folders[:1]), split)))
+    return listed
+
+
+def _has_split_folders(source: Path, paths: list[PurePosixPath]) -> bool:
+    """Whether the top folders are splits. A class may be called "train" as well: beside cars and ships it is one."""
+    tops = {path.parts[0] for path in paths if len(path.parts) > 1}
+    splits = {name for name in tops if name.casefold() in SPLIT_ALIASES}
+    if splits and splits != tops and any(path.parts[0] in splits and len(path.parts) > 2 for path in paths):
+        raise annotation_error(
+            format_path(source), "only splits or only classes as top folders", truncate_repr(sorted(tops))
+        )
+    return bool(splits) and splits == tops
+
+
+def _refuse_repeats(listed: list[LocatedAnnotation]) -> None:
+    """No clip twice, and no second of a video in two splits."""
+    by_path: defaultdict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
+    for where, clip in listed:
+        end = math.inf if clip.end_seconds is None else clip.end_seconds
+        by_path[clip.path].append((clip.start_seconds, end, clip.split, where))
+    for path, segments in by_path.items():
+        clips: dict[tuple[float, float], str] = {}
+        latest: dict[str, tuple[float, str]] = {}  # of each split, the segment that reaches furthest so far
+        for start, end, split, where in sorted(segments, key=lambda segment: segment[:2]):
+            for other, (other_end, other_where) in latest.items():
+                if other != split and start < other_end:
+                    found = f"{truncate_repr(path)} in {split!r} here and in {other!r} at {other_where}"
+                    raise annotation_error(where, "every clip in one split (else one leaks into the other)", found)
+            if (start, end) in clips:
+                raise annotation_error(
+                    where, "every clip once", f"{truncate_repr(path)} already at {clips[start, end]}"
+                )
+            clips[start, end] = where
+            latest[split] = max(latest.get(split, (end, where)), (end, where), key=lambda reach: reach[0])
+
+
+def _name_clips(listed: list[LocatedAnnotation]) -> list[Annotation]:
+    """Give every clip its id: the list's own, else one from the path, in full where the short form is taken."""
+    places: dict[str, str] = {}
+    for where, clip in listed:
+        if clip.clip_id and places.setdefault(clip.clip_id, where) != where:
+            raise annotation_error(
+                where, "every id once", f"{truncate_repr(clip.clip_id)} already at {places[clip.clip_id]}"
+            )
+    uses = Counter([clip.clip_id or _derive_id(clip, exact=False) for _, clip in listed])
+    named = []
+    for where, clip in listed:
+        name = clip.clip_id
+        if not name:
+            # a.mp4 beside a.avi: neither takes "a", whatever their order.
+            name = stem = _derive_id(clip, exact=uses[_derive_id(clip, exact=False)] > 1)
+            number = 2
+            while name in places:
+                name, number = f"{stem}#{number}", number + 1
+            places[name] = where
+        named.append(replace(clip, clip_id=name))
+    return named
+
+
+def _derive_id(clip: Annotation, *, exact: bool) -> str:
+    path = clip.path if exact else str(PurePosixPath(clip.path).with_suffix(""))
+    if clip.start_seconds == 0 and clip.end_seconds is None:
+        return path
+    times = (clip.start_seconds, clip.end_seconds)
+    return f"{path}@{'-'.join('end' if t is None else str(t) if exact else f'{t:.3f}' for t in times)}"
+
+
+_READERS: dict[str, Callable[[Path, VideoFiles], list[LocatedAnnotation]]] = {
+    "folder": _read_folder, "csv": _read_csv, "jsonl": _read_jsonl, "ucf101": read_ucf101, "ucf51": read_ucf51,
+    "activitynet": read_activitynet, "vggsound": read_vggsound, "kinetics": read_kinetics, "audioset": read_audioset,
+    "release": read_release,
+}  # fmt: skip

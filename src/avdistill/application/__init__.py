@@ -1,1 +1,0 @@
-"""A trained student in use."""

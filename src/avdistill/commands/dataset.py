@@ -1,0 +1,194 @@
+"""Verbs from videos to a dataset: synthesize, prepare, info."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from avdistill.annotations.readers import keep_labels, read_annotations
+from avdistill.commands.console import output, progress_bar, say
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.preparation.prepare import PrepareConfig
+from avdistill.preparation.prepare import prepare as prepare_dataset
+from avdistill.synthetic.generator import SyntheticConfig
+from avdistill.synthetic.generator import synthesize as synthesize_videos
+
+
+@dataclass(frozen=True)
+class _Synthesize:
+    """Make real video files of twelve classes of moving things, some with their own audio, some with another's."""
+
+    out: Path
+    """Folder to write videos/, annotations.csv and synthetic.json into."""
+    config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
+    workers: int = os.cpu_count() or 1
+    """Processes that draw and encode."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def synthesize(arguments: list[str]) -> None:
+    """`avdistill synthesize --out DIR`."""
+    a = tyro.cli(_Synthesize, args=arguments, prog="avdistill synthesize")
+    with progress_bar("synthesize") as update:
+        annotations = synthesize_videos(a.out, a.config, workers=a.workers, on_clip=update)
+    clips = len(read_annotations(annotations))
+    output(
+        {"annotations": str(annotations), "videos": str(a.out / "videos"), "clips": clips},
+        [f"{clips} videos in {a.out / 'videos'}, listed in {annotations}"],
+        a.json,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Read the listed videos into a dataset of frames and audio. Interrupted, the same command goes on."""
+
+    list: tyro.conf.Positional[tuple[Path, ...]]
+    """CSV or JSONL list, a folder per class, or the list of UCF101, ActivityNet, VGGSound, Kinetics, AudioSet or the
+    release; several are taken as one."""
+    videos: Path
+    """Folder that the list's paths start from; lists without paths look for their files in it."""
+    out: Path
+    """The dataset's folder."""
+    format: Literal[
+        "auto",
+        "csv",
+        "jsonl",
+        "folder",
+        "ucf101",
+        "ucf51",
+        "activitynet",
+        "vggsound",
+        "kinetics",
+        "audioset",
+        "release",
+    ] = "auto"
+    """What kind of list it is; auto tells by its content."""
+    labels: Path | None = None
+    """File with a label a line: clips without one of them are left out."""
+    fps: float = 4.0
+    """Frames a second; 0 takes every frame."""
+    short_side: int | None = None
+    """Pixels of the shorter side (default 128)."""
+    size: tuple[int, int] | None = None
+    """Height and width instead of --short-side."""
+    region: str | None = None
+    """x,y,width,height of the video, cut out before scaling."""
+    sample_rate: int = 16000
+    """Of the stored audio, in Hz."""
+    jpeg: int | None = None
+    """ClipDataset frames as JPEG of this quality (1 to 100, 90 is good), ten times smaller and slower to read."""
+    teacher: tuple[str, ...] = ()
+    """Run folders of teachers to embed with at once; each is named after its folder."""
+    workers: int = os.cpu_count() or 1
+    """Processes that decode."""
+    time_limit: float = 1800.0
+    """Seconds one clip may take to read before it is skipped; 0: no limit."""
+    strict: bool = False
+    """Fail on the first file that cannot be read, or was skipped before."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def prepare(arguments: list[str]) -> None:
+    """`avdistill prepare LIST --videos DIR --out DATASET`."""
+    a = tyro.cli(_Prepare, args=arguments, prog="avdistill prepare")
+    config = PrepareConfig(
+        fps=a.fps or None,
+        short_side=128 if a.short_side is None and a.size is None else a.short_side,
+        size=a.size,
+        region=region_of(a.region),
+        sample_rate_hz=a.sample_rate,
+        jpeg_quality=a.jpeg,
+    )
+    if not a.videos.is_dir():
+        raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
+    if not a.list:
+        raise ConfigError("LIST: expected at least one list of clips, found none")
+    annotations = read_annotations(a.list, format=a.format, videos=a.videos)
+    if a.labels is not None:
+        annotations = keep_labels(annotations, a.labels)
+    if a.teacher:
+        from avdistill.teachers import load_teacher
+
+        for run in a.teacher:  # one that is not there is told now, not after all is decoded
+            load_teacher(run)
+        names = [_name_of(run) for run in a.teacher]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"--teacher: two would be called {twice[0]!r}; embed them by `avdistill embed --name`")
+    with progress_bar("prepare") as update:
+        dataset = prepare_dataset(
+            annotations,
+            a.videos,
+            a.out,
+            config,
+            workers=a.workers,
+            time_limit_seconds=a.time_limit or None,
+            strict=a.strict,
+            on_clip=update,
+        )
+    for run in a.teacher:
+        from avdistill.commands.train import embed_with
+
+        embed_with(dataset, run, _name_of(run))
+    report = dataset.describe()
+    line = (
+        f"{report['clips']} clips of {report['videos']} videos in {a.out}: {report['with_video']} with video, "
+        f"{report['with_audio']} with audio ({report['silent']} silent), {report['labeled']} labeled; "
+        f"{report['skipped']} skipped"
+    )
+    output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
+
+
+def _name_of(run: str) -> str:
+    """What the features of a teacher are called where nobody says it: its folder's name."""
+    return re.sub(r"[^\w.]", "_", Path(run).resolve().name if Path(run).exists() else Path(run).name).lstrip(".")
+
+
+def region_of(text: str | None) -> tuple[int, int, int, int] | None:
+    """`x,y,width,height` as the four numbers."""
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--region: expected x,y,width,height in pixels, got {text!r}") from None
+    return x, y, width, height
+
+
+@dataclass(frozen=True)
+class _Info:
+    """Describe a dataset and verify its checksums."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    verify: bool = True
+    """Recompute every checksum."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def info(arguments: list[str]) -> None:
+    """`avdistill info DATASET`."""
+    a = tyro.cli(_Info, args=arguments, prog="avdistill info")
+    dataset = ClipDataset(a.dataset)
+    faults = []
+    if a.verify:
+        say("verifying checksums ...")
+        faults = dataset.verify()
+    try:
+        report = dataset.describe() | ({"faults": faults} if a.verify else {})
+    except DatasetError:
+        if not faults:
+            raise
+        report = {"faults": faults}
+    output(report, [f"{name:<16} {value}" for name, value in report.items()], a.json)
+    if report.get("faults"):
+        raise DatasetError(f"{a.dataset}: damaged: {'; '.join(report['faults'])}")

@@ -1,0 +1,151 @@
+"""Verbs that put a student to use: predict, export."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
+
+import tyro
+
+from avdistill.commands.console import output, progress_bar
+from avdistill.commands.dataset import region_of
+from avdistill.config_io import ConfigError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.fsio import commit
+from avdistill.inference.export import Format
+from avdistill.inference.export import export as export_student
+from avdistill.inference.predictor import Prediction, load
+from avdistill.media.decoder import MediaError
+
+_COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """Label video or audio files with the best student of a run: each whole, and what is when."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Video or audio files."""
+    top: int = 5
+    """Labels to name."""
+    windows: int | None = None
+    """Evenly spaced windows per file; default: slide over the whole file."""
+    stride: int | None = None
+    """Of the sliding windows, in frames or samples; default: a window's length."""
+    short_side: int | None = None
+    """Pixels of the shorter side, as in `prepare`; default: the scale of the training dataset."""
+    size: tuple[int, int] | None = None
+    """Height and width instead of --short-side, as in `prepare`."""
+    region: str | None = None
+    """x,y,width,height of the video, cut out before scaling, or `whole`; default: that of the training dataset."""
+    batch_size: int = 32
+    """Windows at a time."""
+    csv: Path | None = None
+    """Write a row per segment into a new file; `-` is standard output."""
+    json: bool = False
+    """Print one JSON object a file, each on its line."""
+
+
+def predict(arguments: list[str]) -> None:
+    """`avdistill predict RUN FILE ...`."""
+    a = tyro.cli(_Predict, args=arguments, prog="avdistill predict")
+    table_on_output = a.csv == Path("-")
+    if not a.files:
+        raise ConfigError("FILE: expected at least one file, found none")
+    for file in a.files:
+        if file.is_dir():
+            raise ConfigError(f"{file}: expected a file, found a folder; pass the files in it")
+    if a.json and table_on_output:
+        raise ConfigError("--json and --csv -: both would be written to standard output; choose one")
+    if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
+        raise FileExistsError(f"--csv: {a.csv}: is there already; name a new file")
+    region: Any = "whole" if a.region == "whole" else region_of(a.region)
+    student = load(a.run, short_side=a.short_side, size=a.size, region=region)
+    failed = 0
+    with _table(a.csv) as write_row:
+        for file in a.files:
+            try:
+                with progress_bar(file.name) as update:
+                    prediction = student.predict(
+                        file,
+                        top=a.top,
+                        windows=a.windows,
+                        stride=a.stride,
+                        batch_size=a.batch_size,
+                        on_batch=lambda finished: update(finished, None),  # type: ignore[arg-type]
+                    )
+            except (MediaError, OSError) as error:
+                print(f"avdistill: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            write_row(prediction)
+            if not table_on_output:
+                output(prediction.describe(), [str(prediction)], a.json)
+    if failed:
+        raise MediaError(f"{failed} of {len(a.files)} files could not be predicted")
+
+
+@contextmanager
+def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
+    """Takes predictions as rows of a CSV; a file gets its name when it is whole, until then it ends in `.partial`."""
+    if out is None:
+        yield lambda prediction: None
+    elif out == Path("-"):
+        if isinstance(sys.stdout, TextIOWrapper):  # a file's name may be no text: its bytes come out as they are
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield _row_writer(sys.stdout)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")
+        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield _row_writer(file)
+        commit(partial, out)
+
+
+def _row_writer(file: TextIO) -> Callable[[Prediction], None]:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+
+    def write(prediction: Prediction) -> None:
+        for s in prediction.segments:
+            writer.writerow((prediction.file, s.start_seconds, s.end_seconds, s.label, s.probability))
+        file.flush()
+
+    return write
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Write the best student of a run alone into a folder, with all that is needed to feed it, and compare the two."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    out: Path
+    """Folder to make."""
+    format: Format = "onnx"
+    """onnx: for onnxruntime, frames or audio in; safetensors: the weights, for avdistill and PyTorch."""
+    clips: Path | None = None
+    """A dataset; 20 of its clips are compared besides random inputs."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def export(arguments: list[str]) -> None:
+    """`avdistill export RUN --out DIR`."""
+    a = tyro.cli(_Export, args=arguments, prog="avdistill export")
+    report = export_student(a.run, a.out, format=a.format, clips=None if a.clips is None else ClipDataset(a.clips))
+    parity = report["parity"]
+    lines = [
+        f"{a.out / report['file']}: agrees with {a.run} on {parity['inputs']} inputs, {parity['clips']} of them clips",
+        *(f"largest difference of {name:<9} {value:.2g}" for name, value in parity["largest_difference"].items()),
+        f"how to feed it: {a.out / 'preprocessing.json'}",
+    ]
+    output({"out": str(a.out), **report}, lines, a.json)

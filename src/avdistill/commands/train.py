@@ -1,0 +1,214 @@
+"""Verbs around a run: teacher train, embed, train, resume, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, take_option, training_bar
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import clips_of_splits
+from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.methods import METHODS, method_class, parse_method
+from avdistill.models import MODELS
+from avdistill.teachers import embed as embed_dataset
+from avdistill.teachers import load_teacher
+from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
+from avdistill.training import TrainConfig, read_config
+from avdistill.training import resume as resume_run
+from avdistill.training import train as train_run
+from avdistill.training.checkpoint import run_config, run_progress
+from avdistill.training.recipes import RECIPES
+
+
+def train(arguments: list[str]) -> None:
+    """`avdistill train RECIPE --dataset DATASET --out RUN`, or `--config FILE.json`; further options change the
+    config.
+    """
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print("usage: avdistill train RECIPE --dataset DATASET --out RUN [--OPTION VALUE ...]")
+        print("       avdistill train --config FILE.json [--OPTION VALUE ...]")
+        print("       --method NAME, or --method FILE.py:Class, puts another method into it\n\nrecipes:")
+        print("\n".join(f"  {name}" for name in RECIPES))
+        print("\noptions: avdistill train RECIPE --help")
+        return
+    if arguments[0] == "--config":
+        if len(arguments) < 2:
+            raise ConfigError("--config: expected a file")
+        base, rest = read_config(Path(arguments[1])), arguments[2:]
+    elif arguments[0] in RECIPES:
+        unset = {"dataset": tyro.MISSING, "out": tyro.MISSING}
+        base, rest = replace(RECIPES[arguments[0]], **unset), arguments[1:]
+    else:
+        raise ConfigError(f"no recipe {arguments[0]!r}; recipes: {', '.join(RECIPES)}")
+    base, rest = _with_method(base, rest)
+    _train(_overridden(base, rest, f"avdistill train {arguments[0]}"))
+
+
+def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """`--method NAME` or `--method FILE.py:Class` puts another method into a recipe."""
+    given, rest = take_option(arguments, "--method")
+    if given is None:
+        return base, rest
+    method = parse_method(given)
+    needs = method_class(method).needs
+    return replace(base, method=method, teacher=(base.teacher or "audio") if needs else None), rest
+
+
+def train_teacher(arguments: list[str]) -> None:
+    """`avdistill teacher train DATASET --out RUN`: an ordinary supervised run on the labeled clips' audio."""
+    usage = "usage: avdistill teacher train DATASET --out RUN [--train-split teacher] [--OPTION VALUE ...]"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"{usage}\n\noptions: avdistill train audio_teacher --help")
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(usage)
+    dataset = ClipDataset(Path(arguments[0]))
+    splits = set(dataset.columns["split"].tolist())
+    split = "teacher" if "teacher" in splits else "train"
+    base = replace(RECIPES["audio_teacher"], dataset=dataset.folder, out=tyro.MISSING, train_split=split)
+    _train(_overridden(base, arguments[1:], "avdistill teacher train"))
+
+
+def _overridden(base: TrainConfig, arguments: list[str], program: str) -> TrainConfig:
+    return tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _train(config: TrainConfig) -> None:
+    with training_bar(f"train {config.method.name}", config.steps) as on_step:
+        run = train_run(config, on_step=on_step)
+    _report_run(run)
+
+
+def _report_run(run: Path) -> None:
+    if not FIRST_PROCESS:
+        return
+    progress = run_progress(run)
+    if progress.step < run_config(run).steps:
+        say(f"stopped after step {progress.step}, state saved; `avdistill resume {run}` goes on")
+    else:
+        best = (
+            f"best validation top-1 {progress.best:.3f} at step {progress.best_step}"
+            if progress.best >= 0
+            else "last step"
+        )
+        say(f"finished {progress.step} steps; best/ is the {best}")
+    print(run)
+
+
+@dataclass(frozen=True)
+class _Resume:
+    """Continue an interrupted run exactly where its last save left it."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    dataset: Path | None = None
+    """Where the run's dataset lies now, if it was moved."""
+
+
+def resume(arguments: list[str]) -> None:
+    """`avdistill resume RUN`."""
+    a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
+    with training_bar("resume", run_config(a.run).steps) as on_step:
+        run = resume_run(a.run, on_step=on_step, dataset=a.dataset)
+    _report_run(run)
+
+
+@dataclass(frozen=True)
+class _Embed:
+    """Put a frozen teacher's embedding and logits of every clip into the dataset."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    teacher: str
+    """A teacher's name (`avdistill teacher list`), or the run folder of a trained one."""
+    weights: Path | None = None
+    """A named teacher's weights, where they are not found by themselves; `random`: random ones, to try things out."""
+    name: str | None = None
+    """Name of the features in the dataset; default: the teacher's modality."""
+    modality: Literal["audio", "video"] | None = None
+    """What `precomputed:` embeddings were computed from, audio by default; other teachers know theirs."""
+    batch_size: int = 32
+    """Windows at a time."""
+    tokens: bool = False
+    """Also dataset the teacher's feature tokens, which the methods `at` and `nst` look at."""
+    head_split: str = "train"
+    """Whose labeled clips a linear head is fitted on, where the teacher has no logits in the dataset's classes; several
+    splits: train+teacher."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def embed(arguments: list[str]) -> None:
+    """`avdistill embed DATASET --teacher NAME [--weights PATH]`, or `--teacher RUN`."""
+    a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
+    dataset = ClipDataset(a.dataset)
+    if a.head_split != _Embed.head_split:
+        clips_of_splits(dataset, a.head_split)  # one that is not there is told now, not after all is embedded
+    if a.teacher.startswith(PRECOMPUTED):
+        if a.tokens:
+            raise ConfigError(f"--tokens: {a.teacher} holds embeddings, no tokens")
+        files = Path(a.teacher.removeprefix(PRECOMPUTED))
+        modality = a.modality or "audio"
+        entry = embed_precomputed(dataset, files, a.name or modality, modality, head_split=a.head_split)
+    elif a.modality is not None:
+        raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
+    else:
+        entry = embed_with(dataset, a.teacher, a.name, a.batch_size, a.weights, a.tokens, a.head_split)
+    report = {**vars(entry), "dataset": str(a.dataset), "clips_in_dataset": len(dataset)}
+    line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.width}-d, from {entry.source}"
+    output(report, [line], a.json)
+
+
+def embed_with(
+    dataset: ClipDataset,
+    teacher: str,
+    name: str | None,
+    batch_size: int = 32,
+    weights: Path | None = None,
+    tokens: bool = False,
+    head_split: str = "train",
+) -> TeacherEntry:
+    """Embed a dataset with a named teacher or that of a run folder, with a progress bar."""
+    teacher_network = load_teacher(teacher, weights=weights)
+    with progress_bar("embed") as update:
+        return embed_dataset(
+            dataset,
+            teacher_network,
+            name or teacher_network.view.modality,
+            batch_size=batch_size,
+            tokens=tokens,
+            head_split=head_split,
+            on_batch=update,
+        )
+
+
+@dataclass(frozen=True)
+class _Recipes:
+    """List recipes, models and methods."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def recipes(arguments: list[str]) -> None:
+    """`avdistill recipes`."""
+    a = tyro.cli(_Recipes, args=arguments, prog="avdistill recipes")
+    report = {
+        "recipes": {
+            name: {"student": c.student.model, "method": c.method.name, "steps": c.steps} for name, c in RECIPES.items()
+        },
+        "models": sorted(MODELS),
+        "methods": {name: _defaults(method.config_class) for name, method in METHODS.items()},
+    }
+    lines = [f"{name:<24} {c.student.model:<20} {c.method.name:<12} {c.steps} steps" for name, c in RECIPES.items()]
+    lines += ["", "models:  " + ", ".join(sorted(MODELS)), "methods: " + ", ".join(METHODS)]
+    output(report, lines, a.json)
+
+
+def _defaults(config: Callable[..., object]) -> dict[str, object]:
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}  # type: ignore[arg-type]

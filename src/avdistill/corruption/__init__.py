@@ -1,0 +1,1 @@
+"""Noisy correspondence and fewer labels, made on purpose and with known truth."""

@@ -1,1 +1,0 @@
-"""From a file on disk to a `Batch`."""

@@ -1,0 +1,1 @@
+"""The dataset on disk, and the splits, windows and batches that are drawn from it."""

@@ -1,0 +1,332 @@
+"""The files that hold a dataset's frames and audio: as they grow, and JPEG frames as they are read.
+
+Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one video after the other, and
+`frames-00000.npy`, int64 (frames,), the byte at which each of them ends.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from avdistill.fsio import sync
+
+_SHARD_BYTES = 2 * 2**30
+_BLOCK_BYTES = 2**22
+
+
+class ShardWriter(Protocol):
+    """What a preparation writes into while it is open; it may be closed and opened again."""
+
+    @property
+    def count(self) -> int:
+        """Items so far."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the next clip belongs into another shard."""
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """What is open."""
+
+    def open(self) -> None:
+        """Make what is not there; what is there is cut back to `count` items, which it must hold."""
+
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Write items at the end; returns the CRC-32 of their bytes, transferred on from `crc`."""
+
+    def close(self) -> None:
+        """Write what tells how many items there are, have all on the disk, let go of the files."""
+
+
+@dataclass(eq=False)
+class Shard:
+    """An .npy file that grows; its header has room for the final count, which is written when it is closed."""
+
+    path: Path
+    shape: tuple[int, ...]  # of one item
+    dtype: str
+    count: int = 0
+    file: IO[bytes] = field(init=False, repr=False)
+
+    def open(self) -> None:
+        """Make the file, or take it up and cut it back to `count` items of `shape`, which it must hold."""
+        self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self._write_header()
+        self.file.truncate(self.start + self.count * self.item_bytes)
+        self.file.seek(0, os.SEEK_END)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one item."""
+        return _item_bytes(self.shape, self.dtype)
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds 2 GB."""
+        return self.count * self.item_bytes >= _SHARD_BYTES
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """The one."""
+        return (self.file,)
+
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Write items at the end; returns the CRC-32 of their bytes, transferred on from `crc`."""
+        content = np.ascontiguousarray(array).data
+        self.file.write(content)
+        self.count += len(array)
+        return zlib.crc32(content, crc)
+
+    def close(self) -> None:
+        """Write the count into the header, have all on the disk, let go of the file."""
+        start = self.start
+        self._write_header()
+        assert self.start == start, "the header outgrew its place"
+        sync(self.file)
+        self.file.close()
+
+    def _write_header(self) -> None:
+        self.file.seek(0)
+        self.file.write(_header(self.count, self.shape, self.dtype))
+        self.start = self.file.tell()
+
+
+class AudioShards:
+    """Audio that is written clip by clip, as much as there may be, into shards of about 2 GB."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        """Nothing is written before the first audio.
+
+        Args:
+            folder: of the shards.
+            number: of the first.
+        """
+        self._folder, self._number = folder, number
+        self._shard: Shard | None = None
+
+    def append(self, audio: np.ndarray) -> dict[str, int]:
+        """Write int16 (S,); returns where it lies, as the columns say it."""
+        if self._shard is not None and self._shard.full:
+            self.close()
+            self._number += 1
+        if self._shard is None:
+            shard = Shard(self._folder / f"audio-{self._number:05d}.npy", (), "int16")
+            shard.open()
+            self._shard = shard
+        place = {"audio_shard": self._number, "audio_offset": self._shard.count}
+        self._shard.append(audio)
+        return place
+
+    def close(self) -> None:
+        """Finish the shard that is being written."""
+        if self._shard is not None:
+            shard, self._shard = self._shard, None
+            shard.close()
+
+
+class JpegShard:
+    """Frames as JPEG, and where each ends."""
+
+    def __init__(self, path: Path, quality: int, count: int) -> None:
+        """Name both files.
+
+        Args:
+            path: of the .npy file; that of the images differs in its ending.
+            quality: 1 to 100.
+            count: frames that are there.
+        """
+        self.quality = quality
+        self.ends = Shard(path, (), "int64", count)
+        self.end = 0
+
+    def open(self) -> None:
+        """Make both files, or take them up and cut them back to `count` frames."""
+        self.ends.open()
+        if self.count:
+            self.ends.file.seek(-8, os.SEEK_END)
+            self.end = int(np.frombuffer(self.ends.file.read(8), np.int64)[0])
+        images = self.ends.path.with_suffix(".jpeg")
+        self.file = images.open("r+b" if images.exists() else "w+b")
+        self.file.truncate(self.end)
+        self.file.seek(0, os.SEEK_END)
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return self.ends.count
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds 2 GB; known once it was open."""
+        return self.end >= _SHARD_BYTES
+
+    @property
+    def files(self) -> Sequence[IO[bytes]]:
+        """Images first: what vouches for them comes after them."""
+        return (self.file, self.ends.file)
+
+    def append(self, array: np.ndarray, crc: int = 0) -> int:
+        """Encode and write uint8 (T, H, W, 3); the CRC-32 is of each video's bytes and of where it ends, in turn."""
+        from PIL import Image
+
+        for frame in array:
+            buffer = io.BytesIO()
+            Image.fromarray(frame).save(buffer, "JPEG", quality=self.quality)
+            self.file.write(buffer.getvalue())
+            self.end += buffer.tell()
+            crc = self.ends.append(np.array([self.end]), zlib.crc32(buffer.getvalue(), crc))
+        return crc
+
+    def close(self) -> None:
+        """Have both on the disk and let go of them."""
+        sync(self.file)
+        self.file.close()
+        self.ends.close()
+
+
+@dataclass(frozen=True)
+class ShardRecovery:
+    """What an interrupted preparation has left of a `Shard`, before it is taken up; the file may be absent."""
+
+    path: Path
+    shape: tuple[int, ...]  # of one item
+    dtype: str
+
+    @property
+    def _start(self) -> int:
+        return len(_header(0, self.shape, self.dtype))
+
+    def count(self) -> int:
+        """Items that are there with all their bytes, whatever these are."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return max(0, size - self._start) // _item_bytes(self.shape, self.dtype)
+
+    def crc(self, first: int, count: int, crc: int) -> int:
+        """What `append` returned for `count` items from `first` on, if their bytes are still the same."""
+        item_bytes = _item_bytes(self.shape, self.dtype)
+        with self.path.open("rb") as file:
+            file.seek(self._start + first * item_bytes)
+            left = count * item_bytes
+            while block := file.read(min(left, _BLOCK_BYTES)):
+                crc = zlib.crc32(block, crc)
+                left -= len(block)
+        return crc
+
+    def read(self) -> np.ndarray:
+        """The whole items, of `dtype` (count, *shape)."""
+        count = self.count()
+        if not count:  # the file may be absent
+            return np.zeros((0, *self.shape), self.dtype)
+        size = int(np.prod(self.shape, dtype=np.int64))
+        return np.fromfile(self.path, self.dtype, count * size, offset=self._start).reshape(count, *self.shape)
+
+
+@dataclass(frozen=True)
+class JpegShardRecovery:
+    """What an interrupted preparation has left of a `JpegShard`; either file may be absent."""
+
+    path: Path  # of the .npy file
+
+    def count(self) -> int:
+        """Frames before the first whose video is cut short or whose end cannot be right."""
+        ends, images = self._ends(), self.path.with_suffix(".jpeg")
+        size = images.stat().st_size if images.exists() else 0
+        there = (np.diff(ends, prepend=0) > 0) & (ends <= size)
+        return len(there) if there.all() else int(there.argmin())
+
+    def crc(self, first: int, count: int, crc: int) -> int:
+        """What `append` returned for `count` frames from `first` on, if their bytes are still the same."""
+        ends = self._ends()
+        with self.path.with_suffix(".jpeg").open("rb") as file:
+            start = int(ends[first - 1]) if first else 0
+            file.seek(start)
+            for end in ends[first : first + count]:
+                crc = zlib.crc32(end.tobytes(), zlib.crc32(file.read(int(end) - start), crc))
+                start = int(end)
+        return crc
+
+    def _ends(self) -> np.ndarray:
+        return ShardRecovery(self.path, (), "int64").read()
+
+
+def _item_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _header(count: int, shape: tuple[int, ...], dtype: str) -> bytes:
+    """Of an .npy file; as long for any count."""
+    header = io.BytesIO()
+    described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+class JpegFrames:
+    """A clip's frames that lie as JPEG: along its first axis indexed like an array, and decoded only then."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, images: np.ndarray, ends: np.ndarray, first: int, count: int) -> None:
+        """Frames `first` to `first + count` of a shard.
+
+        Args:
+            images: uint8 (bytes,) of the whole shard.
+            ends: int64 (frames,) of the whole shard.
+            first: of the clip's frames.
+            count: of the clip's frames.
+        """
+        self._images, self._ends, self._first, self._count = images, ends, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3); all frames of a shard are of one size."""
+        return (self._count, *self._decode([0]).shape[1:])
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) for a number, (n, H, W, 3) otherwise."""
+        if isinstance(index, slice):
+            return self._decode(range(*index.indices(self._count)))
+        if isinstance(index, np.ndarray):
+            each, back = np.unique(np.arange(self._count)[index], return_inverse=True)
+            return self._decode(each.tolist())[back]
+        return self._decode([range(self._count)[index]])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("JPEG frames cannot be an array without being decoded")
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _decode(self, frames: Sequence[int]) -> np.ndarray:
+        if not len(frames):
+            return np.zeros((0, *self.shape[1:]), np.uint8)
+        decode = _decoder()
+        images = []
+        for frame in frames:
+            number = self._first + frame
+            start = int(self._ends[number - 1]) if number else 0
+            images.append(decode(self._images[start : int(self._ends[number])].tobytes()))
+        return np.stack(images)
+
+
+def _decoder() -> Callable[[bytes], np.ndarray]:
+    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; the same pixels."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        from PIL import Image
+
+        return lambda content: np.array(Image.open(io.BytesIO(content), formats=["JPEG"]))
+    return decode_jpeg

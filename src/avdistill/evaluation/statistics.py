@@ -1,0 +1,81 @@
+"""Statistics of methods that were run on the same clips with the same seeds: intervals, paired differences, ranks.
+
+`correct` is bool or 0/1 (S, N): S seeds, N clips in the same order for every method. Clips of one video are not
+independent, so the bootstrap draws videos (`groups`), and it draws seeds: an interval covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+SAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% percentile bootstrap interval (Efron 1979)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(correct: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> Estimate:
+    """Mean over seeds and clips of (S, N) values, with an interval over seeds and videos.
+
+    Args:
+        correct: (S, N) numbers, such as 0 and 1, or differences of those.
+        groups: (N,) which video each clip is from.
+        samples: how often seeds and videos are drawn with replacement.
+        seed: of the draws: two calls with the same shapes draw the same.
+
+    Raises:
+        ValueError: no seed or clip, lengths that differ, or NaN.
+    """
+    values = np.asarray(correct, dtype=np.float64)
+    if values.ndim != 2 or not values.size or values.shape[1] != len(groups):
+        raise ValueError(f"expected (seeds, clips) and a group per clip, got {values.shape} and {len(groups)}")
+    if not np.isfinite(values).all():
+        raise ValueError("values hold NaN or infinity")
+    _, which = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(which).astype(np.float64)  # (G,) clips of each video
+    sums = np.stack([np.bincount(which, weights=row) for row in values])  # (S, G)
+    rng = np.random.default_rng([seed, 6])
+    S, G = sums.shape
+    seeds_drawn = rng.multinomial(S, np.full(S, 1 / S), size=samples)  # how often each was drawn
+    videos_drawn = rng.multinomial(G, np.full(G, 1 / G), size=samples)
+    means = ((seeds_drawn @ sums) * videos_drawn).sum(1) / (S * (videos_drawn @ sizes))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def paired_difference(
+    method: np.ndarray, baseline: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES, seed: int = 0
+) -> Estimate:
+    """How much better a method is than the baseline on the same seeds and clips: mean of the differences.
+
+    Pairing takes out what clips and seeds have in common: the interval is narrower than two intervals would suggest.
+    """
+    if method.shape != baseline.shape:
+        raise ValueError(f"expected the same seeds and clips, got {method.shape} and {baseline.shape}")
+    difference = np.asarray(method, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    return interval(difference, groups, samples=samples, seed=seed)
+
+
+def mean_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean rank of each method over the contests (corruption and seed) that all took part in; 1 is best.
+
+    Equal scores share their mean rank.
+
+    Args:
+        scores: method -> a figure per contest, higher is better, contests in the same order.
+    """
+    lengths = {len(values) for values in scores.values()}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError("every method needs a figure of every contest, and at least one")
+    ranks = rankdata(-np.array(list(scores.values()), dtype=np.float64), axis=0)  # (methods, contests)
+    return dict(zip(scores, ranks.mean(1).tolist(), strict=True))

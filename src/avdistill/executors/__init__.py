@@ -1,0 +1,1 @@
+"""Running work in other processes and threads, in order."""

@@ -1,0 +1,1 @@
+"""A trained network on datasets and on files, and its export."""

@@ -1,0 +1,270 @@
+"""A student alone, for use elsewhere: ONNX or safetensors, how to feed it, and proof that it agrees with the run."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avdistill.dataset.batches import check_view_fits, has_modality
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.windows import evaluation_window, window_length
+from avdistill.fsio import commit, file_checksum, write_json
+from avdistill.models.checkpoint import WeightsError, load_student, save_student, student_folder
+from avdistill.models.r2plus1d import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
+from avdistill.teachers.base import check_rates
+from avdistill.types import Network, StudentConfig, VideoInput
+
+Format = Literal["onnx", "safetensors"]
+# The largest difference of any embedding or logit between the exported file and the run's student.
+TOLERANCE = 1e-4
+_RANDOM_INPUTS = 4
+_BATCH = 4
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportError(WeightsError):
+    """A student that cannot be exported, or whose export does not agree with it; the message is one line."""
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "onnx",  # noqa: A002  (the word for it)
+    clips: ClipDataset | None = None,
+    most_clips: int = 20,
+) -> dict[str, Any]:
+    """Write the best student of a run into a new folder, load it again from there and compare it with the run.
+
+    The folder holds `student.onnx`, which takes uint8 frames or a waveform, or `student.safetensors` with
+    `student.json`, which `load` takes; and `preprocessing.json`, all that is needed to feed it. Outputs are `embedding`
+    (B, D) and `logits` (B, C).
+
+    Args:
+        run: run folder.
+        out: folder to make.
+        format: "onnx" or "safetensors".
+        clips: a dataset whose clips are compared besides random inputs.
+        most_clips: how many of them, evenly spread over the dataset.
+
+    Returns:
+        What `preprocessing.json` says.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        WeightsError: there is no trained network.
+        ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4; then there is
+            no folder.
+        DatasetError, TeacherError: no clip of the dataset can be fed to the student.
+    """
+    run, out = Path(run), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out}: is there already; name a new folder")
+    missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
+    if missing:
+        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
+    network, description = load_student(run)
+    inputs = [_random_inputs(description)]
+    if clips is not None:
+        inputs.append(_clip_inputs(clips, description, most_clips))
+
+    partial = out.with_name(out.name + ".exporting")  # `.partial` may be hours of an interrupted `prepare`
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if format == "onnx":
+            exported = _write_onnx(network, description, partial / "student.onnx")
+        else:
+            exported = _write_safetensors(network, description, partial)
+        parity = _compare(_Exported(network), exported, torch.cat(inputs))
+        parity["clips"] = sum(map(len, inputs[1:]))
+        report = _describe(run, network, description, format) | {"parity": parity}
+        write_json(partial / "preprocessing.json", report)
+        commit(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # renamed by now, if all is well
+    return report
+
+
+class _Exported(nn.Module):
+    """A student from what a clip holds, uint8 (B, T, H, W, 3) or float32 (B, S), to (embedding, logits)."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
+        assert features.logits is not None  # a student has a classifier
+        return features.embedding, features.logits
+
+
+def _write_onnx(network: Network, description: StudentConfig, file: Path) -> Runner:
+    """Write the file; returns how it answers."""
+    import onnxruntime
+
+    example = _random_inputs(description)[:2]
+    with warnings.catch_warnings():
+        # The exporter warns of its own innards (deprecated calls, opset versions); the comparison that follows tells
+        # whether the file is right.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                _Exported(network).eval(),
+                (example,),
+                str(file),
+                input_names=["inputs"],
+                output_names=["embedding", "logits"],
+                dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"{description.model} cannot be exported as ONNX; safetensors takes any model") from error
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        embedding, logits = session.run(["embedding", "logits"], {"inputs": inputs.numpy()})
+        return embedding, logits
+
+    return answer
+
+
+def _write_safetensors(network: Network, description: StudentConfig, folder: Path) -> Runner:
+    """Write weights and description; returns how a network built anew from them answers."""
+    save_student(folder, network, description)
+    again, _ = load_student(folder)
+    return _runner(_Exported(again))
+
+
+def _runner(module: nn.Module) -> Runner:
+    def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            embedding, logits = module(inputs)
+        return embedding.numpy(), logits.numpy()
+
+    return answer
+
+
+def _compare(module: nn.Module, exported: Runner, inputs: Tensor) -> dict[str, Any]:
+    """The largest absolute differences; raises ExportError beyond the tolerance."""
+    expected = _runner(module)
+    largest = {"embedding": 0.0, "logits": 0.0}
+    # The first alone, then several: the size of a batch must not matter.
+    for batch in (inputs[:1], *inputs[1:].split(_BATCH)):
+        for name, ours, theirs in zip(largest, expected(batch), exported(batch), strict=True):
+            # Written so that NaN counts as a difference.
+            difference = float(np.abs(ours - theirs).max())
+            largest[name] = difference if not difference <= largest[name] else largest[name]
+    for name, difference in largest.items():
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"the exported student's {name} differs by {difference:.2g} from the run's, more than {TOLERANCE:g}"
+            )
+    return {"inputs": len(inputs), "largest_difference": largest, "tolerance": TOLERANCE}
+
+
+def _random_inputs(description: StudentConfig) -> Tensor:
+    rng = np.random.default_rng(0)
+    view = description.view
+    if isinstance(view, VideoInput):
+        shape = (_RANDOM_INPUTS, view.frames, *view.size, 3)
+        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+    audio = 0.2 * rng.standard_normal((_RANDOM_INPUTS, window_length(view, description.sample_rate_hz)))
+    return torch.from_numpy(audio.clip(-1, 1).astype(np.float32))
+
+
+def _clip_inputs(dataset: ClipDataset, description: StudentConfig, most: int) -> Tensor:
+    """The first window of some clips of a dataset."""
+    view = description.view
+    check_rates(dataset, view, description.fps, description.sample_rate_hz, "the student")
+    clips = np.flatnonzero(has_modality(dataset, np.arange(len(dataset)), view))
+    if not len(clips):
+        raise DatasetError(f"{dataset.folder}: no clip with {view.modality}")
+    chosen = clips[np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int)]
+    check_view_fits(dataset, chosen, view)
+    read = dataset.frames if isinstance(view, VideoInput) else dataset.audio
+    return torch.stack([evaluation_window(read(int(clip)), view, dataset.sample_rate_hz, 0) for clip in chosen])
+
+
+def _describe(run: Path, network: Network, description: StudentConfig, file_format: Format) -> dict[str, Any]:
+    """All that is needed to feed the exported student, JSON-ready."""
+    length = window_length(description.view, description.sample_rate_hz)
+    describe = _describe_video if isinstance(description.view, VideoInput) else _describe_audio
+    return {
+        "version": 1,
+        "file": f"student.{file_format}",
+        "format": file_format,
+        "modality": description.view.modality,
+        **describe(description, file_format),
+        "outputs": {"embedding": ["B", network.embedding_dim], "logits": ["B", len(description.classes)]},
+        "classes": list(description.classes),
+        "probabilities": "sigmoid" if description.multi_label else "softmax",
+        "windows": {
+            "length": length,
+            "stride": length,
+            "short": "repeat the window's own items from their start",
+            "last": (
+                "the first window to reach the end, where it begins"
+                if isinstance(description.view, VideoInput)
+                else "moved back to end where the audio ends"
+            ),
+            "average": "mean of the windows' probabilities",
+        },
+        "source": {
+            "run": run.resolve().name,
+            "model": description.model,
+            "options": description.options,
+            "sha256": file_checksum(student_folder(run) / "student.safetensors"),
+            "avdistill": version("avdistill"),
+        },
+    }
+
+
+def _describe_video(description: StudentConfig, file_format: Format) -> dict[str, Any]:
+    view = description.view
+    assert isinstance(view, VideoInput)
+    inside = file_format == "onnx"
+    height, width = view.size
+    resize = "bilinear with antialiasing, by the factor max(height / H, width / W), rounded, never below the size"
+    shape: list[str | int] = ["B", view.frames, height, width, 3] if inside else ["B", 3, view.frames, height, width]
+    return {
+        "input": {"name": "inputs", "type": "uint8" if inside else "float32", "shape": shape},
+        "fps": description.fps,
+        # How `prepare` decoded the training dataset's images, before `resize` and `crop` to `size`.
+        "decoded": {name: getattr(description, name) for name in ("short_side", "region", "size")},
+        "frames": view.frames,
+        "size": [height, width],
+        "channels": "RGB",
+        "resize": resize if view.resize else "none: the size is cut out of the video as it was decoded",
+        "crop": f"center; half a pixel {'to the even side' if view.resize else 'to the top and the left'}",
+        "normalisation": {
+            "rule": "(pixel / 255 - mean) / std",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "done_by": "the file" if inside else "the caller",
+        },
+    }
+
+
+def _describe_audio(description: StudentConfig, _: Format) -> dict[str, Any]:
+    samples = window_length(description.view, description.sample_rate_hz)
+    return {
+        "input": {"name": "inputs", "type": "float32", "shape": ["B", samples]},
+        "sample_rate_hz": description.sample_rate_hz,
+        "seconds": samples / description.sample_rate_hz,
+        "channels": "mono",
+        "range": [-1, 1],
+    }

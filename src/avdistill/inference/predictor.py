@@ -1,0 +1,278 @@
+"""A trained student on media files: what each video shows and when. No dataset, no teacher."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from avdistill.config_io import ConfigError
+from avdistill.dataset.windows import window_length
+from avdistill.distributed import best_device
+from avdistill.inference.file_windows import FileItems, Window, read_windows
+from avdistill.models.checkpoint import load_student
+from avdistill.models.r2plus1d import normalize_frames
+from avdistill.preparation.prepare import PrepareConfig
+from avdistill.types import Network, StudentConfig, VideoInput, View
+
+Ranking = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighboring windows of a file whose most probable label is the same.
+
+    Attributes:
+        start_seconds: of the first window, on the file's clock.
+        end_seconds: of the last window. Where windows overlap, so do neighboring segments.
+        label: the most probable label.
+        probability: of `label`, mean over the windows.
+        top: the most probable labels and their mean probabilities, best first.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    label: str
+    probability: float
+    top: Ranking
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a student says of a file.
+
+    Attributes:
+        file: the file.
+        classes: names of the columns of `probabilities`.
+        probabilities: float32 (C,), mean over the windows of the softmax (of the sigmoid with several labels).
+        embedding: float32 (D,), mean over the windows.
+        top: the most probable labels of the whole file and their probabilities, best first.
+        segments: what is seen or heard when.
+        windows: how many there were.
+        notes: what was odd about the file.
+    """
+
+    file: Path
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    embedding: np.ndarray
+    top: Ranking
+    segments: tuple[Segment, ...]
+    windows: int
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The most probable label of the whole file."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of `label`."""
+        return self.top[0][1]
+
+    def describe(self) -> dict[str, Any]:
+        """Labels with times as one JSON-ready object."""
+        return {
+            "file": str(self.file),
+            "label": self.label,
+            "probability": self.probability,
+            "top": _describe_ranking(self.top),
+            "segments": [vars(segment) | {"top": _describe_ranking(segment.top)} for segment in self.segments],
+            "windows": self.windows,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        ranking = ", ".join(f"{label} {probability:.3f}" for label, probability in self.top)
+        lines = [f"{self.file}: {ranking}"]
+        lines += [
+            f"  {s.start_seconds:9.2f} - {s.end_seconds:9.2f} s  {s.probability:.3f}  {s.label}" for s in self.segments
+        ]
+        return "\n".join(lines)
+
+
+class Predictor:
+    """A trained student that takes files; `load` makes it.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        description: how it is fed.
+        reading: how files are decoded for it.
+    """
+
+    def __init__(self, network: Network, description: StudentConfig, reading: PrepareConfig) -> None:
+        self.network, self.description, self.reading = network, description, reading
+
+    def predict(
+        self,
+        file: str | Path,
+        *,
+        top: int = 5,
+        windows: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 32,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Prediction:
+        """Labels of a file, whole and with times, in memory that does not grow with its length.
+
+        Args:
+            file: any video or audio file with what the student looks at.
+            top: labels to name per segment and for the whole file.
+            windows: this many, evenly spaced (the file is read twice); None slides over the whole file.
+            stride: of the sliding windows in frames or samples; None is a window's length.
+            batch_size: windows at a time.
+            on_batch: called with the number of finished windows.
+
+        Raises:
+            ConfigError: numbers that make no windows.
+            FileNotFoundError: there is no such file.
+            MediaError: it cannot be read, or it has no video (for a student that sees) or no audio (that hears).
+        """
+        self._check(top, windows, stride, batch_size)
+        items = FileItems(Path(file), self.description.view, self.reading)
+        found = read_windows(items, windows=windows, stride=stride)
+        timeline = _Timeline()
+        total = np.zeros(self.network.embedding_dim)
+        while batch := list(itertools.islice(found, batch_size)):
+            embedding, probabilities = self._run(batch)
+            total += embedding.sum(0, dtype=np.float64)
+            for window, row in zip(batch, probabilities, strict=True):
+                timeline.add(window, row)
+            if on_batch is not None:
+                on_batch(timeline.windows)
+        classes, top = self.description.classes, min(top, len(self.description.classes))
+        mean = timeline.mean()
+        return Prediction(
+            file=Path(file),
+            classes=classes,
+            probabilities=mean.astype(np.float32),
+            embedding=(total / timeline.windows).astype(np.float32),
+            top=_rank(mean, classes, top),
+            segments=tuple(stretch.segment(classes, top) for stretch in timeline.stretches),
+            windows=timeline.windows,
+            notes=tuple(items.notes),
+        )
+
+    def embed(self, file: str | Path, *, windows: int | None = None, stride: int | None = None) -> np.ndarray:
+        """float32 (D,), the file's mean embedding, before any normalisation. Arguments and errors as `predict`."""
+        return self.predict(file, windows=windows, stride=stride).embedding
+
+    def _check(self, top: int, windows: int | None, stride: int | None, batch_size: int) -> None:
+        length = window_length(self.description.view, self.description.sample_rate_hz)
+        for name, value in (("top", top), ("windows", windows), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if stride is not None and windows is not None:
+            raise ConfigError("give windows or stride, not both")
+        if stride is not None and not 1 <= stride <= length:
+            raise ConfigError(f"stride: expected 1 to {length}, the window's length, got {stride}")
+
+    def _run(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding (B, D) and probabilities (B, C) of some windows."""
+        inputs = torch.stack([window.items for window in batch]).to(next(self.network.parameters()).device)
+        with torch.inference_mode():
+            features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
+            assert features.logits is not None  # a student has a classifier
+            multi_label = self.description.multi_label
+            probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
+        return features.embedding.float().cpu().numpy(), probabilities.float().cpu().numpy()
+
+
+def load(
+    run: str | Path,
+    device: str = "auto",
+    *,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    region: tuple[int, int, int, int] | Literal["whole"] | None = None,
+) -> Predictor:
+    """The best student of a run, ready for files: `avdistill.load("run").predict("video.mp4")`.
+
+    The video is decoded as it was for the training dataset, then scaled and cut to the student's view as `evaluate`
+    does it: a file gives the same probabilities as its clip in the dataset. A run that does not say how its dataset was
+    made (an imported one) decodes the shorter side to as many pixels as the view's longer one, which covers the view.
+
+    Args:
+        run: run folder, or a folder that `export` wrote as safetensors.
+        device: "auto", "cpu", "cuda", ...
+        short_side, size: as in `prepare`, instead of the training dataset's; for files that are framed otherwise.
+        region: likewise; "whole" is the whole video.
+
+    Raises:
+        WeightsError: there is no trained network.
+        ConfigError: sizes that contradict each other.
+    """
+    network, description = load_student(run)
+    if short_side is None and size is None:
+        short_side, size = description.short_side, description.size
+    if short_side is None and size is None:
+        short_side = _covering_side(description.view)
+    if region is None:
+        region = description.region
+    reading = PrepareConfig(
+        fps=description.fps,
+        short_side=short_side,
+        size=size,
+        region=None if region == "whole" else region,
+        sample_rate_hz=description.sample_rate_hz,
+    )
+    return Predictor(network.to(best_device(device)), description, reading)
+
+
+def _covering_side(view: View) -> int | None:
+    return max(view.size) if isinstance(view, VideoInput) else None
+
+
+@dataclass
+class _Stretch:
+    """Neighboring windows with the same best label, while they are added up."""
+
+    start_seconds: float
+    end_seconds: float
+    total: np.ndarray  # float64 (C,)
+    windows: int = 1
+
+    def segment(self, classes: tuple[str, ...], top: int) -> Segment:
+        ranking = _rank(self.total / self.windows, classes, top)
+        return Segment(self.start_seconds, self.end_seconds, *ranking[0], ranking)
+
+
+class _Timeline:
+    """The windows of a file so far, merged into stretches."""
+
+    def __init__(self) -> None:
+        self.stretches: list[_Stretch] = []
+        self.windows = 0
+        self._label = -1
+
+    def add(self, window: Window, probabilities: np.ndarray) -> None:
+        self.windows += 1
+        label = int(probabilities.argmax())
+        if label == self._label:
+            last = self.stretches[-1]
+            last.end_seconds = window.end_seconds
+            last.total += probabilities
+            last.windows += 1
+        else:
+            row = probabilities.astype(np.float64)
+            self.stretches.append(_Stretch(window.start_seconds, window.end_seconds, row))
+        self._label = label
+
+    def mean(self) -> np.ndarray:
+        """float64 (C,), over all windows."""
+        return np.sum([stretch.total for stretch in self.stretches], axis=0) / self.windows
+
+
+def _rank(probabilities: np.ndarray, classes: tuple[str, ...], top: int) -> Ranking:
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((classes[i], float(probabilities[i])) for i in best)
+
+
+def _describe_ranking(ranking: Ranking) -> list[dict[str, object]]:
+    return [{"label": label, "probability": probability} for label, probability in ranking]

@@ -1,0 +1,158 @@
+"""Running a trained network over the clips of a dataset: windows in bounded batches, averaged per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avdistill import distributed
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import EvaluationWindows, check_view_fits, has_modality
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.windows import window_length
+from avdistill.executors.prefetch import prefetch
+from avdistill.models.r2plus1d import normalize_frames
+from avdistill.types import Network, View
+
+
+class NoTokensError(ValueError):
+    """Maps were asked of a network that has none."""
+
+
+class NotFiniteError(ValueError):
+    """What a network says of a clip is infinite or no number.
+
+    Attributes:
+        clips: ids of all clips it says such things of.
+    """
+
+    def __init__(self, dataset: ClipDataset, clips: list[str]) -> None:
+        super().__init__(
+            f"{dataset.folder}: what the network says of {len(clips)} clips, such as {clips[0]!r}, is not finite"
+        )
+        self.clips = clips
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network says of N clips; rows where `present` is False hold no information.
+
+    Attributes:
+        embedding: float32 (N, D), mean over the clip's windows.
+        logits: float32 (N, C), mean over the windows; (N, 0) for a network without a classifier.
+        probabilities: float32 (N, C), mean over the windows of the softmax (of the sigmoid with several labels).
+        present: bool (N,), whether the clip holds what the network looks at.
+        tokens: float32 (N, K, D), mean over the windows, position by position; None where not asked for.
+    """
+
+    embedding: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    present: Tensor
+    tokens: Tensor | None = None
+
+
+def run_network(
+    network: Network,
+    dataset: ClipDataset,
+    clips: np.ndarray,
+    view: View,
+    *,
+    multi_label: bool = False,
+    windows: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    with_tokens: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Outputs:
+    """Mean embedding, logits and probabilities of each clip; several processes shard_by_rank the clips, each gets
+    all results.
+
+    Args:
+        network: on its device; evaluation mode is set for the time of the call.
+        dataset: where the clips lie.
+        clips: (N,) rows of the dataset.
+        view: what the network is shown.
+        multi_label: sigmoid instead of softmax.
+        windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
+        stride: of the sliding windows, at most a window's length; None is a window's length.
+        batch_size: windows at a time: a long video is many batches, never one large one.
+        workers: threads that read ahead.
+        with_tokens: keep the maps as well, which take far more memory than all else.
+        on_batch: called with (finished, total) windows.
+
+    Raises:
+        NoTokensError: `with_tokens`, and the network has no map.
+        NotFiniteError: so is what the network says.
+        ConfigError: `batch_size` or `windows` below 1, windows and a stride, or a stride that would skip something.
+        DatasetError: no clip holds what the network looks at, or the images are smaller than a view that does not
+            resize them.
+    """
+    _check_windows(dataset, view, batch_size, windows, stride)
+    present = has_modality(dataset, clips, view)
+    rows = np.flatnonzero(present)
+    if len(rows) == 0:
+        raise DatasetError(f"{dataset.folder}: none of the {len(clips)} clips asked for holds {view.modality}")
+    check_view_fits(dataset, clips[rows], view)
+    shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
+    rows = distributed.shard_by_rank(rows) if shared else rows
+    device = next(network.parameters()).device
+    data = EvaluationWindows(dataset, clips[rows], view, windows=windows, stride=stride)
+    sums: list[Tensor] | None = None
+    counts = torch.zeros(len(clips))
+    finished = 0
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            firsts = range(0, len(data), batch_size)
+            for positions, inputs in prefetch(lambda first: data.batch(first, batch_size), firsts, workers):
+                inputs = inputs.to(device)
+                features = network(normalize_frames(inputs) if view.modality == "video" else inputs)
+                logits = features.embedding[:, :0] if features.logits is None else features.logits
+                probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+                kept = [features.embedding, logits, probabilities]
+                if with_tokens:
+                    if features.tokens is None:
+                        raise NoTokensError("this network has no map")
+                    kept.append(features.tokens)
+                values = [x.float().cpu() for x in kept]
+                if sums is None:
+                    sums = [torch.zeros(len(clips), *x.shape[1:]) for x in values]
+                index = torch.from_numpy(rows)[positions]
+                for total, value in zip(sums, values, strict=True):
+                    total.index_add_(0, index, value)
+                counts.index_add_(0, index, torch.ones(len(index)))
+                finished += len(index)
+                if on_batch is not None:
+                    on_batch(finished, len(data))
+    finally:
+        network.train(training)
+    assert sums is not None
+    if shared:
+        for total in (*sums, counts):
+            distributed.all_reduce_sum(total)
+    embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
+    if len(wrong := (~(embedding.isfinite().all(1) & probabilities.isfinite().all(1))).nonzero()):
+        raise NotFiniteError(dataset, dataset.columns["id"][clips[wrong[:, 0].numpy()]].tolist())
+    tokens = None
+    if with_tokens:
+        with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds
+            tokens = sums[3].div_(counts.clamp(min=1)[:, None, None])
+    return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)
+
+
+def _check_windows(dataset: ClipDataset, view: View, batch_size: int, windows: int | None, stride: int | None) -> None:
+    for name, number in (("batch_size", batch_size), ("windows", windows)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: must be at least 1, got {number}")
+    if stride is not None and windows is not None:
+        raise ConfigError("give windows or stride, not both")
+    length = window_length(view, dataset.sample_rate_hz)
+    if stride is not None and not 1 <= stride <= length:
+        raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")

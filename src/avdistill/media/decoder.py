@@ -1,0 +1,316 @@
+"""Reading one video file: frames at a stated rate and mono audio, in one pass. The only place that knows FFmpeg.
+
+The clock of a file starts at its first decoded frame (at its first audio sample where it has no video). The frame
+shown at time t is *the first frame whose pts minus the first pts is at least t*; at `fps` frames a second the k-th
+frame of a segment that starts at s is the one shown at s + k / fps. Times are compared as fractions, so a rate that
+divides the file's own takes every frame exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from avdistill.media.audio_stream import AudioTrack
+from avdistill.media.video_stream import (
+    DECODE_ERRORS,
+    EXHAUSTED,
+    LARGEST_FRAME_PIXELS,
+    EmptySegmentError,
+    Frames,
+    MediaError,
+    NoStreamError,
+    Scaler,
+    SpoolError,
+    UnreadableFileError,
+    VideoTrack,
+    check_pixels,
+    fraction,
+    scale_image,
+)
+
+__all__ = [
+    "Clip",
+    "EmptySegmentError",
+    "MediaError",
+    "NoStreamError",
+    "SpoolError",
+    "UnreadableFileError",
+    "check_reading",
+    "read_clip",
+    "scale_image",
+]
+
+# Seeking costs a second look for the first pts; below this decoding from the start is as fast.
+_SEEK_FROM_SECONDS = 5
+# Where a container says that its audio begins further than this from its video, the two have clocks of their own (one
+# of them that of the recorder, or one that began again after 26.5 h, as those of MPEG streams do).
+_LONGEST_BETWEEN_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What `read_clip` returns.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3) RGB, or None where the file has no video, or none there any more; read-only where
+            they lie in a spool file.
+        frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
+        fps: frames a second that were asked for; None where every frame was taken.
+        waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None where the file has no audio there.
+            It may be shorter or longer than the video, as in the file. It is silent until the audio sets in and,
+            with a note of how many seconds, where audio is missing between two samples; a segment in which there is
+            nothing else has no audio.
+        sample_rate_hz: of `waveform`.
+        notes: what was odd about the file ("audio stream cannot be decoded", "2 video streams, first taken", ...).
+    """
+
+    frames: np.ndarray | None
+    frame_times_seconds: np.ndarray
+    fps: float | None
+    waveform: np.ndarray | None
+    sample_rate_hz: int
+    notes: tuple[str, ...] = ()
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    fps: float | None = 4.0,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    region: tuple[int, int, int, int] | None = None,
+    sample_rate: int = 16000,
+    spool: Path | None = None,
+) -> Clip:
+    """Decode the segment [start_seconds, end_seconds) of a file, video and audio in one pass.
+
+    Args:
+        path: the file.
+        start_seconds: on the file's clock (see the module's first lines).
+        end_seconds: None means the end of the file.
+        fps: frames a second to take; a rate above the file's own repeats frames. None takes every frame once.
+        short_side: scale so that the shorter side has this many pixels, the shape kept.
+        size: (height, width) to scale to instead, the shape not kept. Neither: the size of the file.
+        region: (x, y, width, height) in pixels of the file as displayed, cut out before scaling.
+        sample_rate: of the waveform, in Hz. Several channels are mixed down.
+        spool: a file to write the frames to as they are decoded, so that a long clip does not need the memory for them;
+            `Clip.frames` is then a read-only memory map of it. It is the caller's to remove; on an error it is gone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the arguments contradict each other.
+        UnreadableFileError: nothing decodes.
+        NoStreamError: neither video nor audio in the file.
+        EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
+        MediaError: the frames or the audio are more than any clip should have.
+        MemoryError: decoding needs more memory or threads than there are.
+        SpoolError: the spool file cannot be written.
+    """
+    path = Path(path)
+    _check_segment(start_seconds, end_seconds)
+    check_reading(fps, short_side, size, region, sample_rate)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    scale = Scaler(short_side=short_side, size=size, region=region)
+    start = fraction(start_seconds)
+    end = None if end_seconds is None else fraction(end_seconds)
+    try:
+        with Frames(path, spool) as frames, _open(path) as container:
+            return _decode(path, container, start, end, fps, scale, frames, sample_rate)
+    except EXHAUSTED as error:
+        raise MemoryError(f"{path}: {_reason(error)}") from error
+    except DECODE_ERRORS as error:
+        raise UnreadableFileError(f"{path}: {_reason(error)}") from error
+
+
+def _check_segment(start_seconds: float, end_seconds: float | None) -> None:
+    if not 0 <= start_seconds < float("inf"):
+        raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
+    if end_seconds is not None and not start_seconds < end_seconds < float("inf"):
+        raise ValueError(f"end_seconds must be greater than start_seconds ({start_seconds}), got {end_seconds}")
+
+
+def check_reading(
+    fps: float | None,
+    short_side: int | None,
+    size: tuple[int, int] | None,
+    region: tuple[int, int, int, int] | None,
+    sample_rate: int,
+) -> None:
+    """Raise ValueError for rates and sizes that no file can be read at; see `read_clip`."""
+    if fps is not None and not 0 < fps < 1000:
+        raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
+    if short_side is not None and size is not None:
+        raise ValueError("give short_side or size, not both")
+    if min(1 if short_side is None else short_side, *(size or (1, 1))) < 1:
+        raise ValueError(f"the video must keep at least one pixel, got short_side={short_side}, size={size}")
+    if region is not None and (min(region[:2]) < 0 or min(region[2:]) < 1):
+        raise ValueError(f"region is (x, y, width, height) in pixels, got {region}")
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
+
+
+def _decode(
+    path: Path,
+    container: InputContainer,
+    start: Fraction,
+    end: Fraction | None,
+    fps: float | None,
+    scale: Scaler,
+    kept: Frames,
+    sample_rate: int,
+) -> Clip:
+    notes: list[str] = []
+    video_streams, audio_streams = _streams(path, container, notes)
+    avi = container.format.name == "avi"
+    tracks: dict[int, VideoTrack | AudioTrack] = {}
+    video = audio = None
+    if video_streams:
+        tick = Fraction(video_streams[0].time_base or 1)
+        video = tracks[video_streams[0].index] = VideoTrack(
+            path, start, end, fps, scale, kept, tick, by_decoding_time=avi
+        )
+    if audio_streams:
+        own_clock = bool(video_streams) and _has_own_clock(audio_streams[0], video_streams[0], notes)
+        audio = tracks[audio_streams[0].index] = AudioTrack(path, sample_rate, by_count=avi, own_clock=own_clock)
+
+    if video and start >= _SEEK_FROM_SECONDS:
+        video.seek(container, video_streams[0])
+        if audio and audio.from_the_beginning:  # in a pass of its own: next to the video it costs little
+            with _open(path) as whole:
+                _read(whole, {audio_streams[0].index: audio}, video, end, notes)
+            del tracks[audio_streams[0].index]
+    _read(container, tracks, video, end, notes)
+
+    if video and video.origin is None:
+        raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
+    frames, times = video.result() if video else (None, np.zeros(0))
+    waveform = audio.cut(start, end, video.origin if video else None) if audio else None
+    for kind, track in (("video", video), ("audio", audio)):
+        if track and track.errors:
+            notes.append(f"{track.errors} damaged {kind} packets or frames")
+    notes.extend(audio.notes if audio else ())
+    if audio and waveform is None:
+        # Read from a place in the middle, a stream that is over by then gives nothing either.
+        broken = audio.first is None and (audio.errors or start < _SEEK_FROM_SECONDS)
+        notes.append("audio stream cannot be decoded" if broken else "no audio in this segment")
+    if frames is None and waveform is None:
+        if video:
+            last = f"the last is at {video.last_seconds:g} s"
+            raise EmptySegmentError(f"{path}: no frame at or after {float(start):g} s; {last}")
+        if audio and audio.first is None:
+            raise UnreadableFileError(f"{path}: the audio stream cannot be decoded")
+        until = "on" if end is None else f"to {float(end):g} s"
+        raise EmptySegmentError(f"{path}: no audio from {float(start):g} s {until}")
+    if video and video.jump:
+        notes.append(video.jump)
+    # Once each: a file that was read in two passes may break off in both.
+    return Clip(frames, times, fps, waveform, sample_rate, tuple(dict.fromkeys(notes)))
+
+
+def _open(path: Path) -> InputContainer:
+    # Absolute: FFmpeg takes the "12:" of a relative name 12:30.mp4 for a protocol.
+    return av.open(str(path.absolute()), metadata_errors="ignore")
+
+
+def _has_own_clock(audio: av.AudioStream, video: av.VideoStream, notes: list[str]) -> bool:
+    """Whether the container says that the audio begins too far from the video to have its clock; noted."""
+    if audio.start_time is None or video.start_time is None:
+        return False
+    late = audio.start_time * Fraction(audio.time_base or 1) - video.start_time * Fraction(video.time_base or 1)
+    if abs(late) <= _LONGEST_BETWEEN_SECONDS:
+        return False
+    which = "after" if late > 0 else "before"
+    notes.append(f"audio times begin {float(abs(late)):.0f} s {which} the video's: taken to begin with it")
+    return True
+
+
+def _read(
+    container: InputContainer,
+    tracks: dict[int, VideoTrack | AudioTrack],
+    video: VideoTrack | None,
+    end: Fraction | None,
+    notes: list[str],
+) -> None:
+    """Give streams, by index, to their tracks until none of these wants more; the clock begins with `video`'s."""
+    for packet in _packets(container, [container.streams[index] for index in tracks], notes):
+        track = tracks[packet.stream.index]  # not `stream_index`, which is 0 of those that flush, whatever their stream
+        if not track.done:
+            _take(packet, track)
+        if isinstance(track, AudioTrack) and end is not None and (video is None or video.origin is not None):
+            track.done = track.reaches(end, video.origin if video else None)
+        if all(track.done for track in tracks.values()):
+            break
+
+
+def _streams(
+    path: Path, container: InputContainer, notes: list[str]
+) -> tuple[list[av.VideoStream], list[av.AudioStream]]:
+    """The streams of moving video and the audio_streams that can be decoded; the first of each is read.
+
+    Raises MediaError where there are none, or the first video cannot be decoded.
+    """
+    video_streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    audio_streams = [s for s in container.streams.audio if _is_decodable(s)]
+    if len(audio_streams) < len(container.streams.audio):
+        notes.append("audio stream cannot be decoded")
+    if not video_streams and not audio_streams:
+        raise NoStreamError(f"{path}: neither video nor audio")
+    for kind, streams in (("video", video_streams), ("audio", audio_streams)):
+        if len(streams) > 1:
+            notes.append(f"{len(streams)} {kind} streams, first taken")
+    for stream in video_streams[:1]:
+        if not _is_decodable(stream):
+            raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
+        check_pixels(path, stream.width, stream.height)
+        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
+    return video_streams, audio_streams
+
+
+def _is_decodable(stream: av.stream.Stream) -> bool:
+    # None where FFmpeg knows no decoder for the codec that the file names, as in a damaged header.
+    return getattr(stream, "codec_context", None) is not None
+
+
+def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: list[str]) -> Iterator[av.Packet]:
+    """Packets of the streams; a container that breaks off ends the iteration with a note, then flushes the decoders."""
+    try:
+        yield from container.demux(*streams)
+    except EXHAUSTED:
+        raise
+    except DECODE_ERRORS as error:
+        notes.append(f"file breaks off: {_reason(error)}")
+        for stream in streams:
+            packet = av.Packet()
+            packet.stream = stream
+            packet.time_base = Fraction(stream.time_base or 1)  # without it the last frames lose their times
+            yield packet
+
+
+def _take(packet: av.Packet, track: VideoTrack | AudioTrack) -> None:
+    """Decode a packet. One that is damaged must not lose the clip: it is counted on the track. No memory is no damage.
+
+    Written out, for it runs for every packet: a context manager here takes a hundredth of the decoding.
+    """
+    try:
+        for frame in packet.decode():
+            track.errors += frame.is_corrupt
+            track.add(frame)  # type: ignore[arg-type]  # a stream decodes to frames of its own kind
+    except EXHAUSTED:
+        raise
+    except DECODE_ERRORS:
+        track.errors += 1
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.replace("[Errno ", "[")

@@ -1,0 +1,289 @@
+"""What a file's video gives: of the decoded frames those that the rule of `media.py` names; what both tracks share.
+
+Frames are kept in memory or, so that an hour needs no more of it than a second, written to a spool file as they come.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+
+# A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
+LONGEST_GAP_SECONDS = 60
+# What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
+# A segment is read from a little before its start: a packet of audio that lies across it, and what its decoder needs to
+# find its feet, come before a key frame that stands right there.
+_LEAD_SECONDS = Fraction(1, 4)
+LARGEST_FRAME_PIXELS = 64 * 2**20
+_LARGEST_CLIP_BYTES = 64 * 2**30
+# OverflowError: a time that no clock of the file can tell.
+DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
+# Among them are these two, no memory and no thread: they say nothing of the file and must be let through
+# wherever those are caught, or a clip would be short for want of memory.
+EXHAUSTED = (MemoryError, BlockingIOError)
+
+
+class MediaError(Exception):
+    """A file that cannot give the clip asked for; the message names the file and the reason in one line."""
+
+
+class UnreadableFileError(MediaError):
+    """Not a media file, or one so damaged that nothing of it decodes."""
+
+
+class NoStreamError(MediaError):
+    """The file has neither video nor audio."""
+
+
+class EmptySegmentError(MediaError):
+    """Nothing of the file lies in the segment asked for."""
+
+
+class SpoolError(Exception):
+    """The spool file cannot be written; nothing is wrong with the file that is read."""
+
+
+class Frames:
+    """Frames kept so far, in memory or in a spool file; used as a context, which on an error removes the file."""
+
+    def __init__(self, path: Path, spool: Path | None) -> None:
+        self._path, self._spool = path, spool
+        self._file: IO[bytes] | None = None
+        self._kept: list[np.ndarray] = []
+        self.count = 0
+        self.shape: tuple[int, ...] = ()  # of one frame, that of the first
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what was left to write was not asked for
+                self._file.close()
+        if kind is not None and self._spool is not None:
+            self._spool.unlink(missing_ok=True)
+
+    def add(self, image: np.ndarray) -> None:
+        """Keep a uint8 (H, W, 3) frame."""
+        self.shape = self.shape or image.shape
+        self.count += 1
+        if self.count * image.nbytes > _LARGEST_CLIP_BYTES:
+            raise MediaError(f"{self._path}: more than {_LARGEST_CLIP_BYTES // 2**30} GiB of frames; give segments")
+        if self._spool is None:
+            self._kept.append(image)
+            return
+        try:
+            self._file = self._file or self._spool.open("wb")
+            self._file.write(np.ascontiguousarray(image).data)
+        except OSError as error:
+            raise SpoolError(f"{self._spool}: {error.strerror}") from error
+
+    def result(self) -> np.ndarray:
+        """uint8 (T, H, W, 3), T at least 1; a read-only memory map where there is a spool file."""
+        if self._spool is None:
+            return np.stack(self._kept)
+        assert self._file is not None, "no frame was kept"
+        try:
+            self._file.close()
+        except OSError as error:
+            raise SpoolError(f"{self._spool}: {error.strerror}") from error
+        return np.memmap(self._spool, np.uint8, "r", shape=(self.count, *self.shape))
+
+
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raise UnreadableFileError for a frame larger than any camera's."""
+    if width * height > LARGEST_FRAME_PIXELS:
+        raise UnreadableFileError(f"{path}: a frame of {width}x{height} pixels")
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """How a video is cut and scaled; see `media.read_clip`."""
+
+    short_side: int | None
+    size: tuple[int, int] | None
+    region: tuple[int, int, int, int] | None
+
+    def __call__(self, frame: av.VideoFrame, path: Path) -> np.ndarray:
+        """A decoded frame -> uint8 (H, W, 3) as displayed: turned upright, cut, scaled."""
+        check_pixels(path, frame.width, frame.height)
+        if self.region is not None or frame.rotation:
+            image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+            if self.region is not None:
+                x, y, width, height = self.region
+                if x + width > image.shape[1] or y + height > image.shape[0]:
+                    raise EmptySegmentError(
+                        f"{path}: region {self.region} reaches beyond the video of {image.shape[1]}x{image.shape[0]}"
+                    )
+                image = image[y : y + height, x : x + width]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, dtype=np.uint8), format="rgb24")
+        height, width = self._target(frame.height, frame.width)
+        check_pixels(path, width, height)  # a strip of 1 x 65535 pixels, its short side scaled up
+        # Bilinear in swscale widens its kernel when shrinking, so it does not alias.
+        return self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR"
+        ).to_ndarray()
+
+    @cached_property
+    def _reformatter(self) -> VideoReformatter:
+        """One for all frames: a frame's own would set itself up anew for each of them."""
+        return VideoReformatter()
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        if self.short_side is None:
+            return height, width
+        factor = self.short_side / min(height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def scale_image(
+    image: np.ndarray,
+    path: Path,
+    *,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    region: tuple[int, int, int, int] | None = None,
+) -> np.ndarray:
+    """A video that was decoded elsewhere, cut and scaled as `read_clip` does; uint8 (H, W, 3) in and out.
+
+    Raises:
+        EmptySegmentError: the region reaches beyond the video; names `path`.
+        UnreadableFileError: the video is larger than any frame we take.
+    """
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return Scaler(short_side=short_side, size=size, region=region)(frame, path)
+
+
+class VideoTrack:
+    """Takes decoded frames in order and keeps those the rule names; it counts time in ticks of the stream."""
+
+    def __init__(
+        self,
+        path: Path,
+        start: Fraction,
+        end: Fraction | None,
+        fps: float | None,
+        scale: Scaler,
+        frames: Frames,
+        tick: Fraction,
+        *,
+        by_decoding_time: bool = False,
+    ) -> None:
+        self._path, self._scale, self._frames = path, scale, frames
+        self._by_decoding_time = by_decoding_time
+        self._tick = tick  # seconds
+        self._start, self._end = start, end  # these and the step in seconds after the first frame
+        self._step = None if fps is None else 1 / fraction(fps)
+        self._times: list[float] = []
+        self._first = self._last = 0  # the first frame's time, the latest so far
+        self._wanted = 0  # the next frame to keep is the first that is not earlier
+        self._longest_gap = self._longest_wait = 0  # beyond both, after the last frame and at all, is a jump
+        self.origin: Fraction | None = None  # the first frame's time in seconds
+        self.done, self.errors, self.jump = False, 0, ""
+
+    def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
+        """Jump to a key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        target = 0
+        try:
+            self._begin(self._ticks(next(container.decode(stream))))
+            target = self._first
+            start = max(self._first, int(self._first + (self._start - _LEAD_SECONDS) / self._tick))
+            container.seek(start, stream=stream)
+            if self._ticks(next(container.decode(stream))) <= self._first + self._start / self._tick:
+                target = start
+        except (*DECODE_ERRORS, StopIteration, EOFError):
+            pass
+        with suppress(*DECODE_ERRORS):
+            container.seek(target, stream=stream)
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Take the next decoded frame, in the order of display."""
+        ticks = self._ticks(frame)
+        if self.origin is None:
+            self._begin(ticks)
+        if ticks > self._last + self._longest_gap and ticks > self._longest_wait:
+            jump = float((ticks - self._last) * self._tick)
+            self.jump, self.done = f"frame times jump by {jump:.0f} s", True
+            return
+        if ticks > self._last:
+            self._last = ticks
+        if ticks >= self._wanted:
+            self._keep(frame, ticks)
+
+    def result(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """uint8 (T, H, W, 3), None where no frame was kept, and the frames' times, float64 (T,)."""
+        return self._frames.result() if self._frames.count else None, np.array(self._times, np.float64)
+
+    @property
+    def last_seconds(self) -> float:
+        """The time of the latest frame so far, kept or not."""
+        return float((self._last - self._first) * self._tick)
+
+    def _ticks(self, frame: av.VideoFrame) -> int:
+        # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
+        # FFmpeg makes up for it go back and forth where frames are reordered.
+        ticks = frame.dts if self._by_decoding_time else frame.pts
+        if ticks is None:
+            ticks = frame.dts
+        if ticks is None:
+            return self._last + (frame.duration or max(1, round(Fraction(1, 25) / self._tick)))
+        return ticks
+
+    def _begin(self, ticks: int) -> None:
+        """Start the clock at the first frame."""
+        self.origin = ticks * self._tick
+        self._first = self._last = ticks
+        self._longest_gap = math.floor(LONGEST_GAP_SECONDS / self._tick)
+        self._longest_wait = ticks + math.floor((self._start + LONGEST_GAP_SECONDS) / self._tick)
+        self._want_next()
+
+    def _want_next(self) -> None:
+        """Without a rate every frame from the start on is wanted once, with one what the rule names up to the end."""
+        wanted = self._start + self._frames.count * (self._step or 0)
+        self._wanted = self._first + math.ceil(wanted / self._tick)
+        self.done = self._step is not None and self._end is not None and wanted >= self._end
+
+    def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
+        """Keep a frame, with a rate as often as that names it."""
+        time = (ticks - self._first) * self._tick
+        if self._step is None and self._end is not None and time >= self._end:
+            self.done = True
+            return
+        image: np.ndarray | None = None
+        while not self.done and ticks >= self._wanted:
+            image = self._scaled(frame) if image is None else image
+            self._frames.add(image)
+            self._times.append(float(time))
+            self._want_next()
+            if self._step is None:
+                return
+
+    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
+        """The video in the size of the first, also where the file changes its own."""
+        image = self._scale(frame, self._path)
+        if self._frames.count and image.shape != self._frames.shape:
+            height, width, _ = self._frames.shape
+            self._scale = Scaler(None, (height, width), self._scale.region)
+            image = self._scale(frame, self._path)
+        return image
+
+
+def fraction(value: float) -> Fraction:
+    """Seconds or a rate as the exact number that is meant."""
+    # Decimal seconds and rates as people write them: 0.1 is a tenth, not the nearest binary number; 29.97 stays itself.
+    return Fraction(value).limit_denominator(1_000_000)

@@ -1,0 +1,96 @@
+"""A trained network on disk: its weights in safetensors and a description that suffices to build and feed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avdistill.config_io import ConfigError, decode, encode
+from avdistill.models import build_model
+from avdistill.types import Network, StudentConfig
+
+
+class WeightsError(Exception):
+    """Weights that are missing, damaged or of another network; the message is one line."""
+
+
+def save_student(folder: Path, student: nn.Module, description: StudentConfig) -> None:
+    """Write `student.safetensors` and `student.json` into an existing folder."""
+    save_file(tensors(student), folder / "student.safetensors")
+    (folder / "student.json").write_text(json.dumps(encode(description), indent=1) + "\n", encoding="utf-8")
+
+
+def load_student(folder: str | Path) -> tuple[Network, StudentConfig]:
+    """A trained network in evaluation mode on the CPU, and its description.
+
+    Args:
+        folder: what `save_student` wrote, or a run folder (`student_folder`).
+
+    Raises:
+        WeightsError: nothing there, or it does not fit together.
+    """
+    folder = student_folder(Path(folder))
+    described = folder / "student.json"
+    if not described.is_file():
+        raise WeightsError(f"{folder}: no trained network here (student.json is missing)")
+    try:
+        description = decode(StudentConfig, json.loads(described.read_text(encoding="utf-8")), "student")
+        # The weights are in the file: those that training began with are not downloaded again.
+        options = {name: value for name, value in description.options.items() if name != "kinetics"}
+        student = build_model(description.model, len(description.classes), options)
+        load_tensors(student, folder / "student.safetensors")
+    except (ConfigError, ValueError) as error:
+        raise WeightsError(f"{described}: {error}") from error
+    return student.eval(), description
+
+
+def student_folder(folder: Path) -> Path:
+    """Where a run's best student lies; a folder that is no run's, or that has none yet, is returned as it is."""
+    return saved_folder(folder, "best") or folder
+
+
+def saved_folder(run: Path, name: str) -> Path | None:
+    """`best` or `last` of a run; None where nothing has been saved.
+
+    A kill while a newer state took its place leaves the one before under its old name, which is then the answer.
+    """
+    return next((folder for folder in (run / name, run / f"{name}.old") if folder.is_dir()), None)
+
+
+def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
+    """The module's state as plain tensors on the CPU, keys that start with `without` left out."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in module.state_dict().items()
+        if without is None or not key.startswith(without)
+    }
+
+
+def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:
+    """Load a safetensors file into the module.
+
+    Args:
+        module: gets the tensors.
+        file: what `tensors` gave.
+        without: keys that start with it are not in the file, and stay as they are.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or names and shapes differ.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: damaged: {error}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise WeightsError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
+    if unexpected:
+        raise WeightsError(f"{file}: unexpected {', '.join(unexpected[:3])}")
+    if lacking := [name for name in missing if without is None or not name.startswith(without)]:
+        raise WeightsError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")

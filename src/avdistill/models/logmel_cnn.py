@@ -1,0 +1,134 @@
+"""Networks that hear: mono waveform (B, S) -> `Features`, tokens in (time, frequency) order."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avdistill.types import Features, Network
+
+
+def mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> Tensor:
+    """Triangular filters (bins, bands) on the HTK mel scale, 2595 log10(1 + f / 700), for a magnitude spectrum."""
+
+    def to_mel(hz: float) -> float:
+        return 2595 * math.log10(1 + hz / 700)
+
+    edges = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64)
+    edges = 700 * (10 ** (edges / 2595) - 1)
+    frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0).float()
+
+
+class LogMel(nn.Module):
+    """Waveform (B, S) -> log-mel spectrogram (B, frames, bands): 25 ms Hann windows every 10 ms, magnitude, log."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, sample_rate_hz: int, bands: int) -> None:
+        super().__init__()
+        self.hop = sample_rate_hz // 100
+        self.length = sample_rate_hz // 40
+        self.points = 1 << (self.length - 1).bit_length()
+        filters = mel_filters(
+            bands=bands, bins=self.points // 2 + 1, sample_rate_hz=sample_rate_hz, low_hz=60, high_hz=sample_rate_hz / 2
+        )
+        # Derived from the constructor's arguments, so not part of the weights.
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.length), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """waveform: (B, S), shorter than one window is repeated."""
+        if waveform.shape[1] < self.points:
+            waveform = waveform.repeat(1, -(-self.points // waveform.shape[1]))
+        spectrum = torch.stft(
+            waveform,
+            self.points,
+            self.hop,
+            self.length,
+            self.window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        return torch.log(spectrum.abs().transpose(1, 2) @ self.filters + 1e-3)
+
+
+class LogMelCNN(Network):
+    """A small convolutional network on log-mel: the audio teacher of the first day, under 1 M parameters.
+
+    Embeddings are means of a map behind a ReLU, so they are non-negative, as those of PANNs' CNN14.
+    """
+
+    modality = "audio"
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int = 128,
+        sample_rate_hz: int = 16000,
+        bands: int = 64,
+        width: int = 32,
+        spec_augment: bool = True,
+        time_position: bool = False,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            num_classes: C.
+            embedding_dim: D.
+            sample_rate_hz: of the waveforms it will be given.
+            bands: mel bands.
+            width: channels of the first block, doubled by the second and third.
+            spec_augment: while training, blank two bands of frequencies and two of times (Park et al. 2019).
+            time_position: a further input channel tells where in the window a frame lies, -1 to 1 (Liu et al. 2018,
+                CoordConv). The mean over the map forgets it, and a word in the middle is then taken for its neighbors.
+        """
+        super().__init__()
+        self.embedding_dim, self.sample_rate_hz = embedding_dim, sample_rate_hz
+        self.spec_augment, self.time_position = spec_augment, time_position
+        self.log_mel = LogMel(sample_rate_hz, bands)
+        self.bands_norm = nn.BatchNorm2d(bands)
+        widths = (2 if time_position else 1, width, 2 * width, 4 * width, embedding_dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+            for a, b in pairwise(widths)
+        )
+        self.classifier = nn.Linear(embedding_dim, num_classes)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, S) mono in [-1, 1]; any S, shorter than 32 ms is repeated."""
+        x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
+        x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
+        if self.training and self.spec_augment:
+            x = blank_bands(blank_bands(x, axis=2), axis=3)
+        if self.time_position:
+            place = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
+            x = torch.cat([x, place[None, None, :, None].expand_as(x)], 1)
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index < 3:
+                # A short audio may be one frame long by now: time is halved only while there is something to halve.
+                x = F.avg_pool2d(x, (min(2, x.shape[2]), 2))
+        tokens = x.flatten(2).transpose(1, 2)  # (B, time * frequency, D)
+        embedding = tokens.mean(1)
+        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+
+
+def blank_bands(x: Tensor, axis: int, bands: int = 2, share: float = 0.15) -> Tensor:
+    """Set `bands` random stretches of up to `share` of the axis to the mean (zero), each clip its own."""
+    size = x.shape[axis]
+    positions = torch.arange(size, device=x.device)
+    keep = torch.ones(len(x), size, dtype=torch.bool, device=x.device)
+    for _ in range(bands):
+        length = torch.rand(len(x), 1, device=x.device) * share * size
+        start = torch.rand(len(x), 1, device=x.device) * (size - length)
+        keep &= (positions < start) | (positions >= start + length)
+    return x * (keep[:, None, :, None] if axis == 2 else keep[:, None, None, :])

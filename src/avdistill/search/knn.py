@@ -1,0 +1,190 @@
+"""Rankings of a gallery by cosine similarity: ties in gallery order, a block of queries at a time.
+
+`top_k_neighbors` is exact; `relevant_ranks`, for metrics, is so to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Candidates beyond the k that are asked for: far more than those whose order the rounding of a float32 can change.
+# Where they are not enough, as among many equal embeddings, the row is ranked as a whole.
+_SPARE = 12
+
+
+def top_k_neighbors(*, queries: Tensor, gallery: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k gallery items most similar to each query, by cosine, best first.
+
+    Equal similarities stay in gallery order. A zero embedding has similarity 0 to everything. Never more than
+    `block` x G similarities exist at a time.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D).
+        k: at least 1; with fewer gallery items, all of them are given.
+        block: queries compared at once, at least 1.
+
+    Returns:
+        float32 (Q, min(k, G)) similarities in [-1, 1] and int64 (Q, min(k, G)) gallery indices.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    _check(queries, gallery, block)
+    if k + _SPARE >= len(gallery):
+        # Cloned: a slice would keep its whole block x G ranking alive, and with it the Q x G matrix.
+        found = [(s[:, :k].clone(), order[:, :k].clone()) for _, s, order in _rankings(queries, gallery, block=block)]
+        return torch.cat([scores for scores, _ in found]), torch.cat([order for _, order in found])
+    sizes = torch.cat([_sizes(part) for part in gallery.split(8192)])
+    targets = torch.cat([_unit(part).float() for part in gallery.split(8192)]).T
+    parts = [_top_k(part, gallery, sizes, targets, k) for part in queries.split(block)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([order for _, order in parts])
+
+
+def _top_k(queries: Tensor, gallery: Tensor, sizes: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Candidates by float32 products, the k best of them by float64; the whole ranking where that may not be enough."""
+    exact = _unit(queries)
+    near, candidates = (exact.float() @ targets).topk(k + _SPARE, dim=1)
+    candidates = candidates.sort(dim=1).values  # equal scores are to stay in gallery order
+    largest, length = sizes[candidates].split(1, dim=2)
+    similarity = (exact[:, None] @ gallery[candidates].double().div_(largest).mT)[:, 0] / length[:, :, 0]
+    scores, place = similarity.float().clamp(-1, 1).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :k].clone(), candidates.gather(1, place[:, :k])
+    # What is no candidate lies at or below the last of them, but for the rounding of a product of D float32 numbers.
+    error = (queries.shape[1] + 4) * 2.0**-24
+    unsure = (near[:, -1] + 2 * error >= scores[:, -1]).nonzero().flatten()
+    if len(unsure):
+        for start, ranked, whole in _rankings(queries[unsure], gallery, block=len(queries)):
+            rows = unsure[start : start + len(ranked)]
+            scores[rows], order[rows] = ranked[:, :k], whole[:, :k]
+    return scores, order
+
+
+def _rankings(queries: Tensor, gallery: Tensor, *, block: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of each block: its first query, float32 (b, G) similarities from high to low, int64 (b, G) gallery indices."""
+    targets = _unit(gallery).T
+    for start in range(0, len(queries), block):
+        # A float32 product rounds equal columns differently by their place, which would reorder equal embeddings
+        # (silent clips share one). Computed in float64 and rounded to float32, a tie is a tie.
+        similarity = (_unit(queries[start : start + block]) @ targets).float().clamp(-1, 1)
+        scores, order = similarity.sort(dim=1, descending=True, stable=True)
+        yield start, scores, order
+
+
+def relevant_ranks(
+    queries: Tensor, gallery: Tensor, relevant: Callable[[slice], Tensor], *, block: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where the relevant gallery items of each query stand in its ranking by cosine, without making the ranking.
+
+    Equal embeddings stay in gallery order; cosines closer than the rounding of float32 may stand in either order.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D).
+        relevant: of a slice of the queries, bool (b, G).
+        block: queries compared at once, at least 1.
+
+    Yields:
+        Of each block: int64 (b,) numbers of relevant items, and int64 (b, R) ranks from 1, ascending; where a query has
+        fewer than R, the rest of its row is G + 1.
+    """
+    _check(queries, gallery, block)
+    targets = _unit32(gallery)
+    first = _first_of_equal(targets)
+    for start in range(0, len(queries), block):
+        similarity = _unit32(queries[start : start + block]) @ targets.T
+        # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent clips
+        # share one.
+        if len(again := (first != torch.arange(len(first), device=first.device)).nonzero()[:, 0]):
+            similarity[:, again] = similarity[:, first[again]]
+        yield _ranks(similarity, relevant(slice(start, start + len(similarity))))
+
+
+def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """As `relevant_ranks`, of one block: an item's rank is how many are above it, and the equal ones before it."""
+    row, column = relevant.nonzero(as_tuple=True)
+    counts = row.bincount(minlength=len(relevant))
+    nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
+    sought[row, nth] = similarity[row, column]
+    ordered = _sort_rows(similarity.clone())
+    above = ordered.shape[1] - torch.searchsorted(ordered, sought, right=True)
+    equal = ordered.shape[1] - above - torch.searchsorted(ordered, sought)
+    ranks = above + 1
+    for part in (equal[row, nth] > 1).nonzero()[:, 0].split(256):
+        before = torch.arange(similarity.shape[1], device=row.device) < column[part, None]
+        same = similarity[row[part]] == similarity[row[part], column[part], None]
+        ranks[row[part], nth[part]] += (same & before).sum(dim=1)
+    ranks[sought.isinf()] = similarity.shape[1] + 1
+    return counts, _sort_rows(ranks)
+
+
+def _sort_rows(values: Tensor) -> Tensor:
+    """Ascending, in place on a processor: NumPy's sort of bare values, several times as fast as PyTorch's."""
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(values.numpy(), threads)))
+    return values
+
+
+def _first_of_equal(rows: Tensor) -> Tensor:
+    """int64 (N,): for each of the float32 rows the first one that equals it."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(2**62, (rows.shape[1],), generator=generator).to(rows.device)
+    bits = (rows + 0.0).view(torch.int32)  # -0.0 equals 0.0
+    sums = torch.cat([(part.long() * factors).sum(dim=1) for part in bits.split(4096)])
+    _, group = sums.unique(return_inverse=True)
+    own = torch.arange(len(rows), device=rows.device)
+    first = own.new_full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, own, "amin")[group]
+    # Sums of different rows agree about never, and then the row stands for itself.
+    again = (first != own).nonzero()[:, 0]
+    first[again] = torch.where((rows[again] == rows[first[again]]).all(dim=1), first[again], again)
+    return first
+
+
+def check_table(name: str, values: Tensor) -> None:
+    """Raise ValueError unless `values` are floating, (rows, columns), not empty and without NaN."""
+    if values.ndim != 2 or not values.numel() or not values.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating (rows, columns), not empty; got {values.dtype} {tuple(values.shape)}"
+        )
+    if values.sum().isnan() and values.isnan().any():  # a sum is a quick look at all of them
+        raise ValueError(f"{name} hold NaN, first in row {int(values.isnan().any(dim=1).nonzero()[0])}")
+
+
+def _check(queries: Tensor, gallery: Tensor, block: int) -> None:
+    for name, embeddings in (("queries", queries), ("gallery", gallery)):
+        check_table(name, embeddings)
+        if not embeddings.sum().isfinite() and embeddings.isinf().any():
+            raise ValueError(f"{name} hold infinite values")
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} channels, the gallery has {gallery.shape[1]}")
+    if block < 1:
+        raise ValueError(f"block must be at least 1, not {block}")
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """float64, of length 1; a zero embedding stays zero."""
+    largest, length = _sizes(embeddings).split(1, dim=1)
+    return embeddings.detach().double() / largest / length
+
+
+def _unit32(embeddings: Tensor) -> Tensor:
+    """float32, of length 1 to its rounding; a zero embedding stays zero."""
+    known = embeddings.detach()
+    largest = known.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(known.dtype).tiny)  # no overflow
+    scaled = (known / largest).float()
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _sizes(embeddings: Tensor) -> Tensor:
+    """float64 (N, 2): the largest magnitude of each embedding, and the length of what it is divided by that."""
+    exact = embeddings.detach().double()
+    largest = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # no overflow
+    return torch.cat([largest, (exact / largest).norm(dim=1, keepdim=True).clamp_min(1e-12)], dim=1)

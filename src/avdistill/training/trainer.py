@@ -1,0 +1,295 @@
+"""`train(config) -> run folder`. The loop is one function that reads top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from avdistill import distributed
+from avdistill.config_io import encode
+from avdistill.dataset.batches import encode_labels
+from avdistill.evaluation.metrics import top_k_accuracy
+from avdistill.executors.prefetch import prefetch
+from avdistill.fsio import write_json
+from avdistill.inference.runner import NotFiniteError, run_network
+from avdistill.models.checkpoint import saved_folder
+from avdistill.training.checkpoint import (
+    Progress,
+    RunError,
+    create_run,
+    data_manifest,
+    environment,
+    exclusive_lock,
+    load_last,
+    run_config,
+    save_best,
+    save_last,
+    truncate_metrics,
+    writing,
+)
+from avdistill.training.config import TrainConfig
+from avdistill.training.malloc import configure_malloc
+from avdistill.training.optim import autocast, clip_gradients
+from avdistill.training.setup import TrainingSetup
+from avdistill.types import Batch
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int | None = None) -> Path:
+    """Train a student; returns the run folder. Under torchrun the processes share every batch; process 0 writes.
+
+    Args:
+        config: the whole run.
+        on_step: called with the step and its losses after each step.
+        stop_after: save and return after this many steps, as SIGTERM would do; `resume` goes on.
+
+    Raises:
+        RunError: the run folder exists (an empty one is taken), a loss or gradient is not finite (the last good state
+            is in `last/`), the folder cannot be written, or another process of the run was lost.
+        DatasetError: the dataset does not hold what the config asks for.
+    """
+    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
+        raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
+    if config.out.resolve() == Path.cwd():  # it is replaced whole: whoever stands in it would see nothing of it
+        raise RunError(f"{config.out}: is the folder this was called in; name another")
+    # Where the run is resumed from must not matter.
+    config = replace(config, dataset=config.dataset.resolve())
+    with _joined(config.out, config.device) as device:
+        session = TrainingSetup.open(config, config.out, device)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            records = {"config": encode(config), "environment": environment(), "data": session.data_manifest()}
+            create_run(config.out, {f"{name}.json": record for name, record in records.items()})
+        with exclusive_lock(config.out):
+            return _run(session, Progress(), on_step, stop_after)
+
+
+def resume(
+    run: Path, *, on_step: OnStep | None = None, stop_after: int | None = None, dataset: Path | None = None
+) -> Path:
+    """Continue an interrupted run exactly where its last save left it; a finished run is returned as it is.
+
+    The number of processes may be another than before.
+
+    Args:
+        run: the run folder.
+        on_step, stop_after: as for `train`.
+        dataset: where the run's dataset lies now, if it was moved.
+
+    Raises:
+        RunError: no run there, another process trains it, or its dataset, the features of its teacher or the file of
+            its method have changed since.
+    """
+    config = run_config(run)
+    config = config if dataset is None else replace(config, dataset=dataset.resolve())
+    with _joined(run, config.device) as device, exclusive_lock(run):
+        session = TrainingSetup.open(config, run, device)
+        session.check_data(data_manifest(run))
+        progress = Progress()  # killed before the first save: from the beginning
+        if saved_folder(run, "last") is not None:
+            progress = load_last(run, session.method, session.optimizer, session.schedule, device)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            truncate_metrics(run, progress.step)
+        return _run(session, progress, on_step, stop_after)
+
+
+@contextmanager
+def _joined(run: Path, device: str) -> Iterator[torch.device]:
+    try:
+        with distributed.init_distributed(device) as own:
+            yield own
+    except distributed.ProcessLostError as error:
+        raise RunError(f"{run}: {error}; `avdistill resume {run}` goes on from the last save") from error
+
+
+def _run(session: TrainingSetup, progress: Progress, on_step: OnStep | None, stop_after: int | None) -> Path:
+    config, method, optimizer = session.config, session.method, session.optimizer
+    if session.device.type == "cpu":
+        configure_malloc()
+    model = distributed.wrap_ddp(method, session.device)
+    plateau = isinstance(session.schedule, ReduceLROnPlateau)
+    micro_batches = range(
+        progress.step * config.gradient_accumulation_steps, config.steps * config.gradient_accumulation_steps
+    )
+    loader = prefetch(lambda number: session.batches[number].ready_for(session.device), micro_batches, config.workers)
+    stop_at = config.steps if stop_after is None else min(config.steps, progress.step + stop_after)
+    method.train()
+
+    with _sigterm() as terminated, _log(session.run, config.tensorboard) as log, closing(loader):
+        while progress.step < stop_at and not distributed.all_reduce_any(terminated.is_set()):
+            began = time.perf_counter()
+            statistics = [buffer.clone() for buffer in method.buffers()]
+            losses = _backward(session, model, loader, progress, statistics)
+            norms = clip_gradients(optimizer, config.optimizer.max_grad_norm)
+            if not all(map(math.isfinite, norms.values())):
+                raise _not_finite(session, progress, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not plateau:
+                session.schedule.step()
+            progress.step += 1
+
+            values = {name: float(value) for name, value in losses.items()}
+            if on_step is not None:
+                on_step(progress.step, values)
+            if progress.step % config.log_every == 0 or progress.step == config.steps:
+                rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
+                seconds = time.perf_counter() - began
+                log(progress.step, {"losses": values, "gradient_norms": norms, "rates": rates, "step_seconds": seconds})
+            if len(session.validation) and (progress.step % config.eval_every == 0 or progress.step == config.steps):
+                figure = _validate(session, progress.step)
+                log(progress.step, {"validation": {"top1_accuracy": figure}})
+                if plateau:
+                    session.schedule.step(figure)  # type: ignore[arg-type]
+                if figure > progress.best:
+                    progress.best, progress.best_step = figure, progress.step
+                    save_best(session.run, method, session.description, progress, "validation top1_accuracy")
+            if progress.step % config.save_every == 0 or progress.step == stop_at:
+                save_last(session.run, method, session.description, optimizer, session.schedule, progress)
+        if progress.step < stop_at:  # told to end
+            save_last(session.run, method, session.description, optimizer, session.schedule, progress)
+    if progress.step == config.steps and not len(session.validation):
+        save_best(session.run, method, session.description, progress, "last step (nothing set aside for validation)")
+    distributed.barrier()  # whoever returns may read what process 0 wrote
+    return session.run
+
+
+def _backward(
+    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], progress: Progress, statistics: list[Tensor]
+) -> dict[str, Tensor]:
+    """Forward and backward of one step's batches; returns the mean of each loss, the gradients stay in the method."""
+    config = session.config
+    losses: dict[str, Tensor] = {}
+    for last in [False] * (config.gradient_accumulation_steps - 1) + [True]:
+        batch = next(loader).to(session.device)
+        with distributed.no_sync(model, not last):
+            with autocast(config.precision, session.device):
+                terms = model(batch)
+            total = sum(terms.values()) / config.gradient_accumulation_steps
+            if distributed.all_reduce_any(not torch.isfinite(total)):
+                raise _not_finite(session, progress, {n: float(t.detach()) for n, t in terms.items()}, statistics)
+            total.backward()
+        losses = {
+            name: losses.get(name, 0) + term.detach() / config.gradient_accumulation_steps
+            for name, term in terms.items()
+        }
+    return losses
+
+
+def _validate(session: TrainingSetup, step: int) -> float:
+    """Top-1 on the clips set aside (with several labels: the share whose best class is among them)."""
+    distributed.broadcast_buffers(session.method.student)  # each process has its own running statistics
+    try:
+        outputs = run_network(
+            session.method.student,
+            session.dataset,
+            session.validation,
+            session.config.student.view,
+            multi_label=session.description.multi_label,
+            windows=session.config.validation_windows,
+            batch_size=session.config.batch_size,
+        )
+    except NotFiniteError as error:
+        # Training goes by each batch's own statistics; the running ones may be beyond numbers before the losses are.
+        if distributed.rank() == 0:
+            told = {"step": step, "values": {"validation": "nan"}, "clips": error.clips}
+            write_json(session.run / "not_finite.json", told)
+        raise RunError(f"{session.run}: validation after step {step}: {error}; the last save stays") from error
+    labels = encode_labels(
+        session.dataset, session.validation, session.dataset.classes, session.description.multi_label
+    )
+    if session.description.multi_label:
+        return float(labels.values.gather(1, outputs.probabilities.argmax(1, keepdim=True)).mean())
+    return top_k_accuracy(scores=outputs.probabilities, labels=labels.values, k=1)
+
+
+def _not_finite(
+    session: TrainingSetup, progress: Progress, values: dict[str, float], statistics: list[Tensor]
+) -> RunError:
+    """Save the state before this step, running statistics included, and name the clips of the step."""
+    for buffer, before in zip(session.method.buffers(), statistics, strict=True):
+        buffer.copy_(before)
+    first = progress.step * session.config.gradient_accumulation_steps
+    rows = np.concatenate([session.batches.rows(first + i) for i in range(session.config.gradient_accumulation_steps)])
+    clips = session.dataset.columns["id"][session.batches.clips[rows]].tolist()
+    if distributed.rank() == 0:
+        told = {"step": progress.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
+        write_json(session.run / "not_finite.json", told)
+    save_last(session.run, session.method, session.description, session.optimizer, session.schedule, progress)
+    bad = (
+        ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+        or "the sum of the losses"
+    )
+    return RunError(
+        f"{session.run}: {bad} at step {progress.step}; the weights before this step are in last/, "
+        f"the clips of the batch in not_finite.json"
+    )
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets: the loop ends after its step, saves and returns. Outside the main thread: never."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield event
+    except RuntimeError:
+        if distributed.world_size() > 1:
+            previous = handle  # torchrun ends the others of a lost process: they shall live to say what happened
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """Writes lines of `metrics.jsonl`, each at once, and TensorBoard events where asked for; process 0 only."""
+    if distributed.rank():
+        yield lambda _step, _values: None
+        return
+    writer: Any = None
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RunError("tensorboard is not installed: install the extra 'log'") from None
+        writer = SummaryWriter(str(run / "tensorboard"))
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+
+        def log(step: int, values: dict[str, Any]) -> None:
+            with writing(run):
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.flush()
+            for group, entry in values.items() if writer is not None else ():
+                for name, value in entry.items() if isinstance(entry, dict) else [("", entry)]:
+                    with suppress(TypeError):
+                        writer.add_scalar(f"{group}/{name}".rstrip("/"), value, step)
+
+        try:
+            yield log
+        finally:
+            if writer is not None:
+                writer.close()

@@ -1,0 +1,50 @@
+"""The demo on a few clips and steps: whole, resumable, and its report holds what it says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from avdistill.analysis import demo
+from avdistill.training.recipes import RECIPES
+
+
+@pytest.fixture
+def small(monkeypatch):
+    data = replace(demo.DEMO_DATA, teacher_clips=24, labeled_clips=12, unlabeled_clips=12, test_clips=12, seconds=1.0)
+    monkeypatch.setattr(demo, "DEMO_DATA", data)
+    recipes = {name: replace(RECIPES[name], steps=3) for name in RECIPES if name.startswith("demo_")}
+    monkeypatch.setattr(demo, "RECIPES", recipes)
+
+
+def test_demo_is_whole_and_resumable(small, tmp_path):
+    told, bars = [], []
+
+    class Bar:
+        def __init__(self, title):
+            bars.append(title)
+
+        def __enter__(self):
+            return lambda finished, total, note="": None
+
+        def __exit__(self, *error):
+            return None
+
+    result = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
+    assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train 3 students"]
+    assert result["test_clips"] == 12
+    runs = [(row["method"], row["seed"]) for row in result["students"]]
+    assert runs == [(m, 5) for m in ("supervised", "kd", "mnf_csc")]
+    assert all(0 <= row[key] <= 1 for row in result["students"] for key in ("top1_accuracy", "hit@1", "map"))
+    assert [row["method"] for row in result["summary"]] == ["supervised", "kd", "mnf_csc"]
+    page = (tmp_path / "report.html").read_text()
+    for row in result["summary"]:
+        assert f"{row['top1_accuracy']:.3f}" in page
+    assert page.count("data:image/png;base64") == 3
+    assert "| mnf_csc |" in result["table"]
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
+
+    # Interrupted after one student: the others stay as they are, that one is taken up from its last save.
+    (tmp_path / "runs" / "kd-5" / "metrics.json").unlink()
+    again = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
+    assert again["students"] == result["students"]

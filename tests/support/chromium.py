@@ -1,0 +1,51 @@
+"""A page in headless Chromium: `python tests/chromium.py PAGE PNG` makes a video of it for the documents."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+
+
+def find_browser() -> str | None:
+    """A browser of this machine; none is ever downloaded."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def chromium(executable: str) -> Iterator[Browser]:
+    """A running browser; --no-sandbox, because the kernel's sandbox is closed to root."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def screenshot(browser: Browser, page: Path, png: Path, *, width: int = 1200, height: int = 1300) -> None:
+    """The cards of an audit's page as PNG."""
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.goto(page.resolve().as_uri())
+    opened.locator("h2", has_text="Most suspicious").evaluate("heading => heading.scrollIntoView()")
+    opened.wait_for_function("() => [...document.querySelectorAll('video')].every(player => player.readyState >= 1)")
+    opened.screenshot(path=png)
+    opened.close()
+
+
+if __name__ == "__main__":
+    found = find_browser()
+    if found is None:
+        sys.exit(f"no browser on PATH; looked for {', '.join(NAMES)}")
+    with chromium(found) as running:
+        screenshot(running, Path(sys.argv[1]), Path(sys.argv[2]))

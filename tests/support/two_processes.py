@@ -1,0 +1,112 @@
+"""What torchrun starts in test_distributed.py; also imported there, for the same in one process.
+
+torchrun --nproc-per-node 2 two_processes.py DATASET OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avdistill import cli, distributed
+from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.methods import METHODS, CRDConfig, MethodContext, MNFCSCConfig, build_method
+from avdistill.models import build_model
+from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
+from avdistill.types import Features, Network, VideoInput
+
+VIEW = VideoInput(frames=4, size=(24, 32))
+CONFIGS = {name: method.config_class() for name, method in METHODS.items()} | {
+    "mnf_csc_sample": MNFCSCConfig(temperature="sample", unlabeled="pseudo_label"),
+    "crd_batch": CRDConfig(negatives="batch"),
+}
+
+
+class Float64(Network):
+    """A student in float64, so that only the rounding of another order of sums remains."""
+
+    modality = "video"
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self.embedding_dim = network.double(), network.embedding_dim
+
+    def forward(self, inputs: Tensor) -> Features:
+        return self.network(inputs.double())
+
+
+def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
+    """Of every method on one batch of 12 clips, some unlabeled, some without a teacher; student statistics frozen."""
+    clips = clips_of_split(dataset, "train")
+    batch = TrainingBatches(
+        dataset,
+        clips,
+        encode_labels(dataset, clips, dataset.classes),
+        VIEW,
+        batch_size=12,
+        labeled_per_batch=None,
+        use_unlabeled=True,
+        teacher=dataset.teacher_features("audio"),
+        seed=0,
+        teacher_tokens=np.random.default_rng(2).random((len(dataset), 5, 24)).astype(np.float32),
+        share=(distributed.rank(), distributed.world_size()),
+    )[0].map(lambda x: x.double() if x.dtype == torch.float32 else x)
+    found = {}
+    for name, config in CONFIGS.items():
+        torch.manual_seed(0)
+        student = Float64(build_model("shifted_frames", len(dataset.classes), {"width": 8, "embedding_dim": 16}))
+        method = build_method(
+            config,
+            student,
+            MethodContext(len(dataset.classes), 24, training_clips=len(clips), batch_size=12, passes=10),
+        ).double()
+        model = distributed.wrap_ddp(method, torch.device("cpu"))
+        for module in method.student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        losses = model(batch)
+        sum(losses.values()).backward()
+        gradients = {key: p.grad for key, p in method.named_parameters()}
+        found[name] = {**{k: v.detach() for k, v in losses.items()}, **gradients}
+        found[name] |= {k: b.clone() for k, b in method.named_buffers() if k.startswith("filter.")}
+    return found
+
+
+def config(dataset: Path, out: Path, **changes: object) -> TrainConfig:
+    return TrainConfig(
+        dataset=dataset,
+        out=out,
+        student=ModelConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16}),
+        method=MNFCSCConfig(),
+        teacher="audio",
+        batch_size=6,
+        val_fraction=0.3,
+        gradient_accumulation_steps=2,
+        optimizer=OptimizerConfig("adamw", 1e-2, 1e-2, "plateau", max_grad_norm=1.0),
+        eval_every=4,
+        log_every=1,
+        device="cpu",
+        **{"steps": 10, "save_every": 3, **changes},  # type: ignore[arg-type]
+    )
+
+
+def main(dataset: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    with distributed.init_distributed("cpu"):
+        found = losses_and_gradients(ClipDataset(dataset))
+        if distributed.rank() == 0:
+            torch.save(found, out / "gradients.pt")
+    train(config(dataset, out / "whole"))
+    train(config(dataset, out / "halves"), stop_after=5)
+    resume(out / "halves")
+    for verb in ("evaluate", "retrieve"):
+        assert cli.main([verb, str(out / "whole"), str(dataset), "--json", "--out", str(out / verb)]) == 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,230 @@
+"""Teachers' maps: from `embed --tokens` into the dataset, from there to methods that look at them; and their
+absence.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avdistill.cli import main
+from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.methods import ATConfig, FitNetConfig, NSTConfig
+from avdistill.models import build_model
+from avdistill.models.checkpoint import save_student
+from avdistill.models.efficientnet_lite import EfficientNetLite0
+from avdistill.teachers import TEACHERS, TeacherError, embed, load_teacher
+from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
+from avdistill.training.checkpoint import RunError
+from avdistill.types import AudioInput, Features, Network, StudentConfig, VideoInput
+
+RATE = 16000
+WINDOW = RATE // 4
+STUDENT = ModelConfig("shifted_frames", VideoInput(frames=4, size=(24, 32)), {"width": 8, "embedding_dim": 16})
+
+
+def save_ears(folder: Path, classes: tuple[str, ...]) -> Path:
+    """The folder of a network that hears, 12 channels wide, with random weights."""
+    options = {"width": 4, "embedding_dim": 12}
+    torch.manual_seed(3)
+    network = build_model("logmel_cnn", len(classes), options)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics under which the map is neither flat nor dead
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.1, 0.2)
+    folder.mkdir()
+    view = AudioInput(seconds=WINDOW / RATE)
+    save_student(folder, network, StudentConfig("logmel_cnn", classes, view, None, RATE, options=options))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ears(prepared, tmp_path_factory) -> Path:
+    return save_ears(tmp_path_factory.mktemp("run") / "ears", ClipDataset(prepared).classes)
+
+
+@pytest.fixture(scope="module")
+def mapped(prepared, ears, tmp_path_factory) -> ClipDataset:
+    """A dataset with the teacher "maps", which has them, and "plain", the same without. Tests must not write into
+    it.
+    """
+    out = tmp_path_factory.mktemp("mapped") / "dataset"
+    shutil.copytree(prepared, out)
+    embed(ClipDataset(out), load_teacher(ears), "maps", tokens=True, batch_size=5)
+    embed(ClipDataset(out), load_teacher(ears), "plain", batch_size=5)
+    return ClipDataset(out)
+
+
+class Faceless(Network):
+    """A network that hears and has no map."""
+
+    modality, embedding_dim = "audio", 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: torch.Tensor) -> Features:
+        return Features(embedding=self.scale * inputs.mean(1, keepdim=True))
+
+
+def windows(audio: np.ndarray) -> list[np.ndarray]:
+    """One after the other; the last one ends where the audio ends."""
+    starts = list(range(0, len(audio) - WINDOW + 1, WINDOW))
+    if starts[-1] + WINDOW < len(audio):
+        starts.append(len(audio) - WINDOW)
+    return [audio[start : start + WINDOW] for start in starts]
+
+
+def test_maps_are_the_mean_over_the_windows_position_by_position(mapped, ears):
+    network = load_teacher(ears).network
+    entry, tokens = mapped.teachers["maps"], mapped.teacher_tokens("maps")
+    assert tokens.dtype == np.float32
+    assert tokens.shape == (len(mapped), entry.num_tokens, entry.width)
+    assert entry.width == 12
+    _, _, present = mapped.teacher_features("maps")
+    assert 0 < present.sum() < len(mapped)
+    assert not tokens[~present].any()
+    for clip in np.flatnonzero(present)[:4]:
+        maps = []
+        for window in windows(mapped.audio(clip).astype(np.float64) / 32767):
+            with torch.no_grad():
+                maps.append(network(torch.from_numpy(window).float()[None]).tokens[0].numpy())
+        assert len(maps) > 2
+        np.testing.assert_allclose(tokens[clip], sum(maps) / len(maps), atol=1e-5)
+        assert tokens[clip].std(0).max() > 1e-3  # a map that differs from position to position
+
+
+def test_maps_change_nothing_else(mapped):
+    for with_maps, without in zip(mapped.teacher_features("maps"), mapped.teacher_features("plain"), strict=True):
+        np.testing.assert_array_equal(with_maps, without)
+    assert mapped.teachers["plain"].num_tokens == 0
+    assert mapped.teacher_tokens("plain") is None
+    assert mapped.verify() == []
+    assert "teacher-maps-tokens.npy" in json.loads((mapped.folder / "dataset.json").read_text())["files"]
+    embedding, _, present = mapped.teacher_features("maps")  # of this network the mean of its map
+    np.testing.assert_allclose(mapped.teacher_tokens("maps")[present].mean(1), embedding[present], atol=1e-5)
+
+
+def test_a_batch_holds_the_maps_of_its_clips(mapped):
+    clips = clips_of_split(mapped, "train")
+    batch = TrainingBatches(
+        mapped,
+        clips,
+        encode_labels(mapped, clips, mapped.classes),
+        STUDENT.view,
+        batch_size=6,
+        labeled_per_batch=None,
+        use_unlabeled=True,
+        teacher=mapped.teacher_features("maps"),
+        teacher_tokens=mapped.teacher_tokens("maps"),
+        seed=0,
+    )[0]
+    ids = mapped.columns["id"].tolist()
+    rows = [ids.index(name) for name in batch.clip_ids]
+    np.testing.assert_array_equal(batch.teacher.tokens.numpy(), mapped.teacher_tokens("maps")[rows])
+
+
+def config(dataset: ClipDataset, out: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        dataset=dataset.folder,
+        out=out,
+        student=STUDENT,
+        teacher="maps",
+        steps=2,
+        batch_size=6,
+        val_fraction=0.3,
+        optimizer=OptimizerConfig("adamw", 1e-3),
+        log_every=1,
+    )
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "term", "workers"), [(ATConfig(), "attention", 0), (NSTConfig(), "selectivity", 1)], ids=["at", "nst"]
+)
+def test_methods_that_look_at_maps_train(mapped, tmp_path, method, term, workers):
+    run = train(config(mapped, tmp_path / "run", method=method, workers=workers))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [line["losses"][term] for line in lines if "losses" in line]
+    assert len(found) == 2
+    assert all(np.isfinite(value) and value > 0 for value in found)
+
+
+def test_a_dataset_without_maps_is_told_in_one_line(mapped, tmp_path):
+    with pytest.raises(RunError, match=r"^method 'at' needs the teacher's maps, which 'plain' .*with maps: maps\);"):
+        train(config(mapped, tmp_path / "run", method=ATConfig(), teacher="plain"))
+    with pytest.raises(DatasetError, match="no teacher 'nobody' in this dataset"):
+        mapped.teacher_tokens("nobody")
+    train(config(mapped, tmp_path / "other", method=FitNetConfig(), teacher="plain", steps=1))
+
+
+def test_a_teacher_without_a_map_is_told_in_one_line(prepared, ears, tmp_path):
+    dataset = ClipDataset(shutil.copytree(prepared, tmp_path / "dataset"))
+    teacher = replace(load_teacher(ears), network=Faceless(), classes=(), source="a faceless network")
+    files = sorted(file.name for file in dataset.folder.iterdir())
+    with pytest.raises(TeacherError, match=r"^teacher 'it': expected .* map, .* found none in a faceless network$"):
+        embed(dataset, teacher, "it", tokens=True)
+    assert sorted(file.name for file in dataset.folder.iterdir()) == files
+    assert ClipDataset(dataset.folder).teachers == {}
+    assert embed(dataset, teacher, "it").num_tokens == 0
+
+
+def test_features_without_maps_replace_those_with(mapped, ears, tmp_path):
+    dataset = ClipDataset(shutil.copytree(mapped.folder, tmp_path / "dataset"))
+    file = dataset.folder / "teacher-maps-tokens.npy"
+    assert file.is_file()
+    embed(dataset, load_teacher(ears), "maps")
+    dataset = ClipDataset(dataset.folder)
+    assert not file.exists()
+    assert dataset.teachers["maps"].num_tokens == 0
+    assert dataset.teacher_tokens("maps") is None
+    assert dataset.verify() == []
+    embed(dataset, load_teacher(ears), "maps", tokens=True)
+    np.testing.assert_array_equal(ClipDataset(dataset.folder).teacher_tokens("maps"), mapped.teacher_tokens("maps"))
+
+
+def test_the_command_and_a_teacher_of_other_classes(prepared, tmp_path, capsys):
+    """Its logits are those of a fitted head, its maps its own."""
+    dataset = shutil.copytree(prepared, tmp_path / "dataset")
+    strange = save_ears(tmp_path / "strange", ("bark", "hum"))
+    assert main(["embed", str(dataset), "--teacher", str(strange), "--tokens", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fitted_head"]
+    assert report["num_tokens"] == ClipDataset(dataset).teacher_tokens("audio").shape[1] > 1
+
+
+def test_maps_need_a_row_for_every_clip(mapped, tmp_path):
+    dataset = ClipDataset(shutil.copytree(mapped.folder, tmp_path / "dataset"))
+    rows = np.zeros((len(dataset), 4), np.float32)
+    with pytest.raises(DatasetError, match=f"teacher 'x': 3 rows for {len(dataset)} clips"):
+        dataset.add_teacher(
+            "x", modality="audio", source="", embedding=rows, logits=None, classes=(), tokens=np.zeros((3, 2, 4))
+        )
+
+
+# The other names are the first one's class with more or wider layers, and take seconds to build.
+OF_ONE_CLASS = ("cnn6", "cnn10", "cnn14", "cnn14_emb512", "cnn14_emb128", "cnn14_emb32")
+
+
+@pytest.mark.parametrize("name", sorted(set(TEACHERS) - set(OF_ONE_CLASS[1:])))
+def test_every_teacher_by_name_has_maps(name, tmp_path):
+    """docs/teachers.md says so."""
+    weights = Path("random")
+    if name == "efficientnet_lite0":
+        weights = tmp_path / "lite0.pth"
+        torch.save(EfficientNetLite0().state_dict(), weights)
+    teacher = load_teacher(name, weights=weights)
+    inputs = torch.zeros(1, 3, 2, 64, 64) if teacher.view.modality == "video" else torch.zeros(1, 32000)
+    with torch.inference_mode():
+        features = teacher.network.eval()(inputs)
+    assert features.tokens is not None
+    assert features.tokens.shape[1] > 1
+    assert features.tokens.shape[2] == TEACHERS[name].width
