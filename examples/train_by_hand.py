@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference.runner import run_network
+from avdistill.inputs import VideoInput
 from avdistill.methods import MethodContext, MNFCSCConfig, build_method
 from avdistill.models import build_model
-from avdistill.types import VideoInput
 
 
 def main() -> None:

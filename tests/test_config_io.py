@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.config_io import ConfigError, decode, encode
+from avdistill.config_io import decode, encode
+from avdistill.errors import ConfigError
+from avdistill.inputs import AudioInput
 from avdistill.methods import METHODS, KDConfig, MNFCSCConfig
 from avdistill.training import TrainConfig, read_config
 from avdistill.training.recipes import RECIPES
-from avdistill.types import AudioInput
 
 
 @dataclass(frozen=True)

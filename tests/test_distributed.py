@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from avdistill import distributed
 from avdistill.cli import main
-from avdistill.config_io import ConfigError, encode
+from avdistill.config_io import encode
+from avdistill.errors import ConfigError
 from avdistill.training import train, trainer
 from support.two_processes import CONFIGS, config, losses_and_gradients
 

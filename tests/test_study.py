@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avdistill.dataset.batches import clips_of_split
+from avdistill.dataset.splits import clips_of_split
+from avdistill.inputs import VideoInput
 from avdistill.training import ModelConfig, train
-from avdistill.types import VideoInput
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "results"))
 

@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "results"))  # what it
 import files
 import runs
 from avdistill.fsio import write_json
-from avdistill.training.checkpoint import environment
+from avdistill.training.run_dir import environment
 from tables import filled
 from tools import BrokenPromiseError, NotRunError, Pipeline
 

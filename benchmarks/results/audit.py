@@ -21,13 +21,14 @@ from typing import Any
 import grid
 from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.audit.page import write_audit_page
-from avdistill.corruption.apply import corrupt, parse_corruption
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.methods import MNFCSCConfig
 from avdistill.teachers.transfer import transfer_features
-from avdistill.training.checkpoint import environment, run_config
+from avdistill.training.run_dir import environment, run_config
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "audit.json"
 CORRUPTION = "mismatched=0.4,label_fraction=0.5"

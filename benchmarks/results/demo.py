@@ -14,7 +14,7 @@ from avdistill.analysis.demo import DEMO_DATA, run_demo
 from avdistill.commands.console import progress_bar, say
 from avdistill.config_io import encode
 from avdistill.fsio import write_json
-from avdistill.training.checkpoint import environment
+from avdistill.training.run_dir import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -31,8 +31,8 @@ from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import TrainConfig, resume, train
-from avdistill.training.checkpoint import environment
 from avdistill.training.recipes import RECIPES
+from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)

@@ -31,6 +31,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.inference.predictor import load
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import METHODS
 from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student
@@ -38,8 +39,7 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import SyntheticConfig, synthesize
 from avdistill.teachers import Teacher, embed
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
-from avdistill.training.checkpoint import environment
-from avdistill.types import AudioInput, VideoInput
+from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "freeze.json"
 VIDEOS = SyntheticConfig(0, 24, 18, 14, seconds=1.0, height=48, width=64)  # teacher, labeled, unlabeled, test clips

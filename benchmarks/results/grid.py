@@ -31,12 +31,12 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import write_json
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
-from avdistill.training.checkpoint import environment
-from avdistill.types import AudioInput, VideoInput
+from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "grid.json"
 FPS, HALF_FRAMES, CLIP_FRAMES = 25, 8, 75
@@ -126,7 +126,7 @@ def student(name: str, config: TrainConfig) -> dict[str, Any]:
     folder = run(config)
     dataset = ClipDataset(config.dataset)
     classified = evaluate(folder, dataset).metrics
-    found = retrieve(folder, dataset, release_metrics=True).metrics
+    found = retrieve(folder, dataset).metrics
     keep = (
         "top1_accuracy",
         "top1_accuracy_interval",

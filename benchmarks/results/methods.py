@@ -20,12 +20,12 @@ from avdistill.annotations.readers import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
+from avdistill.inputs import VideoInput
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 from avdistill.training.recipes import RECIPES
-from avdistill.types import VideoInput
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = SyntheticConfig(

@@ -23,13 +23,14 @@ import grid
 from avdistill.annotations.readers import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import MediaError
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
-from avdistill.media.decoder import MediaError, read_clip
+from avdistill.media.decoder import read_clip
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import prepare
 from avdistill.teachers import Teacher, embed, load_teacher
-from avdistill.training.checkpoint import environment
+from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "named_teachers.json"
 TEACHERS = {"yamnet": None, "cnn14_emb512": Path("random")}

@@ -34,13 +34,14 @@ from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.training.checkpoint import environment
-from avdistill.types import AudioInput, Option, VideoInput
+from avdistill.training.run_dir import environment
+from avdistill.types import Option
 from mixing import mix, read_audio, write_with_audio
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "reverse.json"

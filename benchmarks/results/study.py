@@ -36,16 +36,17 @@ from avdistill.analysis.audit.audit import audit
 from avdistill.analysis.benchmark.jobs import Job, Pool
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.analysis.benchmark.study import folder_name
-from avdistill.corruption.apply import Corruption, corrupt, parse_corruption
-from avdistill.dataset.batches import clips_of_split, labeled_clips
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_split, labeled_clips
 from avdistill.fsio import write_json
+from avdistill.inputs import VideoInput
 from avdistill.methods import method_class, parse_method
-from avdistill.reporting.report import summarize
+from avdistill.reporting.tables import summarize
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.training.checkpoint import environment
-from avdistill.types import VideoInput
+from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "study"
 SEEDS = (0, 1, 2, 3, 4)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from avdistill.config_io import encode
 from avdistill.fsio import write_json
+from avdistill.inputs import AudioInput
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.training import ModelConfig, TrainConfig
-from avdistill.training.checkpoint import environment
-from avdistill.types import AudioInput
+from avdistill.training.run_dir import environment
 from grid import FPS, words_and_teacher
 from grid import PREPARE as LARGER
 from grid import TEACHER as WITHOUT_POSITION

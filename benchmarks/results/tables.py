@@ -21,7 +21,7 @@ import plots
 import study
 from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
 from avdistill.analysis.benchmark.report import read_lines
-from avdistill.reporting.report import markdown_table, summarize
+from avdistill.reporting.tables import markdown_table, summarize
 from study_metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,12 +22,13 @@ from pathlib import Path
 from torch.utils.data import DataLoader, RandomSampler
 
 import baseline
-from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.executors.prefetch import prefetch
-from avdistill.models.r2plus1d import normalize_frames
+from avdistill.inputs import VideoInput
+from avdistill.models.imagenet import normalize_frames
 from avdistill.training.malloc import configure_malloc
-from avdistill.types import VideoInput
 from measuring import Row, against, measure, process_of, within
 from synthetic_datasets import CLASSES, made_clip, synthetic_dataset
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import baseline
-from avdistill.evaluation.metrics import retrieval_metrics
+from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.search.knn import top_k_neighbors
 from measuring import Row, against, in_turn, measure, seconds, within
 

@@ -20,7 +20,7 @@ import baseline
 from avdistill.methods import MethodContext, MNFCSCConfig, SupervisedConfig, build_method
 from avdistill.methods.base import Method
 from avdistill.models import build_model
-from avdistill.models.r2plus1d import normalize_frames
+from avdistill.models.imagenet import normalize_frames
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.malloc import configure_malloc
 from avdistill.training.optim import build_optimizer, clip_gradients

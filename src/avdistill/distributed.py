@@ -21,14 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from avdistill.config_io import ConfigError
+from avdistill.errors import ConfigError, ProcessLostError
 
 # A process may be alone for long: rank 0 fits a head on a large dataset. One that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
-
-
-class ProcessLostError(Exception):
-    """Another process of the group has ended or does not answer; the message is one line."""
 
 
 def best_device(wanted: str = "auto") -> torch.device:

@@ -10,11 +10,11 @@ import torch
 
 from avdistill.analysis.audit.audit import audit
 from avdistill.analysis.audit.scores import SCORES, contrast_batches, percentiles
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window
+from avdistill.errors import DatasetError, RunError
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.training.checkpoint import RunError
+from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
 

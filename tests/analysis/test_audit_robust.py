@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from avdistill.analysis.audit.audit import audit
 from avdistill.cli import main
 from avdistill.dataset.windows import evaluation_window
+from avdistill.errors import RunError
 from avdistill.methods import KDConfig, RobustConfig
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.training.checkpoint import RunError
+from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, by_id, changed, trained
 

@@ -17,8 +17,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from avdistill.analysis.audit.audit import TRUTHS, audit, truth_metrics
 from avdistill.analysis.audit.scores import SCORES
 from avdistill.cli import main
-from avdistill.dataset.batches import clips_of_split
-from avdistill.dataset.clip_dataset import DatasetError
+from avdistill.dataset.splits import clips_of_split
+from avdistill.errors import DatasetError
 from avdistill.methods import KDConfig, MNFCSCConfig
 from avdistill.training.setup import load_method
 from support.audit_cases import by_id, changed, trained

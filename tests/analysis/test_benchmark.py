@@ -22,8 +22,8 @@ from avdistill.analysis.benchmark.report import summarize_study
 from avdistill.analysis.benchmark.study import Study
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
 from avdistill.cli import main
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.errors import ConfigError
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.methods import METHODS, CustomMethodConfig, KDConfig, MNFCSCConfig, parse_method
@@ -44,7 +44,7 @@ from typing import ClassVar
 from torch.nn import functional as F
 
 from avdistill import Method
-from avdistill.losses import classification
+from avdistill.losses import masked_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Mine(Method):
         rows = batch.has_teacher
         wrong = F.mse_loss(student.logits[rows].softmax(1), batch.teacher.logits[rows].softmax(1))
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "match": self.config.weight * wrong,
         }
 """

@@ -19,10 +19,9 @@ from avdistill.analysis.teacher_probe import (
     probe,
 )
 from avdistill.cli import main
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError, TeacherError
 from avdistill.evaluation.linear_probe import Setting
-from avdistill.teachers import TeacherError
 
 ONE = (Setting("unit", 10.0),)
 

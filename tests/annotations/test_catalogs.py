@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avdistill.annotations.readers import Annotation, AnnotationError, keep_labels, read_annotations
+from avdistill.annotations.readers import Annotation, keep_labels, read_annotations
 from avdistill.cli import main
+from avdistill.errors import AnnotationError
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.list_files import make_videos, refusal, write
 from support.media_files import write_video

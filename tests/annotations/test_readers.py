@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avdistill.annotations.readers import UCF51_CLASSES, Annotation, AnnotationError, assign_ucf51, read_annotations
+from avdistill.annotations.readers import UCF51_CLASSES, Annotation, assign_ucf51, read_annotations
+from avdistill.errors import AnnotationError
 
 UCF51_NAMES = Path(__file__).parents[2] / "../shared/data/ucf51_sound/cnn14_embed512.npz"
 

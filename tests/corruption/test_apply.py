@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
-from avdistill.config_io import ConfigError
-from avdistill.corruption.apply import Corruption, _beyond_each_label, corrupt, parse_corruption
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset, DatasetError
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.labels import _beyond_each_label
+from avdistill.corruption.spec import Corruption, parse_corruption
+from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import file_checksum
+from avdistill.inputs import AudioInput
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher, embed
 from avdistill.teachers.transfer import audio_sources, transfer_features
-from avdistill.types import AudioInput
 
 
 def extra(dataset):

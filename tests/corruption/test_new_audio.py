@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avdistill.corruption.apply import Corruption, corrupt
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset, DatasetError
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption
+from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
 from avdistill.dataset.shards import Shard
+from avdistill.errors import DatasetError
 
 
 def told(dataset):

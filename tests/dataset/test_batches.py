@@ -9,17 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.annotations.catalogs import video_of
-from avdistill.dataset.batches import (
-    EvaluationWindows,
-    TrainingBatches,
-    clips_of_split,
-    clips_of_splits,
-    encode_labels,
-    has_modality,
-    split_validation,
-)
-from avdistill.dataset.clip_dataset import DatasetError
+from avdistill.annotations.groups import video_of
+from avdistill.dataset.batches import EvaluationWindows, TrainingBatches
+from avdistill.dataset.splits import clips_of_split, clips_of_splits, encode_labels, has_modality, split_validation
 from avdistill.dataset.windows import (
     evaluation_window,
     sliding_starts,
@@ -27,7 +19,8 @@ from avdistill.dataset.windows import (
     take_window,
     training_window,
 )
-from avdistill.types import AudioInput, VideoInput
+from avdistill.errors import DatasetError
+from avdistill.inputs import AudioInput, VideoInput
 from support.media_files import SMALL
 
 VIDEO = VideoInput(frames=4, size=(16, 20))

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, staging_dir
-from avdistill.media.decoder import MediaError, read_clip
+from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.errors import DatasetError, MediaError
+from avdistill.media.decoder import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import SMALL, numbered_frames, tone, write_video
 

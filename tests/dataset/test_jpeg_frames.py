@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from avdistill.annotations.readers import Annotation
-from avdistill.config_io import ConfigError
-from avdistill.corruption.apply import corrupt, parse_corruption
-from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, staging_dir
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import parse_corruption
+from avdistill.dataset.batches import TrainingBatches
+from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.dataset.windows import evaluation_window
+from avdistill.errors import ConfigError, DatasetError
+from avdistill.inputs import VideoInput
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.training import ModelConfig, TrainConfig, resume, train
-from avdistill.types import VideoInput
 from support.media_files import numbered_frames, write_video
 
 CONFIG = PrepareConfig(fps=10, short_side=32, jpeg_quality=90)

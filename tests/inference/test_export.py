@@ -18,16 +18,17 @@ import torch
 
 import avdistill
 from avdistill.cli import main
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window
+from avdistill.errors import CheckpointError, DatasetError, ExportError, TeacherError
 from avdistill.inference import export as export_module
-from avdistill.inference.export import ExportError, export
+from avdistill.inference.export import export
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.media.decoder import read_clip
 from avdistill.models import build_model
-from avdistill.models.checkpoint import WeightsError, load_student, save_student
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.teachers import TeacherError
-from avdistill.types import AudioInput, StudentConfig, VideoInput
+from avdistill.models.checkpoint import load_student, save_student
+from avdistill.models.imagenet import normalize_frames
+from avdistill.types import StudentConfig
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
@@ -261,7 +262,7 @@ def test_a_network_the_exporter_cannot_convert_leaves_nothing(run, tmp_path, mon
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(run, prepared, tmp_path, monkeypatch):
-    with pytest.raises(WeightsError, match="no trained network"):
+    with pytest.raises(CheckpointError, match="no trained network"):
         export(tmp_path, tmp_path / "export")
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="there already"):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from avdistill.errors import NoStreamError
 from avdistill.inference.file_windows import FileItems
-from avdistill.media.decoder import NoStreamError
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.preparation.prepare import PrepareConfig
-from avdistill.types import AudioInput, VideoInput
 from support.timed_files import write_runs
 
 RATE = 1000

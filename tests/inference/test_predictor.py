@@ -19,18 +19,19 @@ import torch
 
 import avdistill
 from avdistill.cli import main
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts
+from avdistill.errors import CheckpointError, ConfigError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inference import file_windows as windows_module
 from avdistill.inference.file_windows import FileItems, read_windows
 from avdistill.inference.predictor import Predictor, load
 from avdistill.inference.runner import run_network
-from avdistill.media.decoder import MediaError, NoStreamError, UnreadableFileError, read_clip
+from avdistill.inputs import AudioInput, VideoInput
+from avdistill.media.decoder import read_clip
 from avdistill.models import build_model
-from avdistill.models.checkpoint import WeightsError, save_student
+from avdistill.models.checkpoint import save_student
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from avdistill.types import AudioInput, Features, Network, StudentConfig, VideoInput
+from avdistill.types import Features, Network, StudentConfig
 from support.media_files import tone, write_video
 
 CLASSES = ("class_0", "class_1", "class_2")
@@ -273,7 +274,7 @@ def test_what_cannot_be_predicted_is_said_in_a_line(small_set, run, hearing_run,
         with pytest.raises(kind, match=message) as caught:
             load(folder).predict(file)
         assert "\n" not in str(caught.value)
-    with pytest.raises(WeightsError, match="no trained network"):
+    with pytest.raises(CheckpointError, match="no trained network"):
         load(tmp_path)
     for wrong in ({"top": 0}, {"windows": 0}, {"stride": 5}, {"stride": 0}, {"windows": 2, "stride": 2}):
         with pytest.raises(ConfigError):

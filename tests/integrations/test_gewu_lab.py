@@ -20,14 +20,12 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 import avdistill
-from avdistill.annotations.readers import AnnotationError
 from avdistill.cli import main
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import AnnotationError, CheckpointError, ConfigError, DatasetError, UnreadableFileError
 from avdistill.fsio import file_checksum
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips, load_reference_checkpoint
-from avdistill.media.decoder import UnreadableFileError
-from avdistill.models.checkpoint import WeightsError, load_student
+from avdistill.models.checkpoint import load_student
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig
@@ -152,7 +150,7 @@ def test_nothing_of_a_hostile_checkpoint_runs(tmp_path, place, zipped):
     made = tmp_path / "made"
     path = golden_checkpoint(tmp_path / "evil.pth", zipped=zipped, **{place: Hostile(made)})
     with pytest.raises(
-        WeightsError, match=r"expected nothing but weights, .*, found posix\.mkdir; nothing was"
+        CheckpointError, match=r"expected nothing but weights, .*, found posix\.mkdir; nothing was"
     ) as error:
         load_reference_checkpoint(path)
     assert "\n" not in str(error.value)
@@ -163,7 +161,7 @@ def test_nothing_of_a_hostile_checkpoint_runs(tmp_path, place, zipped):
 
 def test_any_other_scheduler_is_refused_by_name(tmp_path):
     path = golden_checkpoint(tmp_path / "m.pth", make_scheduler=step_scheduler)
-    with pytest.raises(WeightsError, match=r"m\.pth: expected .*, found torch\.optim\.lr_scheduler\.StepLR;"):
+    with pytest.raises(CheckpointError, match=r"m\.pth: expected .*, found torch\.optim\.lr_scheduler\.StepLR;"):
         load_reference_checkpoint(path)
     assert MultiStepLR not in torch.serialization.get_safe_globals()
 
@@ -194,22 +192,22 @@ def test_weights_that_do_not_fit_are_named(tmp_path, part, change, told):
         "epoch": 1,
     }
     path = golden_checkpoint(tmp_path / "m.pth", **{part: change(weights[part])})
-    with pytest.raises(WeightsError, match=told) as error:
+    with pytest.raises(CheckpointError, match=told) as error:
         load_reference_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
 def test_what_is_no_checkpoint_is_said_so(tmp_path):
     path = tmp_path / "m.pth"
-    with pytest.raises(WeightsError, match="No such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         load_reference_checkpoint(path)
     whole = golden_checkpoint(tmp_path / "whole.pth").read_bytes()
     for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(WeightsError, match=r"m\.pth: not a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"m\.pth: not a checkpoint"):
             load_reference_checkpoint(path)
     torch.save([1], path)
-    with pytest.raises(WeightsError, match="expected a dictionary, found list"):
+    with pytest.raises(CheckpointError, match="expected a dictionary, found list"):
         load_reference_checkpoint(path)
 
 
@@ -466,5 +464,4 @@ def test_page_runs_as_written(tmp_path, monkeypatch, capsys):
         assert main([*words[1:], *shlex.split(small.get(" ".join(words[1:3]), ""))]) == 0, capsys.readouterr().err
     assert ClipDataset("ucf51").teachers["audio"].clips == 2
     metrics = json.loads(Path("ucf51_ckpt/retrieval-validation/metrics.json").read_text())
-    assert "release.map@500" in metrics
     assert metrics["queries"] == 1

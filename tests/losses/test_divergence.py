@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avdistill.losses import (
-    classification,
     dist_inter_loss,
     dist_intra_loss,
     dkd_loss,
     kd_loss,
     kendall_tau,
+    masked_cross_entropy,
     non_target_divergence,
 )
 
@@ -46,7 +46,7 @@ def test_classification_looks_at_labeled_rows_only():
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([2, 0, 1, 0])
     labeled = torch.tensor([True, False, True, False])
-    value = classification(logits=logits, labels=labels, labeled=labeled)
+    value = masked_cross_entropy(logits=logits, labels=labels, labeled=labeled)
     rows = logits.detach().tolist()
     expected = -(math.log(softmax(rows[0])[2]) + math.log(softmax(rows[2])[1])) / 2
     assert float(value.detach()) == pytest.approx(expected)
@@ -57,7 +57,7 @@ def test_classification_looks_at_labeled_rows_only():
 def test_several_labels_are_binary_decisions():
     logits = torch.randn(2, 3, dtype=torch.float64)
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    value = classification(logits=logits, labels=labels, labeled=torch.tensor([True, False]))
+    value = masked_cross_entropy(logits=logits, labels=labels, labeled=torch.tensor([True, False]))
     terms = []
     for x, y in zip(logits[0].tolist(), labels[0].tolist(), strict=True):
         p = 1 / (1 + math.exp(-x))
@@ -69,7 +69,7 @@ def test_nothing_to_look_at_is_zero_with_a_graph():
     logits = torch.randn(2, 3, requires_grad=True)
     nobody = torch.zeros(2, dtype=torch.bool)
     for value in (
-        classification(logits=logits, labels=torch.zeros(2, dtype=torch.int64), labeled=nobody),
+        masked_cross_entropy(logits=logits, labels=torch.zeros(2, dtype=torch.int64), labeled=nobody),
         kd_loss(student=logits[nobody], teacher=logits[nobody]),
     ):
         assert float(value.detach()) == 0

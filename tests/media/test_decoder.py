@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.media import decoder
-from avdistill.media.decoder import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
+from avdistill.media.decoder import read_clip
 from support.media_files import numbered_frames, tone, write_video
 
 

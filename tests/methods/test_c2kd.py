@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from avdistill.config_io import ConfigError
+from avdistill.errors import ConfigError
 from avdistill.methods import C2KDConfig, DKDConfig, MethodContext, build_method
 from avdistill.methods.base import student_features
 from avdistill.types import Batch

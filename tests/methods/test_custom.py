@@ -38,9 +38,9 @@ def test_the_page_is_what_runs(many_clips, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_of_an_own_method_resumes_from_anywhere_exactly(many_clips, tmp_path, monkeypatch, capsys):
+    from avdistill.inputs import VideoInput
     from avdistill.methods import parse_method
     from avdistill.training import ModelConfig, TrainConfig, resume, train
-    from avdistill.types import VideoInput
 
     (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "cosine.py").write_text(source)
@@ -65,11 +65,11 @@ def test_a_run_of_an_own_method_resumes_from_anywhere_exactly(many_clips, tmp_pa
 
 def test_helpers_that_were_not_saved_are_not_made_up(many_clips, tmp_path, monkeypatch):
     """A method that got a layer: random weights would pass for trained ones."""
+    from avdistill.errors import CheckpointError
+    from avdistill.inputs import VideoInput
     from avdistill.methods import KDConfig
-    from avdistill.methods.baselines import KD
-    from avdistill.models.checkpoint import WeightsError
+    from avdistill.methods.kd import KD
     from avdistill.training import ModelConfig, TrainConfig, resume, train
-    from avdistill.types import VideoInput
 
     student = ModelConfig("shifted_frames", VideoInput(frames=4, size=(16, 24)), {"width": 8, "embedding_dim": 16})
     begun = TrainConfig(many_clips.folder, tmp_path / "run", student, KDConfig(), "audio", steps=4, batch_size=6)
@@ -81,5 +81,5 @@ def test_helpers_that_were_not_saved_are_not_made_up(many_clips, tmp_path, monke
         self.register_buffer("extra", torch.zeros(3))
 
     monkeypatch.setattr(KD, "__init__", with_a_layer)
-    with pytest.raises(WeightsError, match="it lacks extra"):
+    with pytest.raises(CheckpointError, match="it lacks extra"):
         resume(tmp_path / "run")

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from avdistill.errors import CheckpointError
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models import MODELS, build_model
-from avdistill.models.checkpoint import WeightsError, load_student, save_student
+from avdistill.models.checkpoint import load_student, save_student
+from avdistill.models.imagenet import normalize_frames
 from avdistill.models.logmel_cnn import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
-from avdistill.models.r2plus1d import _FactoredConv, normalize_frames, r2plus1d_xia2023
-from avdistill.types import AudioInput, StudentConfig, VideoInput
+from avdistill.models.r2plus1d import _FactoredConv, r2plus1d_xia2023
+from avdistill.types import StudentConfig
 
 INPUTS = {
     "cnn6": (2, 16000),
@@ -192,14 +195,14 @@ def test_weights_on_disk_build_the_same_network(tmp_path):
 
 
 def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
-    with pytest.raises(WeightsError, match=r"student\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"student\.json is missing"):
         load_student(tmp_path)
     description = StudentConfig("logmel_cnn", ("a", "b"), AudioInput(), None, 16000)
     save_student(tmp_path, build_model("logmel_cnn", 2), description)
     file = tmp_path / "student.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_student(tmp_path)
     file.write_bytes(whole)
     told = json.loads((tmp_path / "student.json").read_text())
@@ -210,7 +213,7 @@ def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
         ({"color": 1}, "color"),
     ):
         (tmp_path / "student.json").write_text(json.dumps(told | changes))
-        with pytest.raises(WeightsError, match=message) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             load_student(tmp_path)
         assert "\n" not in str(caught.value)
 

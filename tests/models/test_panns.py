@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from avdistill.errors import CheckpointError
 from avdistill.models import build_model
-from avdistill.models.checkpoint import WeightsError
 from avdistill.models.panns import PowerLogMel, slaney_mel_filters
 from avdistill.models.pretrained import Download, fetch, load_panns
 from support.golden_rule import ruled_weights
@@ -138,7 +138,7 @@ def test_a_wrong_or_damaged_checkpoint_is_one_line(checkpoint, tmp_path):
             wrong.write_bytes(content)
         elif content is not None:
             torch.save(content, wrong)
-        with pytest.raises(WeightsError, match=message) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             load_panns(build_model("cnn6", 527), wrong)
         assert "\n" not in str(caught.value)
         assert str(wrong) in str(caught.value)
@@ -152,7 +152,7 @@ def test_code_inside_a_checkpoint_is_not_run(tmp_path):
             return (Path.touch, (ran,))
 
     torch.save({"model": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(WeightsError, match="damaged or something else"):
+    with pytest.raises(CheckpointError, match="damaged or something else"):
         load_panns(build_model("cnn6", 527), tmp_path / "trap.pth")
     assert not ran.exists()
 
@@ -162,7 +162,7 @@ def test_a_download_is_told_verified_and_kept(tmp_path, monkeypatch, capsys):
     published = tmp_path / "published.pth"
     published.write_bytes(b"weights")
     wanted = Download("a.pth", published.as_uri(), "8b4b2da37b4c5ff1f3c2f0d6e36a8b4e")
-    with pytest.raises(WeightsError, match="expected MD5 8b4b2da37b4c5ff1f3c2f0d6e36a8b4e, found") as caught:
+    with pytest.raises(CheckpointError, match="expected MD5 8b4b2da37b4c5ff1f3c2f0d6e36a8b4e, found") as caught:
         fetch(wanted)
     assert not list((tmp_path / "cache" / "avdistill").iterdir())
     right = Download("a.pth", published.as_uri(), str(caught.value).split("found ")[1].split(";")[0])
@@ -174,6 +174,6 @@ def test_a_download_is_told_verified_and_kept(tmp_path, monkeypatch, capsys):
     assert fetch(right) == file
     assert not capsys.readouterr().err
     file.unlink()
-    with pytest.raises(WeightsError, match="cannot be downloaded"):
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
         fetch(right)
     assert not list((tmp_path / "cache" / "avdistill").iterdir())

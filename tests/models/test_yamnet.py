@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.models.checkpoint import WeightsError
+from avdistill.errors import CheckpointError
 from avdistill.models.pretrained import class_names, installed_yamnet, load_yamnet
 from avdistill.models.tensorflow_bundle import masked_crc32c, read_bundle
 from avdistill.models.yamnet import PATCH_SAMPLES, LogMelPatches, YAMNet, mel_linear_filters
@@ -156,7 +156,7 @@ def test_a_damaged_bundle_is_one_line(tmp_path, name):
     change, message = DAMAGES[name]
     write_bundle(tmp_path / "variables", {"a": np.zeros(3, np.float32), "b": np.ones(1000, np.float32)})
     change(tmp_path / "variables" / "variables.index", tmp_path / "variables" / "variables.data-00000-of-00001")
-    with pytest.raises(WeightsError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         read_bundle(tmp_path / "variables")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -168,7 +168,7 @@ def test_every_cut_of_an_index_is_an_error(tmp_path):
     whole = index.read_bytes()
     for length in range(len(whole)):
         index.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="damaged TensorFlow variables"):
+        with pytest.raises(CheckpointError, match="damaged TensorFlow variables"):
             read_bundle(tmp_path / "variables")
 
 
@@ -182,7 +182,7 @@ def test_variables_of_another_network_are_one_line(saved, tmp_path):
     ):
         shutil.rmtree(tmp_path / "variables", ignore_errors=True)
         write_bundle(tmp_path / "variables", changed)
-        with pytest.raises(WeightsError, match=message) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             load_yamnet(YAMNet(), tmp_path)
         assert "\n" not in str(caught.value)
 

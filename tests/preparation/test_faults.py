@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from avdistill.annotations.readers import Annotation
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import DatasetError, staging_dir
+from avdistill.dataset.clip_dataset import staging_dir
+from avdistill.errors import ConfigError, DatasetError, EmptySegmentError, MediaError, SpoolError
 from avdistill.media import audio_stream, video_stream
-from avdistill.media.decoder import EmptySegmentError, MediaError, SpoolError, read_clip
+from avdistill.media.decoder import read_clip
 from avdistill.preparation import clip_reader
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.faulty_readers import read_nonsense, read_or_fail

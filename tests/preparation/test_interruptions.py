@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from avdistill import fsio
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.errors import DatasetError
 from avdistill.preparation.prepare import PrepareConfig, prepare
 
 CONFIG = PrepareConfig(fps=10, short_side=32)

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from avdistill.cli import main
-from avdistill.corruption.apply import Corruption, corrupt
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, staging_dir
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption
+from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.errors import DatasetError
 from avdistill.fsio import open_lock
 from avdistill.inference.export import export
+from avdistill.inputs import AudioInput
 from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from avdistill.types import AudioInput, StudentConfig
+from avdistill.types import StudentConfig
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 CHANGED = Corruption(mismatched=0.4, time_shifted=0.2)

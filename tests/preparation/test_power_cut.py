@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avdistill.corruption.apply import Corruption, corrupt
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption
 from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
 from avdistill.dataset.shards import JpegShardRecovery, ShardRecovery
 from avdistill.preparation import journal as journal_module

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from avdistill.analysis.benchmark.panels import plot_panels
 from avdistill.reporting import report
-from avdistill.reporting.report import Image, Section
+from avdistill.reporting.page import Image, Section
 
 RUNS = [
     {"method": "none", "seed": 0, "top1_accuracy": 0.5, "epochs": 20},

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.inputs import VideoInput
 from avdistill.training import ModelConfig, TrainConfig, train
-from avdistill.types import VideoInput
 
 VIEW = VideoInput(frames=4, size=(24, 32), scale=(0.8, 1.0), ratio=(1.2, 1.6), hflip=False)
 # Of the small dataset's training clips: train_0, _4, _8, _12, _16 have no audio, both silent_ ones are silent.

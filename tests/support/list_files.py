@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from avdistill.annotations.readers import AnnotationError, read_annotations
+from avdistill.annotations.readers import read_annotations
+from avdistill.errors import AnnotationError
 
 
 def make_videos(root: Path, *paths: str) -> Path:

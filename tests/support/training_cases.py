@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from avdistill.inputs import VideoInput
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.types import VideoInput
 
 STUDENT = ModelConfig(
     "shifted_frames", VideoInput(frames=4, size=(24, 32), scale=(0.8, 1.0), ratio=(1.2, 1.6), hflip=False),

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from avdistill import cli, distributed
-from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
+from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_split, encode_labels
+from avdistill.inputs import VideoInput
 from avdistill.methods import METHODS, CRDConfig, MethodContext, MNFCSCConfig, build_method
 from avdistill.models import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
-from avdistill.types import Features, Network, VideoInput
+from avdistill.types import Features, Network
 
 VIEW = VideoInput(frames=4, size=(24, 32))
 CONFIGS = {name: method.config_class() for name, method in METHODS.items()} | {

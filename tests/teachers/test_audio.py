@@ -9,10 +9,10 @@ import torch
 
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import CheckpointError, TeacherError
 from avdistill.models import build_model
-from avdistill.models.checkpoint import WeightsError
 from avdistill.models.yamnet import YAMNet
-from avdistill.teachers import TeacherError, embed, load_teacher
+from avdistill.teachers import embed, load_teacher
 from avdistill.teachers.audio import AUDIO_TEACHERS, RANDOM
 from avdistill.teachers.base import Resampled
 from avdistill.types import Features, Network
@@ -71,9 +71,9 @@ def test_a_checkpoint_is_named_in_the_record(dataset, tmp_path):
     assert teacher.classes[3] == "Audio, 3"
     assert teacher.multi_label
     (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/0,Speech\n")
-    with pytest.raises(WeightsError, match="expected 527 classes, found 1"):
+    with pytest.raises(CheckpointError, match="expected 527 classes, found 1"):
         load_teacher("panns_mobilenet_v1", weights=file)
-    with pytest.raises(WeightsError, match="weights of another network: expected 49, 40 missing"):
+    with pytest.raises(CheckpointError, match="weights of another network: expected 49, 40 missing"):
         load_teacher("cnn10", weights=file)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.teachers import TeacherError, embed, load_teacher
+from avdistill.errors import TeacherError
+from avdistill.models.imagenet import normalize_frames
+from avdistill.teachers import embed, load_teacher
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install avdistill[huggingface]"

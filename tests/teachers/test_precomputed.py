@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from avdistill.cli import main
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
-from avdistill.teachers import TeacherError, load_teacher
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import DatasetError, TeacherError
+from avdistill.teachers import load_teacher
 from avdistill.teachers.precomputed import embed_precomputed
 
 

@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from avdistill.cli import main
-from avdistill.dataset.batches import TrainingBatches, clips_of_split, encode_labels
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.batches import TrainingBatches
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_split, encode_labels
+from avdistill.errors import DatasetError, RunError, TeacherError
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import ATConfig, FitNetConfig, NSTConfig
 from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.teachers import TEACHERS, TeacherError, embed, load_teacher
+from avdistill.teachers import TEACHERS, embed, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
-from avdistill.training.checkpoint import RunError
-from avdistill.types import AudioInput, Features, Network, StudentConfig, VideoInput
+from avdistill.types import Features, Network, StudentConfig
 
 RATE = 16000
 WINDOW = RATE // 4

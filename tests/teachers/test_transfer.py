@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from avdistill.cli import main
-from avdistill.corruption.apply import Corruption, corrupt
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import DatasetError, TeacherError
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models.logmel_cnn import LogMelCNN
-from avdistill.teachers import Teacher, TeacherError, embed
+from avdistill.teachers import Teacher, embed
 from avdistill.teachers.linear_head import add_features, maker
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.transfer import audio_sources, transfer_features
-from avdistill.types import AudioInput, VideoInput
 
 
 @pytest.fixture

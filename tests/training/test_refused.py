@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.fsio import open_lock
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
 from avdistill.models import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
-from avdistill.training.checkpoint import RunError, run_progress
-from avdistill.types import AudioInput, VideoInput
+from avdistill.training.run_dir import run_progress
 from support.training_cases import STUDENT, config, same, state
 
 

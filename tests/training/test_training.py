@@ -17,20 +17,21 @@ import torch
 from safetensors.torch import load_file
 
 from avdistill.config_io import encode
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import DatasetError, RunError, TeacherError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import file_checksum
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student
-from avdistill.teachers import TeacherError, embed, load_teacher
+from avdistill.teachers import embed, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
-from avdistill.training.checkpoint import RunError, run_progress
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
+from avdistill.training.run_dir import run_progress
 from avdistill.training.setup import TrainingSetup, load_method
-from avdistill.types import AudioInput, VideoInput
 from support.training_cases import config, lines, same, state
 
 VARIANTS = {

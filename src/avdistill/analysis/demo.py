@@ -21,17 +21,9 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import write_json
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from avdistill.reporting.report import (
-    Image,
-    Section,
-    markdown_table,
-    method_styles,
-    plot_bars,
-    plot_confusion,
-    plot_curves,
-    summarize,
-    write_page,
-)
+from avdistill.reporting.page import Image, Section, write_page
+from avdistill.reporting.plots import method_styles, plot_bars, plot_confusion, plot_curves
+from avdistill.reporting.tables import markdown_table, summarize
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers import embed, load_teacher
 from avdistill.training import TrainConfig, resume, train

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdistill.annotations.catalogs import video_of
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import videos_of
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.annotations.groups import video_of
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import videos_of
+from avdistill.errors import ConfigError, DatasetError, TeacherError
 from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
-from avdistill.evaluation.metrics import release_retrieval_metrics, retrieval_metrics
-from avdistill.teachers.base import TeacherError
+from avdistill.evaluation.retrieval_metrics import retrieval_metrics
+from avdistill.integrations.gewu_lab.metrics import release_retrieval_metrics
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("test", "validation")

@@ -19,7 +19,6 @@ from avdistill.annotations.schema import (
     AUDIO_SUFFIXES,
     SURROGATE,
     Annotation,
-    AnnotationError,
     LocatedAnnotation,
     annotation_error,
     csv_rows,
@@ -37,6 +36,7 @@ from avdistill.annotations.schema import (
     read_text,
     truncate_repr,
 )
+from avdistill.errors import AnnotationError
 
 # fmt: off
 # As UCF101 spells its class folders; the files of HandstandPushups, and the release's label, say HandStandPushups:
@@ -53,8 +53,6 @@ UCF51_CLASSES: tuple[str, ...] = (
 )
 # fmt: on
 UCF_NAME = re.compile(r"v_(?P<label>[A-Za-z]+)_g(?P<group>0[1-9]|1\d|2[0-5])_c\d{2}")
-# Files that are parts of one video: UCF101's v_Class_gNN_cMM, and v_<id>_<number> of the release's lists.
-PART_NAME = re.compile(r"(v_.+_g\d+)_c\d+|(v_[\w-]{11})_\d+")
 UCF_LIST = re.compile(r"(?P<split>train|test)list(?P<fold>\d+)\.txt", re.IGNORECASE)
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 _UCF51_BY_FOLDED_NAME = {name.casefold(): name for name in UCF51_CLASSES}
@@ -125,15 +123,6 @@ class VideoFiles:
 def _folded(stem: str) -> str:
     """Names of UCF101 are compared without case; ids of YouTube may differ in nothing else."""
     return stem.casefold() if UCF_NAME.fullmatch(stem) else stem
-
-
-def video_of(path: str) -> str:
-    """The video that a clip's file is a part of, as far as its name tells (`PART_NAME`); else the file itself.
-
-    Clips of one video are alike: they never stand on both sides of a cut, and are drawn together in a bootstrap.
-    """
-    match = PART_NAME.fullmatch(PurePosixPath(path).stem)
-    return (match[1] or match[2]) if match else path
 
 
 def _as_folder(label: str) -> str:

@@ -32,7 +32,6 @@ from avdistill.annotations.schema import (
     SPLIT_ALIASES,
     SURROGATE,
     Annotation,
-    AnnotationError,
     LocatedAnnotation,
     annotation_error,
     csv_rows,
@@ -50,6 +49,7 @@ from avdistill.annotations.schema import (
     read_text,
     truncate_repr,
 )
+from avdistill.errors import AnnotationError
 
 __all__ = ["UCF51_CLASSES", "Annotation", "AnnotationError", "assign_ucf51", "read_annotations"]
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from avdistill.errors import AnnotationError
+
 # fmt: off
 VIDEO_SUFFIXES: tuple[str, ...] = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
                                    ".ogv", ".ts", ".webm", ".wmv")
@@ -25,10 +27,6 @@ SPLIT_ALIASES = {
 # fmt: on
 # From JSON's "\ud800" or a file name in another encoding: text that can be neither printed nor stored.
 SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class AnnotationError(ValueError):
-    """A list of clips that cannot be used; the message is one line: where, what was expected, what was found."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from avdistill.analysis.audit.audit import Audit, Score, write_audit
 from avdistill.analysis.audit.audit import audit as audit_run
 from avdistill.analysis.audit.page import write_audit_page
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.reporting.report import format_value
+from avdistill.errors import ConfigError
+from avdistill.reporting.tables import format_value
 
 
 @dataclass(frozen=True)

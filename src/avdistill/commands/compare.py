@@ -10,12 +10,12 @@ import tyro
 from avdistill.analysis.benchmark.report import columns_of
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
 from avdistill.commands.console import output, progress_bar, say, take_option
-from avdistill.config_io import ConfigError
 from avdistill.corruption.apply import corrupt as corrupt_dataset
-from avdistill.corruption.apply import parse_corruption
+from avdistill.corruption.spec import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError
 from avdistill.methods import METHODS
-from avdistill.reporting.report import markdown_table
+from avdistill.reporting.tables import markdown_table
 from avdistill.teachers import load_teacher
 from avdistill.teachers.transfer import check_teacher, transfer_teachers
 from avdistill.training import TrainConfig

@@ -41,20 +41,13 @@ def run(module: str, function: str, arguments: list[str]) -> int:
 
 def _expected() -> tuple[type[Exception], tuple[type[Exception], ...]]:
     """The error of a wrong config, and all that a user can mend."""
-    from avdistill.annotations.readers import AnnotationError
-    from avdistill.config_io import ConfigError
-    from avdistill.dataset.clip_dataset import DatasetError
-    from avdistill.media.decoder import MediaError
+    from avdistill.errors import AnnotationError, ConfigError, DatasetError, MediaError
 
     mendable: list[type[Exception]] = [AnnotationError, MediaError, DatasetError, ConfigError, OSError]
     if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
-        from avdistill.distributed import ProcessLostError
-        from avdistill.inference.runner import NotFiniteError
-        from avdistill.models.checkpoint import WeightsError
-        from avdistill.teachers import TeacherError
-        from avdistill.training.checkpoint import RunError
+        from avdistill.errors import CheckpointError, NotFiniteError, ProcessLostError, RunError, TeacherError
 
-        mendable += [NotFiniteError, ProcessLostError, WeightsError, TeacherError, RunError]
+        mendable += [NotFiniteError, ProcessLostError, CheckpointError, TeacherError, RunError]
     return ConfigError, tuple(mendable)
 
 
@@ -82,7 +75,7 @@ def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]
 
     For options that decide which others there are. Raises ConfigError where the value is missing.
     """
-    from avdistill.config_io import ConfigError
+    from avdistill.errors import ConfigError
 
     for position, argument in enumerate(arguments):
         given, joined, value = argument.partition("=")

@@ -12,8 +12,8 @@ import tyro
 
 from avdistill.annotations.readers import keep_labels, read_annotations
 from avdistill.commands.console import output, progress_bar, say
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError, DatasetError
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.preparation.prepare import prepare as prepare_dataset
 from avdistill.synthetic.generator import SyntheticConfig

@@ -10,13 +10,13 @@ from pathlib import Path
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import ClassificationResult
 from avdistill.evaluation.classification import evaluate as evaluate_run
 from avdistill.evaluation.retrieval import retrieve as retrieve_run
 from avdistill.fsio import write_json
-from avdistill.reporting.report import plot_confusion
+from avdistill.reporting.plots import plot_confusion
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ def _write_classification(out: Path, result: ClassificationResult) -> None:
     write_json(out / "metrics.json", result.metrics)
     if result.confusion is not None:
         plot_confusion(result.confusion, result.classes, out / "confusion.png")
-        write_json(out / "release_top_k.json", result.release_top_k)
     for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", result.metrics["per_class"])):
         with (out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -110,8 +109,6 @@ class _Retrieve:
     """Split of the queries."""
     gallery: str = "train"
     """Split that is searched; several are joined by +."""
-    release_metrics: bool = False
-    """Also the released implementation's mAP, which counts differently (labeled `release.`)."""
     batch_size: int = 32
     """Windows at a time."""
     out: Path | None = None
@@ -129,7 +126,6 @@ def retrieve(arguments: list[str]) -> None:
             ClipDataset(a.dataset),
             queries=a.queries,
             gallery=a.gallery,
-            release_metrics=a.release_metrics,
             batch_size=a.batch_size,
             on_batch=update,
         )

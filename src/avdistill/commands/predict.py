@@ -15,13 +15,12 @@ import tyro
 
 from avdistill.commands.console import output, progress_bar
 from avdistill.commands.dataset import region_of
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError, MediaError
 from avdistill.fsio import commit
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
 from avdistill.inference.predictor import Prediction, load
-from avdistill.media.decoder import MediaError
 
 _COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from avdistill.commands.console import output, progress_bar
-from avdistill.config_io import ConfigError
+from avdistill.errors import ConfigError
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips
 from avdistill.models.checkpoint import load_student
 from avdistill.preparation.prepare import PrepareConfig

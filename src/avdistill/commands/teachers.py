@@ -13,8 +13,8 @@ from avdistill.analysis.teacher_probe import dataset_features, npz_features
 from avdistill.analysis.teacher_probe import probe as probe_features
 from avdistill.commands.console import output, progress_bar
 from avdistill.commands.train import train_teacher
-from avdistill.config_io import ConfigError
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError
 from avdistill.teachers import ANY_ENCODER, TEACHERS
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, take_option, training_bar
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import clips_of_splits
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.splits import clips_of_splits
+from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, method_class, parse_method
 from avdistill.models import MODELS
 from avdistill.teachers import embed as embed_dataset
@@ -21,8 +21,8 @@ from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
-from avdistill.training.checkpoint import run_config, run_progress
 from avdistill.training.recipes import RECIPES
+from avdistill.training.run_dir import run_config, run_progress
 
 
 def train(arguments: list[str]) -> None:

@@ -2,139 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.annotations.catalogs import video_of
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import Labels
 from avdistill.dataset.windows import (
-    check_fits,
     evaluation_window,
     sliding_starts,
     spaced_starts,
     training_window,
     window_length,
 )
-from avdistill.types import Batch, Features, VideoInput, View
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of the chosen clips of a dataset.
-
-    Attributes:
-        classes: names, in the order of the indices.
-        values: int64 (N,) or multi-hot float32 (N, C).
-        labeled: bool (N,).
-    """
-
-    classes: tuple[str, ...]
-    values: Tensor
-    labeled: Tensor
-
-
-def encode_labels(
-    dataset: ClipDataset, clips: np.ndarray, classes: tuple[str, ...], multi_label: bool = False
-) -> Labels:
-    """Label indices of `clips` among `classes`.
-
-    Raises:
-        DatasetError: a label that is not among the classes, or several labels on a clip that should have one.
-    """
-    index = {name: i for i, name in enumerate(classes)}
-    rows = [dataset.labels[i] for i in clips]
-    for clip, row in zip(clips, rows, strict=True):
-        unknown = [name for name in row if name not in index]
-        if unknown:
-            raise DatasetError(
-                f"{dataset.folder}: clip {dataset.columns['id'][clip]}: label {unknown[0]!r} is not a known class"
-            )
-        if len(row) > 1 and not multi_label:
-            raise DatasetError(
-                f"{dataset.folder}: clip {dataset.columns['id'][clip]} has {len(row)} labels where one is expected"
-            )
-    labeled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
-    if not multi_label:
-        values = torch.tensor([index[row[0]] if row else 0 for row in rows], dtype=torch.int64)
-        return Labels(classes, values, labeled)
-    hot = torch.zeros(len(rows), len(classes))
-    for i, row in enumerate(rows):
-        hot[i, [index[name] for name in row]] = 1
-    return Labels(classes, hot, labeled)
-
-
-def clips_of_split(dataset: ClipDataset, split: str) -> np.ndarray:
-    """Rows of the dataset in a split. Raises DatasetError where the split is empty."""
-    clips = np.flatnonzero(dataset.columns["split"] == split)
-    if not len(clips):
-        there = ", ".join(sorted(set(dataset.columns["split"].tolist())))
-        raise DatasetError(f"{dataset.folder}: no clip in split {split!r}; splits there: {there}")
-    return clips
-
-
-def clips_of_splits(dataset: ClipDataset, names: str) -> np.ndarray:
-    """Rows of the dataset in any of several splits, "train+teacher", each once and in the order of the dataset.
-
-    A split whose own name holds a "+" is found by it. Raises DatasetError, naming it, where one of them is empty.
-    """
-    return np.unique(np.concatenate([clips_of_split(dataset, part) for part in split_names(dataset, names)]))
-
-
-def split_names(dataset: ClipDataset, names: str) -> list[str]:
-    """The splits that "train+teacher" means, whether the dataset has them or not."""
-    return [names] if names in dataset.columns["split"] else names.split("+")
-
-
-def labeled_clips(dataset: ClipDataset, split: str) -> np.ndarray:
-    """Rows of a split, or of several (`clips_of_splits`), that have a label. Raises DatasetError where there is
-    none.
-    """
-    clips = np.array([i for i in clips_of_splits(dataset, split) if dataset.labels[i]], dtype=np.int64)
-    if not len(clips):
-        raise DatasetError(f"{dataset.folder}: no labeled clip in split {split!r}")
-    return clips
-
-
-def videos_of(dataset: ClipDataset, clips: np.ndarray) -> np.ndarray:
-    """(N,) text: the video that each of the clips is from (`video_of`)."""
-    return np.array([video_of(path) for path in dataset.columns["path"][clips].tolist()])
-
-
-def has_modality(dataset: ClipDataset, clips: np.ndarray, view: View) -> np.ndarray:
-    """bool (N,): which clips hold what the view looks at."""
-    return dataset.columns["has_video" if isinstance(view, VideoInput) else "has_audio"][clips].astype(bool)
-
-
-def check_view_fits(dataset: ClipDataset, clips: np.ndarray, view: View) -> None:
-    """Raise DatasetError where a view without resizing is larger than the images of some of the clips."""
-    if not isinstance(view, VideoInput) or view.resize:
-        return
-    for first in np.unique(dataset.columns["frame_shard"][clips], return_index=True)[1]:  # a shard has one size
-        H, W = dataset.frames(int(clips[first])).shape[1:3]
-        try:
-            check_fits(H, W, view)
-        except ValueError as error:
-            raise DatasetError(f"{dataset.folder}: {error}") from error
-
-
-def split_validation(
-    dataset: ClipDataset, clips: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation): a share of the *videos* with a labeled clip is set aside, with all their labeled clips.
-
-    Clips of one video (`video_of`) never stand on both sides. Unlabeled ones of a video set aside are dropped from
-    training. Where there are two such videos or more and the share is not 0, at least one is set aside.
-    """
-    labeled = np.array([bool(dataset.labels[i]) for i in clips])
-    videos = videos_of(dataset, clips)
-    candidates = np.unique(videos[labeled])
-    count = max(round(fraction * len(candidates)), int(len(candidates) > 1)) if fraction else 0
-    chosen = set(np.random.default_rng([seed, 1]).permutation(candidates)[:count].tolist())
-    aside = np.array([video in chosen for video in videos])
-    return clips[~aside], clips[aside & labeled]
+from avdistill.errors import DatasetError
+from avdistill.inputs import VideoInput, View
+from avdistill.types import Batch, Features
 
 
 class TrainingBatches:

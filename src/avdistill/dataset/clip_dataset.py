@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.dataset.shards import JpegFrames
+from avdistill.errors import DatasetError
 from avdistill.fsio import (
     as_json,
     file_checksum,
@@ -71,10 +72,6 @@ CLIP_SCHEMA = pa.schema(
         ("extra", pa.map_(pa.string(), pa.string())),
     ]
 )
-
-
-class DatasetError(Exception):
-    """A dataset that is missing, incomplete, damaged or of another format; the message is one line."""
 
 
 @dataclass(frozen=True)

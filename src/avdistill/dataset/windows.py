@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.dataset.shards import JpegFrames
-from avdistill.types import AudioInput, VideoInput
+from avdistill.inputs import AudioInput, VideoInput
 
 
 def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = False) -> list[int]:

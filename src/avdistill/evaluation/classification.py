@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdistill.dataset.batches import clips_of_splits, encode_labels, labeled_clips
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.evaluation.metrics import (
     bootstrap_interval,
     confusion_matrix,
     expected_calibration_error,
     per_class_table,
-    release_top_k,
     top_k_accuracy,
 )
 from avdistill.evaluation.multilabel import tagging_means, tagging_table
+from avdistill.inference.compatibility import check_rates
 from avdistill.inference.runner import Outputs, run_network
 from avdistill.models.checkpoint import load_student
-from avdistill.teachers.base import check_rates
 from avdistill.types import StudentConfig
 
 
@@ -38,7 +37,6 @@ class ClassificationResult:
             `expected_calibration_error`, `per_class`, counts. With several labels per clip `map`, `auc` and `d_prime`
             (`tagging.py`) instead of accuracies and calibration.
         confusion: (C, C) counts [true][predicted] of the clips that could be looked at; None with several labels.
-        release_top_k: the released implementation's top-k JSON; empty with several labels.
         predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels
             (init_distributed by |) and the most probable classes, predicted_1, probability_1, and so on.
         classes: names, in the order of the confusion's rows.
@@ -46,7 +44,6 @@ class ClassificationResult:
 
     metrics: dict[str, Any]
     confusion: list[list[int]] | None
-    release_top_k: dict[str, Any]
     predictions: list[dict[str, object]]
     classes: tuple[str, ...]
 
@@ -139,12 +136,6 @@ def _one_label(
     return ClassificationResult(
         metrics=counts | metrics | {"per_class": per_class},
         confusion=confusion_matrix(scores=scores, labels=truth).tolist(),
-        release_top_k=release_top_k(
-            probabilities=scores,
-            names=[n for n, there in zip(names, seen, strict=True) if there],
-            class_names=classes,
-            k=min(5, len(classes)),
-        ),
         predictions=rows,
         classes=classes,
     )
@@ -172,7 +163,6 @@ def _multi_label(
     return ClassificationResult(
         metrics=counts | tagging_means(per_class) | {"per_class": per_class},
         confusion=None,
-        release_top_k={},
         predictions=rows,
         classes=classes,
     )

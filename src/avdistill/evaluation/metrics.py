@@ -15,13 +15,13 @@ outside the classes) is a ValueError that says what was found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from avdistill.search.knn import check_table, relevant_ranks
+from avdistill.search.knn import check_table
 
 
 class ClassMetrics(TypedDict):
@@ -145,138 +145,6 @@ def bootstrap_interval(
     return float(means.quantile(tail)), float(means.quantile(1 - tail))
 
 
-def release_top_k(
-    *, probabilities: Tensor, names: Sequence[str], class_names: Sequence[str], k: int = 5
-) -> dict[str, dict[str, list[dict[str, object]]]]:
-    """The released implementation's prediction file, ready for `json.dump`.
-
-    `{"results": {name: [{"label": class name, "score": probability}, ...]}}`, best first, min(k, C) entries: the layout
-    of the 3D-ResNets family. Equal scores stay in class order.
-
-    Args:
-        probabilities: (N, C), averaged over each video's windows.
-        names: N distinct video names.
-        class_names: C names.
-        k: entries per video, at least 1.
-    """
-    _check_probabilities(probabilities)
-    _check_class_names(class_names, classes=probabilities.shape[1])
-    if len(names) != len(probabilities):
-        raise ValueError(f"{len(probabilities)} rows of probabilities but {len(names)} names")
-    if len(set(names)) != len(names):
-        raise ValueError("two videos have the same name: one would overwrite the other")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    best, order = probabilities.sort(dim=1, descending=True, stable=True)
-    return {
-        "results": {
-            name: [{"label": class_names[c], "score": score} for c, score in zip(indices, row, strict=True)]
-            for name, indices, row in zip(names, order[:, :k].tolist(), best[:, :k].tolist(), strict=True)
-        }
-    }
-
-
-def retrieval_metrics(
-    *,
-    queries: Tensor,
-    gallery: Tensor,
-    query_labels: Tensor,
-    gallery_labels: Tensor,
-    ks: Sequence[int] = (1, 5, 10, 20),
-    block: int = 1024,
-) -> dict[str, float]:
-    """Metrics of retrieval by cosine similarity, where an item is relevant if it has a label of the query.
-
-    Args:
-        queries: (Q, D), not themselves in the gallery.
-        gallery: (G, D).
-        query_labels: (Q,) or (Q, C).
-        gallery_labels: (G,) or (G, C).
-        ks: cut-offs of hit@k, each at least 1; more than G counts as G.
-        block: queries ranked at once; memory is some 12 bytes x block x G.
-
-    Returns:
-        `hit@k`, fraction of all queries with a relevant item among the first k; `map`, average precision over *all*
-        relevant gallery items, averaged over the queries that have one; `map@R`, the same with only the first R ranks,
-        R being the query's number of relevant items (Musgrave et al., ECCV 2020); the counts `queries`, `gallery` and
-        `queries_without_relevant`. The two means are NaN if no query has a relevant item.
-    """
-    _check_retrieval_labels(queries, gallery, query_labels, gallery_labels)
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must name cut-offs of at least 1, not {tuple(ks)}")
-    hits = dict.fromkeys(ks, 0)
-    precisions: list[Tensor] = []
-    precisions_at_r: list[Tensor] = []
-    for total, ranks in _relevant_ranks(queries, gallery, query_labels, gallery_labels, block):
-        some = total > 0
-        precision = _precision_at_hits(ranks, len(gallery))
-        precisions.append((precision.sum(dim=1) / total)[some])
-        precisions_at_r.append(((precision * (ranks <= total[:, None])).sum(dim=1) / total)[some])
-        for k in hits:
-            hits[k] += int((ranks[:, :1] <= min(k, len(gallery))).sum())
-    answered = torch.cat(precisions)
-    metrics: dict[str, float] = {f"hit@{k}": count / len(queries) for k, count in hits.items()}
-    metrics["map"] = float(answered.mean())
-    metrics["map@R"] = float(torch.cat(precisions_at_r).mean())
-    return metrics | {
-        "queries": len(queries),
-        "gallery": len(gallery),
-        "queries_without_relevant": len(queries) - len(answered),
-    }
-
-
-def release_retrieval_metrics(
-    *,
-    queries: Tensor,
-    gallery: Tensor,
-    query_labels: Tensor,
-    gallery_labels: Tensor,
-    top: int = 500,
-    block: int = 1024,
-) -> dict[str, float]:
-    """The released implementation's mean average precision, for comparison with its tables only.
-
-    It averages precision over the hits found among the first `top`, not over the relevant items, and leaves out queries
-    with no hit: what a ranking misses costs it nothing. On UCF51's audio it says 27.4 where `map` is 21.6.
-    Arguments as in `retrieval_metrics`; `top`, the ranks looked at, is at least 1.
-
-    Returns:
-        `release.map@<top>`, NaN if no query has a hit, and the count `release.queries_without_hit`.
-    """
-    _check_retrieval_labels(queries, gallery, query_labels, gallery_labels)
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
-    precisions: list[Tensor] = []
-    for _, ranks in _relevant_ranks(queries, gallery, query_labels, gallery_labels, block):
-        near = ranks <= min(top, len(gallery))
-        found = near.sum(dim=1)
-        precisions.append(((_precision_at_hits(ranks, len(gallery)) * near).sum(dim=1) / found)[found > 0])
-    answered = torch.cat(precisions)
-    return {
-        f"release.map@{top}": float(answered.mean()),
-        "release.queries_without_hit": len(queries) - len(answered),
-    }
-
-
-def _relevant_ranks(
-    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, block: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`relevant_ranks` where an item is relevant if it has a label of the query: class indices or multi-hot rows."""
-
-    def share_a_label(part: slice) -> Tensor:
-        if query_labels.ndim == 1:
-            return query_labels[part, None] == gallery_labels
-        return query_labels[part].float() @ gallery_labels.float().T > 0
-
-    return relevant_ranks(queries, gallery, share_a_label, block=block)
-
-
-def _precision_at_hits(ranks: Tensor, gallery: int) -> Tensor:
-    """float64 (b, R) precision at the ranks of the relevant items, ascending; 0 at those past the gallery's end."""
-    nth = torch.arange(1, ranks.shape[1] + 1, device=ranks.device, dtype=torch.float64)
-    return (nth / ranks) * (ranks <= gallery)
-
-
 def _check_labels(name: str, labels: Tensor, *, count: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise ValueError(f"{name} must be int64 ({count},), not {labels.dtype} {tuple(labels.shape)}")
@@ -299,14 +167,3 @@ def _check_probabilities(probabilities: Tensor) -> None:
 def _check_class_names(class_names: Sequence[str], *, classes: int) -> None:
     if len(class_names) != classes:
         raise ValueError(f"{classes} classes but {len(class_names)} class names")
-
-
-def _check_retrieval_labels(queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> None:
-    if query_labels.ndim == 2 or gallery_labels.ndim == 2:
-        expected = ((len(queries), query_labels.shape[-1]), (len(gallery), query_labels.shape[-1]))
-        if (query_labels.shape, gallery_labels.shape) != expected:
-            found = f"{tuple(query_labels.shape)} and {tuple(gallery_labels.shape)}"
-            raise ValueError(f"query_labels and gallery_labels must be {expected[0]} and {expected[1]}, not {found}")
-        return
-    _check_labels("query_labels", query_labels, count=len(queries))
-    _check_labels("gallery_labels", gallery_labels, count=len(gallery))

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import encode_labels, labeled_clips
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import encode_labels, labeled_clips
 from avdistill.distributed import init_distributed
-from avdistill.evaluation.metrics import release_retrieval_metrics, retrieval_metrics
+from avdistill.errors import ConfigError
+from avdistill.evaluation.retrieval_metrics import retrieval_metrics
+from avdistill.inference.compatibility import check_rates
 from avdistill.inference.runner import run_network
 from avdistill.models.checkpoint import load_student
 from avdistill.search.knn import top_k_neighbors
-from avdistill.teachers.base import check_rates
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RetrievalResult:
     """Metrics, and the nearest gallery clips of each query.
 
     Attributes:
-        metrics: JSON-ready: `hit@k`, `map`, `map@R`, counts; `release.*` where asked for. None where undefined.
+        metrics: JSON-ready: `hit@k`, `map`, `map@R`, counts. None where undefined.
         neighbors: a row per query: id, and the ids and cosines of its nearest gallery clips.
     """
 
@@ -42,7 +42,6 @@ def retrieve(
     queries: str = "test",
     gallery: str = "train",
     ks: tuple[int, ...] = (1, 5, 10, 20),
-    release_metrics: bool = False,
     batch_size: int = 32,
     device: str = "auto",
     on_batch: Callable[[int, int], None] | None = None,
@@ -58,8 +57,6 @@ def retrieve(
         dataset: holds both splits.
         queries, gallery: splits; several are init_distributed by "+", as in "train+teacher".
         ks: of hit@k.
-        release_metrics: also the release's mAP, which divides by the hits found in the top 500 and skips queries
-            with none; it is higher than mAP over all relevant clips.
         batch_size: windows at a time.
         device: "auto", "cpu", "cuda", ...
         on_batch: called with (finished, total) windows.
@@ -92,8 +89,6 @@ def retrieve(
         "gallery_labels": item_labels,
     }
     metrics: dict[str, Any] = dict(retrieval_metrics(**both, ks=ks))
-    if release_metrics:
-        metrics |= release_retrieval_metrics(**both)
     metrics |= _with_blind_queries(metrics, ks, int(_found_among(lost, item_labels).sum()), len(lost))
     metrics |= {"queries_missing": len(lost), "gallery_missing": len(gallery_lost)}
     metrics = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in metrics.items()}

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avdistill.dataset.batches import check_view_fits, has_modality
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import evaluation_window, window_length
+from avdistill.errors import DatasetError, ExportError
 from avdistill.fsio import commit, file_checksum, write_json
-from avdistill.models.checkpoint import WeightsError, load_student, save_student, student_folder
-from avdistill.models.r2plus1d import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
-from avdistill.teachers.base import check_rates
-from avdistill.types import Network, StudentConfig, VideoInput
+from avdistill.inference.compatibility import check_rates
+from avdistill.inputs import VideoInput
+from avdistill.models.checkpoint import load_student, save_student, student_folder
+from avdistill.models.imagenet import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
+from avdistill.types import Network, StudentConfig
 
 Format = Literal["onnx", "safetensors"]
 # The largest difference of any embedding or logit between the exported file and the run's student.
@@ -31,10 +33,6 @@ _BATCH = 4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
-
-
-class ExportError(WeightsError):
-    """A student that cannot be exported, or whose export does not agree with it; the message is one line."""
 
 
 def export(
@@ -63,7 +61,7 @@ def export(
 
     Raises:
         FileExistsError: `out` is there already.
-        WeightsError: there is no trained network.
+        CheckpointError: there is no trained network.
         ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4; then there is
             no folder.
         DatasetError, TeacherError: no clip of the dataset can be fed to the student.

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from avdistill.dataset.windows import check_fits, evaluation_window, spaced_starts, window_length
-from avdistill.media.decoder import Clip, EmptySegmentError, MediaError, NoStreamError, UnreadableFileError, read_clip
+from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
+from avdistill.inputs import VideoInput, View
+from avdistill.media.decoder import Clip, read_clip
 from avdistill.preparation.prepare import PrepareConfig
-from avdistill.types import VideoInput, View
 
 # What is held at a time. Every segment costs a seek and the frames from the last key frame on; of audio alone ten times
 # as much fits into the same memory.

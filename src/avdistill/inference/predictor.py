@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from avdistill.config_io import ConfigError
 from avdistill.dataset.windows import window_length
 from avdistill.distributed import best_device
+from avdistill.errors import ConfigError
 from avdistill.inference.file_windows import FileItems, Window, read_windows
+from avdistill.inputs import VideoInput, View
 from avdistill.models.checkpoint import load_student
-from avdistill.models.r2plus1d import normalize_frames
+from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig
-from avdistill.types import Network, StudentConfig, VideoInput, View
+from avdistill.types import Network, StudentConfig
 
 Ranking = tuple[tuple[str, float], ...]
 
@@ -205,7 +206,7 @@ def load(
         region: likewise; "whole" is the whole video.
 
     Raises:
-        WeightsError: there is no trained network.
+        CheckpointError: there is no trained network.
         ConfigError: sizes that contradict each other.
     """
     network, description = load_student(run)

@@ -10,31 +10,15 @@ import torch
 from torch import Tensor
 
 from avdistill import distributed
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import EvaluationWindows, check_view_fits, has_modality
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.batches import EvaluationWindows
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import window_length
+from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError
 from avdistill.executors.prefetch import prefetch
-from avdistill.models.r2plus1d import normalize_frames
-from avdistill.types import Network, View
-
-
-class NoTokensError(ValueError):
-    """Maps were asked of a network that has none."""
-
-
-class NotFiniteError(ValueError):
-    """What a network says of a clip is infinite or no number.
-
-    Attributes:
-        clips: ids of all clips it says such things of.
-    """
-
-    def __init__(self, dataset: ClipDataset, clips: list[str]) -> None:
-        super().__init__(
-            f"{dataset.folder}: what the network says of {len(clips)} clips, such as {clips[0]!r}, is not finite"
-        )
-        self.clips = clips
+from avdistill.inputs import View
+from avdistill.models.imagenet import normalize_frames
+from avdistill.types import Network
 
 
 @dataclass(frozen=True)
@@ -139,7 +123,10 @@ def run_network(
             distributed.all_reduce_sum(total)
     embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
     if len(wrong := (~(embedding.isfinite().all(1) & probabilities.isfinite().all(1))).nonzero()):
-        raise NotFiniteError(dataset, dataset.columns["id"][clips[wrong[:, 0].numpy()]].tolist())
+        ids = dataset.columns["id"][clips[wrong[:, 0].numpy()]].tolist()
+        raise NotFiniteError(
+            f"{dataset.folder}: the output of {len(ids)} clips, such as {ids[0]!r}, is not finite", ids
+        )
     tokens = None
     if with_tokens:
         with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds

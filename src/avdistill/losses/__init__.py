@@ -8,12 +8,12 @@ from avdistill.losses.contrastive import (
     two_way_divergence,
 )
 from avdistill.losses.divergence import (
-    classification,
     dist_inter_loss,
     dist_intra_loss,
     dkd_loss,
     kd_loss,
     kendall_tau,
+    masked_cross_entropy,
     non_target_divergence,
 )
 from avdistill.losses.features import (
@@ -34,7 +34,6 @@ from avdistill.losses.relational import (
 __all__ = [
     "attention_transfer",
     "ccl_nce",
-    "classification",
     "contrastive_semantic_calibration",
     "correlation_congruence",
     "dist_inter_loss",
@@ -46,6 +45,7 @@ __all__ = [
     "ifd_loss",
     "kd_loss",
     "kendall_tau",
+    "masked_cross_entropy",
     "neuron_selectivity",
     "noise_contrastive_estimation",
     "non_target_divergence",

@@ -35,7 +35,7 @@ def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi
     return temperature**2 * F.kl_div(predicted, target, reduction="batchmean", log_target=True)
 
 
-def classification(*, logits: Tensor, labels: Tensor, labeled: Tensor) -> Tensor:
+def masked_cross_entropy(*, logits: Tensor, labels: Tensor, labeled: Tensor) -> Tensor:
     """Mean classification loss over the labeled clips: cross-entropy for one label, binary for several.
 
     Args:

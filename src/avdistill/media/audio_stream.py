@@ -10,7 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED, LONGEST_GAP_SECONDS, MediaError
+from avdistill.errors import MediaError
+from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED, LONGEST_GAP_SECONDS
 
 # How far a frame of audio may lie from the end of the audio before it and still follow it. More than rounded times are
 # off (milliseconds; 35 ms in FFmpeg's own MPEG program streams), about what people notice between lips and voice.

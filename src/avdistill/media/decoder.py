@@ -17,18 +17,14 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from avdistill.errors import EmptySegmentError, NoStreamError, UnreadableFileError
 from avdistill.media.audio_stream import AudioTrack
 from avdistill.media.video_stream import (
     DECODE_ERRORS,
     EXHAUSTED,
     LARGEST_FRAME_PIXELS,
-    EmptySegmentError,
     Frames,
-    MediaError,
-    NoStreamError,
     Scaler,
-    SpoolError,
-    UnreadableFileError,
     VideoTrack,
     check_pixels,
     fraction,
@@ -37,11 +33,6 @@ from avdistill.media.video_stream import (
 
 __all__ = [
     "Clip",
-    "EmptySegmentError",
-    "MediaError",
-    "NoStreamError",
-    "SpoolError",
-    "UnreadableFileError",
     "check_reading",
     "read_clip",
     "scale_image",

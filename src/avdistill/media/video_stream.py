@@ -19,6 +19,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
+from avdistill.errors import EmptySegmentError, MediaError, SpoolError, UnreadableFileError
+
 # A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 LONGEST_GAP_SECONDS = 60
 # What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
@@ -32,26 +34,6 @@ DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowE
 # Among them are these two, no memory and no thread: they say nothing of the file and must be let through
 # wherever those are caught, or a clip would be short for want of memory.
 EXHAUSTED = (MemoryError, BlockingIOError)
-
-
-class MediaError(Exception):
-    """A file that cannot give the clip asked for; the message names the file and the reason in one line."""
-
-
-class UnreadableFileError(MediaError):
-    """Not a media file, or one so damaged that nothing of it decodes."""
-
-
-class NoStreamError(MediaError):
-    """The file has neither video nor audio."""
-
-
-class EmptySegmentError(MediaError):
-    """Nothing of the file lies in the segment asked for."""
-
-
-class SpoolError(Exception):
-    """The spool file cannot be written; nothing is wrong with the file that is read."""
 
 
 class Frames:

@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from avdistill.config_io import ConfigError, decode
+from avdistill.config_io import decode
+from avdistill.errors import ConfigError
 from avdistill.methods.attention_transfer import AT, ATConfig
 from avdistill.methods.base import Method, MethodContext
-from avdistill.methods.baselines import KD, KDConfig, Supervised, SupervisedConfig
 from avdistill.methods.c2kd import C2KD, C2KDConfig
 from avdistill.methods.ccl import CCL, CCLConfig
 from avdistill.methods.cmc import CMC, CMCConfig
@@ -19,11 +19,13 @@ from avdistill.methods.dist import DIST, DISTConfig
 from avdistill.methods.dkd import DKD, DKDConfig
 from avdistill.methods.fitnet import FitNet, FitNetConfig
 from avdistill.methods.information_flow import IFD, IFDConfig
+from avdistill.methods.kd import KD, KDConfig
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
 from avdistill.methods.neuron_selectivity import NST, NSTConfig
 from avdistill.methods.pseudo_label import PseudoLabel, PseudoLabelConfig
 from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, RKDConfig, SPConfig
 from avdistill.methods.robust import Robust, RobustConfig
+from avdistill.methods.supervised import Supervised, SupervisedConfig
 from avdistill.methods.vid import VID, VIDConfig
 from avdistill.types import Network, Option
 

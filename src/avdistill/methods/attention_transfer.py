@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import attention_transfer, classification
+from avdistill.losses import attention_transfer, masked_cross_entropy
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -42,6 +42,6 @@ class AT(Method):
         rows = batch.has_teacher
         attention = attention_transfer(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "attention": self.config.weight * attention,
         }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.distributed import all_gather_with_grad
-from avdistill.models.r2plus1d import normalize_frames
+from avdistill.models.imagenet import normalize_frames
 from avdistill.types import Batch, Features, Network, Option
 
 

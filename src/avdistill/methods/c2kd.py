@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import classification, kd_loss, kendall_tau, non_target_divergence
+from avdistill.losses import kd_loss, kendall_tau, masked_cross_entropy, non_target_divergence
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -101,7 +101,9 @@ class C2KD(Method):
         c = self.config
         assert student.logits is not None
         assert batch.teacher is not None
-        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
+        losses = {
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
+        }
         rows = batch.has_teacher
         seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
         labels, labeled = batch.labels[rows], batch.labeled[rows]
@@ -117,7 +119,7 @@ class C2KD(Method):
         keep = kendall_tau(student=proxy_s, teacher=proxy_t) > c.threshold
         exchange: dict[str, Any] = {"targets": targets, "keep": keep, "target_logit": c.target_logit}
         return losses | {
-            "teacher_classification": classification(logits=z_t, labels=labels, labeled=labeled),
+            "teacher_classification": masked_cross_entropy(logits=z_t, labels=labels, labeled=labeled),
             "student_proxy": c.proxy_weight * _both_ways(z_s, proxy_s),
             "teacher_proxy": c.proxy_weight * _both_ways(z_t, proxy_t),
             "to_student": c.weight * non_target_divergence(student=proxy_s, teacher=proxy_t, **exchange),

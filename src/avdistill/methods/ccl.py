@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from avdistill.losses import ccl_nce, classification, two_way_divergence
+from avdistill.losses import ccl_nce, masked_cross_entropy, two_way_divergence
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -96,10 +96,10 @@ class CCL(Method):
         apart = self._composed(t, v.detach())
         assert apart.logits is not None
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": c.weight * (contrast(v, live.embedding) + contrast(v, t)),
             "divergence": c.weight * divergence(seen.logits, live),
-            "head_classification": classification(logits=apart.logits, labels=labels, labeled=labeled),
+            "head_classification": masked_cross_entropy(logits=apart.logits, labels=labels, labeled=labeled),
             "head_contrast": c.weight * (contrast(v.detach(), apart.embedding) + contrast(apart.embedding, t)),
             "head_divergence": c.weight * divergence(seen.logits.detach(), apart),
         }

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from avdistill.losses import classification, symmetric_info_nce
+from avdistill.losses import masked_cross_entropy, symmetric_info_nce
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -58,6 +58,6 @@ class CMC(Method):
             temperature=self.config.temperature,
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": self.config.weight * contrast,
         }

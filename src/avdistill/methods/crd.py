@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import classification, noise_contrastive_estimation, symmetric_info_nce
+from avdistill.losses import masked_cross_entropy, noise_contrastive_estimation, symmetric_info_nce
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -152,7 +152,7 @@ class CRD(Method):
         else:
             contrast = self._against_memory(s, t, batch.indices[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": self.config.weight * contrast,
         }
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avdistill.config_io import ConfigError, decode
+from avdistill.config_io import decode
+from avdistill.errors import ConfigError
 from avdistill.fsio import file_checksum
 from avdistill.methods.base import Method
 from avdistill.types import Option

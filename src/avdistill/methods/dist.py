@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, dist_inter_loss, dist_intra_loss
+from avdistill.losses import dist_inter_loss, dist_intra_loss, masked_cross_entropy
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -48,7 +48,7 @@ class DIST(Method):
         inter = dist_inter_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
         intra = dist_intra_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "inter_class": c.weight * c.beta * inter,
             "intra_class": c.weight * c.gamma * intra,
         }

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from avdistill.losses import classification, dkd_loss
+from avdistill.losses import dkd_loss, masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext, PassCounter
 from avdistill.types import Batch, Features, Network
 
@@ -72,7 +72,7 @@ class DKD(Method):
             temperature=c.temperature,
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "decoupled": c.weight * self._warmup() * divergence,
         }
 

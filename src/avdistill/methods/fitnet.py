@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from avdistill.losses import classification, hint_regression
+from avdistill.losses import hint_regression, masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -49,6 +49,6 @@ class FitNet(Method):
         rows = batch.has_teacher
         hint = hint_regression(student=self.regressor(student.embedding[rows]), teacher=batch.teacher.embedding[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "hint": self.config.weight * hint,
         }

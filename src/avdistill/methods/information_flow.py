@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, ifd_loss, pkt_loss
+from avdistill.losses import ifd_loss, masked_cross_entropy, pkt_loss
 from avdistill.methods.base import Method, MethodContext, PassCounter
 from avdistill.types import Batch, Features, Network
 
@@ -59,7 +59,7 @@ class IFD(Method):
         assert seen.logits is not None
         assert teacher.logits is not None
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "embedding_flow": c.weight
             * c.initial_weight
             * c.decay**epoch

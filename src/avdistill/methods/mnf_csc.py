@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from avdistill.config_io import ConfigError
-from avdistill.losses import classification, contrastive_semantic_calibration, filter_triplet, gate_sparsity
+from avdistill.errors import ConfigError
+from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity, masked_cross_entropy
 from avdistill.losses.calibration import Temperature
 from avdistill.methods.base import Method, MethodContext
 from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
@@ -103,7 +103,9 @@ class MNFCSC(Method):
         c = self.config
         assert student.logits is not None
         assert batch.teacher is not None
-        losses = {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
+        losses = {
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
+        }
         rows = batch.has_teacher
         seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
         labels, labeled = batch.labels[rows], batch.labeled[rows]
@@ -126,7 +128,7 @@ class MNFCSC(Method):
             log_epsilon=c.log_epsilon,
         )
         own = self._filtered(teacher, seen.detach(), on_copied_buffers=True)
-        losses["filter_classification"] = classification(logits=own.logits, labels=labels, labeled=labeled)
+        losses["filter_classification"] = masked_cross_entropy(logits=own.logits, labels=labels, labeled=labeled)
         losses["triplet"] = c.triplet_weight * filter_triplet(
             student=seen.embedding.detach(), teacher=own.teacher, filtered_teacher=own.embedding, margin=c.margin
         )

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, neuron_selectivity
+from avdistill.losses import masked_cross_entropy, neuron_selectivity
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -42,6 +42,6 @@ class NST(Method):
         rows = batch.has_teacher
         selectivity = neuron_selectivity(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "selectivity": self.config.weight * selectivity,
         }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avdistill.losses import classification
+from avdistill.losses import masked_cross_entropy
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
 
@@ -46,13 +46,13 @@ class PseudoLabel(Method):
         logits, teacher = student.logits[rows], batch.teacher.logits[rows].detach()
         pseudo = self._several(logits, teacher) if batch.labels.ndim == 2 else self._one(logits, teacher)
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "pseudo_labels": self.config.weight * pseudo,
         }
 
     def _one(self, logits: Tensor, teacher: Tensor) -> Tensor:
         probability, decision = teacher.softmax(1).max(1)
-        return classification(logits=logits, labels=decision, labeled=probability >= self.config.confidence)
+        return masked_cross_entropy(logits=logits, labels=decision, labeled=probability >= self.config.confidence)
 
     def _several(self, logits: Tensor, teacher: Tensor) -> Tensor:
         yes = teacher.sigmoid()

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from avdistill.losses import (
-    classification,
     correlation_congruence,
+    masked_cross_entropy,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
@@ -24,7 +24,7 @@ from avdistill.types import Batch, Features, Network
 
 def _supervised(student: Features, batch: Batch) -> dict[str, Tensor]:
     assert student.logits is not None
-    return {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
+    return {"classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
 
 
 def _embeddings(student: Features, batch: Batch) -> tuple[Tensor, Tensor]:

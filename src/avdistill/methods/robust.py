@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import classification
+from avdistill.losses import masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
 
@@ -91,7 +91,7 @@ class Robust(Method):
                 teacher[there], log_likelihood_ratio(class_logits, teacher[told], class_prior, several), several
             )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "likelihood": self.config.weight * loss,
         }
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from avdistill.losses import classification, variational_information
+from avdistill.losses import masked_cross_entropy, variational_information
 from avdistill.losses.features import VARIANCE_FLOOR
 from avdistill.methods.base import Method, MethodContext
 from avdistill.types import Batch, Features, Network
@@ -77,6 +77,6 @@ class VID(Method):
             teacher=batch.teacher.embedding[rows],
         )
         return {
-            "classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "information": self.config.weight * information,
         }

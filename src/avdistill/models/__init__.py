@@ -7,10 +7,12 @@ from functools import partial
 
 import torch
 
-from avdistill.config_io import ConfigError
+from avdistill.errors import ConfigError
+from avdistill.models.frame_cnn import ShiftedFrames, StackedFrames
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
-from avdistill.models.r2plus1d import ShiftedFrames, StackedFrames, TorchvisionVideo, r2plus1d_xia2023, tiny_r2plus1d
+from avdistill.models.r2plus1d import r2plus1d_xia2023, tiny_r2plus1d
+from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.models.yamnet import YAMNet
 from avdistill.types import Network, Option
 

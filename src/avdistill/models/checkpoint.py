@@ -9,13 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avdistill.config_io import ConfigError, decode, encode
+from avdistill.config_io import decode, encode
+from avdistill.errors import CheckpointError, ConfigError
 from avdistill.models import build_model
 from avdistill.types import Network, StudentConfig
-
-
-class WeightsError(Exception):
-    """Weights that are missing, damaged or of another network; the message is one line."""
 
 
 def save_student(folder: Path, student: nn.Module, description: StudentConfig) -> None:
@@ -31,12 +28,12 @@ def load_student(folder: str | Path) -> tuple[Network, StudentConfig]:
         folder: what `save_student` wrote, or a run folder (`student_folder`).
 
     Raises:
-        WeightsError: nothing there, or it does not fit together.
+        CheckpointError: nothing there, or it does not fit together.
     """
     folder = student_folder(Path(folder))
     described = folder / "student.json"
     if not described.is_file():
-        raise WeightsError(f"{folder}: no trained network here (student.json is missing)")
+        raise CheckpointError(f"{folder}: no trained network here (student.json is missing)")
     try:
         description = decode(StudentConfig, json.loads(described.read_text(encoding="utf-8")), "student")
         # The weights are in the file: those that training began with are not downloaded again.
@@ -44,7 +41,7 @@ def load_student(folder: str | Path) -> tuple[Network, StudentConfig]:
         student = build_model(description.model, len(description.classes), options)
         load_tensors(student, folder / "student.safetensors")
     except (ConfigError, ValueError) as error:
-        raise WeightsError(f"{described}: {error}") from error
+        raise CheckpointError(f"{described}: {error}") from error
     return student.eval(), description
 
 
@@ -79,18 +76,18 @@ def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> N
         without: keys that start with it are not in the file, and stay as they are.
 
     Raises:
-        WeightsError: the file is missing or damaged, or names and shapes differ.
+        CheckpointError: the file is missing or damaged, or names and shapes differ.
     """
     try:
         missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
     except FileNotFoundError:
-        raise WeightsError(f"{file}: no such file") from None
+        raise CheckpointError(f"{file}: no such file") from None
     except SafetensorError as error:
-        raise WeightsError(f"{file}: damaged: {error}") from error
+        raise CheckpointError(f"{file}: damaged: {error}") from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise WeightsError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
     if unexpected:
-        raise WeightsError(f"{file}: unexpected {', '.join(unexpected[:3])}")
+        raise CheckpointError(f"{file}: unexpected {', '.join(unexpected[:3])}")
     if lacking := [name for name in missing if without is None or not name.startswith(without)]:
-        raise WeightsError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")

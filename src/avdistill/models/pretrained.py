@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avdistill.models.checkpoint import WeightsError, load_tensors
+from avdistill.errors import CheckpointError
+from avdistill.models.checkpoint import load_tensors
 from avdistill.models.panns import PANN
 from avdistill.models.tensorflow_bundle import read_bundle
 from avdistill.models.yamnet import YAMNet
@@ -50,7 +51,7 @@ def fetch(wanted: Download) -> Path:
     """The file in the cache folder, downloaded on first use; what is downloaded is told on standard error.
 
     Raises:
-        WeightsError: it cannot be downloaded, or it is not the file that was published.
+        CheckpointError: it cannot be downloaded, or it is not the file that was published.
     """
     file = cache_folder() / wanted.file
     if file.is_file():
@@ -67,10 +68,10 @@ def fetch(wanted: Download) -> Path:
             out.flush()
             os.fsync(out.fileno())  # the file's name is all that is looked at next time
         if found.hexdigest() != wanted.md5:
-            raise WeightsError(f"{wanted.url}: expected MD5 {wanted.md5}, found {found.hexdigest()}; nothing was kept")
+            raise CheckpointError(f"{wanted.url}: expected MD5 {wanted.md5}, found {found.hexdigest()}; nothing kept")
         os.replace(part, file)
     except (OSError, HTTPException) as error:
-        raise WeightsError(
+        raise CheckpointError(
             f"{wanted.url}: cannot be downloaded ({error}); fetch it by hand and name the file with --weights"
         ) from error
     finally:
@@ -85,7 +86,7 @@ def load_panns(network: PANN, file: Path) -> None:
     are compared, because a checkpoint for another sample rate has all other shapes in common.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another network.
+        CheckpointError: the file is missing, damaged, or of another network.
     """
     if file.suffix == ".safetensors":
         load_tensors(network, file)
@@ -93,18 +94,18 @@ def load_panns(network: PANN, file: Path) -> None:
     state = _checkpoint(file)
     filters = state.pop("logmel_extractor.melW", network.log_mel.filters)
     if filters.shape != network.log_mel.filters.shape:
-        raise WeightsError(
+        raise CheckpointError(
             f"{file}: expected {_size(network.log_mel.filters)} mel filters (audio at {network.sample_rate_hz} Hz), "
             f"found {_size(filters)}"
         )
     if (filters - network.log_mel.filters).abs().max() > 1e-3 * network.log_mel.filters.max():
-        raise WeightsError(f"{file}: its mel filters are not those for audio at {network.sample_rate_hz} Hz")
+        raise CheckpointError(f"{file}: its mel filters are not those for audio at {network.sample_rate_hz} Hz")
     _load(network, {k: v for k, v in state.items() if not k.startswith("spectrogram_extractor.")}, file)
 
 
 def _checkpoint(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
+        raise CheckpointError(f"{file}: no such file")
     # Some published checkpoints hold the state of their sampler, which is made of NumPy arrays and numbers.
     rebuild, scalar = np.zeros(0).__reduce__()[0], np.int64(0).__reduce__()[0]
     harmless: list[Any] = [
@@ -120,16 +121,16 @@ def _checkpoint(file: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(harmless):
             held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else") from error
+        raise CheckpointError(f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
         reason = str(error).split("\n")[0][:150] or type(error).__name__
-        raise WeightsError(
+        raise CheckpointError(
             f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else: {reason}"
         ) from error
     state = held.get("model") if isinstance(held, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, list(held)[:4])) if isinstance(held, dict) else type(held).__name__
-        raise WeightsError(f"{file}: expected a PANNs checkpoint with the key 'model', found {found}")
+        raise CheckpointError(f"{file}: expected a PANNs checkpoint with the key 'model', found {found}")
     return dict(state)
 
 
@@ -139,12 +140,12 @@ def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     for wrong in ("missing", "unexpected"):
         names = sorted(own.keys() - state.keys() if wrong == "missing" else state.keys() - own.keys())
         if names:
-            raise WeightsError(
+            raise CheckpointError(
                 f"{file}: weights of another network: expected {len(own)}, {len(names)} {wrong}: {', '.join(names[:3])}"
             )
     for name, value in own.items():
         if value.shape != state[name].shape:
-            raise WeightsError(f"{file}: {name}: expected {_size(value)}, found {_size(state[name])}")
+            raise CheckpointError(f"{file}: {name}: expected {_size(value)}, found {_size(state[name])}")
     network.load_state_dict(state, strict=False)
 
 
@@ -168,7 +169,7 @@ def load_yamnet(network: YAMNet, path: Path) -> None:
     Keras numbers the layers with weights in order: convolution, BatchNorm, ..., the classifier last.
 
     Raises:
-        WeightsError: the files are missing, damaged, or of another network.
+        CheckpointError: the files are missing, damaged, or of another network.
     """
     if path.suffix == ".safetensors":
         load_tensors(network, path)
@@ -206,12 +207,12 @@ def class_names(file: Path | None, classes: int) -> tuple[str, ...]:
     """Names of AudioSet classes from a file with the columns index, mid, display_name; their numbers without one.
 
     Raises:
-        WeightsError: the file does not name that many classes.
+        CheckpointError: the file does not name that many classes.
     """
     if file is None or not file.is_file():
         return tuple(str(number) for number in range(classes))
     with file.open(encoding="utf-8", newline="") as lines:
         names = [row[-1] for row in csv.reader(lines) if row][1:]
     if len(names) != classes:
-        raise WeightsError(f"{file}: expected {classes} classes, found {len(names)}")
+        raise CheckpointError(f"{file}: expected {classes} classes, found {len(names)}")
     return tuple(names)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.models.checkpoint import WeightsError
+from avdistill.errors import CheckpointError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
@@ -27,12 +27,14 @@ def read_bundle(folder: Path) -> dict[str, np.ndarray]:
         folder: the SavedModel's `variables` folder.
 
     Raises:
-        WeightsError: a file is missing, damaged or cut short, or the bundle has several shards.
+        CheckpointError: a file is missing, damaged or cut short, or the bundle has several shards.
     """
     index, data = folder / "variables.index", folder / "variables.data-00000-of-00001"
     for file in (index, data):
         if not file.is_file():
-            raise WeightsError(f"{folder}: expected {index.name} and {data.name} (one shard), {file.name} is missing")
+            raise CheckpointError(
+                f"{folder}: expected {index.name} and {data.name} (one shard); {file.name} is missing"
+            )
     try:
         entries = dict(_table(index.read_bytes()))
         header = _message(entries.pop(b"", b""))
@@ -45,7 +47,7 @@ def read_bundle(folder: Path) -> dict[str, np.ndarray]:
             if entry.get(1) == _FLOAT
         }
     except (ValueError, IndexError, struct.error, TypeError) as error:
-        raise WeightsError(f"{folder}: damaged TensorFlow variables: {error}") from error
+        raise CheckpointError(f"{folder}: damaged TensorFlow variables: {error}") from error
 
 
 def _tensor(name: str, entry: dict[int, Any], values: bytes) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from avdistill.annotations.readers import Annotation
-from avdistill.config_io import ConfigError
-from avdistill.media.decoder import Clip, MediaError, SpoolError, UnreadableFileError, check_reading, read_clip
+from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
+from avdistill.media.decoder import Clip, check_reading, read_clip
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK, DatasetError
+from avdistill.dataset.clip_dataset import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK
 from avdistill.dataset.shards import JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
+from avdistill.errors import DatasetError
 from avdistill.fsio import file_checksum, reason, sync, sync_folder, write_json
 from avdistill.media.decoder import Clip
 from avdistill.preparation.clip_reader import remove_spools

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from avdistill.annotations.readers import Annotation
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, reason
-from avdistill.media.decoder import MediaError, SpoolError
 from avdistill.preparation.clip_reader import (
     PrepareConfig,
     Reader,

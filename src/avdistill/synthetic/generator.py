@@ -26,7 +26,7 @@ from av.container import OutputContainer
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from avdistill.config_io import ConfigError
+from avdistill.errors import ConfigError
 from avdistill.fsio import replace_text, sync_all
 from avdistill.synthetic import audio, drawing
 from avdistill.synthetic.audio import AudioDifficulty, Motion

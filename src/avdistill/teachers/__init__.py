@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avdistill.errors import TeacherError
 from avdistill.teachers.audio import AUDIO_TEACHERS
-from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec, embed, load_run
+from avdistill.teachers.base import Teacher, TeacherSpec, embed, load_run
 from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
 from avdistill.teachers.precomputed import PRECOMPUTED
 from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_torchvision
@@ -32,7 +33,7 @@ def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
     Raises:
         TeacherError: weights for another teacher than those, a named teacher's weights that are not there, or an
             encoder that cannot be used.
-        WeightsError: no such run, or weights that do not fit.
+        CheckpointError: no such run, or weights that do not fit.
     """
     wanted = str(name)
     if wanted in TEACHERS:

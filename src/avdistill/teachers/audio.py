@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from avdistill.errors import TeacherError
 from avdistill.fsio import file_checksum
+from avdistill.inputs import AudioInput
 from avdistill.models import build_model
 from avdistill.models.panns import AUDIOSET_CLASSES, PANN
 from avdistill.models.pretrained import (
@@ -21,8 +23,8 @@ from avdistill.models.pretrained import (
 )
 from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
 from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
-from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec
-from avdistill.types import AudioInput, Network
+from avdistill.teachers.base import Teacher, TeacherSpec
+from avdistill.types import Network
 
 # Given as weights: no file, random ones of a fixed seed. For trying things out; the dataset's record says so.
 RANDOM = Path("random")

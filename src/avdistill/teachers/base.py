@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from avdistill import distributed
-from avdistill.dataset.batches import has_modality
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.splits import has_modality
+from avdistill.errors import NoTokensError, TeacherError
 from avdistill.fsio import file_checksum
-from avdistill.inference.runner import NoTokensError, run_network
+from avdistill.inference.compatibility import check_rates
+from avdistill.inference.runner import run_network
+from avdistill.inputs import View
 from avdistill.models.checkpoint import load_student, student_folder
 from avdistill.teachers.linear_head import add_features
-from avdistill.types import Features, Network, VideoInput, View
-
-
-class TeacherError(Exception):
-    """A teacher that cannot be used on a dataset; the message says what was expected and found, in one line."""
+from avdistill.types import Features, Network
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class TeacherSpec:
         weights: where they come from, in words.
         license: of the weights.
         load: from a file or folder of weights (None: found by itself or, where that is stated, downloaded once) to the
-            teacher; raises TeacherError or WeightsError in one line that says what was expected and found.
+            teacher; raises TeacherError or CheckpointError in one line that says what was expected and found.
         present: whether `load(None)` needs nothing that is not on this machine.
     """
 
@@ -104,7 +103,7 @@ def load_run(run: str | Path) -> Teacher:
     """A teacher from a run folder: an ordinary supervised run's best student.
 
     Raises:
-        WeightsError: there is no trained network.
+        CheckpointError: there is no trained network.
     """
     folder = Path(run)
     network, description = load_student(folder)
@@ -220,14 +219,3 @@ def source_on(dataset: ClipDataset, teacher: Teacher) -> str:
 
 def _is_resampled(dataset: ClipDataset, teacher: Teacher) -> bool:
     return teacher.any_rate and teacher.sample_rate_hz != dataset.sample_rate_hz
-
-
-def check_rates(dataset: ClipDataset, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:
-    """Raise TeacherError where a network would see or hear the dataset at another speed than it was trained at."""
-    if isinstance(view, VideoInput):
-        if fps != dataset.fps:
-            raise TeacherError(f"{who} was trained at {fps} frames a second, {dataset.folder} holds {dataset.fps}")
-    elif sample_rate_hz != dataset.sample_rate_hz:
-        raise TeacherError(
-            f"{who} was trained on audio at {sample_rate_hz} Hz, {dataset.folder} holds {dataset.sample_rate_hz}"
-        )

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avdistill.errors import TeacherError
 from avdistill.fsio import file_checksum, reason
-from avdistill.models.r2plus1d import renormalize_frames
-from avdistill.teachers.base import Teacher, TeacherError
+from avdistill.inputs import AudioInput, VideoInput, View
+from avdistill.models.imagenet import renormalize_frames
+from avdistill.teachers.base import Teacher
 from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
-from avdistill.types import AudioInput, Features, Network, VideoInput, View
+from avdistill.types import Features, Network
 
 HUGGINGFACE = "huggingface:"
 # How many tokens (class, distillation) stand before the positions of the last map, by the config's model_type.

@@ -21,8 +21,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from avdistill.dataset.batches import split_names, videos_of
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.splits import split_names, videos_of
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5

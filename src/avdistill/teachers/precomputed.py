@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, TeacherEntry
+from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.errors import DatasetError
 from avdistill.fsio import file_checksum
 from avdistill.teachers.linear_head import add_features
 

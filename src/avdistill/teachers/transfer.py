@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
-from avdistill.teachers.base import Teacher, TeacherError, embed, source_on
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import DatasetError, TeacherError
+from avdistill.teachers.base import Teacher, embed, source_on
 from avdistill.teachers.linear_head import add_features, maker
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avdistill.errors import CheckpointError, TeacherError
 from avdistill.fsio import file_checksum
-from avdistill.models.checkpoint import WeightsError
+from avdistill.inputs import VideoInput
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.models.r2plus1d import TorchvisionVideo, renormalize_frames
-from avdistill.teachers.base import Teacher, TeacherError, TeacherSpec
-from avdistill.types import Features, Network, VideoInput
+from avdistill.models.imagenet import renormalize_frames
+from avdistill.models.torchvision_video import TorchvisionVideo
+from avdistill.teachers.base import Teacher, TeacherSpec
+from avdistill.types import Features, Network
 
 TORCHVISION = "torchvision:"
 DOWNLOAD = Path("download")
@@ -105,7 +107,7 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
 
     Raises:
         TeacherError: no such network, or its weights are not in the cache.
-        WeightsError: they cannot be read or do not fit.
+        CheckpointError: they cannot be read or do not fit.
     """
     from torchvision import models
 
@@ -157,11 +159,11 @@ def _load_state(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> 
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"{file}: {error.strerror or error}") from None
+        raise CheckpointError(f"{file}: {error.strerror or error}") from None
     except Exception as error:  # a damaged or hostile pickle may raise anything at all
-        raise WeightsError(f"{file}: not a file of weights, or a damaged one") from error
+        raise CheckpointError(f"{file}: not a file of weights, or a damaged one") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{file}: expected weights by name, found {type(content).__name__}")
+        raise CheckpointError(f"{file}: expected weights by name, found {type(content).__name__}")
     for key in [key for key in content if str(key).startswith(unused)]:
         del content[key]  # in place: the dictionary also carries the versions of the network's parts
     try:
@@ -169,7 +171,7 @@ def _load_state(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> 
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         heading, *lines = str(error).splitlines()
         told = "; ".join(line.strip() for line in lines or [heading])
-        raise WeightsError(f"{file}: does not fit {type(module).__name__}: {told[:300]}") from error
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {told[:300]}") from error
 
 
 def _load_lite(weights: Path | None) -> Teacher:

@@ -3,90 +3,23 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import pickle
-import platform
-import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avdistill import distributed
+from avdistill.errors import RunError
 from avdistill.fsio import (
-    commit,
-    open_lock,
-    reason,
-    replace_text,
     sync,
-    sync_all,
-    sync_folder,
     write_json,
 )
 from avdistill.methods.base import Method
 from avdistill.models.checkpoint import load_tensors, save_student, saved_folder, tensors
-from avdistill.training.config import TrainConfig, read_config
+from avdistill.training.run_dir import Progress, _replaced, _state
 from avdistill.types import StudentConfig
-
-
-class RunError(Exception):
-    """A run folder that is missing, in the way or damaged, or a run that cannot go on; the message is one line."""
-
-
-@contextmanager
-def writing(run: Path) -> Iterator[None]:
-    """A full disk or a folder that may not be written is a RunError in one line; saves are whole or not made at all."""
-    try:
-        yield
-    # PyTorch and safetensors have their own words for a disk that is full.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{run}: cannot be written: {reason(error):.160}; what was saved before stays") from error
-
-
-@contextmanager
-def exclusive_lock(run: Path) -> Iterator[None]:
-    """Two processes that train one run would write over each other's saves."""
-    if distributed.rank():
-        yield
-        return
-    try:
-        lock = open_lock(run)
-    except BlockingIOError:
-        raise RunError(f"{run}: another process is training it") from None
-    except OSError as error:
-        raise RunError(f"{run}: cannot be written: {reason(error)}") from error
-    with lock:
-        yield
-
-
-def create_run(run: Path, files: Mapping[str, object]) -> None:
-    """Make a run folder with these JSON files, whole or not at all."""
-    fresh = run.with_name(run.name + ".tmp")
-    with writing(run):
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for name, content in files.items():
-            write_json(fresh / name, content)
-        commit(fresh, run)
-
-
-@dataclass
-class Progress:
-    """Where a run stands: steps done, and the best validation figure so far with the step it came from."""
-
-    step: int = 0
-    best: float = -1.0
-    best_step: int = 0
 
 
 def save_last(
@@ -151,97 +84,3 @@ def save_best(run: Path, method: Method, description: StudentConfig, progress: P
     with _replaced(run, "best") as fresh:
         save_student(fresh, method.student, description)
         write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
-
-
-def truncate_metrics(run: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` that lie after `step`: the resumed run writes them again."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the line a kill cut short
-            break
-        if entry["step"] <= step:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to know to repeat the run: command, versions, processor."""
-    packages = ("avdistill", "torch", "torchvision", "numpy", "av", "scikit-learn")
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "processes": distributed.world_size(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-@contextmanager
-def _replaced(run: Path, name: str) -> Iterator[Path]:
-    """A fresh folder to write into, which then takes the place of `name` in the run."""
-    fresh, old = run / f"{name}.tmp", run / f"{name}.old"
-    with writing(run):
-        # A kill between the renames below leaves only the old folder: it goes when there is a whole one beside it.
-        if (run / name).exists():
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        yield fresh
-        sync_all(fresh)
-        if (run / name).exists():
-            (run / name).rename(old)
-        fresh.rename(run / name)
-        sync_folder(run)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def run_config(run: Path) -> TrainConfig:
-    """The config a run was started with. Raises RunError where there is no run, ConfigError for a damaged one."""
-    if not (run / "config.json").is_file():
-        raise RunError(f"{run}: no run folder (config.json is missing)")
-    return read_config(run / "config.json")
-
-
-def run_progress(run: Path) -> Progress:
-    """Where a run stands by its last save."""
-    folder = saved_folder(run, "last")
-    if folder is None:
-        return Progress()
-    return Progress(**_state(folder, "cpu")["progress"])
-
-
-def _state(folder: Path, device: torch.device | str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        raise RunError(f"{folder}/state.pt: missing or damaged: {reason(error):.160}") from error
-    return state
-
-
-def data_manifest(run: Path) -> dict[str, Any]:
-    """`data.json` of a run (`TrainingSetup.data_manifest`). Raises RunError where it is missing or damaged."""
-    try:
-        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        if not {"dataset_checksum", "training"} <= record.keys():
-            raise ValueError("dataset_checksum or training is not there")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
-    return dict(record)

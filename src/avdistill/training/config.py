@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avdistill.config_io import ConfigError, decode
+from avdistill.config_io import decode
+from avdistill.errors import ConfigError
+from avdistill.inputs import VideoInput, View
 from avdistill.methods import MethodConfig, SupervisedConfig
-from avdistill.types import Option, VideoInput, View
+from avdistill.types import Option
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.training.config import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.types import AudioInput, VideoInput
 
 _UNSET = Path()
 

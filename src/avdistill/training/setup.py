@@ -11,23 +11,18 @@ import numpy as np
 import torch
 
 from avdistill import distributed
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import (
-    TrainingBatches,
-    check_view_fits,
-    clips_of_splits,
-    encode_labels,
-    has_modality,
-    split_validation,
-)
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.batches import TrainingBatches
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import check_view_fits, clips_of_splits, encode_labels, has_modality, split_validation
+from avdistill.errors import ConfigError, DatasetError, RunError
+from avdistill.inputs import VideoInput
 from avdistill.methods import Method, MethodContext, build_method, custom_checksum, method_class
 from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
-from avdistill.training.checkpoint import RunError, data_manifest, run_config
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
-from avdistill.types import Network, StudentConfig, VideoInput
+from avdistill.training.run_dir import data_manifest, run_config
+from avdistill.types import Network, StudentConfig
 
 
 @dataclass
@@ -186,7 +181,7 @@ def load_method(run: Path, dataset: ClipDataset) -> tuple[Method, StudentConfig]
     Raises:
         RunError: no run, or nothing saved yet.
         DatasetError: the dataset does not hold the run's teacher.
-        WeightsError: the saved tensors are damaged or do not fit.
+        CheckpointError: the saved tensors are damaged or do not fit.
     """
     config = run_config(run)
     folder = saved_folder(run, "last")

@@ -21,29 +21,27 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from avdistill import distributed
 from avdistill.config_io import encode
-from avdistill.dataset.batches import encode_labels
+from avdistill.dataset.splits import encode_labels
+from avdistill.errors import NotFiniteError, RunError
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.executors.prefetch import prefetch
 from avdistill.fsio import write_json
-from avdistill.inference.runner import NotFiniteError, run_network
+from avdistill.inference.runner import run_network
 from avdistill.models.checkpoint import saved_folder
-from avdistill.training.checkpoint import (
+from avdistill.training.checkpoint import load_last, save_best, save_last
+from avdistill.training.config import TrainConfig
+from avdistill.training.malloc import configure_malloc
+from avdistill.training.optim import autocast, clip_gradients
+from avdistill.training.run_dir import (
     Progress,
-    RunError,
     create_run,
     data_manifest,
     environment,
     exclusive_lock,
-    load_last,
     run_config,
-    save_best,
-    save_last,
     truncate_metrics,
     writing,
 )
-from avdistill.training.config import TrainConfig
-from avdistill.training.malloc import configure_malloc
-from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.setup import TrainingSetup
 from avdistill.types import Batch
 

@@ -29,17 +29,18 @@ from avdistill.analysis.audit.scores import (
     mismatch_probability_scores,
     percentiles,
 )
-from avdistill.dataset.batches import Labels, clips_of_split, encode_labels, has_modality
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError, TeacherEntry
+from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.splits import Labels, clips_of_split, encode_labels, has_modality
 from avdistill.distributed import init_distributed
+from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
 from avdistill.fsio import write_json
+from avdistill.inference.compatibility import check_rates
 from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.mnf_csc import MNFCSC
 from avdistill.methods.robust import Robust
-from avdistill.teachers.base import check_rates
 from avdistill.teachers.linear_head import maker, maker_of
-from avdistill.training.checkpoint import RunError, data_manifest, environment, run_config, writing
+from avdistill.training.run_dir import data_manifest, environment, run_config, writing
 from avdistill.training.setup import load_method, reorder_columns
 from avdistill.types import Features, StudentConfig
 

@@ -16,7 +16,9 @@ from avdistill.analysis.audit.audit import TRUTHS, Audit
 from avdistill.analysis.audit.scores import SCORES
 from avdistill.dataset.clip_dataset import SILENCE_PEAK, ClipDataset
 from avdistill.media.encoder import encode_clip, encode_image
-from avdistill.reporting.report import PALETTE, Image, Section, format_value, write_page
+from avdistill.reporting.page import Image, Section, write_page
+from avdistill.reporting.plots import PALETTE
+from avdistill.reporting.tables import format_value
 
 _VERBS = {"audio": "hears", "video": "sees"}
 _NAMES = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avdistill.dataset.batches import Labels
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import Labels
 from avdistill.inference.runner import run_network
 from avdistill.losses import calibration
 from avdistill.methods import Method

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import (
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import (
     check_view_fits,
     clips_of_splits,
     encode_labels,
@@ -16,9 +16,10 @@ from avdistill.dataset.batches import (
     labeled_clips,
     split_names,
 )
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.errors import ConfigError, DatasetError
+from avdistill.inference.compatibility import check_rates
 from avdistill.methods import MethodConfig, method_class
-from avdistill.teachers.base import Teacher, check_rates
+from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import check_teacher
 
 if TYPE_CHECKING:

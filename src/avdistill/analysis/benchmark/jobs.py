@@ -19,17 +19,15 @@ from typing import Any
 import torch
 
 from avdistill.analysis.benchmark.report import read_lines
-from avdistill.config_io import ConfigError
-from avdistill.dataset.batches import has_modality, labeled_clips
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import has_modality, labeled_clips
+from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import open_lock, write_json
-from avdistill.inference.runner import NotFiniteError
+from avdistill.inputs import View
 from avdistill.models.checkpoint import load_student
 from avdistill.training import TrainConfig, resume, train
-from avdistill.training.checkpoint import RunError
-from avdistill.types import View
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from avdistill.reporting.report import PALETTE, Curve, curve_band, save_figure
+from avdistill.reporting.plots import PALETTE, Curve, curve_band, save_figure
 
 
 def plot_panels(

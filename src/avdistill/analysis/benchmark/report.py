@@ -13,7 +13,9 @@ import numpy as np
 
 from avdistill.analysis.benchmark.panels import plot_panels
 from avdistill.evaluation.statistics import interval, mean_ranks, paired_difference
-from avdistill.reporting.report import Image, Section, markdown_table, method_styles, plot_bars, write_page
+from avdistill.reporting.page import Image, Section, write_page
+from avdistill.reporting.plots import method_styles, plot_bars
+from avdistill.reporting.tables import markdown_table
 
 BASELINE = "supervised"
 COLUMNS = {

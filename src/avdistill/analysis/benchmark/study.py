@@ -28,16 +28,18 @@ from avdistill.analysis.benchmark.checks import check_datasets
 from avdistill.analysis.benchmark.jobs import Job, Pool, has_gallery, steps_done
 from avdistill.analysis.benchmark.report import write_study_report
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, Setting, method_label, settings_to_try
-from avdistill.config_io import ConfigError, encode
-from avdistill.corruption.apply import Corruption, corrupt, parse_corruption
-from avdistill.dataset.batches import clips_of_splits, labeled_clips, videos_of
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.config_io import encode
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption, parse_corruption
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import clips_of_splits, labeled_clips, videos_of
+from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, method_class, parse_method
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
-from avdistill.training.checkpoint import environment
+from avdistill.training.run_dir import environment
 from avdistill.training.setup import check_same_features
 
 OnProgress = Callable[[int, int, str], None]

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from avdistill.annotations.readers import Annotation
-from avdistill.media.decoder import Clip, EmptySegmentError, UnreadableFileError, scale_image
+from avdistill.errors import EmptySegmentError, UnreadableFileError
+from avdistill.media.decoder import Clip, scale_image
 from avdistill.preparation.prepare import PrepareConfig
 
 

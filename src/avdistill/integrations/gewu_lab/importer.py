@@ -26,17 +26,18 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from avdistill.annotations.readers import read_annotations
 from avdistill.annotations.schema import annotation_error, format_path, parse_json, read_text, truncate_repr
-from avdistill.config_io import ConfigError
-from avdistill.dataset.clip_dataset import ClipDataset, DatasetError
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import CheckpointError, ConfigError, DatasetError
 from avdistill.fsio import commit, file_checksum, write_json
+from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
-from avdistill.models.checkpoint import WeightsError, save_student, tensors
+from avdistill.models.checkpoint import save_student, tensors
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.linear_head import add_features
 from avdistill.teachers.precomputed import read_embeddings
-from avdistill.types import StudentConfig, VideoInput
+from avdistill.types import StudentConfig
 
 # Our names of the filter's parts, and the release's. The student's parts have the same names.
 _FILTER_NAMES = {
@@ -56,7 +57,7 @@ def load_reference_checkpoint(path: str | Path) -> tuple[R2Plus1D, NoiseFilter]:
     and MultiStepLR, Adam, Counter, defaultdict and dict as the only additions: the release pickles whole schedulers.
 
     Raises:
-        WeightsError: no such file, a damaged one, one that holds any other class, or weights that are missing, too
+        CheckpointError: no such file, a damaged one, one that holds any other class, or weights that are missing, too
             many or of another shape; one line that names the class or the weight.
     """
     student, noise_filter, _ = _read_checkpoint(Path(path))
@@ -67,7 +68,7 @@ def _read_checkpoint(path: Path) -> tuple[R2Plus1D, NoiseFilter, int]:
     """Student, filter and epoch."""
     content = _unpickle(path)
     if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a dictionary, found {type(content).__name__}")
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
     weights = _weights(path, content, "state_dict")
     C, D = _width(path, weights, "state_dict", "cls.weight")
     depth = 34 if any(key.startswith("conv2.blocks.") for key in weights) else 18
@@ -76,12 +77,12 @@ def _read_checkpoint(path: Path) -> tuple[R2Plus1D, NoiseFilter, int]:
     weights = _weights(path, content, "audio_state_dict")
     C, D = _width(path, weights, "audio_state_dict", "sv_cls_classifier.weight")
     if D % 2:
-        raise WeightsError(f"{path}: audio_state_dict: expected an even width, found {D}")
+        raise CheckpointError(f"{path}: audio_state_dict: expected an even width, found {D}")
     noise_filter = NoiseFilter(D, C)
     _fit(path, noise_filter, weights, "audio_state_dict", _FILTER_NAMES)
     epoch = content.get("epoch")
     if not isinstance(epoch, int):
-        raise WeightsError(f"{path}: expected 'epoch' as a whole number, found {epoch!r:.60}")
+        raise CheckpointError(f"{path}: expected 'epoch' as a whole number, found {epoch!r:.60}")
     return student.eval(), noise_filter.eval(), epoch
 
 
@@ -92,13 +93,13 @@ def _unpickle(path: Path) -> object:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror or error}") from None
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged or hostile pickle may raise anything at all
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused and isinstance(error, pickle.UnpicklingError):
             expected = "nothing but weights, MultiStepLR, Adam, Counter, defaultdict and dict"
-            raise WeightsError(f"{path}: expected {expected}, found {refused[1]}; nothing was loaded") from None
-        raise WeightsError(f"{path}: not a checkpoint of the release, or a damaged one") from error
+            raise CheckpointError(f"{path}: expected {expected}, found {refused[1]}; nothing was loaded") from None
+        raise CheckpointError(f"{path}: not a checkpoint of the release, or a damaged one") from error
 
 
 def _plain_dict(_default_factory: object = None) -> dict[Any, Any]:
@@ -109,20 +110,20 @@ def _weights(path: Path, content: Mapping[str, object], part: str) -> dict[str, 
     """The tensors of one part, without the prefix that DataParallel puts before every key."""
     held = content.get(part)
     if not isinstance(held, Mapping) or not held:
-        raise WeightsError(f"{path}: expected weights under {part!r}, found none")
+        raise CheckpointError(f"{path}: expected weights under {part!r}, found none")
     for key, value in held.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
-            raise WeightsError(f"{path}: {part}: expected a tensor for {key!r}, found {type(value).__name__}")
+            raise CheckpointError(f"{path}: {part}: expected a tensor for {key!r}, found {type(value).__name__}")
     return {key.removeprefix("module."): value for key, value in held.items()}
 
 
 def _width(path: Path, weights: Mapping[str, Tensor], part: str, classifier: str) -> tuple[int, int]:
     """(C, D) of a part, from the weights of its linear classifier."""
     if classifier not in weights:
-        raise WeightsError(f"{path}: {part}: {classifier} is missing")
+        raise CheckpointError(f"{path}: {part}: {classifier} is missing")
     shape = tuple(weights[classifier].shape)
     if len(shape) != 2 or min(shape) < 1:
-        raise WeightsError(f"{path}: {part}: {classifier}: expected the shape (classes, width), found {shape}")
+        raise CheckpointError(f"{path}: {part}: {classifier}: expected the shape (classes, width), found {shape}")
     return shape
 
 
@@ -134,14 +135,14 @@ def _fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], part: str
         expected[f"{names.get(head, head)}.{rest}"] = (key, value)
     for key in weights:
         if key not in expected:
-            raise WeightsError(f"{path}: {part}: {key} belongs to no part of {type(module).__name__}")
+            raise CheckpointError(f"{path}: {part}: {key} belongs to no part of {type(module).__name__}")
     for key, (_, value) in expected.items():
         # BatchNorm's count of batches is not used here, and old versions of PyTorch did not keep it.
         if key not in weights and not key.endswith("num_batches_tracked"):
-            raise WeightsError(f"{path}: {part}: {key} is missing")
+            raise CheckpointError(f"{path}: {part}: {key} is missing")
         if key in weights and weights[key].shape != value.shape:
             shapes = f"expected the shape {tuple(value.shape)}, found {tuple(weights[key].shape)}"
-            raise WeightsError(f"{path}: {part}: {key}: {shapes}")
+            raise CheckpointError(f"{path}: {part}: {key}: {shapes}")
     module.load_state_dict({expected[key][0]: value for key, value in weights.items()}, strict=False)
 
 
@@ -159,7 +160,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
 
     Raises:
         FileExistsError: something is at `out`.
-        WeightsError: see `load_reference_checkpoint`; or student, filter and list of classes do not belong together.
+        CheckpointError: see `load_reference_checkpoint`; or student, filter and list of classes do not belong together.
         AnnotationError: the annotation file cannot be used.
     """
     if out.exists():
@@ -168,10 +169,10 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
     student, noise_filter, epoch = _read_checkpoint(path)
     C, D = student.cls.weight.shape
     if len(classes) != C:
-        raise WeightsError(f"{path}: expected the {len(classes)} classes of {annotation}, found a student of {C}")
+        raise CheckpointError(f"{path}: expected the {len(classes)} classes of {annotation}, found a student of {C}")
     if noise_filter.classifier.weight.shape != (C, D):
         found = tuple(noise_filter.classifier.weight.shape)
-        raise WeightsError(f"{path}: expected a filter of the student's {C} classes and width {D}, found {found}")
+        raise CheckpointError(f"{path}: expected a filter of the student's {C} classes and width {D}, found {found}")
     description = StudentConfig(
         model="r2plus1d_xia2023",
         options={"depth": 34 if len(student.conv2.blocks) else 18, "embedding_dim": D},

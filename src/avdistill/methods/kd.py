@@ -1,4 +1,4 @@
-"""No distillation, and plain distillation of soft labels (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+"""Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import classification, kd_loss
+from avdistill.losses import kd_loss, masked_cross_entropy
 from avdistill.methods.base import Method
 from avdistill.types import Batch, Features
-
-
-@dataclass(frozen=True)
-class SupervisedConfig:
-    """No distillation: the baseline every method is held against. It has no settings."""
-
-    name: Literal["supervised"] = "supervised"
-
-
-class Supervised(Method):
-    """ClassificationResult of the labeled clips."""
-
-    config_class = SupervisedConfig
-    uses_unlabeled = False
-
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification`."""
-        assert student.logits is not None
-        return {"classification": classification(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +48,6 @@ class KD(Method):
             multi_label=batch.labels.ndim == 2,
         )
         return {
-            "classification": classification(logits=logits, labels=batch.labels, labeled=batch.labeled),
+            "classification": masked_cross_entropy(logits=logits, labels=batch.labels, labeled=batch.labeled),
             "soft_labels": self.config.weight * divergence,
         }

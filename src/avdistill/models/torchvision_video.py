@@ -1,0 +1,78 @@
+"""torchvision's video networks as students and teachers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from avdistill.types import Features, Network
+
+# Where each torchvision network keeps its last map, its classifier, and how the map lies: channels first or last.
+_TORCHVISION = {
+    "r3d_18": ("layer4", "fc", "first"),
+    "mc3_18": ("layer4", "fc", "first"),
+    "r2plus1d_18": ("layer4", "fc", "first"),
+    "s3d": ("features", "classifier", "first"),
+    "mvit_v1_b": ("norm", "head", "tokens"),
+    "mvit_v2_s": ("norm", "head", "tokens"),
+    "swin3d_t": ("norm", "head", "last"),
+    "swin3d_s": ("norm", "head", "last"),
+    "swin3d_b": ("norm", "head", "last"),
+}
+
+
+class _Outputs(list[Tensor]):
+    """A forward hook that keeps outputs. Copied with its network, where a closure would fill the first one's."""
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self.append(output)
+
+
+class TorchvisionVideo(Network):
+    """A torchvision video network with a new classifier; its own last map becomes the tokens."""
+
+    modality = "video"
+
+    def __init__(self, num_classes: int, network: str, kinetics: bool = False) -> None:
+        """Build `network`.
+
+        Args:
+            num_classes: C of the new linear classifier.
+            network: a name of torchvision.models.video, such as "r2plus1d_18" or "mvit_v2_s".
+            kinetics: start from the Kinetics-400 weights, which torchvision downloads once. Never without asking.
+
+        Raises:
+            ValueError: no such network.
+        """
+        super().__init__()
+        import torchvision.models.video as networks
+
+        if network not in _TORCHVISION:
+            raise ValueError(
+                f"torchvision has no video network {network!r} that we know; known: {', '.join(_TORCHVISION)}"
+            )
+        map_name, head_name, self._layout = _TORCHVISION[network]
+        self.backbone: Any = getattr(networks, network)(weights="KINETICS400_V1" if kinetics else None)
+        head = getattr(self.backbone, head_name)
+        last = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
+        self.embedding_dim = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)
+        setattr(self.backbone, head_name, nn.Identity())
+        if network == "s3d":  # its pooling window is fixed to 224 pixels; the mean is the same there and works below
+            self.backbone.avgpool = nn.AdaptiveAvgPool3d(1)
+        self.classifier = nn.Linear(self.embedding_dim, num_classes)
+        self._map = _Outputs()
+        getattr(self.backbone, map_name).register_forward_hook(self._map)
+
+    def forward(self, inputs: Tensor) -> Features:
+        """inputs: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""
+        self._map.clear()
+        embedding = self.backbone(inputs).flatten(1)
+        x = self._map.pop()
+        if self._layout == "first":
+            tokens = x.flatten(2).transpose(1, 2)
+        elif self._layout == "last":
+            tokens = x.flatten(1, 3)
+        else:
+            tokens = x[:, 1:]  # MViT: the first is the class token
+        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
