@@ -54,8 +54,8 @@ def test_what_hears_nothing_stands_under_every_audio(metrics):
     assert metrics.top1_accuracy(("grid", 20, 0.0), "supervised") == pytest.approx(0.3)
     assert metrics.top1_accuracy(("grid", 20, 0.4), "supervised") == pytest.approx(0.3)
     rows = study.study_rows(RUNS)
-    assert [r["corruption"] for r in rows if r["method"] == "supervised" and r["seed"] == 1] == ["clean", "swapped"]
-    assert all((r["corruption"] == "swapped") == (r["wrong_audio"] > 0) for r in rows)
+    assert [r["corruption"] for r in rows if r["method"] == "supervised" and r["seed"] == 1] == ["clean", "mismatched"]
+    assert all((r["corruption"] == "mismatched") == (r["wrong_audio"] > 0) for r in rows)
 
 
 def test_every_setting_that_is_tried_is_one():
@@ -151,7 +151,7 @@ def test_what_audits_found_is_averaged_by_group():
 
 
 def test_what_was_asked_is_met_or_not():
-    """Of ten clips: no distillation is right about 2, with all labels 8; robust 7, with swapped audio 6."""
+    """Of ten clips: no distillation is right about 2, with all labels 8; robust 7, with mismatched audio 6."""
     right = {("supervised", 0.0): 2, ("kd", 0.0): 4, ("kd", 0.4): 0, ("pseudo_label", 0.0): 6, ("pseudo_label", 0.4): 6}
     right |= {("robust", 0.0): 7, ("robust", 0.4): 6}
     found = [{"group": "unlabeled", "score": "mismatch_score", "auroc": 0.89, "average_precision": 0.5}]
@@ -172,7 +172,7 @@ def test_what_was_asked_is_met_or_not():
         ("+0.600", "yes"),
         ("0.890", "**no**"),
     ]
-    assert rows[-1]["found"].startswith("least gain: grid, 40% swapped: +0.400 (")
+    assert rows[-1]["found"].startswith("least gain: grid, 40% mismatched: +0.400 (")
     assert rows[-1]["met"] == "yes"
 
 

@@ -91,7 +91,7 @@ def difficulty(out: Path, few: ClipDataset, every: ClipDataset, pool: ProcessPoo
         replace(base, dataset=every.folder, out=out / "supervised-all"),
     ]
     rows: list[dict[str, Any]] = []
-    names = ("student that sees, few labels", "student that sees, all labels")
+    names = ("video student, few labels", "video student, all labels")
     for what, config, told in zip(names, configs, pool.map(row, configs, names), strict=True):
         labels = json.loads((config.out / "data.json").read_text(encoding="utf-8"))["labeled"]
         rows.append({"what": what, "labels": labels, "top1_accuracy": told["top1_accuracy"]})
@@ -100,7 +100,7 @@ def difficulty(out: Path, few: ClipDataset, every: ClipDataset, pool: ProcessPoo
     labels = json.loads((teacher / "data.json").read_text(encoding="utf-8"))["labeled"]
     rows.append(
         {
-            "what": "teacher that hears",
+            "what": "audio teacher",
             "labels": labels,
             "top1_accuracy": heard.metrics["top1_accuracy"],
             **audio(few, heard.predictions),

@@ -117,8 +117,8 @@ TRIALS = {
     "ccl": ("", "weight=0.1", "weight=0.3", "temperature=0.1"),
     "c2kd": ("", "proxy_weight=0.3", "proxy_weight=0.1", "weight=0.3"),
 }
-#: `robust` where somebody has taken the swapped audio away: what a perfect mismatch_probability could do
-TOLD = "robust, wrong audio removed"
+#: `robust` on a dataset whose mismatched audio was removed: what perfect mismatch probabilities would give
+TOLD = "robust, mismatched audio removed"
 METHODS = ("supervised", *TRIALS, TOLD, "supervised_plus")
 #: without an unlabeled clip these have no term but that of `supervised`: the same run, bit by bit, as a test says
 FOR_UNLABELED = ("pseudo_label", "robust")
@@ -178,7 +178,7 @@ def work_through(jobs: Iterable[Job], workers: int) -> Iterator[Job]:
 
 
 def finished(job: Job) -> dict[str, Any]:
-    """A line of `runs.jsonl`; for a run with swapped audio also what its audit found."""
+    """A line of `runs.jsonl`; for a run with mismatched audio also the result of its audit."""
     metrics = json.loads(job.metrics.read_text(encoding="utf-8"))
     keep = (
         "setting",
@@ -274,7 +274,7 @@ def run(a: argparse.Namespace) -> None:
                             continue
                         if a.labeled and labeled not in a.labeled:
                             continue
-                        kind = "silent" if method == TOLD else "mismatched"
+                        kind = "dropped" if method == TOLD else "mismatched"
                         dataset = make_dataset(bases[name], work, labels, wrong, kind)
                         out = work / f"{labeled}-{wrong:g}"
                         setting = chosen.get("robust" if method == TOLD else method, "")
@@ -317,7 +317,7 @@ def study_rows(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         data, deaf = DATA[line["data"]], line["method"] in ("supervised", "supervised_plus")
         same = FOR_UNLABELED if line["method"] == "supervised" and line["labeled_clips"] == data.every else ()
         for wrong in data.wrong if deaf else (line["wrong_audio"],):
-            corruption = {"wrong_audio": wrong, "corruption": "swapped" if wrong else "clean"}
+            corruption = {"wrong_audio": wrong, "corruption": "mismatched" if wrong else "clean"}
             rows += [line | corruption | {"method": method} for method in (line["method"], *same)]
     order = list(DATA), list(METHODS)
     return sorted(
@@ -372,7 +372,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]])
 
 def main() -> None:
     """One of the three."""
-    parser = argparse.ArgumentParser(description="the study of methods under clean and swapped audio")
+    parser = argparse.ArgumentParser(description="the study of methods under clean and mismatched audio")
     parser.add_argument("what", choices=("tune", "run", "report"))
     parser.add_argument("--grid", type=Path)
     parser.add_argument("--boxes", type=Path)

@@ -1,4 +1,4 @@
-"""What the runs of `study.py` say, against what was asked of them: metrics for the tables of docs/results.md.
+"""Results of the runs of `study.py` and the criteria set before it: values for the tables of docs/results.md.
 
 Differences are paired by seed and test clip; their 95% intervals come from a bootstrap over seeds and videos.
 """
@@ -92,12 +92,12 @@ class Metrics:
 
     def gain_kept(self, data: str, labeled: int, wrong: float) -> list[Run]:
         """Of each method's gain over supervised under clean audio, what is left with wrong audio."""
-        clean, swapped = (data, labeled, 0.0), (data, labeled, wrong)
+        clean, mismatched = (data, labeled, 0.0), (data, labeled, wrong)
         base, rows = self.top1_accuracy(clean, "supervised"), []
-        for method in self.cells.get(swapped, {}):
+        for method in self.cells.get(mismatched, {}):
             before, after = (
                 self.top1_accuracy(clean, "robust" if method == TOLD else method),
-                self.top1_accuracy(swapped, method),
+                self.top1_accuracy(mismatched, method),
             )
             if None in (base, before, after) or method.startswith("supervised"):
                 continue
@@ -132,7 +132,7 @@ class Metrics:
         return [{"method": m} | {name: self.top1_accuracy(cell, m) for name, cell in columns.items()} for m in methods]
 
     def asked(self) -> list[Run]:
-        """What was asked of the methods before the study was run, what was found, and whether it is met."""
+        """The criteria set before the study was run, the results, and whether each criterion is met."""
         rows: list[Run] = []
 
         def add(asked: str, videos: int | None, found: str, met: bool) -> None:
@@ -149,25 +149,35 @@ class Metrics:
                 best["closed"] >= 0.5,
             )
             (kept,) = (r["kept"] for r in self.gain_kept("grid", few, 0.4) if r["method"] == "robust")
-            add("`robust` keeps 0.8 of its gain with 40% swapped", few, f"{kept:.2f}", kept >= 0.8)
+            add("`robust` keeps 0.8 of its gain with 40% mismatched audio", few, f"{kept:.2f}", kept >= 0.8)
             for row in against:
                 if (row["data"], row["labeled_clips"], row["wrong_audio"]) != ("grid", few, 0.4):
                     continue
                 if row["against"] != "supervised":
                     found = f"{row['difference']:+.3f} ({row['interval']})"
-                    add(f"is ahead of `{row['against']}` there", few, found, row["verdict"] == "ahead")
+                    add(
+                        f"`robust` is ahead of `{row['against']}` with 40% mismatched audio",
+                        few,
+                        found,
+                        row["verdict"] == "ahead",
+                    )
             auroc = audits["grid", few, "robust", "unlabeled"]
-            add("its mismatch_probability finds swapped unlabeled clips, AUROC 0.90", few, f"{auroc:.3f}", auroc >= 0.9)
+            add(
+                "its mismatch probabilities find unlabeled mismatched clips with AUROC 0.90",
+                few,
+                f"{auroc:.3f}",
+                auroc >= 0.9,
+            )
         # Where every clip is labeled it is the same run as no distillation.
         other = [r for r in against if r["against"] == "supervised" and r["labeled_clips"] != DATA[r["data"]].every]
         last = min(other, key=lambda row: row["difference"])
-        where = f"{last['data']}, {last['wrong_audio']:.0%} swapped: {last['difference']:+.3f} ({last['interval']})"
+        where = f"{last['data']}, {last['wrong_audio']:.0%} mismatched: {last['difference']:+.3f} ({last['interval']})"
         met = all(row["verdict"] != "worse" for row in other)
-        add("is nowhere worse than no distillation", None, f"least gain: {where}", met)
+        add("`robust` is nowhere worse than no distillation", None, f"least gain: {where}", met)
         return rows
 
     def found(self) -> list[Run]:
-        """How well runs find swapped audio: mean over the seeds, for labeled and unlabeled clips apart."""
+        """How well runs find mismatched audio: mean over the seeds, for labeled and unlabeled clips apart."""
         rows = []
         for cell, methods in self.cells.items():
             for method, runs in methods.items():

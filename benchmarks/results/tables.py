@@ -61,7 +61,7 @@ def _read(name: str) -> dict[str, Any]:
 
 def _students(name: str) -> str:
     told = _read(name)
-    teacher = {"method": "teacher (hears)", "n": 1, **told["teacher"]}
+    teacher = {"method": "teacher (audio)", "n": 1, **told["teacher"]}
     return markdown_table([*summarize(told["students"], values=METRICS), teacher], COLUMNS)
 
 
@@ -82,8 +82,8 @@ def demo_difficulty() -> str:
         "what": "network",
         "labels": "labeled clips",
         "top1_accuracy": "top-1",
-        "related": "related audio",
-        "noisy": "noisy",
+        "related": "top-1, related audio",
+        "noisy": "top-1, noisy audio",
     }
     return markdown_table(told["difficulty"], columns)
 
@@ -109,7 +109,7 @@ def faults() -> str:
 
 
 def reverse() -> str:
-    """The student hears and the teacher sees: every task with one label, every method."""
+    """Audio student, video teacher: every single-label task, every method."""
     rows = [row for row in _read("reverse")["students"] if "top1_accuracy" in row]
     columns = {
         "task": "task",
@@ -128,19 +128,19 @@ def _methods(corruption: str) -> str:
 
 
 def methods_clean() -> str:
-    """Every method on synthetic videos whose audio is their own."""
+    """Every method on synthetic videos with matched audio."""
     return _methods("clean")
 
 
 def methods_unrelated() -> str:
-    """Every method where 40% of the audio are another clip's."""
+    """Every method with 40% mismatched audio."""
     return _methods("mismatched=0.4")
 
 
 def audit() -> str:
-    """How well each score finds swapped audio."""
+    """How well each score finds mismatched audio."""
     rows = [{**line, "data": row["data"]} for row in _read("audit")["students"] for line in row["truth"]]
-    columns = {"data": "data", "group": "clips", "score": "score", "positives": "swapped", "negatives": "own audio"}
+    columns = {"data": "data", "group": "clips", "score": "score", "positives": "mismatched", "negatives": "matched"}
     return markdown_table(rows, columns | {"auroc": "AUROC", "average_precision": "average precision"})
 
 
@@ -150,7 +150,12 @@ def _study() -> Metrics:
 
 
 def _study_accuracy(data: str) -> str:
-    columns = {"labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method", "seeds": "seeds"}
+    columns = {
+        "labeled_clips": "labeled clips",
+        "wrong_audio": "mismatched audio",
+        "method": "method",
+        "seeds": "seeds",
+    }
     columns |= {
         "top1_accuracy": "top-1",
         "top1_accuracy_std": "± (seeds)",
@@ -161,7 +166,7 @@ def _study_accuracy(data: str) -> str:
 
 
 def study_grid() -> str:
-    """GRID's words: every method, few and many labels, own and swapped audio."""
+    """GRID's words: every method, few and many labels, matched and mismatched audio."""
     return _study_accuracy("grid")
 
 
@@ -171,27 +176,27 @@ def study_boxes() -> str:
 
 
 def study_synthetic() -> str:
-    """Synthetic videos with more and more swapped audio."""
+    """Synthetic videos with an increasing fraction of mismatched audio."""
     return _study_accuracy("synthetic")
 
 
 def study_asked() -> str:
     """What was asked of the methods, and what came of it."""
-    columns = {"asked": "asked", "labeled_videos": "labeled videos", "found": "found", "met": "met"}
+    columns = {"asked": "criterion", "labeled_videos": "labeled videos", "found": "result", "met": "met"}
     return markdown_table(_study().asked(), columns)
 
 
 def study_means_grid() -> str:
     """Top-1 of every method on GRID."""
-    shares = (("videos", 0.0), ("videos, 40% swapped", 0.4))
+    shares = (("videos", 0.0), ("videos, 40% mismatched", 0.4))
     return _study_means({f"{few} {what}": ("grid", few, wrong) for few in (20, 70, 400) for what, wrong in shares})
 
 
 def study_means_others() -> str:
     """Top-1 of every method on the other two data sets."""
-    cells = {"boxes, 10 a class": ("ucf51_actor_boxes", 70, 0.0), "boxes, all": ("ucf51_actor_boxes", 678, 0.0)}
+    cells = {"boxes, 10 per class": ("ucf51_actor_boxes", 70, 0.0), "boxes, all": ("ucf51_actor_boxes", 678, 0.0)}
     for wrong in (0.0, 0.2, 0.4, 0.6):
-        cells[f"synthetic, {wrong:.0%} swapped"] = ("synthetic", 360, wrong)
+        cells[f"synthetic, {wrong:.0%} mismatched"] = ("synthetic", 360, wrong)
     return _study_means(cells)
 
 
@@ -203,28 +208,28 @@ def study_gap() -> str:
     """What is closed of the gap between few and all labels."""
     rows = [row for few in (20, 70) for row in _study().gap_closed("grid", few, 400)]
     columns = {"labeled_clips": "labeled clips", "method": "method", "few": "supervised", "top1_accuracy": "method"}
-    columns |= {"every": "supervised, all 400", "closed": "share of the gap closed"}
+    columns |= {"every": "supervised, all 400", "closed": "fraction of the gap closed"}
     return markdown_table(rows, columns | {"top1_accuracy": "method, same labels"})
 
 
 def study_kept() -> str:
-    """What is left of the gain when 40% of the audio is swapped."""
+    """What is left of the gain with 40% mismatched audio."""
     rows = [row for few in (20, 70) for row in _study().gain_kept("grid", few, 0.4)]
-    columns = {"labeled_clips": "labeled clips", "method": "method", "clean": "gain, own audio"}
-    return markdown_table(rows, columns | {"wrong": "gain, 40% swapped", "kept": "kept"})
+    columns = {"labeled_clips": "labeled clips", "method": "method", "clean": "gain, matched audio"}
+    return markdown_table(rows, columns | {"wrong": "gain, 40% mismatched", "kept": "fraction kept"})
 
 
 def study_robust() -> str:
     """`robust` against no distillation and the two closest to it."""
     rows = _study().against("robust", ["supervised", "pseudo_label", "kd"])
-    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "wrong audio"}
-    columns |= {"against": "against", "difference": "better by", "interval": "95% interval", "seeds": "seeds"}
-    return markdown_table(rows, columns | {"verdict": ""})
+    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "mismatched audio"}
+    columns |= {"against": "baseline", "difference": "difference", "interval": "95% interval", "seeds": "seeds"}
+    return markdown_table(rows, columns | {"verdict": "verdict"})
 
 
 def study_found() -> str:
-    """How well the runs find the swapped audio."""
-    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method"}
+    """How well the runs find the mismatched audio."""
+    columns = {"data": "data", "labeled_clips": "labeled clips", "wrong_audio": "mismatched audio", "method": "method"}
     columns |= {"clips": "clips", "seeds": "seeds", "auroc": "AUROC", "average_precision": "average precision"}
     return markdown_table(_study().found(), columns)
 
@@ -248,8 +253,20 @@ def study_tuning() -> str:
 def study_apart() -> str:
     """Test words of classes that have a labeled clip, and of those that have none."""
     rows = [row for row in _study().accuracy("grid") if "top1_other_classes" in row]
-    columns = {"labeled_clips": "labeled clips", "wrong_audio": "wrong audio", "method": "method", "seeds": "seeds"}
-    return markdown_table(rows, columns | {"top1_labeled_classes": "with", "top1_other_classes": "without"})
+    columns = {
+        "labeled_clips": "labeled clips",
+        "wrong_audio": "mismatched audio",
+        "method": "method",
+        "seeds": "seeds",
+    }
+    return markdown_table(
+        rows,
+        columns
+        | {
+            "top1_labeled_classes": "top-1, classes with a labeled clip",
+            "top1_other_classes": "top-1, classes without",
+        },
+    )
 
 
 def _ablation(data: str) -> str:
@@ -261,12 +278,12 @@ def _ablation(data: str) -> str:
 
 
 def ablation_grid() -> str:
-    """GRID's words, each part of MNF + CSC changed by itself."""
+    """GRID's words, each part of MNF + CSC changed alone."""
     return _ablation("grid")
 
 
 def ablation_boxes() -> str:
-    """Actor boxes, each part of MNF + CSC changed by itself."""
+    """Actor boxes, each part of MNF + CSC changed alone."""
     return _ablation("ucf51_actor_boxes")
 
 
@@ -337,8 +354,10 @@ def performance_limits() -> str:
 
 
 def yamnet() -> str:
-    """What YAMNet hears in mixed clips."""
-    return markdown_table(_read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "heard (mean score)"})
+    """The classes that YAMNet predicts for mixed clips."""
+    return markdown_table(
+        _read("named_teachers")["yamnet"]["clips"], {"clip": "clip", "heard": "top classes (mean score)"}
+    )
 
 
 def named_teachers() -> str:
@@ -348,7 +367,7 @@ def named_teachers() -> str:
 
 
 def tagging() -> str:
-    """The student hears two events."""
+    """Audio tagging of clips with two events."""
     rows = [row for row in _read("reverse")["students"] if "top1_accuracy" not in row]
     columns = {"method": "method", "n": "seeds", "map": "mAP", "auc": "AUC", "d_prime": "d-prime"}
     return markdown_table(summarize(rows, values=("map", "auc", "d_prime")), columns)
