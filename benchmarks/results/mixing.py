@@ -15,7 +15,7 @@ RATE = 16000
 
 def read_audio(path: Path) -> np.ndarray:
     """float32 (S,) mono at 16 kHz. Raises ValueError where the file has none."""
-    waveform = read_clip(path, fps=0.1, size=(1, 1), sample_rate=RATE).waveform
+    waveform = read_clip(path, fps=0.1, size=(1, 1), sample_rate_hz=RATE).waveform
     if waveform is None:
         raise ValueError(f"{path}: no audio")
     return waveform

@@ -41,7 +41,7 @@ STUDENT = replace(grid.STUDENT, steps=400, eval_every=100, save_every=200)
 
 def heard(teacher: Teacher, file: Path) -> list[tuple[str, float]] | None:
     """The three classes with the highest mean score over the file's whole audio; None without audio."""
-    waveform = read_clip(file, fps=0.1, size=(1, 1), sample_rate=teacher.sample_rate_hz).waveform
+    waveform = read_clip(file, fps=0.1, size=(1, 1), sample_rate_hz=teacher.sample_rate_hz).waveform
     if waveform is None:
         return None
     with torch.inference_mode():

@@ -67,7 +67,7 @@ def acquire_staging_dir(folder: Path, target: Path) -> IO[str] | None:
     return None
 
 
-def reason(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """What an error says, as one line that can be printed and stored whatever the names in it."""
     text = str(error)
     if isinstance(error, OSError) and error.errno:

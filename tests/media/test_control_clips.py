@@ -50,7 +50,7 @@ def test_the_table_is_the_oracles(oracle, development_data):
 @pytest.mark.parametrize("name", CONTROL_CLIPS)
 def test_at_a_rate_as_ffmpeg_reads_it(name, oracle, development_data):
     facts = oracle[name]
-    clip = read_clip(development_data / "control_clips" / name, fps=4, sample_rate=16000)
+    clip = read_clip(development_data / "control_clips" / name, fps=4, sample_rate_hz=16000)
     first = facts["video"][0]
     assert clip.frames.shape[1:] == (first["height"], first["width"], 3)
     assert abs(len(clip.frames) - facts["frames_at_4fps"]) <= 1

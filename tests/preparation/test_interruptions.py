@@ -60,7 +60,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
     assert full.returncode == 1
     (message,) = (line for line in full.stderr.splitlines() if line.startswith("avdistill:"))
     assert message.startswith(f"avdistill: {tmp_path / 'dataset'}: stopped: ")
-    assert message.endswith("File too large; what is finished stays, the same command goes on when that is mended")
+    assert message.endswith("File too large; finished clips are kept; fix this and run the same command again")
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "dataset.partial").glob("spool-*"))
     assert "skipped" not in (tmp_path / "dataset.partial" / "journal.jsonl").read_text()

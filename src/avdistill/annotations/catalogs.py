@@ -66,7 +66,7 @@ class VideoFiles:
     """The files of a folder of videos by their names without suffix; with no folder, nothing is ever found."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = folder
 
     def locate(
         self, where: str, stored: list[_Stored], labels: tuple[str, ...], suffix: str = ".mp4"

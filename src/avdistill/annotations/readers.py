@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -57,15 +58,15 @@ _KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds
 
 
 def read_annotations(
-    source: Path | Sequence[Path],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     format: str = "auto",  # noqa: A002 (the word users expect)
-    videos: Path | None = None,
+    videos: str | os.PathLike[str] | None = None,
 ) -> list[Annotation]:
-    """Read the list of clips at `source`, in the order of the list (folders: sorted by path).
+    """Read the list of clips at `path`, in the order of the list (folders: sorted by path).
 
     Args:
-        source: a list file or a folder, see docs/formats/annotations.md; or several, taken as one list.
+        path: a list file or a folder, see docs/formats/annotations.md; or several, read as one list.
         format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
             "release", or "auto" to tell from the suffix, the first line or the folder's content.
         videos: the folder of videos. In it the lists of published data sets look for their files, by name; what is
@@ -76,9 +77,9 @@ def read_annotations(
     """
     if format != "auto" and format not in _READERS:
         raise annotation_error("annotation format", f"auto, {', '.join(_READERS)}", repr(format))
-    files = VideoFiles(videos)
+    files = VideoFiles(None if videos is None else Path(videos))
     listed: list[LocatedAnnotation] = []
-    for each in [source] if isinstance(source, str | Path) else source:
+    for each in [path] if isinstance(path, str | os.PathLike) else path:
         listed += _read_list(Path(each), format, files)
     _refuse_repeats(listed)
     return _name_clips(listed)

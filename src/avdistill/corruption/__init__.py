@@ -1,1 +1,6 @@
-"""Noisy correspondence and fewer labels, made on purpose and with known truth."""
+"""Datasets with known noisy correspondence and fewer labels, for controlled experiments."""
+
+from avdistill.corruption.apply import corrupt
+from avdistill.corruption.spec import Corruption, parse_corruption
+
+__all__ = ["Corruption", "corrupt", "parse_corruption"]

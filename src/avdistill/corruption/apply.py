@@ -28,13 +28,13 @@ from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset, staging_dir
 from avdistill.dataset.shards import AudioShards
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
-from avdistill.fsio import LOCK, acquire_staging_dir, commit, file_checksum, reason, write_json
+from avdistill.fsio import LOCK, acquire_staging_dir, commit, error_message, file_checksum, write_json
 
 # What is written into the partial folder. A preparation has other files too, from its first moment on.
 _OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json(\.tmp)?")
 
 
-def corrupt(dataset: ClipDataset, corruption: Corruption, out: Path) -> ClipDataset:
+def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike[str]) -> ClipDataset:
     """A new dataset at `out`: the given one under a corruption, without its teachers (`teachers/transfer.py` brings
     them).
 
@@ -48,6 +48,7 @@ def corrupt(dataset: ClipDataset, corruption: Corruption, out: Path) -> ClipData
             different label is missing, there are fewer labeled videos than asked for, or it cannot be written.
     """
     checksum = hashlib.sha256(json.dumps([dataset.checksum, encode(corruption)]).encode()).hexdigest()
+    out = Path(out)
     folder = staging_dir(out)
     try:
         lock = acquire_staging_dir(folder, out)
@@ -63,7 +64,7 @@ def corrupt(dataset: ClipDataset, corruption: Corruption, out: Path) -> ClipData
     except BlockingIOError:
         raise DatasetError(f"{out}: another process is making this dataset") from None
     except OSError as error:
-        raise DatasetError(f"{out}: cannot be written: {reason(error)}") from error
+        raise DatasetError(f"{out}: cannot be written: {error_message(error)}") from error
     return ClipDataset(out)
 
 

@@ -35,9 +35,9 @@ from avdistill.dataset.shards import JpegFrames
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
     as_json,
+    error_message,
     file_checksum,
     open_lock,
-    reason,
     sync_folder,
     write_array,
     write_json,
@@ -120,13 +120,13 @@ class ClipDataset:
         try:
             self.table: pa.Table = pq.read_table(self.folder / "clips.parquet")
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{self.folder}: clips.parquet is missing or damaged: {reason(error)}") from error
+            raise DatasetError(f"{self.folder}: clips.parquet is missing or damaged: {error_message(error)}") from error
 
     def _read_description(self) -> dict[str, Any]:
         try:
             description: dict[str, Any] = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DatasetError(f"{self.folder}: dataset.json is damaged: {reason(error)}") from error
+            raise DatasetError(f"{self.folder}: dataset.json is damaged: {error_message(error)}") from error
         version = description.get("version")
         if version not in (RAW_VERSION, JPEG_VERSION):
             raise DatasetError(
@@ -292,7 +292,7 @@ class ClipDataset:
             with open_lock(self.folder, wait=True):
                 self._replace_teacher(entry, arrays)
         except OSError as error:
-            raise DatasetError(f"{self.folder}: teacher {name!r} cannot be written: {reason(error)}") from error
+            raise DatasetError(f"{self.folder}: teacher {name!r} cannot be written: {error_message(error)}") from error
 
     def _replace_teacher(self, entry: TeacherEntry, arrays: dict[str, np.ndarray | None]) -> None:
         description = self._read_description()  # another process may have added a teacher since we opened the dataset
@@ -380,7 +380,9 @@ class ClipDataset:
             try:
                 found = open_map(file)
             except (OSError, ValueError, EOFError) as error:
-                raise DatasetError(f"{file}: damaged or missing: {reason(error)}; see `avdistill info`") from error
+                raise DatasetError(
+                    f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`"
+                ) from error
             with suppress(RuntimeError):  # another thread has just put in one of its own
                 while len(shards) >= _MOST_MAPPED:
                     shards.pop(next(iter(shards)), None)

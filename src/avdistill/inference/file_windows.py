@@ -127,7 +127,7 @@ class FileItems:
                 short_side=config.short_side,
                 size=config.size,
                 region=config.region,
-                sample_rate=config.sample_rate_hz,
+                sample_rate_hz=config.sample_rate_hz,
             )
         except (EmptySegmentError, UnreadableFileError) as error:
             if start == 0:

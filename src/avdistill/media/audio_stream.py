@@ -26,12 +26,12 @@ class _Mixer:
     full: PyAV's own resampler adds them up when it makes floats, 1.4 times for stereo and 3.4 times for 5.1.
     """
 
-    def __init__(self, like: av.AudioFrame, sample_rate: int) -> None:
+    def __init__(self, like: av.AudioFrame, sample_rate_hz: int) -> None:
         graph = self._graph = av.filter.Graph()  # kept: its parts do not keep it, and crash without it
         self._source = graph.add_abuffer(
             sample_rate=like.sample_rate, format=like.format, layout=like.layout, time_base=like.time_base
         )
-        mixer = graph.add("aresample", f"{sample_rate}:out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1.0")
+        mixer = graph.add("aresample", f"{sample_rate_hz}:out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1.0")
         # In large parts, asked for now and then: Python is slow at taking out a thousand small ones.
         parts = graph.add("asetnsamples", "n=16384:p=0")
         self._sink = graph.add("abuffersink")
@@ -63,7 +63,7 @@ class AudioTrack:
 
     Attributes:
         path: of the file, for messages.
-        sample_rate: of the audio that is kept, in Hz.
+        sample_rate_hz: of the audio that is kept, in Hz.
         by_count: the container counts samples and keeps no times (AVI): nothing can be missing, and what passes for
             times is off by seconds where MP3 of varying rate counts as one of constant rate.
         own_clock: its times have nothing to do with the video's; it is taken to begin with it, as players do.
@@ -74,7 +74,7 @@ class AudioTrack:
     """
 
     path: Path
-    sample_rate: int
+    sample_rate_hz: int
     by_count: bool = False
     own_clock: bool = False
     first: Fraction | None = None
@@ -103,7 +103,7 @@ class AudioTrack:
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self._form or self._mixer is None:  # a stream may change its channels half-way
             self._flush()
-            self._mixer = _Mixer(frame, self.sample_rate)  # raises for a form that is damaged: tried again
+            self._mixer = _Mixer(frame, self.sample_rate_hz)  # raises for a form that is damaged: tried again
             self._form = form
         if self.first is None:
             self.first = Fraction(0)
@@ -121,7 +121,7 @@ class AudioTrack:
 
     def reaches(self, end: Fraction, origin: Fraction | None) -> bool:
         """Whether the samples so far go up to `end` on the clock that begins at `origin`, see `cut`."""
-        return self.first is not None and self._late(origin) + Fraction(self._samples, self.sample_rate) >= end
+        return self.first is not None and self._late(origin) + Fraction(self._samples, self.sample_rate_hz) >= end
 
     def cut(self, start: Fraction, end: Fraction | None, origin: Fraction | None) -> np.ndarray | None:
         """The waveform of [start, end); None when nothing of it lies there.
@@ -135,14 +135,14 @@ class AudioTrack:
         if self.first is None or not self._samples:
             return None
         late = self._late(origin)
-        begin = round((start - late) * self.sample_rate)
-        stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate))
+        begin = round((start - late) * self.sample_rate_hz)
+        stop = self._samples if end is None else min(self._samples, round((end - late) * self.sample_rate_hz))
         silent = sum(max(0, min(stop, after) - max(begin, first)) for first, after in self._holes)
         if stop <= 0 or silent >= stop - begin:  # outside the file, shorter than a sample, or in a hole
             return None
         for samples, what in ((silent, "missing, filled with silence"), (self._dropped, "dropped, it overlaps")):
             if samples:
-                self.notes.append(f"{samples / self.sample_rate:.3g} s of audio {what}")
+                self.notes.append(f"{samples / self.sample_rate_hz:.3g} s of audio {what}")
         waveform = np.frombuffer(self._kept, np.float32)
         for first in range(0, len(waveform), 2**20):  # in parts: what marks the odd ones takes memory as well
             np.nan_to_num(waveform[first : first + 2**20], copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -160,9 +160,9 @@ class AudioTrack:
     def _move(self, time: Fraction) -> bool:
         """Go on at `time`, with an empty mixer; False where it lies too far ahead to be believed."""
         assert self.first is not None
-        ahead = round((time - self.first) * self.sample_rate) - self._samples
-        if ahead > LONGEST_GAP_SECONDS * self.sample_rate:
-            self._jump = self._jump or f"audio times jump by {ahead / self.sample_rate:.0f} s"
+        ahead = round((time - self.first) * self.sample_rate_hz) - self._samples
+        if ahead > LONGEST_GAP_SECONDS * self.sample_rate_hz:
+            self._jump = self._jump or f"audio times jump by {ahead / self.sample_rate_hz:.0f} s"
             return False
         self._to_drop = max(0, -ahead)
         if ahead > 0:
@@ -183,7 +183,7 @@ class AudioTrack:
         self._check_length(self._samples)
 
     def _check_length(self, samples: int) -> None:
-        if samples > _LONGEST_SECONDS * self.sample_rate:
+        if samples > _LONGEST_SECONDS * self.sample_rate_hz:
             raise MediaError(f"{self.path}: more than {_LONGEST_SECONDS // 3600} h of audio; give segments")
 
     def _flush(self) -> None:

@@ -8,6 +8,7 @@ divides the file's own takes every frame exactly once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,7 +72,7 @@ class Clip:
 
 
 def read_clip(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
@@ -79,8 +80,8 @@ def read_clip(
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
     region: tuple[int, int, int, int] | None = None,
-    sample_rate: int = 16000,
-    spool: Path | None = None,
+    sample_rate_hz: int = 16000,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Clip:
     """Decode the segment [start_seconds, end_seconds) of a file, video and audio in one pass.
 
@@ -92,7 +93,7 @@ def read_clip(
         short_side: scale so that the shorter side has this many pixels, the shape kept.
         size: (height, width) to scale to instead, the shape not kept. Neither: the size of the file.
         region: (x, y, width, height) in pixels of the file as displayed, cut out before scaling.
-        sample_rate: of the waveform, in Hz. Several channels are mixed down.
+        sample_rate_hz: of the waveform, in Hz. Several channels are mixed down.
         spool: a file to write the frames to as they are decoded, so that a long clip does not need the memory for them;
             `Clip.frames` is then a read-only memory map of it. It is the caller's to remove; on an error it is gone.
 
@@ -108,15 +109,15 @@ def read_clip(
     """
     path = Path(path)
     _check_segment(start_seconds, end_seconds)
-    check_reading(fps, short_side, size, region, sample_rate)
+    check_reading(fps, short_side, size, region, sample_rate_hz)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     scale = Scaler(short_side=short_side, size=size, region=region)
     start = fraction(start_seconds)
     end = None if end_seconds is None else fraction(end_seconds)
     try:
-        with Frames(path, spool) as frames, _open(path) as container:
-            return _decode(path, container, start, end, fps, scale, frames, sample_rate)
+        with Frames(path, None if spool is None else Path(spool)) as frames, _open(path) as container:
+            return _decode(path, container, start, end, fps, scale, frames, sample_rate_hz)
     except EXHAUSTED as error:
         raise MemoryError(f"{path}: {_reason(error)}") from error
     except DECODE_ERRORS as error:
@@ -135,7 +136,7 @@ def check_reading(
     short_side: int | None,
     size: tuple[int, int] | None,
     region: tuple[int, int, int, int] | None,
-    sample_rate: int,
+    sample_rate_hz: int,
 ) -> None:
     """Raise ValueError for rates and sizes that no file can be read at; see `read_clip`."""
     if fps is not None and not 0 < fps < 1000:
@@ -146,8 +147,8 @@ def check_reading(
         raise ValueError(f"the video must keep at least one pixel, got short_side={short_side}, size={size}")
     if region is not None and (min(region[:2]) < 0 or min(region[2:]) < 1):
         raise ValueError(f"region is (x, y, width, height) in pixels, got {region}")
-    if sample_rate < 1:
-        raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
+    if sample_rate_hz < 1:
+        raise ValueError(f"sample_rate_hz must be at least 1 Hz, got {sample_rate_hz}")
 
 
 def _decode(
@@ -158,7 +159,7 @@ def _decode(
     fps: float | None,
     scale: Scaler,
     kept: Frames,
-    sample_rate: int,
+    sample_rate_hz: int,
 ) -> Clip:
     notes: list[str] = []
     video_streams, audio_streams = _streams(path, container, notes)
@@ -172,7 +173,7 @@ def _decode(
         )
     if audio_streams:
         own_clock = bool(video_streams) and _has_own_clock(audio_streams[0], video_streams[0], notes)
-        audio = tracks[audio_streams[0].index] = AudioTrack(path, sample_rate, by_count=avi, own_clock=own_clock)
+        audio = tracks[audio_streams[0].index] = AudioTrack(path, sample_rate_hz, by_count=avi, own_clock=own_clock)
 
     if video and start >= _SEEK_FROM_SECONDS:
         video.seek(container, video_streams[0])
@@ -205,7 +206,7 @@ def _decode(
     if video and video.jump:
         notes.append(video.jump)
     # Once each: a file that was read in two passes may break off in both.
-    return Clip(frames, times, fps, waveform, sample_rate, tuple(dict.fromkeys(notes)))
+    return Clip(frames, times, fps, waveform, sample_rate_hz, tuple(dict.fromkeys(notes)))
 
 
 def _open(path: Path) -> InputContainer:

@@ -62,7 +62,7 @@ def read_media(path: Path, annotation: Annotation, config: PrepareConfig, spool:
         short_side=config.short_side,
         size=config.size,
         region=config.region,
-        sample_rate=config.sample_rate_hz,
+        sample_rate_hz=config.sample_rate_hz,
         spool=spool,
     )
 

@@ -25,7 +25,7 @@ from avdistill.annotations.readers import Annotation
 from avdistill.dataset.clip_dataset import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK
 from avdistill.dataset.shards import JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
-from avdistill.fsio import file_checksum, reason, sync, sync_folder, write_json
+from avdistill.fsio import error_message, file_checksum, sync, sync_folder, write_json
 from avdistill.media.decoder import Clip
 from avdistill.preparation.clip_reader import remove_spools
 
@@ -226,7 +226,7 @@ class Journal:
 
     def skip(self, annotation: Annotation, error: Exception, source: tuple[int, int]) -> None:
         """Note a file that could not be read, why, and its bytes and mtime_ns before it was tried (`NO_FILE`)."""
-        self.skipped.append(Skip(annotation.clip_id, annotation.path, reason(error), *source))
+        self.skipped.append(Skip(annotation.clip_id, annotation.path, error_message(error), *source))
         self._write({"skipped": asdict(self.skipped[-1])})
 
     def _write(self, entry: dict[str, Any]) -> None:

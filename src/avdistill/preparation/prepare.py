@@ -26,7 +26,7 @@ from avdistill.annotations.readers import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
 from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
-from avdistill.fsio import acquire_staging_dir, commit, reason
+from avdistill.fsio import acquire_staging_dir, commit, error_message
 from avdistill.preparation.clip_reader import (
     PrepareConfig,
     Reader,
@@ -48,8 +48,8 @@ _TOOK_LONGER = re.compile(r": took longer than (\S+) s$")
 
 def prepare(
     annotations: list[Annotation],
-    videos: Path,
-    out: Path,
+    videos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     config: PrepareConfig,
     *,
     read: Reader = read_media,
@@ -87,6 +87,7 @@ def prepare(
         raise ConfigError(
             f"read: expected a function that worker processes can import, {read.__qualname__} is a script's"
         )
+    videos, out = Path(videos), Path(out)
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
     if config.jpeg_quality is None:  # came after datasets were made: theirs are the same settings
         del settings["config"]["jpeg_quality"]
@@ -125,7 +126,7 @@ def prepare(
         raise DatasetError(f"{out}: another process is preparing this dataset") from None
     except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
         raise DatasetError(
-            f"{out}: stopped: {reason(error)}; what is finished stays, the same command goes on when that is mended"
+            f"{out}: stopped: {error_message(error)}; finished clips are kept; fix this and run the same command again"
         ) from error
     return ClipDataset(out)
 

@@ -192,7 +192,11 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> Clip:
 
 
 def synthesize(
-    out: Path, config: SyntheticConfig, *, workers: int = 2, on_clip: Callable[[int, int], None] | None = None
+    out: str | os.PathLike[str],
+    config: SyntheticConfig,
+    *,
+    workers: int = 2,
+    on_clip: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make the data set in the folder `out`; a killed run continues where it stopped.
 
@@ -211,6 +215,7 @@ def synthesize(
     Raises:
         FileExistsError: `out` holds a data set of another configuration; the message names the difference.
     """
+    out = Path(out)
     clips = [(split, index) for split in SPLITS for index in range(config.clips(split))]
     truths = [plan_clip(config, split, index) for split, index in clips]
     _describe(out / "synthetic.json", config, truths)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.errors import TeacherError
-from avdistill.fsio import file_checksum, reason
+from avdistill.fsio import error_message, file_checksum
 from avdistill.inputs import AudioInput, VideoInput, View
 from avdistill.models.imagenet import renormalize_frames
 from avdistill.teachers.base import Teacher
@@ -144,7 +144,7 @@ def load_huggingface(name: str) -> Teacher:
         # What cannot be found or fetched is an OSError there.
         absent_here = isinstance(error, OSError) and not Path(name).is_dir()
         hint = "; without a network name a folder that holds its config.json, weights and preprocessor_config.json"
-        told = f"cannot be loaded: {reason(error)[:300]}{hint if absent_here else ''}"
+        told = f"cannot be loaded: {error_message(error)[:300]}{hint if absent_here else ''}"
         raise TeacherError(f"{HUGGINGFACE}{name}: {told}") from error
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) if _head(config) else ()
     return Teacher(

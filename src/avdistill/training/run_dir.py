@@ -22,8 +22,8 @@ from avdistill import distributed
 from avdistill.errors import RunError
 from avdistill.fsio import (
     commit,
+    error_message,
     open_lock,
-    reason,
     replace_text,
     sync_all,
     sync_folder,
@@ -40,7 +40,7 @@ def writing(run: Path) -> Iterator[None]:
         yield
     # PyTorch and safetensors have their own words for a disk that is full.
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{run}: cannot be written: {reason(error):.160}; what was saved before stays") from error
+        raise RunError(f"{run}: cannot be written: {error_message(error):.160}; what was saved before stays") from error
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def exclusive_lock(run: Path) -> Iterator[None]:
     except BlockingIOError:
         raise RunError(f"{run}: another process is training it") from None
     except OSError as error:
-        raise RunError(f"{run}: cannot be written: {reason(error)}") from error
+        raise RunError(f"{run}: cannot be written: {error_message(error)}") from error
     with lock:
         yield
 
@@ -158,7 +158,7 @@ def _state(folder: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-        raise RunError(f"{folder}/state.pt: missing or damaged: {reason(error):.160}") from error
+        raise RunError(f"{folder}/state.pt: missing or damaged: {error_message(error):.160}") from error
     return state
 
 
@@ -169,5 +169,5 @@ def data_manifest(run: Path) -> dict[str, Any]:
         if not {"dataset_checksum", "training"} <= record.keys():
             raise ValueError("dataset_checksum or training is not there")
     except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{run}: data.json is missing or damaged: {reason(error)}") from error
+        raise RunError(f"{run}: data.json is missing or damaged: {error_message(error)}") from error
     return dict(record)
