@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,38 +17,42 @@ from avdistill.inputs import View
 
 @dataclass(frozen=True)
 class Features:
-    """What every student and every teacher returns.
+    """The output of a network for a batch.
 
     Attributes:
-        embedding: (B, D) float, before any normalisation.
-        logits: (B, C) float, or None where the network has no classifier.
-        tokens: (B, K, D) float, the positions of the last feature map (for video in time, height, width order),
-            or None where there is no map.
+        embedding: (B, D) float, not normalized.
+        logits: (B, C) float, or None for a network without a classifier.
+        tokens: (B, K, D) float, the positions of the last feature map (of a video in the order time, height, width),
+            or None for a network without a feature map.
     """
 
     embedding: Tensor
     logits: Tensor | None = None
     tokens: Tensor | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Features:
-        """What `function` makes of every field that is there."""
-        return Features(
-            embedding=function(self.embedding),
-            logits=None if self.logits is None else function(self.logits),
-            tokens=None if self.tokens is None else function(self.tokens),
-        )
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """`function` applied to every field that is not None."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
 
-    def select(self, rows: Tensor) -> Features:
+    def select(self, rows: Tensor) -> Self:
         """The given rows (bool (B,) or int64 indices) of every field."""
         return self.map(lambda values: values[rows])
 
-    def detach(self) -> Features:
-        """The same values with no gradient to their source."""
+    def detach(self) -> Self:
+        """The same values without a gradient to their source."""
         return self.map(Tensor.detach)
 
 
+@dataclass(frozen=True)
+class StudentFeatures(Features):
+    """The output of a student: logits (B, C) are always there."""
+
+    logits: Tensor = field()
+
+
 class Network(nn.Module):
-    """What a student or teacher is: normalized video (B, 3, T, H, W) or a waveform (B, S) in, `Features` out.
+    """A student or teacher: normalized frames (B, 3, T, H, W) or a waveform (B, S) in, `Features` out.
 
     Attributes:
         modality: "video" or "audio".
@@ -60,6 +64,14 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Features:
         """The features of a batch."""
+        raise NotImplementedError
+
+
+class StudentNetwork(Network):
+    """A network with a classifier: what can be trained as a student."""
+
+    def forward(self, inputs: Tensor) -> StudentFeatures:
+        """The features of a batch, logits included."""
         raise NotImplementedError
 
 

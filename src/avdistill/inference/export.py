@@ -23,7 +23,7 @@ from avdistill.inference.compatibility import check_rates
 from avdistill.inputs import VideoInput
 from avdistill.models.checkpoint import load_student, save_student, student_folder
 from avdistill.models.imagenet import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
-from avdistill.types import Network, StudentConfig
+from avdistill.types import StudentConfig, StudentNetwork
 
 Format = Literal["onnx", "safetensors"]
 # The largest difference of any embedding or logit between the exported file and the run's student.
@@ -98,17 +98,16 @@ def export(
 class _Exported(nn.Module):
     """A student from what a clip holds, uint8 (B, T, H, W, 3) or float32 (B, S), to (embedding, logits)."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: StudentNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
-        assert features.logits is not None  # a student has a classifier
         return features.embedding, features.logits
 
 
-def _write_onnx(network: Network, description: StudentConfig, file: Path) -> Runner:
+def _write_onnx(network: StudentNetwork, description: StudentConfig, file: Path) -> Runner:
     """Write the file; returns how it answers."""
     import onnxruntime
 
@@ -140,7 +139,7 @@ def _write_onnx(network: Network, description: StudentConfig, file: Path) -> Run
     return answer
 
 
-def _write_safetensors(network: Network, description: StudentConfig, folder: Path) -> Runner:
+def _write_safetensors(network: StudentNetwork, description: StudentConfig, folder: Path) -> Runner:
     """Write weights and description; returns how a network built anew from them answers."""
     save_student(folder, network, description)
     again, _ = load_student(folder)
@@ -197,7 +196,7 @@ def _clip_inputs(dataset: ClipDataset, description: StudentConfig, most: int) ->
     return torch.stack([evaluation_window(read(int(clip)), view, dataset.sample_rate_hz, 0) for clip in chosen])
 
 
-def _describe(run: Path, network: Network, description: StudentConfig, file_format: Format) -> dict[str, Any]:
+def _describe(run: Path, network: StudentNetwork, description: StudentConfig, file_format: Format) -> dict[str, Any]:
     """All that is needed to feed the exported student, JSON-ready."""
     length = window_length(description.view, description.sample_rate_hz)
     describe = _describe_video if isinstance(description.view, VideoInput) else _describe_audio

@@ -19,7 +19,7 @@ from avdistill.inputs import VideoInput, View
 from avdistill.models.checkpoint import load_student
 from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig
-from avdistill.types import Network, StudentConfig
+from avdistill.types import StudentConfig, StudentNetwork
 
 Ranking = tuple[tuple[str, float], ...]
 
@@ -107,7 +107,7 @@ class Predictor:
         reading: how files are decoded for it.
     """
 
-    def __init__(self, network: Network, description: StudentConfig, reading: PrepareConfig) -> None:
+    def __init__(self, network: StudentNetwork, description: StudentConfig, reading: PrepareConfig) -> None:
         self.network, self.description, self.reading = network, description, reading
 
     def predict(
@@ -179,7 +179,6 @@ class Predictor:
         inputs = torch.stack([window.items for window in batch]).to(next(self.network.parameters()).device)
         with torch.inference_mode():
             features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
-            assert features.logits is not None  # a student has a classifier
             multi_label = self.description.multi_label
             probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
         return features.embedding.float().cpu().numpy(), probabilities.float().cpu().numpy()

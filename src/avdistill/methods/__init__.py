@@ -27,7 +27,7 @@ from avdistill.methods.relational import CC, PKT, RKD, SP, CCConfig, PKTConfig, 
 from avdistill.methods.robust import Robust, RobustConfig
 from avdistill.methods.supervised import Supervised, SupervisedConfig
 from avdistill.methods.vid import VID, VIDConfig
-from avdistill.types import Network, Option
+from avdistill.types import Option, StudentNetwork
 
 __all__ = [
     "METHODS",
@@ -139,7 +139,7 @@ def parse_method(text: str) -> MethodConfig:
     return CustomMethodConfig(f"{Path(file).resolve()}:{class_name}", options=options)
 
 
-def build_method(config: MethodConfig, student: Network, context: MethodContext) -> Method:
+def build_method(config: MethodConfig, student: StudentNetwork, context: MethodContext) -> Method:
     """The method that `config` describes, around a student, which becomes part of it.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import attention_transfer, masked_cross_entropy
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class AT(Method):
     needs = "tokens"
     uses_tokens = True
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `attention`."""
-        assert student.logits is not None
         assert student.tokens is not None
         assert batch.teacher is not None
         assert batch.teacher.tokens is not None

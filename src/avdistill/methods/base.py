@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avdistill.distributed import all_gather_with_grad
 from avdistill.models.imagenet import normalize_frames
-from avdistill.types import Batch, Features, Network, Option
+from avdistill.types import Batch, Option, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Method(nn.Module, ABC):
     #: whether the losses look at the student's map; where not, it does not travel between processes
     uses_tokens: ClassVar[bool] = False
 
-    def __init__(self, student: Network, config: Any, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: Any, context: MethodContext) -> None:
         """Build the helpers.
 
         Args:
-            student: maps normalized video (B, 3, T, H, W) or a waveform (B, S) to `Features`.
+            student: maps normalized video (B, 3, T, H, W) or a waveform (B, S) to `StudentFeatures`.
             config: an instance of `config_class`.
             context: of the run.
         """
@@ -78,7 +78,7 @@ class Method(nn.Module, ABC):
             return self.losses(student, replace(batch, frames=None, audio=None).map(all_gather_with_grad))
 
     @abstractmethod
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses.
 
         Args:
@@ -91,7 +91,7 @@ class Method(nn.Module, ABC):
         return [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
 
 
-def student_features(student: Network, batch: Batch) -> Features:
+def student_features(student: StudentNetwork, batch: Batch) -> StudentFeatures:
     """Run a student on the modality it takes (`student.modality`).
 
     Raises:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import kd_loss, kendall_tau, masked_cross_entropy, non_target_divergence
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class C2KD(Method):
     needs = "embedding"
     multi_label = False
 
-    def __init__(self, student: Network, config: C2KDConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: C2KDConfig, context: MethodContext) -> None:
         """Raises ValueError where there are fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
@@ -90,7 +90,7 @@ class C2KD(Method):
         """The student, and the three heads at the same rate, as in the release."""
         return [*super().parameter_groups(), {"name": "heads", "params": self._helpers(), "lr_scale": 1.0}]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `student_proxy`, `to_student`; teacher's heads: the other three.
 
         Raises:
@@ -99,7 +99,6 @@ class C2KD(Method):
         if batch.labels.ndim != 1:
             raise ValueError("method 'c2kd' needs one label per clip: it sets the target class apart from the others")
         c = self.config
-        assert student.logits is not None
         assert batch.teacher is not None
         losses = {
             "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
@@ -107,7 +106,6 @@ class C2KD(Method):
         rows = batch.has_teacher
         seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
         labels, labeled = batch.labels[rows], batch.labeled[rows]
-        assert seen.logits is not None
         if len(labels) == 0:  # nothing to look at, but the heads stay in the graph
             nothing = sum(p.sum() for p in self._helpers()) * 0.0 + seen.embedding.sum()
             names = ("teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher")

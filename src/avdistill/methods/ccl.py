@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import ccl_nce, masked_cross_entropy, two_way_divergence
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class CompositionHead(nn.Module):
         self.residual = nn.Linear(2 * width, width)
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(self, teacher: Tensor, student: Tensor) -> Features:
+    def forward(self, teacher: Tensor, student: Tensor) -> StudentFeatures:
         """The composed embedding (B, D) and logits (B, C) of embeddings (B, D) of both sides."""
         composed = teacher + self.residual(torch.cat([F.normalize(teacher, dim=1), F.normalize(student, dim=1)], dim=1))
-        return Features(embedding=composed, logits=self.classifier(composed))
+        return StudentFeatures(embedding=composed, logits=self.classifier(composed))
 
 
 class CCL(Method):
@@ -59,7 +59,7 @@ class CCL(Method):
     tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CCLConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: CCLConfig, context: MethodContext) -> None:
         """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""
         super().__init__(student, config, context)
         D = context.teacher_dim
@@ -75,26 +75,22 @@ class CCL(Method):
         bridge = list(self.bridge.parameters())
         return [*groups, {"name": "bridge", "params": bridge, "lr_scale": 1.0}] if bridge else groups
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `contrast`, `divergence`; head: the same three, with `head_` before them."""
         c = self.config
-        assert student.logits is not None
         assert batch.teacher is not None
         rows = batch.has_teacher
         seen, t = student.select(rows), batch.teacher.embedding[rows].detach()
-        assert seen.logits is not None
         v, labels, labeled = self.bridge(seen.embedding), batch.labels[rows], batch.labeled[rows]
 
         def contrast(first: Tensor, second: Tensor) -> Tensor:
             return ccl_nce(first=first, second=second, labels=labels, labeled=labeled, temperature=c.temperature)
 
-        def divergence(own: Tensor, composed: Features) -> Tensor:
-            assert composed.logits is not None
+        def divergence(own: Tensor, composed: StudentFeatures) -> Tensor:
             return two_way_divergence(first=own, second=composed.logits, multi_label=labels.ndim == 2)
 
         live = self._composed(t, v, train_head=c.released_head_gradients)
         apart = self._composed(t, v.detach())
-        assert apart.logits is not None
         return {
             "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
             "contrast": c.weight * (contrast(v, live.embedding) + contrast(v, t)),
@@ -104,6 +100,6 @@ class CCL(Method):
             "head_divergence": c.weight * divergence(seen.logits.detach(), apart),
         }
 
-    def _composed(self, teacher: Tensor, student: Tensor, *, train_head: bool = True) -> Features:
+    def _composed(self, teacher: Tensor, student: Tensor, *, train_head: bool = True) -> StudentFeatures:
         frozen = {} if train_head else {name: p.detach() for name, p in self.head.named_parameters()}
         return functional_call(self.head, frozen, (teacher, student))

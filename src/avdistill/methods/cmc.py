@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from avdistill.losses import masked_cross_entropy, symmetric_info_nce
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CMC(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CMCConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""
         super().__init__(student, config, context)
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
@@ -47,9 +47,8 @@ class CMC(Method):
         params = [*self.student_projection.parameters(), *self.teacher_projection.parameters()]
         return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `contrast`."""
-        assert student.logits is not None
         assert batch.teacher is not None
         rows = batch.has_teacher
         contrast = symmetric_info_nce(

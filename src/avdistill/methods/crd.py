@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import masked_cross_entropy, noise_contrastive_estimation, symmetric_info_nce
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class CRD(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CRDConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: CRDConfig, context: MethodContext) -> None:
         """A linear projection for each side, and the memory.
 
         Raises:
@@ -134,13 +134,12 @@ class CRD(Method):
         params = [*self.student_projection.parameters(), *self.teacher_projection.parameters()]
         return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `contrast`.
 
         Raises:
             ValueError: the memory is asked for and the batch does not say which clips it holds.
         """
-        assert student.logits is not None
         assert batch.teacher is not None
         rows = batch.has_teacher
         s = F.normalize(self.student_projection(student.embedding[rows]), dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import dist_inter_loss, dist_intra_loss, masked_cross_entropy
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class DIST(Method):
     tuning: ClassVar = {"temperature": (1.0, 4.0), "weight": (0.3, 1.0, 2.0)}
     needs = "logits"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `inter_class` and `intra_class`."""
-        assert student.logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         c, rows = self.config, batch.has_teacher

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avdistill.losses import dkd_loss, masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext, PassCounter
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class DKD(Method):
     needs = "logits"
     multi_label = False
 
-    def __init__(self, student: Network, config: DKDConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: DKDConfig, context: MethodContext) -> None:
         """Raises ValueError where there are fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
             raise ValueError("dkd needs two classes or more: it sets the target class apart from the others")
         self.counter = PassCounter()
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `decoupled`.
 
         Raises:
@@ -58,7 +58,6 @@ class DKD(Method):
         """
         if batch.labels.ndim != 1:
             raise ValueError("method 'dkd' needs one label per clip: it sets the target class apart from the others")
-        assert student.logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         c, rows = self.config, batch.has_teacher

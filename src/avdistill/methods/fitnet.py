@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from avdistill.losses import hint_regression, masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FitNet(Method):
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: FitNetConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: FitNetConfig, context: MethodContext) -> None:
         """The regressor is a linear layer from the student's width to the teacher's."""
         super().__init__(student, config, context)
         self.regressor = nn.Linear(student.embedding_dim, context.teacher_dim)
@@ -42,9 +42,8 @@ class FitNet(Method):
         regressor = {"name": "regressor", "params": list(self.regressor.parameters()), "lr_scale": 1.0}
         return [*super().parameter_groups(), regressor]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `hint`."""
-        assert student.logits is not None
         assert batch.teacher is not None
         rows = batch.has_teacher
         hint = hint_regression(student=self.regressor(student.embedding[rows]), teacher=batch.teacher.embedding[rows])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avdistill.losses import ifd_loss, masked_cross_entropy, pkt_loss
 from avdistill.methods.base import Method, MethodContext, PassCounter
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,19 @@ class IFD(Method):
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
     needs = "logits"
 
-    def __init__(self, student: Network, config: IFDConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: IFDConfig, context: MethodContext) -> None:
         """Raises ValueError for another divergence."""
         super().__init__(student, config, context)
         if config.divergence not in ("pkt", "hybrid"):
             raise ValueError(f"divergence must be 'pkt' or 'hybrid', got {config.divergence!r}")
         self.counter = PassCounter()
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `embedding_flow` and `logits_flow`."""
         c = self.config
         epoch = self.counter.advance() * self.context.batch_size // max(self.context.training_clips, 1)
         assert batch.teacher is not None
         seen, teacher = student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher)
-        assert student.logits is not None
-        assert seen.logits is not None
         assert teacher.logits is not None
         return {
             "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),

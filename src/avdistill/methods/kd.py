@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import kd_loss, masked_cross_entropy
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,9 @@ class KD(Method):
     tuning: ClassVar = {"temperature": (1.0, 2.0, 4.0, 8.0), "weight": (0.1, 0.3, 1.0)}
     needs = "logits"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `soft_labels`."""
         logits = student.logits
-        assert logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         rows = batch.has_teacher

@@ -20,7 +20,7 @@ from avdistill.losses import contrastive_semantic_calibration, filter_triplet, g
 from avdistill.losses.calibration import Temperature
 from avdistill.methods.base import Method, MethodContext
 from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, Features, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class MNFCSC(Method):
     needs = "embedding"
     uses_tokens = True
 
-    def __init__(self, student: Network, config: MNFCSCConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: MNFCSCConfig, context: MethodContext) -> None:
         """student: its features must have tokens; the teacher's embedding may have any width."""
         super().__init__(student, config, context)
         self.filter = NoiseFilter(
@@ -98,10 +98,9 @@ class MNFCSC(Method):
         }
         return [*super().parameter_groups(), filter_group]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `calibration`; filter: `filter_classification`, `triplet`, `sparsity`."""
         c = self.config
-        assert student.logits is not None
         assert batch.teacher is not None
         losses = {
             "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
@@ -140,7 +139,7 @@ class MNFCSC(Method):
         return {"sparsity": gate_sparsity(self.filter, self.config.sparsity, self.config.sparsity_weight)}
 
     def _filtered(
-        self, teacher: Features, seen: Features, *, train_filter: bool = True, on_copied_buffers: bool = False
+        self, teacher: Features, seen: StudentFeatures, *, train_filter: bool = True, on_copied_buffers: bool = False
     ) -> FilterOutput:
         replaced: dict[str, Tensor] = {}
         if not train_filter:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import masked_cross_entropy, neuron_selectivity
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class NST(Method):
     needs = "tokens"
     uses_tokens = True
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `selectivity`."""
-        assert student.logits is not None
         assert student.tokens is not None
         assert batch.teacher is not None
         assert batch.teacher.tokens is not None

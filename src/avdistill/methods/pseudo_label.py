@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import masked_cross_entropy
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ class PseudoLabel(Method):
     tuning: ClassVar = {"confidence": (0.0, 0.5, 0.8), "weight": (0.3, 1.0)}
     needs = "logits"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `pseudo_labels`."""
-        assert student.logits is not None
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         rows = batch.has_teacher & ~batch.labeled

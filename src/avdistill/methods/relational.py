@@ -19,15 +19,14 @@ from avdistill.losses import (
     sp_loss,
 )
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
-def _supervised(student: Features, batch: Batch) -> dict[str, Tensor]:
-    assert student.logits is not None
+def _supervised(student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
     return {"classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)}
 
 
-def _embeddings(student: Features, batch: Batch) -> tuple[Tensor, Tensor]:
+def _embeddings(student: StudentFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
     """(N, D) of the student and (N, E) of the teacher, of the N clips that have a teacher."""
     assert batch.teacher is not None
     rows = batch.has_teacher
@@ -54,7 +53,7 @@ class SP(Method):
     tuning: ClassVar = {"weight": (300.0, 1000.0, 3000.0)}
     needs = "embedding"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `similarity`."""
         seen, teacher = _embeddings(student, batch)
         similarity = sp_loss(student=seen, teacher=teacher)
@@ -88,7 +87,7 @@ class CC(Method):
     tuning: ClassVar = {"weight": (0.02, 1.0, 100.0), "embedding_dim": (0, 128)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: CCConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: CCConfig, context: MethodContext) -> None:
         """Raises ValueError for a negative width or order."""
         super().__init__(student, config, context)
         if config.embedding_dim < 0 or config.order < 0:
@@ -107,7 +106,7 @@ class CC(Method):
             {"name": "linear", "params": list(self.linear.parameters()), "lr_scale": 1.0},
         ]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `correlation`."""
         seen, teacher = _embeddings(student, batch)
         if self.linear:  # without rows, their outputs are empty and keep them in the graph
@@ -142,7 +141,7 @@ class RKD(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `distance` and `angle`."""
         c = self.config
         seen, teacher = _embeddings(student, batch)
@@ -172,7 +171,7 @@ class PKT(Method):
     tuning: ClassVar = {"weight": (300.0, 3000.0, 30000.0)}
     needs = "embedding"
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `transfer`."""
         seen, teacher = _embeddings(student, batch)
         transfer = pkt_loss(student=seen, teacher=teacher)

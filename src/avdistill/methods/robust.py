@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from avdistill.losses import masked_cross_entropy
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Robust(Method):
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "temperature": (0.5, 1.0, 2.0)}
     needs = "logits"
 
-    def __init__(self, student: Network, config: RobustConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: RobustConfig, context: MethodContext) -> None:
         """What is class_logits of the noise_model lies in `noise_model`; nothing trains but the student.
 
         Raises:
@@ -62,7 +62,7 @@ class Robust(Method):
             raise ValueError("robust needs the number of training clips")
         self.noise_model = NoiseModel(context.num_classes, context.training_clips)
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `likelihood`, the mean over the unlabeled clips (0 for one without a teacher).
 
         With several labels per clip `likelihood` is divided by C, as `classification` is.
@@ -70,7 +70,6 @@ class Robust(Method):
         Raises:
             ValueError: the batch does not say which clips it holds.
         """
-        assert student.logits is not None
         if batch.indices is None:
             raise ValueError("robust needs Batch.indices")
         several, there = batch.labels.ndim == 2, batch.has_teacher

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdistill.losses import masked_cross_entropy
 from avdistill.methods.base import Method
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Supervised(Method):
     config_class = SupervisedConfig
     uses_unlabeled = False
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`."""
-        assert student.logits is not None
         return {
             "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
         }

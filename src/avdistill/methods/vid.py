@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avdistill.losses import masked_cross_entropy, variational_information
 from avdistill.losses.features import VARIANCE_FLOOR
 from avdistill.methods.base import Method, MethodContext
-from avdistill.types import Batch, Features, Network
+from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class VID(Method):
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     needs = "embedding"
 
-    def __init__(self, student: Network, config: VIDConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: VIDConfig, context: MethodContext) -> None:
         """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear.
 
         Raises:
@@ -66,9 +66,8 @@ class VID(Method):
         helpers = {"name": "likelihood", "params": [*self.mean.parameters(), self.raw_variance], "lr_scale": 1.0}
         return [*super().parameter_groups(), helpers]
 
-    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `information`."""
-        assert student.logits is not None
         assert batch.teacher is not None
         rows = batch.has_teacher
         information = variational_information(

@@ -1,4 +1,4 @@
-"""Networks by name. Each may serve as student or as teacher; each returns `Features` with tokens."""
+"""Networks by name. Each may serve as student or as teacher; each returns `StudentFeatures` with tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
 from avdistill.models.r2plus1d import r2plus1d_xia2023, tiny_r2plus1d
 from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.models.yamnet import YAMNet
-from avdistill.types import Network, Option
+from avdistill.types import Option, StudentNetwork
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[..., Network]] = {
+MODELS: dict[str, Callable[..., StudentNetwork]] = {
     "cnn6": cnn6,
     "cnn10": cnn10,
     "cnn14": cnn14,
@@ -47,7 +47,7 @@ MODELS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> Network:
+def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> StudentNetwork:
     """A network of `MODELS` for `num_classes` classes.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avdistill.config_io import decode, encode
 from avdistill.errors import CheckpointError, ConfigError
 from avdistill.models import build_model
-from avdistill.types import Network, StudentConfig
+from avdistill.types import StudentConfig, StudentNetwork
 
 
 def save_student(folder: Path, student: nn.Module, description: StudentConfig) -> None:
@@ -21,7 +21,7 @@ def save_student(folder: Path, student: nn.Module, description: StudentConfig) -
     (folder / "student.json").write_text(json.dumps(encode(description), indent=1) + "\n", encoding="utf-8")
 
 
-def load_student(folder: str | Path) -> tuple[Network, StudentConfig]:
+def load_student(folder: str | Path) -> tuple[StudentNetwork, StudentConfig]:
     """A trained network in evaluation mode on the CPU, and its description.
 
     Args:

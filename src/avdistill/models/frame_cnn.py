@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.models.r2plus1d import _PointConv2d
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 
-class StackedFrames(Network):
+class StackedFrames(StudentNetwork):
     """A small 2-D residual network that takes the T frames as 3T channels: the cheapest student that sees motion."""
 
     modality = "video"
@@ -31,7 +31,7 @@ class StackedFrames(Network):
         )
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W) with exactly `frames` frames; the map has stride 8, one position in time."""
         if inputs.shape[2] != self.frames:
             raise ValueError(f"this student takes {self.frames} frames, got {inputs.shape[2]}")
@@ -41,10 +41,10 @@ class StackedFrames(Network):
             x = stage(x)
         tokens = x.flatten(2).transpose(1, 2)
         embedding = tokens.mean(1)
-        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
 
 
-class ShiftedFrames(Network):
+class ShiftedFrames(StudentNetwork):
     """A small 2-D residual network on every frame that hands an eighth of its channels to the next frame and an eighth
     to the previous one before each block (temporal shift: Lin, Gan and Han, ICCV 2019), so that motion is seen.
     """
@@ -62,7 +62,7 @@ class ShiftedFrames(Network):
         self.stages = nn.ModuleList(_Block2D(a, b, 2) for a, b in pairwise(widths))
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W), normalized; any T, H, W. The map's stride: 1 in time, 16 in space."""
         B, _, T = inputs.shape[:3]
         x = self.stem(inputs.transpose(1, 2).flatten(0, 1))  # (B T, width, H / 2, W / 2)
@@ -71,7 +71,7 @@ class ShiftedFrames(Network):
         x = x.unflatten(0, (B, T)).transpose(1, 2)  # (B, D, T, h, w)
         tokens = x.flatten(2).transpose(1, 2)
         embedding = tokens.mean(1)
-        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
 
 
 def _shift(x: Tensor, T: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that hear: mono waveform (B, S) -> `Features`, tokens in (time, frequency) order."""
+"""Networks that hear: mono waveform (B, S) -> `StudentFeatures`, tokens in (time, frequency) order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 
 def mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> Tensor:
@@ -61,7 +61,7 @@ class LogMel(nn.Module):
         return torch.log(spectrum.abs().transpose(1, 2) @ self.filters + 1e-3)
 
 
-class LogMelCNN(Network):
+class LogMelCNN(StudentNetwork):
     """A small convolutional network on log-mel: the audio teacher of the first day, under 1 M parameters.
 
     Embeddings are means of a map behind a ReLU, so they are non-negative, as those of PANNs' CNN14.
@@ -103,7 +103,7 @@ class LogMelCNN(Network):
         )
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, S) mono in [-1, 1]; any S, shorter than 32 ms is repeated."""
         x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
@@ -119,7 +119,7 @@ class LogMelCNN(Network):
                 x = F.avg_pool2d(x, (min(2, x.shape[2]), 2))
         tokens = x.flatten(2).transpose(1, 2)  # (B, time * frequency, D)
         embedding = tokens.mean(1)
-        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
 
 
 def blank_bands(x: Tensor, axis: int, bands: int = 2, share: float = 0.15) -> Tensor:

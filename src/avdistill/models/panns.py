@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.models.logmel_cnn import blank_bands
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 AUDIOSET_CLASSES = 527
 # Five halvings of the time axis need this many frames.
@@ -97,7 +97,7 @@ class ConvBlock(nn.Module):
         return F.dropout(F.avg_pool2d(x, self.pool), 0.2, self.training)
 
 
-class PANN(Network):
+class PANN(StudentNetwork):
     """A network of the PANNs family: log-mel, convolutions, fc1, classifier.
 
     The embedding is PANNs' `embedding`: relu(fc1(max + mean over time of the map's mean over frequency)). It goes to
@@ -143,7 +143,7 @@ class PANN(Network):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, S) mono in [-1, 1]; shorter than 0.31 s is repeated. Logits are before the sigmoid."""
         x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
@@ -155,7 +155,7 @@ class PANN(Network):
         pooled = F.dropout(times.amax(2) + times.mean(2), 0.5, self.training)
         embedding = F.relu(self.fc1(pooled))
         tokens = F.relu(self.fc1(2 * x.flatten(2).transpose(1, 2)))  # (B, time * frequency, D)
-        return Features(embedding=embedding, logits=self.fc_audioset(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.fc_audioset(embedding), tokens=tokens)
 
 
 def cnn14(

@@ -1,4 +1,4 @@
-"""Networks that see: normalized video (B, 3, T, H, W) -> `Features`, tokens in (time, height, width) order."""
+"""Networks that see: normalized video (B, 3, T, H, W) -> `StudentFeatures`, tokens in (time, height, width) order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 
 def _every(x: Tensor, *strides: int) -> Tensor:
@@ -92,7 +92,7 @@ class _Stage(nn.Module):
         return x
 
 
-class R2Plus1D(Network):
+class R2Plus1D(StudentNetwork):
     """R(2+1)D as the released implementation builds it (METHOD: released student); parameter names follow its files.
 
     It differs from torchvision's in the stem (3x7x7, whose middle width follows the same formula as every other
@@ -116,14 +116,14 @@ class R2Plus1D(Network):
         self.conv5 = _Stage(stages[2], stages[3], blocks[3], downsample=True)
         self.cls = nn.Linear(stages[3], num_classes)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W), normalized; any T, H, W. The map's stride: 8 in time, 16 in space."""
         x = inputs.contiguous(memory_format=torch.channels_last_3d)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
         tokens = x.flatten(2).transpose(1, 2)  # (B, K, D)
         embedding = tokens.mean(1)
-        return Features(embedding=embedding, logits=self.cls(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.cls(embedding), tokens=tokens)
 
 
 def r2plus1d_xia2023(num_classes: int, depth: int = 18, embedding_dim: int = 512) -> R2Plus1D:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 # Where each torchvision network keeps its last map, its classifier, and how the map lies: channels first or last.
 _TORCHVISION = {
@@ -29,7 +29,7 @@ class _Outputs(list[Tensor]):
         self.append(output)
 
 
-class TorchvisionVideo(Network):
+class TorchvisionVideo(StudentNetwork):
     """A torchvision video network with a new classifier; its own last map becomes the tokens."""
 
     modality = "video"
@@ -64,7 +64,7 @@ class TorchvisionVideo(Network):
         self._map = _Outputs()
         getattr(self.backbone, map_name).register_forward_hook(self._map)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""
         self._map.clear()
         embedding = self.backbone(inputs).flatten(1)
@@ -75,4 +75,4 @@ class TorchvisionVideo(Network):
             tokens = x.flatten(1, 3)
         else:
             tokens = x[:, 1:]  # MViT: the first is the class token
-        return Features(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
+        return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.types import Features, Network
+from avdistill.types import StudentFeatures, StudentNetwork
 
 YAMNET_CLASSES = 521
 SAMPLE_RATE_HZ = 16000
@@ -61,7 +61,7 @@ class LogMelPatches(nn.Module):
         return log_mel.unfold(1, _PATCH_FRAMES, _PATCH_HOP_FRAMES).transpose(2, 3)
 
 
-class YAMNet(Network):
+class YAMNet(StudentNetwork):
     """MobileNet-v1 on patches of 0.96 s.
 
     The embedding is the mean over patches. The logits are those whose sigmoid is YAMNet's score of the clip, which is
@@ -89,7 +89,7 @@ class YAMNet(Network):
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
 
-    def forward(self, inputs: Tensor) -> Features:
+    def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, S) mono in [-1, 1] at 16 kHz; silence completes the last patch."""
         patches = self.patches(inputs)
         B, P = patches.shape[:2]
@@ -98,7 +98,7 @@ class YAMNet(Network):
         logits = self.classifier(maps.mean((3, 4)))  # (B, P, C)
         # log of the mean probability less log of the mean of its complement, without ever leaving the logarithm.
         logits = F.logsigmoid(logits).logsumexp(1) - F.logsigmoid(-logits).logsumexp(1)
-        return Features(embedding=tokens.mean(1), logits=logits, tokens=tokens)
+        return StudentFeatures(embedding=tokens.mean(1), logits=logits, tokens=tokens)
 
 
 def _convolution(

@@ -22,7 +22,7 @@ from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.run_dir import data_manifest, run_config
-from avdistill.types import Network, StudentConfig
+from avdistill.types import StudentConfig, StudentNetwork
 
 
 @dataclass
@@ -220,7 +220,7 @@ def _describe(config: TrainConfig, dataset: ClipDataset, multi_label: bool) -> S
     )
 
 
-def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> Network:
+def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> StudentNetwork:
     """The student with the weights of the run's seed; one that would see or hear the dataset wrongly is refused."""
     torch.manual_seed(config.seed)
     name, options = config.student.model, config.student.options
