@@ -37,8 +37,8 @@ def main() -> None:
     )
     images = ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
-    for name in ("curves.png", "top1_accuracy.png"):
-        shutil.copy(arguments.out / name, images / f"demo-{name}")
+    shutil.copy(arguments.out / "study" / "curves.png", images / "demo-curves.png")
+    shutil.copy(arguments.out / "study" / "top1_accuracy-clean.png", images / "demo-top1_accuracy.png")
     print(result["table"], file=sys.stdout)
 
 

@@ -31,7 +31,7 @@ def test_demo_is_whole_and_resumable(small, tmp_path):
             return None
 
     result = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
-    assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train 3 students"]
+    assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train students"]
     assert result["test_clips"] == 12
     runs = [(row["method"], row["seed"]) for row in result["students"]]
     assert runs == [(m, 5) for m in ("supervised", "kd", "mnf_csc")]
@@ -45,6 +45,6 @@ def test_demo_is_whole_and_resumable(small, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
 
     # Interrupted after one student: the others stay as they are, that one is taken up from its last save.
-    (tmp_path / "runs" / "kd-5" / "metrics.json").unlink()
+    (tmp_path / "study" / "runs" / "clean" / "kd_temperature=2" / "seed-5" / "metrics.json").unlink()
     again = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
     assert again["students"] == result["students"]

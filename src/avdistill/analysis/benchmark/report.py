@@ -138,9 +138,17 @@ def _line(
 
 
 def write_study_report(
-    out: Path, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], groups: Sequence[int], facts: Sequence[str]
+    out: Path,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    groups: Sequence[int],
+    facts: Sequence[str],
+    *,
+    title: str,
+    page: Path,
+    first: Sequence[Section] = (),
 ) -> dict[str, Any]:
-    """Write `results.json`, tables (Markdown, CSV), plots (PNG) and `report.html` into a study's folder.
+    """Write `results.json`, tables (Markdown, CSV) and plots (PNG) into a study's folder, and its HTML page.
 
     Args:
         out: the folder.
@@ -148,6 +156,7 @@ def write_study_report(
         rows: of its runs.
         groups: (N,) video of each test clip.
         facts: sentences about the data, for the page.
+        title, page, first: of the page: its title, its file, and sections that stand before those of the study.
 
     Returns:
         What `results.json` holds.
@@ -158,7 +167,7 @@ def write_study_report(
     _write_csv(out / "table.csv", table)
     plain = [{k: v for k, v in row.items() if k not in ("curve", "losses", "correct")} for row in rows]
     _write_csv(out / "runs.csv", plain)
-    sections = [_what_was_done(record, facts)]
+    sections = [*first, _what_was_done(record, facts)]
     markdown = []
     for corruption in record["corruptions"]:
         lines = [line for line in table if line["corruption"] == corruption]
@@ -169,7 +178,7 @@ def write_study_report(
         images = plot_corruption(out, corruption, rows)
         sections.append(Section(corruption, rows=lines, columns=columns, images=images))
     (out / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    write_page(out / "report.html", title="avdistill compare", sections=sections)
+    write_page(page, title=title, sections=sections)
     return result
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -36,6 +36,7 @@ from avdistill.dataset.splits import clips_of_splits, labeled_clips, videos_of
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, method_class, parse_method
+from avdistill.reporting.page import Section
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
@@ -99,6 +100,10 @@ class Study:
     def corruption(self, text: str) -> Corruption:
         """What one of `corruptions` means."""
         return parse_corruption(text, self.base.train_split)
+
+    def run_folder(self, corruption: str, method: str, run: str) -> Path:
+        """Where a run lies: "seed-0" or "trial-0" of a method, as in `methods`, under one of `corruptions`."""
+        return self.out / "runs" / folder_name(corruption) / folder_name(method_label(method)) / run
 
     def corruption_dataset(self, text: str) -> Path:
         """Where the dataset under one of `corruptions` lies."""
@@ -227,7 +232,7 @@ class _MethodSweep:
         config = replace(
             study.base,
             dataset=self.dataset,
-            out=study.out / "runs" / folder_name(self.corruption) / folder_name(self.name) / run,
+            out=study.run_folder(self.corruption, self.name, run),
             method=setting.method,
             teacher=study.teacher if method_class(setting.method).needs else None,
             optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * setting.learning_rate_scale),
@@ -269,15 +274,10 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
         told["test_dataset_checksum"] = ClipDataset(study.test_dataset).checksum
     if files := {name: sum_ for name, config in methods.items() if (sum_ := custom_checksum(config))}:
         told["method_files"] = files
-    if study.base.train_split != "train":
-        # Older versions changed, and searched, the split "train" whatever was trained on: such a study cannot go on.
-        told["changed_and_searched"] = study.base.train_split
     told = json.loads(json.dumps({key: value for key, value in told.items() if key != "out"}))
     path = study.out / "study.json"
     if path.is_file():
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("test_dataset_checksum", "method_files"):  # earlier versions wrote none
-            recorded.setdefault(key, told.get(key))
         differing = [key for key in told if recorded.get(key) != told[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
@@ -307,8 +307,23 @@ def _corruption_datasets(study: Study, methods: Mapping[str, MethodConfig], teac
     return datasets
 
 
-def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tables, plots and page of a study's finished runs (`comparison_report.py`); returns what `results.json` holds."""
+def write_report(
+    study: Study,
+    rows: list[dict[str, Any]],
+    *,
+    title: str = "avdistill compare",
+    page: Path | None = None,
+    first: Sequence[Section] = (),
+) -> dict[str, Any]:
+    """Tables, plots and page of a study's finished runs (`report.py`); returns what `results.json` holds.
+
+    Args:
+        study: what was compared.
+        rows: as `run_study` returned them.
+        title: of the page.
+        page: its file; None is `report.html` in the study's folder.
+        first: sections that stand before those of the study.
+    """
     dataset = ClipDataset(study.test_dataset or study.dataset)
     clips = labeled_clips(dataset, study.test_split)
     groups = np.unique(videos_of(dataset, clips), return_inverse=True)[1].tolist()
@@ -333,7 +348,8 @@ def write_report(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"There are no metrics of retrieval: the test dataset has no labeled clips of split "
             f"{study.base.train_split!r} to look them up in."
         )
-    return write_study_report(study.out, record, rows, groups, facts)
+    page = page or study.out / "report.html"
+    return write_study_report(study.out, record, rows, groups, facts, title=title, page=page, first=first)
 
 
 def _dataset_summary(study: Study, text: str) -> str:
