@@ -19,7 +19,7 @@ from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference.runner import run_network
 from avdistill.inputs import VideoInput
 from avdistill.methods import MethodContext, MNFCSCConfig, build_method
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 
 
 def main() -> None:

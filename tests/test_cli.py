@@ -13,8 +13,8 @@ from avdistill.cli import VERBS, main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError
 from avdistill.inputs import AudioInput
-from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
+from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig
 
 

@@ -29,7 +29,8 @@ from avdistill.fsio import write_json
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import TrainConfig, resume, train
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import environment

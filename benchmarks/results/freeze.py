@@ -33,11 +33,12 @@ from avdistill.evaluation.retrieval import retrieve
 from avdistill.inference.predictor import load
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import METHODS
-from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student
+from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import SyntheticConfig, synthesize
-from avdistill.teachers import Teacher, embed
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import embed
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
 from avdistill.training.run_dir import environment
 

@@ -34,7 +34,8 @@ from avdistill.fsio import write_json
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 from avdistill.training.run_dir import environment
 

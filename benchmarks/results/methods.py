@@ -23,7 +23,8 @@ from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 from avdistill.training.recipes import RECIPES
 

@@ -29,7 +29,9 @@ from avdistill.fsio import write_json
 from avdistill.media.decoder import read_clip
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import prepare
-from avdistill.teachers import Teacher, embed, load_teacher
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "named_teachers.json"

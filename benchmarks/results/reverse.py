@@ -38,7 +38,8 @@ from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
 from avdistill.training.run_dir import environment
 from avdistill.types import Option

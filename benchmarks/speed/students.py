@@ -31,7 +31,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
 from avdistill.methods import MethodContext, SupervisedConfig, build_method
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
 from avdistill.types import Batch, Option
 from measuring import RESULTS, Row, against, machine, process_of, write_rows

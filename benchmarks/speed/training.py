@@ -19,8 +19,8 @@ import torch
 import baseline
 from avdistill.methods import MethodContext, MNFCSCConfig, SupervisedConfig, build_method
 from avdistill.methods.base import Method
-from avdistill.models import build_model
 from avdistill.models.imagenet import normalize_frames
+from avdistill.models.registry import build_model
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.malloc import configure_malloc
 from avdistill.training.optim import build_optimizer, clip_gradients

@@ -12,7 +12,7 @@ _HOMES = {
     "Batch": "avdistill.types",
     "Features": "avdistill.types",
     "METHODS": "avdistill.methods",
-    "MODELS": "avdistill.models",
+    "MODELS": "avdistill.models.registry",
     "Method": "avdistill.methods",
     "NoiseFilter": "avdistill.models.noise_filter",
     "RECIPES": "avdistill.training.recipes",

@@ -27,7 +27,7 @@ from avdistill.errors import ConfigError
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.methods import METHODS, CustomMethodConfig, KDConfig, MNFCSCConfig, parse_method
-from avdistill.teachers.linear_head import add_features
+from avdistill.teachers.extraction import add_features
 from avdistill.training.recipes import RECIPES
 
 SMALL = [

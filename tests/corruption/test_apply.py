@@ -19,7 +19,8 @@ from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput
 from avdistill.models.logmel_cnn import LogMelCNN
-from avdistill.teachers.base import Teacher, embed
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import embed
 from avdistill.teachers.transfer import audio_sources, transfer_features
 
 
@@ -178,7 +179,7 @@ def test_new_audio_must_be_heard_by_the_teacher_itself(many_clips, tmp_path):
 def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):
     """Its old logits know labels that the corruption takes away, and which audio belongs to which clip."""
     rng = np.random.default_rng(0)
-    from avdistill.teachers.linear_head import add_features
+    from avdistill.teachers.extraction import add_features
 
     embedding = rng.standard_normal((len(many_clips), 6)).astype(np.float32)
     add_features(many_clips, "plain", modality="audio", source="s", embedding=embedding, logits=None, classes=())
@@ -194,7 +195,7 @@ def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):
 
 
 def test_a_head_is_fitted_again_on_the_splits_it_was_fitted_on(many_clips, tmp_path):
-    from avdistill.teachers.linear_head import add_features
+    from avdistill.teachers.extraction import add_features
 
     about = {"modality": "audio", "source": "s", "logits": None, "classes": ()}
     embedding = np.random.default_rng(0).standard_normal((len(many_clips), 6)).astype(np.float32)
@@ -420,7 +421,7 @@ def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
 
 
 def test_a_head_is_fitted_again_where_a_class_has_no_label_left(filmed, tmp_path):
-    from avdistill.teachers.linear_head import add_features
+    from avdistill.teachers.extraction import add_features
 
     embedding = np.random.default_rng(0).standard_normal((len(filmed), 6)).astype(np.float32)
     add_features(filmed, "plain", modality="audio", source="s", embedding=embedding, logits=None, classes=())

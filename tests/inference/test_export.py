@@ -25,9 +25,9 @@ from avdistill.inference import export as export_module
 from avdistill.inference.export import export
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.media.decoder import read_clip
-from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.imagenet import normalize_frames
+from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")

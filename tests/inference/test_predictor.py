@@ -28,8 +28,8 @@ from avdistill.inference.predictor import Predictor, load
 from avdistill.inference.runner import run_network
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.media.decoder import read_clip
-from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
+from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.types import Features, Network, StudentConfig
 from support.media_files import tone, write_video

@@ -12,12 +12,12 @@ from torch import nn
 
 from avdistill.errors import CheckpointError
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.models import MODELS, build_model
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.imagenet import normalize_frames
 from avdistill.models.logmel_cnn import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import _FactoredConv, r2plus1d_xia2023
+from avdistill.models.registry import MODELS, build_model
 from avdistill.types import StudentConfig
 
 INPUTS = {
@@ -282,7 +282,7 @@ TRAINED = [
 def test_small_networks_are_trained_at_large_sizes(name, options, shape):
     """In a process of its own, which is killed if it happens again."""
     program = (
-        "import torch; from avdistill.models import build_model; "
+        "import torch; from avdistill.models.registry import build_model; "
         f"build_model({name!r}, 3, {options!r})(torch.randn({shape!r})).logits.sum().backward(); print('trained')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from avdistill.errors import CheckpointError
-from avdistill.models import build_model
 from avdistill.models.panns import PowerLogMel, slaney_mel_filters
 from avdistill.models.pretrained import Download, fetch, load_panns
+from avdistill.models.registry import build_model
 from support.golden_rule import ruled_weights
 from support.panns_module import load_panns_inference
 

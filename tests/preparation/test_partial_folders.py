@@ -13,8 +13,8 @@ from avdistill.errors import DatasetError
 from avdistill.fsio import open_lock
 from avdistill.inference.export import export
 from avdistill.inputs import AudioInput
-from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
+from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.types import StudentConfig
 

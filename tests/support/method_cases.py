@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from avdistill.methods import Method, MethodConfig, MethodContext, build_method
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.types import Batch, Features, Network
 
 C, B, D, N = 4, 6, 16, 20  # classes, clips of the batch, width of student and teacher, training clips

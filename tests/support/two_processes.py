@@ -18,7 +18,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.inputs import VideoInput
 from avdistill.methods import METHODS, CRDConfig, MethodContext, MNFCSCConfig, build_method
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 from avdistill.types import Features, Network
 

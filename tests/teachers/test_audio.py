@@ -10,11 +10,11 @@ import torch
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, TeacherError
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.models.yamnet import YAMNet
-from avdistill.teachers import embed, load_teacher
 from avdistill.teachers.audio import AUDIO_TEACHERS, RANDOM
-from avdistill.teachers.base import Resampled
+from avdistill.teachers.extraction import Resampled, embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.types import Features, Network
 from support.tensorflow_variables import write_bundle, yamnet_variables
 

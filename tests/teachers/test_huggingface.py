@@ -9,7 +9,8 @@ import torch
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import TeacherError
 from avdistill.models.imagenet import normalize_frames
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install avdistill[huggingface]"

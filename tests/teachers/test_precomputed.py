@@ -11,8 +11,8 @@ import pytest
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
-from avdistill.teachers import load_teacher
 from avdistill.teachers.precomputed import embed_precomputed
+from avdistill.teachers.registry import load_teacher
 
 
 @pytest.fixture

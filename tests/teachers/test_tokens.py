@@ -20,10 +20,11 @@ from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.errors import DatasetError, RunError, TeacherError
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import ATConfig, FitNetConfig, NSTConfig
-from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.teachers import TEACHERS, embed, load_teacher
+from avdistill.models.registry import build_model
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import TEACHERS, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
 from avdistill.types import Features, Network, StudentConfig
 
@@ -172,7 +173,8 @@ def test_a_teacher_without_a_map_is_told_in_one_line(prepared, ears, tmp_path):
     dataset = ClipDataset(shutil.copytree(prepared, tmp_path / "dataset"))
     teacher = replace(load_teacher(ears), network=Faceless(), classes=(), source="a faceless network")
     files = sorted(file.name for file in dataset.folder.iterdir())
-    with pytest.raises(TeacherError, match=r"^teacher 'it': expected .* map, .* found none in a faceless network$"):
+    message = "^teacher 'it': expected a network with a feature map for --tokens, found none in a faceless network$"
+    with pytest.raises(TeacherError, match=message):
         embed(dataset, teacher, "it", tokens=True)
     assert sorted(file.name for file in dataset.folder.iterdir()) == files
     assert ClipDataset(dataset.folder).teachers == {}

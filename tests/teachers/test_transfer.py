@@ -13,8 +13,9 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models.logmel_cnn import LogMelCNN
-from avdistill.teachers import Teacher, embed
-from avdistill.teachers.linear_head import add_features, maker
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import add_features, embed
+from avdistill.teachers.linear_head import maker
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.transfer import audio_sources, transfer_features
 

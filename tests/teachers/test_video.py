@@ -17,10 +17,12 @@ from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, TeacherError
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.models import build_model
 from avdistill.models.efficientnet_lite import EfficientNetLite0
 from avdistill.models.imagenet import normalize_frames
-from avdistill.teachers import TEACHERS, Teacher, embed, load_teacher
+from avdistill.models.registry import build_model
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import TEACHERS, load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.fsio import open_lock
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.run_dir import run_progress
 from support.training_cases import STUDENT, config, same, state

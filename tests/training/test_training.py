@@ -24,9 +24,10 @@ from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
-from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student
-from avdistill.teachers import embed, load_teacher
+from avdistill.models.registry import build_model
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES

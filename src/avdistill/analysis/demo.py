@@ -19,7 +19,8 @@ from avdistill.reporting.page import Image, Section
 from avdistill.reporting.plots import method_styles, plot_confusion, plot_curves
 from avdistill.reporting.tables import markdown_table, summarize
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
-from avdistill.teachers import embed, load_teacher
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import resume, train
 from avdistill.training.recipes import RECIPES
 

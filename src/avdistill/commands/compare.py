@@ -16,7 +16,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS
 from avdistill.reporting.tables import markdown_table
-from avdistill.teachers import load_teacher
+from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import check_teacher, transfer_teachers
 from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES

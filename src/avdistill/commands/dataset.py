@@ -116,7 +116,7 @@ def prepare(arguments: list[str]) -> None:
     if a.labels is not None:
         annotations = keep_labels(annotations, a.labels)
     if a.teacher:
-        from avdistill.teachers import load_teacher
+        from avdistill.teachers.registry import load_teacher
 
         for run in a.teacher:  # one that is not there is told now, not after all is decoded
             load_teacher(run)

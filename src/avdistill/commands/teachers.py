@@ -15,7 +15,7 @@ from avdistill.commands.console import output, progress_bar
 from avdistill.commands.train import train_teacher
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
-from avdistill.teachers import ANY_ENCODER, TEACHERS
+from avdistill.teachers.registry import ANY_ENCODER, TEACHERS
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, method_class, parse_method
-from avdistill.models import MODELS
-from avdistill.teachers import embed as embed_dataset
-from avdistill.teachers import load_teacher
+from avdistill.models.registry import MODELS
+from avdistill.teachers.extraction import embed as embed_dataset
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run

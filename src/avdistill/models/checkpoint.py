@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avdistill.config_io import decode, encode
 from avdistill.errors import CheckpointError, ConfigError
-from avdistill.models import build_model
+from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig, StudentNetwork
 
 

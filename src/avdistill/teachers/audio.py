@@ -10,7 +10,6 @@ import torch
 from avdistill.errors import TeacherError
 from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput
-from avdistill.models import build_model
 from avdistill.models.panns import AUDIOSET_CLASSES, PANN
 from avdistill.models.pretrained import (
     Download,
@@ -21,6 +20,7 @@ from avdistill.models.pretrained import (
     load_panns,
     load_yamnet,
 )
+from avdistill.models.registry import build_model
 from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
 from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
 from avdistill.teachers.base import Teacher, TeacherSpec

@@ -1,28 +1,14 @@
-"""A frozen teacher: what it is, where it comes from, and how its features get into a dataset."""
+"""What a frozen teacher is, and what is known of one that goes by a name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from avdistill import distributed
-from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
-from avdistill.dataset.splits import has_modality
-from avdistill.errors import NoTokensError, TeacherError
-from avdistill.fsio import file_checksum
-from avdistill.inference.compatibility import check_rates
-from avdistill.inference.runner import run_network
 from avdistill.inputs import View
-from avdistill.models.checkpoint import load_student, student_folder
-from avdistill.teachers.linear_head import add_features
-from avdistill.types import Features, Network
+from avdistill.types import Network
 
 
 @dataclass(frozen=True)
@@ -76,146 +62,3 @@ class TeacherSpec:
     license: str
     load: Callable[[Path | None], Teacher]
     present: Callable[[], bool]
-
-
-class Resampled(Network):
-    """A network that hears, given audio of another rate: each window is resampled with scipy's polyphase filter."""
-
-    modality = "audio"
-
-    def __init__(self, network: Network, from_hz: int, to_hz: int) -> None:
-        """Args: network: wants `to_hz`; from_hz: of the audio that is given; both in samples a second."""
-        super().__init__()
-        self.network, self.embedding_dim, self.from_hz, self.to_hz = network, network.embedding_dim, from_hz, to_hz
-
-    def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, S) mono at `from_hz`; no gradient flows to it."""
-        from scipy.signal import resample_poly
-
-        shared = math.gcd(self.from_hz, self.to_hz)
-        audio = resample_poly(inputs.detach().cpu().numpy(), self.to_hz // shared, self.from_hz // shared, axis=1)
-        # Never a sample more than the window's time: one too many would begin another of YAMNet's patches.
-        length = max(1, inputs.shape[1] * self.to_hz // self.from_hz)
-        return self.network(torch.from_numpy(audio[:, :length]).to(inputs))
-
-
-def load_run(run: str | Path) -> Teacher:
-    """A teacher from a run folder: an ordinary supervised run's best student.
-
-    Raises:
-        CheckpointError: there is no trained network.
-    """
-    folder = Path(run)
-    network, description = load_student(folder)
-    weights = student_folder(folder) / "student.safetensors"
-    return Teacher(
-        network=network,
-        view=description.view,
-        classes=description.classes,
-        multi_label=description.multi_label,
-        fps=description.fps,
-        sample_rate_hz=description.sample_rate_hz,
-        source=f"{description.model} of run {folder.name}, sha256 {file_checksum(weights)[:16]}",
-    )
-
-
-def embed(
-    dataset: ClipDataset,
-    teacher: Teacher,
-    name: str,
-    *,
-    batch_size: int = 32,
-    tokens: bool = False,
-    head_split: str = "train",
-    device: str = "auto",
-    on_batch: Callable[[int, int], None] | None = None,
-) -> TeacherEntry:
-    """Put the teacher's mean embedding and logits of every clip into the dataset, under `name`.
-
-    Where the teacher's classes are not the dataset's, the logits are those of a linear head
-    (`teachers/linear_head.py`), fitted on the labeled clips of `head_split`.
-    With `tokens` its last feature tokens are stored as well, for methods that look at them (AT, NST).
-    Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
-    torchrun the processes share the clips and process 0 writes.
-
-    Raises:
-        TeacherError: the dataset's rate differs from what the teacher was trained at, no clip holds its modality, or
-            `tokens` are asked of a teacher that has none.
-    """
-    network, source = _at_rates_of(dataset, teacher, name)
-    clips = _clips_for(dataset, teacher, name)
-    with distributed.init_distributed(device) as own_device:
-        try:
-            outputs = run_network(
-                network.to(own_device),
-                dataset,
-                clips,
-                teacher.view,
-                multi_label=teacher.multi_label,
-                batch_size=batch_size,
-                with_tokens=tokens,
-                on_batch=on_batch,
-            )
-        except NoTokensError as error:
-            raise TeacherError(
-                f"teacher {name!r}: expected a network with a feature map for --tokens, found none in {source}"
-            ) from error
-        present = outputs.present.numpy()
-        if distributed.rank() == 0:
-            add_features(
-                dataset,
-                name,
-                modality=teacher.view.modality,
-                source=source,
-                embedding=_rows(dataset, clips, present, outputs.embedding, np.nan),
-                logits=_rows(dataset, clips, present, outputs.logits, np.nan) if teacher.classes else None,
-                classes=teacher.classes,
-                tokens=None if outputs.tokens is None else _rows(dataset, clips, present, outputs.tokens, 0.0),
-                head_split=head_split,
-            )
-        distributed.barrier()
-    return ClipDataset(dataset.folder).teachers[name]
-
-
-def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
-    """Rows of the clips that may say something to a teacher. Raises TeacherError where none does."""
-    clips = np.arange(len(dataset))
-    if teacher.view.modality == "audio":
-        clips = clips[~dataset.columns["silent"].astype(bool)]
-    if not has_modality(dataset, clips, teacher.view).any():
-        expected = "a video" if teacher.view.modality == "video" else "audio that is not silent"
-        raise TeacherError(
-            f"teacher {name!r}: expected clips with {expected}, {dataset.folder} holds none among its "
-            f"{len(dataset)} clips"
-        )
-    return clips
-
-
-def _rows(dataset: ClipDataset, clips: np.ndarray, present: np.ndarray, values: Tensor, missing: float) -> np.ndarray:
-    """A float32 row for every clip of the dataset: `values` (n, ...) where the n `clips` are present, else
-    `missing`.
-    """
-    rows = np.full((len(dataset), *values.shape[1:]), missing, dtype=np.float32)
-    rows[clips[present]] = values.numpy()[present]
-    return rows
-
-
-def _at_rates_of(dataset: ClipDataset, teacher: Teacher, name: str) -> tuple[Network, str]:
-    """The network as the dataset's clips may be given to it, and what made it, in words."""
-    fps = dataset.fps if teacher.any_fps else teacher.fps
-    rate, network = teacher.sample_rate_hz, teacher.network
-    if _is_resampled(dataset, teacher):
-        network = Resampled(network, dataset.sample_rate_hz, rate)
-        rate = dataset.sample_rate_hz
-    check_rates(dataset, teacher.view, fps, rate, f"teacher {name!r}")
-    return network, source_on(dataset, teacher)
-
-
-def source_on(dataset: ClipDataset, teacher: Teacher) -> str:
-    """What makes a teacher's features of the dataset's clips, in words, as `embed` writes it down."""
-    resampled = f", resampled from {dataset.sample_rate_hz} Hz" if _is_resampled(dataset, teacher) else ""
-    return teacher.source + resampled
-
-
-def _is_resampled(dataset: ClipDataset, teacher: Teacher) -> bool:
-    return teacher.any_rate and teacher.sample_rate_hz != dataset.sample_rate_hz

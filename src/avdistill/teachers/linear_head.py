@@ -30,43 +30,6 @@ _FOLDS = 5
 _NEVER = -20.0
 
 
-def add_features(
-    dataset: ClipDataset,
-    name: str,
-    *,
-    modality: str,
-    source: str,
-    embedding: np.ndarray,
-    logits: np.ndarray | None,
-    classes: tuple[str, ...],
-    tokens: np.ndarray | None = None,
-    head_split: str = "train",
-) -> TeacherEntry:
-    """Put a teacher's features into the dataset; where its classes are not the dataset's, with the logits of a head.
-
-    Args:
-        dataset: gets the features; `dataset.json` says how the logits were made.
-        name, modality, source, embedding, logits, classes, tokens: see `ClipDataset.add_teacher`.
-        head_split: whose labeled clips a head is fitted on.
-    """
-    fitted = not set(dataset.classes) <= set(classes)
-    if fitted:
-        logits, told = fit_head(dataset, embedding, split=head_split)
-        classes, source = dataset.classes, f"{source}; {told}"
-    dataset.add_teacher(
-        name,
-        modality=modality,
-        source=source,
-        embedding=embedding,
-        logits=logits,
-        classes=classes,
-        tokens=tokens,
-        fitted_head=fitted,
-        head_split=head_split if fitted else "train",
-    )
-    return ClipDataset(dataset.folder).teachers[name]
-
-
 def maker(entry: TeacherEntry) -> str:
     """What made a dataset's features, in words: their `source` without what is said there of a head."""
     return maker_of(entry.source)

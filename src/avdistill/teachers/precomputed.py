@@ -14,7 +14,7 @@ import numpy as np
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.errors import DatasetError
 from avdistill.fsio import file_checksum
-from avdistill.teachers.linear_head import add_features
+from avdistill.teachers.extraction import add_features
 
 PRECOMPUTED = "precomputed:"
 

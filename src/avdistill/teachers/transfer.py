@@ -9,8 +9,9 @@ import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
-from avdistill.teachers.base import Teacher, embed, source_on
-from avdistill.teachers.linear_head import add_features, maker
+from avdistill.teachers.base import Teacher
+from avdistill.teachers.extraction import add_features, embed, source_on
+from avdistill.teachers.linear_head import maker
 
 
 def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teacher | None = None) -> list[str]:

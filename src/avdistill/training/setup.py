@@ -17,8 +17,8 @@ from avdistill.dataset.splits import check_view_fits, clips_of_splits, encode_la
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.inputs import VideoInput
 from avdistill.methods import Method, MethodContext, build_method, custom_checksum, method_class
-from avdistill.models import build_model
 from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
+from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.run_dir import data_manifest, run_config

@@ -35,7 +35,7 @@ from avdistill.models.checkpoint import save_student, tensors
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from avdistill.teachers.linear_head import add_features
+from avdistill.teachers.extraction import add_features
 from avdistill.teachers.precomputed import read_embeddings
 from avdistill.types import StudentConfig
 

@@ -1,0 +1,64 @@
+"""The table of networks by name, and `build_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from avdistill.errors import ConfigError
+from avdistill.models.frame_cnn import ShiftedFrames, StackedFrames
+from avdistill.models.logmel_cnn import LogMelCNN
+from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
+from avdistill.models.r2plus1d import r2plus1d_xia2023, tiny_r2plus1d
+from avdistill.models.torchvision_video import TorchvisionVideo
+from avdistill.models.yamnet import YAMNet
+from avdistill.types import Option, StudentNetwork
+
+MODELS: dict[str, Callable[..., StudentNetwork]] = {
+    "cnn6": cnn6,
+    "cnn10": cnn10,
+    "cnn14": cnn14,
+    **{f"cnn14_emb{width}": partial(cnn14, embedding_dim=width) for width in (512, 128, 32)},
+    "logmel_cnn": LogMelCNN,
+    "panns_mobilenet_v1": panns_mobilenet_v1,
+    "r2plus1d_xia2023": r2plus1d_xia2023,
+    "shifted_frames": ShiftedFrames,
+    "stacked_frames": StackedFrames,
+    "tiny_r2plus1d": tiny_r2plus1d,
+    "yamnet": YAMNet,
+    **{
+        f"torchvision:{name}": partial(TorchvisionVideo, network=name)
+        for name in (
+            "r3d_18",
+            "mc3_18",
+            "r2plus1d_18",
+            "s3d",
+            "mvit_v1_b",
+            "mvit_v2_s",
+            "swin3d_t",
+            "swin3d_s",
+            "swin3d_b",
+        )
+    },
+}
+
+
+def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> StudentNetwork:
+    """A network of `MODELS` for `num_classes` classes.
+
+    Raises:
+        ConfigError: an unknown name, or options that the network does not take.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
+    try:
+        model = MODELS[name](num_classes=num_classes, **dict(options or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model {name!r}: {error}") from error
+    # Two-dimensional convolutions are 1.3 to 2 times faster on CPUs with channels last; values do not change.
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
