@@ -15,13 +15,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from avdistill.analysis.benchmark.study import OnProgress, Study, run_study, write_report
+from avdistill.analysis.benchmark.study import Study, run_study, write_report
 from avdistill.annotations.readers import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from avdistill.progress import OnProgress, Progress
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
@@ -65,11 +66,11 @@ def told_on_change() -> OnProgress:
     """Prints how far a study is whenever other runs are under way."""
     last = ""
 
-    def told(done: int, total: int, running: str) -> None:
+    def told(progress: Progress) -> None:
         nonlocal last
-        if running != last:
-            print(f"{done} of {total} steps: {running}", file=sys.stderr, flush=True)
-            last = running
+        if progress.note != last:
+            print(f"{progress.done} of {progress.total} steps: {progress.note}", file=sys.stderr, flush=True)
+            last = progress.note
 
     return told
 

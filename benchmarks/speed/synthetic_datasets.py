@@ -10,7 +10,7 @@ from PIL import Image
 from avdistill.annotations.readers import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.media.decoder import Clip
-from avdistill.preparation.journal import Journal, discard
+from avdistill.preparation.journal import Journal, remove_journal
 
 CLASSES = 51
 
@@ -63,5 +63,5 @@ def synthetic_dataset(
         annotation = Annotation(f"clip_{i:06d}", f"clip_{i:06d}.mp4", (f"class_{i % CLASSES:02d}",), "train")
         journal.add(annotation, Clip(images[i % len(images)], times, 4.0, audio, 16000), (0, 0))
     journal.finish(settings)
-    discard(folder)
+    remove_journal(folder)
     return ClipDataset(folder)

@@ -93,12 +93,12 @@ def test_interrupted_preparation_goes_on_to_the_same_checksum(prepared, small_se
     class Killed(BaseException):
         pass
 
-    def on_clip(done, total):
-        if done == stop_after:
+    def on_progress(progress):
+        if progress.done == stop_after:
             raise Killed
 
     with pytest.raises(Killed):
-        prepare(annotations, folder, out, CONFIG, workers=1, on_clip=on_clip)
+        prepare(annotations, folder, out, CONFIG, workers=1, on_progress=on_progress)
     assert not out.exists()
     # What a kill leaves between a clip's bytes and its line in the journal: bytes nobody vouches for, half a line.
     with (staging_dir(out) / "frames-00000.npy").open("ab") as file:
@@ -109,7 +109,7 @@ def test_interrupted_preparation_goes_on_to_the_same_checksum(prepared, small_se
     with pytest.raises(DatasetError, match="interrupted"):
         ClipDataset(out)
     counts = []
-    dataset = prepare(annotations, folder, out, CONFIG, workers=1, on_clip=lambda done, total: counts.append(done))
+    dataset = prepare(annotations, folder, out, CONFIG, workers=1, on_progress=lambda p: counts.append(p.done))
     assert counts[0] == stop_after + 1
     assert dataset.checksum == ClipDataset(prepared).checksum
     assert dataset.verify() == []
@@ -149,12 +149,12 @@ def test_two_processes_do_not_prepare_one_dataset(small_set, tmp_path):
     folder, annotations = small_set
     out = tmp_path / "dataset"
 
-    def on_clip(done, total):
-        if done == 1:
+    def on_progress(progress):
+        if progress.done == 1:
             with pytest.raises(DatasetError, match="another process"):
                 prepare(annotations, folder, out, CONFIG, workers=1)
 
-    prepare(annotations[:3], folder, out, CONFIG, workers=1, on_clip=on_clip)
+    prepare(annotations[:3], folder, out, CONFIG, workers=1, on_progress=on_progress)
 
 
 def test_damage_is_found(prepared, small_set, tmp_path):

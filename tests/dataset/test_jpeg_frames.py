@@ -116,12 +116,12 @@ def test_interrupted_it_goes_on_to_the_same_checksum(compressed, small_set, tmp_
     class KilledError(BaseException):
         pass
 
-    def on_clip(done, total):
-        if done == stop_after:
+    def on_progress(progress):
+        if progress.done == stop_after:
             raise KilledError
 
     with pytest.raises(KilledError):
-        prepare(annotations, folder, out, CONFIG, workers=1, on_clip=on_clip)
+        prepare(annotations, folder, out, CONFIG, workers=1, on_progress=on_progress)
     for name in ("frames-00000.npy", "frames-00000.jpeg", "frames-00007.jpeg"):
         with (staging_dir(out) / name).open("ab") as file:
             file.write(b"\x07" * 12345)  # bytes that nobody vouches for

@@ -117,12 +117,12 @@ def test_going_on_with_changed_files_stops(small_set, tmp_path):
     for a in annotations[:6]:
         shutil.copy2(folder / a.path, videos)
 
-    def on_clip(done, total):
-        if done == 3:
+    def on_progress(progress):
+        if progress.done == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        prepare(annotations[:6], videos, out, CONFIG, on_clip=on_clip)
+        prepare(annotations[:6], videos, out, CONFIG, on_progress=on_progress)
     second = videos / annotations[1].path
     shutil.copy2(second, tmp_path / "kept")
     second.write_bytes((videos / annotations[2].path).read_bytes())
@@ -236,11 +236,11 @@ def test_a_dataset_that_is_finished_while_we_start(prepared, small_set, tmp_path
         shutil.copytree(prepared, out)
         return ours or lock(partial)
 
-    def on_clip(done, total):
+    def on_progress(progress):
         raise AssertionError("prepared anew")
 
     monkeypatch.setattr(fsio, "open_lock", finished_meanwhile)
-    dataset = prepare(annotations, folder, out, CONFIG, on_clip=on_clip)
+    dataset = prepare(annotations, folder, out, CONFIG, on_progress=on_progress)
     assert dataset.checksum == ClipDataset(prepared).checksum
     assert not staging_dir(out).exists()
 

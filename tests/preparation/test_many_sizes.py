@@ -28,8 +28,8 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
 folder, out, config, clips, last = sys.argv[1:]
 clips = [Annotation(name, path, (), "train") for name, path in json.loads(clips)]
-on_clip = lambda done, total: os._exit(7) if done == int(last) else None
-prepare(clips, Path(folder), Path(out), PrepareConfig(**json.loads(config)), workers=1, on_clip=on_clip)
+on_progress = lambda progress: os._exit(7) if progress.done == int(last) else None
+prepare(clips, Path(folder), Path(out), PrepareConfig(**json.loads(config)), workers=1, on_progress=on_progress)
 """
 
 

@@ -34,19 +34,19 @@ def contents(folder):
 def interrupted(small_set, tmp_path):
     """Where a dataset was being prepared."""
 
-    def on_clip(done, total):
-        if done == 5:
+    def on_progress(progress):
+        if progress.done == 5:
             raise Killed
 
     folder, annotations = small_set
     with pytest.raises(Killed):
-        prepare(annotations, folder, tmp_path / "big", CONFIG, on_clip=on_clip)
+        prepare(annotations, folder, tmp_path / "big", CONFIG, on_progress=on_progress)
     return tmp_path / "big"
 
 
 def assert_it_goes_on(interrupted, small_set, prepared):
     read = []
-    dataset = prepare(small_set[1], small_set[0], interrupted, CONFIG, on_clip=lambda done, total: read.append(done))
+    dataset = prepare(small_set[1], small_set[0], interrupted, CONFIG, on_progress=lambda p: read.append(p.done))
     assert dataset.checksum == ClipDataset(prepared).checksum
     assert len(read) == len(dataset) - 5
 

@@ -37,12 +37,12 @@ def begin(small_set, out, config, clips):
     """Stop a preparation after some clips; returns its folder."""
     folder, annotations = small_set
 
-    def on_clip(done, total):
-        if done == clips:
+    def on_progress(progress):
+        if progress.done == clips:
             raise Killed
 
     with pytest.raises(Killed):
-        prepare(annotations[:CLIPS], folder, out, config, workers=1, on_clip=on_clip)
+        prepare(annotations[:CLIPS], folder, out, config, workers=1, on_progress=on_progress)
     return staging_dir(out)
 
 
@@ -50,7 +50,7 @@ def go_on(small_set, out, config, dataset):
     """Finish it; returns how many clips were prepared again or for the first time."""
     folder, annotations = small_set
     read = []
-    prepare(annotations[:CLIPS], folder, out, config, workers=1, on_clip=lambda done, total: read.append(done))
+    prepare(annotations[:CLIPS], folder, out, config, workers=1, on_progress=lambda p: read.append(p.done))
     assert contents(out) == contents(dataset.folder)
     return len(read)
 

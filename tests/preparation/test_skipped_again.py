@@ -35,13 +35,13 @@ def begun(request, small_set, tmp_path):
     clips = [Annotation(name, f"{name}.mp4", (), "train") for name in ("bad", "late")]
     clips = [small_set[1][0], *clips, *small_set[1][1:6]]
 
-    def on_clip(done, total):
-        if done == 6 and request.param == "interrupted":
+    def on_progress(progress):
+        if progress.done == 6 and request.param == "interrupted":
             raise Killed
 
     if request.param == "interrupted":
         with pytest.raises(Killed):
-            prepare(clips, videos, out, CONFIG, on_clip=on_clip)
+            prepare(clips, videos, out, CONFIG, on_progress=on_progress)
         return videos, clips, out, staging_dir(out)
     prepare(clips, videos, out, CONFIG)
     return videos, clips, out, out
@@ -95,10 +95,10 @@ def test_a_file_that_comes_while_others_are_read(small_set, tmp_path):
         shutil.copy2(folder / a.path, videos)
     clips = [Annotation("late", "late.mp4", (), "train"), *annotations[:3]]
 
-    def on_clip(done, total):
+    def on_progress(progress):
         shutil.copy2(folder / annotations[0].path, videos / "late.mp4")
 
-    dataset = prepare(clips, videos, tmp_path / "dataset", CONFIG, on_clip=on_clip)
+    dataset = prepare(clips, videos, tmp_path / "dataset", CONFIG, on_progress=on_progress)
     assert "late" not in dataset.columns["id"]
     assert "late.mp4" in refused(DatasetError, videos, clips, tmp_path / "dataset")
 

@@ -37,7 +37,7 @@ CLEAR = Difficulty(
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synthetic")
     progress: list[tuple[int, int]] = []
-    annotations = synthesize(out, SMALL, workers=1, on_clip=lambda done, total: progress.append((done, total)))
+    annotations = synthesize(out, SMALL, workers=1, on_progress=lambda each: progress.append((each.done, each.total)))
     assert annotations == out / "annotations.csv"
     assert progress == [(done, 48) for done in range(1, 49)]
     return out
@@ -222,7 +222,7 @@ def test_resuming_keeps_finished_files_and_makes_missing_ones(tmp_path: Path) ->
     killed.rename(killed.with_name(killed.name + ".tmp"))  # what a kill in the middle of a clip leaves behind
     annotations.unlink()
     progress: list[tuple[int, int]] = []
-    synthesize(tmp_path, config, workers=1, on_clip=lambda done, total: progress.append((done, total)))
+    synthesize(tmp_path, config, workers=1, on_progress=lambda each: progress.append((each.done, each.total)))
     assert progress == [(6, 6)]
     assert digests(tmp_path) == before
     assert annotations.read_text() == text

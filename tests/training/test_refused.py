@@ -17,7 +17,7 @@ from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
-from avdistill.training.run_dir import run_progress
+from avdistill.training.run_dir import run_state
 from support.training_cases import STUDENT, config, same, state
 
 
@@ -64,7 +64,7 @@ def test_predictions_that_are_not_finite_end_the_run_where_the_losses_still_are(
     told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
     assert told["step"] == 4
     assert set(told["clips"]) == set(json.loads((tmp_path / "run" / "data.json").read_text())["validation"])
-    assert run_progress(tmp_path / "run").step == 2
+    assert run_state(tmp_path / "run").step == 2
     monkeypatch.undo()
     resume(tmp_path / "run")
     whole = train(replace(begun, out=tmp_path / "whole"))
@@ -75,9 +75,9 @@ def test_a_run_is_trained_by_one_process_at_a_time(taught, tmp_path):
     run = train(config(taught.folder, tmp_path / "run"), stop_after=3)
     with open_lock(run), pytest.raises(RunError, match="another process is training it"):
         resume(run)
-    assert run_progress(run).step == 3
+    assert run_state(run).step == 3
     resume(run)
-    assert run_progress(run).step == 10
+    assert run_state(run).step == 10
 
 
 def test_where_the_file_system_has_no_locks_a_run_is_trained_all_the_same(taught, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_where_the_file_system_has_no_locks_a_run_is_trained_all_the_same(taught
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    assert run_progress(train(config(taught.folder, tmp_path / "run", steps=2))).step == 2
+    assert run_state(train(config(taught.folder, tmp_path / "run", steps=2))).step == 2
 
 
 def test_a_damaged_run_is_named(taught, tmp_path):

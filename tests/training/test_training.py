@@ -31,7 +31,7 @@ from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import run_progress
+from avdistill.training.run_dir import run_state
 from avdistill.training.setup import TrainingSetup, load_method
 from support.training_cases import config, lines, same, state
 
@@ -161,7 +161,7 @@ def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
     for name in ("best", "last"):
         (broken / name).rename(broken / f"{name}.old")
     assert load_teacher(broken).source == load_teacher(tmp_path / "as_saved" / "run").source
-    assert run_progress(broken) == run_progress(tmp_path / "as_saved" / "run")
+    assert run_state(broken) == run_state(tmp_path / "as_saved" / "run")
     assert load_method(broken, taught)[1] == load_method(whole, taught)[1]
     resume(broken)
     assert same(state(whole), state(broken))

@@ -15,6 +15,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from avdistill.progress import OnProgress, Progress
 from avdistill.reporting.page import Image, Section
 from avdistill.reporting.plots import method_styles, plot_confusion, plot_curves
 from avdistill.reporting.tables import markdown_table, summarize
@@ -52,7 +53,7 @@ _COLUMNS = {
 }
 _VALUES = ("top1_accuracy", "hit@1", "map")
 
-Bar = Callable[[str], AbstractContextManager[Callable[..., None]]]
+Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
 def run_demo(
@@ -65,21 +66,21 @@ def run_demo(
         seeds: of the students; the data and the teacher are the same for all.
         workers: processes at a time; each training run takes one core.
         say: called with one line about each result.
-        bar: makes a progress bar, which is called with (done, total, note).
+        bar: makes a progress bar of a title.
 
     Returns:
         JSON-ready: `students` (a row per run), `summary`, `teacher`, `test_clips`, `table` (Markdown).
     """
     out.mkdir(parents=True, exist_ok=True)
     with bar("synthesize videos") as update:
-        listed = read_annotations(synthesize(out / "data", DEMO_DATA, workers=workers, on_clip=update))
+        listed = read_annotations(synthesize(out / "data", DEMO_DATA, workers=workers, on_progress=update))
     with bar("prepare dataset") as update:
         videos = out / "data" / "videos"
-        dataset = prepare(listed, videos, out / "dataset", DEMO_DATASET, workers=workers, on_clip=update)
+        dataset = prepare(listed, videos, out / "dataset", DEMO_DATASET, workers=workers, on_progress=update)
     teacher_run = _train_teacher(out / "teacher", dataset, bar)
     if "audio" not in dataset.teachers:
         with bar("embed") as update:
-            embed(dataset, load_teacher(teacher_run), "audio", on_batch=update)
+            embed(dataset, load_teacher(teacher_run), "audio", on_progress=update)
     teacher = evaluate(teacher_run, dataset).metrics
     say(f"audio teacher: top-1 accuracy {teacher['top1_accuracy']:.3f} on test clips with much mismatched audio")
     study = Study(
@@ -116,7 +117,7 @@ def _train_teacher(run: Path, dataset: ClipDataset, bar: Bar) -> Path:
     with bar("train teacher") as update:
 
         def on_step(step: int, losses: dict[str, float]) -> None:
-            update(step, config.steps, "  ".join(f"{name} {value:.2f}" for name, value in losses.items()))
+            update(Progress(step, config.steps, "  ".join(f"{name} {value:.2f}" for name, value in losses.items())))
 
         return resume(run, on_step=on_step) if (run / "data.json").is_file() else train(config, on_step=on_step)
 

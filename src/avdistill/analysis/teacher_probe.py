@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from avdistill.errors import ConfigError, DatasetError, TeacherError
 from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.integrations.gewu_lab.metrics import release_retrieval_metrics
+from avdistill.progress import OnProgress
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("test", "validation")
@@ -151,7 +152,7 @@ def probe(
     folds: int = 3,
     release_metrics: bool = False,
     seed: int = 0,
-    on_fit: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """How much of the labels can be read off a teacher's embeddings.
 
@@ -167,7 +168,7 @@ def probe(
         folds: of the cross-validation, at least 2; fewer where the clips are too few.
         release_metrics: also the release's mAP (`evaluation.metrics.release_retrieval_metrics`).
         seed: of the folds.
-        on_fit: called with (finished, total) fits of the probe.
+        on_progress: called after each batch, in fits of the probe.
 
     Returns:
         JSON-ready: `train_split`, `split`, `classes`, `multi_label`, `clips` of either split; `probe`:
@@ -202,7 +203,7 @@ def probe(
         class_names=classes,
         settings=settings,
         folds=parts,
-        on_fit=on_fit,
+        on_progress=on_progress,
     )
     return {
         "train_split": train_split,

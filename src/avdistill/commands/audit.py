@@ -51,7 +51,7 @@ def audit(arguments: list[str]) -> None:
     dataset = ClipDataset(a.dataset)
     with progress_bar("audit") as update:
         result = audit_run(
-            a.run, dataset, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_batch=update
+            a.run, dataset, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_progress=update
         )
     out = a.out or a.run / f"audit-{a.split}"
     if FIRST_PROCESS:

@@ -96,7 +96,7 @@ def compare(arguments: list[str]) -> None:
     )
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
     with progress_bar("compare") as update:
-        rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)  # type: ignore[arg-type]
+        rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)
     result = write_report(study, rows)
     say(f"report: {a.out / 'report.html'}")
     headings = {"corruption": "corruption", **columns_of(result["table"])}

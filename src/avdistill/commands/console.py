@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from avdistill.progress import OnProgress, Progress
 
 # Of the processes that torchrun starts only the first speaks and writes; an error any of them may tell.
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -89,32 +91,32 @@ def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]
 
 
 @contextmanager
-def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told (finished, total)."""
+def progress_bar(title: str) -> Iterator[OnProgress]:
+    """A bar on standard error for the time of the block."""
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        rich.progress.SpinnerColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=MESSAGES) as progress:
-        task = progress.add_task(title, total=total, note="")
+    with rich.progress.Progress(*columns, console=MESSAGES) as bar:
+        task = bar.add_task(title, total=None, note="")
 
-        def update(finished: int, whole: int, note: str = "") -> None:
-            progress.update(task, completed=finished, total=whole, note=note)
+        def update(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.total, note=progress.note)
 
         yield update
 
 
 @contextmanager
 def training_bar(title: str, steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A bar that is told (step, losses) and shows every loss term with the time that is left."""
-    with progress_bar(title, steps) as update:
+    """A bar of a training's steps that shows every loss: the `on_step` of `train` and `resume`."""
+    with progress_bar(title) as update:
 
         def on_step(step: int, losses: Mapping[str, float]) -> None:
             note = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            update(step, steps, note)  # type: ignore[call-arg]
+            update(Progress(step, steps, note))
 
         yield on_step

@@ -37,7 +37,7 @@ def synthesize(arguments: list[str]) -> None:
     """`avdistill synthesize --out DIR`."""
     a = tyro.cli(_Synthesize, args=arguments, prog="avdistill synthesize")
     with progress_bar("synthesize") as update:
-        annotations = synthesize_videos(a.out, a.config, workers=a.workers, on_clip=update)
+        annotations = synthesize_videos(a.out, a.config, workers=a.workers, on_progress=update)
     clips = len(read_annotations(annotations))
     output(
         {"annotations": str(annotations), "videos": str(a.out / "videos"), "clips": clips},
@@ -132,7 +132,7 @@ def prepare(arguments: list[str]) -> None:
             workers=a.workers,
             time_limit_seconds=a.time_limit or None,
             strict=a.strict,
-            on_clip=update,
+            on_progress=update,
         )
     for run in a.teacher:
         from avdistill.commands.train import embed_with

@@ -53,7 +53,7 @@ def evaluate(arguments: list[str]) -> None:
             windows=a.windows,
             stride=a.stride,
             batch_size=a.batch_size,
-            on_batch=update,
+            on_progress=update,
         )
     out = a.out or a.run / f"evaluation-{a.split}"
     if FIRST_PROCESS:
@@ -127,7 +127,7 @@ def retrieve(arguments: list[str]) -> None:
             queries=a.queries,
             gallery=a.gallery,
             batch_size=a.batch_size,
-            on_batch=update,
+            on_progress=update,
         )
     out = a.out or a.run / f"retrieval-{a.queries}"
     if FIRST_PROCESS:

@@ -79,7 +79,7 @@ def predict(arguments: list[str]) -> None:
                         windows=a.windows,
                         stride=a.stride,
                         batch_size=a.batch_size,
-                        on_batch=lambda finished: update(finished, None),  # type: ignore[arg-type]
+                        on_progress=update,
                     )
             except (MediaError, OSError) as error:
                 print(f"avdistill: {error}", file=sys.stderr)

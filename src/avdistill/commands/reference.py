@@ -68,7 +68,9 @@ def _import_clips(arguments: list[str]) -> None:
     a = tyro.cli(_Clips, args=arguments, prog="avdistill import clips")
     config = PrepareConfig(fps=4.0, short_side=a.short_side)
     with progress_bar("import") as update:
-        dataset = import_clips(a.annotation, a.videos, a.embeddings, a.out, config, workers=a.workers, on_clip=update)
+        dataset = import_clips(
+            a.annotation, a.videos, a.embeddings, a.out, config, workers=a.workers, on_progress=update
+        )
     report = dataset.describe()
     taught = report["teachers"].get("audio", {"clips": 0})["clips"]
     line = f"{report['clips']} clips in {a.out}, {taught} with an embedding; {report['skipped']} skipped"

@@ -54,7 +54,7 @@ def probe(arguments: list[str]) -> None:
             split=a.split,
             release_metrics=a.release_metrics,
             seed=a.seed,
-            on_fit=update,
+            on_progress=update,
         )
     output({"features": features.source, **report}, _probe_lines(report), a.json)
 

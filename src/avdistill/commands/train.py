@@ -22,7 +22,7 @@ from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import run_config, run_progress
+from avdistill.training.run_dir import run_config, run_state
 
 
 def train(arguments: list[str]) -> None:
@@ -87,16 +87,12 @@ def _train(config: TrainConfig) -> None:
 def _report_run(run: Path) -> None:
     if not FIRST_PROCESS:
         return
-    progress = run_progress(run)
-    if progress.step < run_config(run).steps:
-        say(f"stopped after step {progress.step}, state saved; `avdistill resume {run}` goes on")
+    state = run_state(run)
+    if state.step < run_config(run).steps:
+        say(f"stopped after step {state.step}, state saved; `avdistill resume {run}` goes on")
     else:
-        best = (
-            f"best validation top-1 {progress.best:.3f} at step {progress.best_step}"
-            if progress.best >= 0
-            else "last step"
-        )
-        say(f"finished {progress.step} steps; best/ is the {best}")
+        best = f"best validation top-1 {state.best:.3f} at step {state.best_step}" if state.best >= 0 else "last step"
+        say(f"finished {state.step} steps; best/ is the {best}")
     print(run)
 
 
@@ -183,7 +179,7 @@ def embed_with(
             batch_size=batch_size,
             tokens=tokens,
             head_split=head_split,
-            on_batch=update,
+            on_progress=update,
         )
 
 

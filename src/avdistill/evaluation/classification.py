@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from avdistill.evaluation.multilabel import tagging_means, tagging_table
 from avdistill.inference.compatibility import check_rates
 from avdistill.inference.runner import Outputs, run_network
 from avdistill.models.checkpoint import load_student
+from avdistill.progress import OnProgress
 from avdistill.types import StudentConfig
 
 
@@ -57,7 +57,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ClassificationResult:
     """Classify every labeled clip of a split with the best student of a run. Under torchrun the processes share them.
 
@@ -71,7 +71,7 @@ def evaluate(
         stride: of the sliding windows; None is their length.
         batch_size: windows at a time.
         device: "auto", "cpu", "cuda", ...
-        on_batch: called with (finished, total) windows.
+        on_progress: called after each batch, in windows.
 
     Raises:
         DatasetError: nothing labeled in the split, or an unknown label.
@@ -91,7 +91,7 @@ def evaluate(
             windows=windows,
             stride=stride,
             batch_size=batch_size,
-            on_batch=on_batch,
+            on_progress=on_progress,
         )
     counts = {
         "split": split,

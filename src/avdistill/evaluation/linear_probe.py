@@ -6,7 +6,7 @@ Dimensions: N clips, C classes, D channels. Labels are int64 (N,) class indices 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from avdistill.evaluation.metrics import mean_class_accuracy, per_class_table, top_k_accuracy
 from avdistill.evaluation.multilabel import tagging_means, tagging_table
+from avdistill.progress import OnProgress, Progress
 
 MAX_STEPS = 1000  # of the solver; 231 were the most that UCF51's audio took
 
@@ -54,7 +55,7 @@ def linear_probe(
     class_names: Sequence[str],
     settings: Sequence[Setting] = SETTINGS,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] = (),
-    on_fit: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Train on `embedding`, evaluate on `asked`.
 
@@ -67,7 +68,7 @@ def linear_probe(
         class_names: C names.
         settings: to choose from; without folds the first is taken.
         folds: of the cross-validation (`video_folds`).
-        on_fit: called with (finished, total) fits.
+        on_progress: called after each batch, in fits of the probe.
 
     Returns:
         JSON-ready: `top1_accuracy`, `top5_accuracy`, `mean_class_accuracy`, `per_class` (`metrics.per_class_table`),
@@ -82,8 +83,8 @@ def linear_probe(
         nonlocal finished
         model, converged = _fit(setting, embedding[train], labels[train])
         finished += 1
-        if on_fit is not None:
-            on_fit(finished, total)
+        if on_progress is not None:
+            on_progress(Progress(finished, total))
         return {**_metrics(_scores(model, x, len(class_names)), truth, class_names), "converged": converged}
 
     tried = []

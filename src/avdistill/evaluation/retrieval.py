@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.inference.compatibility import check_rates
 from avdistill.inference.runner import run_network
 from avdistill.models.checkpoint import load_student
+from avdistill.progress import OnProgress
 from avdistill.search.knn import top_k_neighbors
 
 
@@ -44,7 +44,7 @@ def retrieve(
     ks: tuple[int, ...] = (1, 5, 10, 20),
     batch_size: int = 32,
     device: str = "auto",
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
     """Look up each labeled clip of split `queries` among the labeled clips of split `gallery`.
 
@@ -59,7 +59,7 @@ def retrieve(
         ks: of hit@k.
         batch_size: windows at a time.
         device: "auto", "cpu", "cuda", ...
-        on_batch: called with (finished, total) windows.
+        on_progress: called after each batch, in windows.
 
     Raises:
         ConfigError: a clip is in both.
@@ -73,7 +73,7 @@ def retrieve(
 
     def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
         labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
-        outputs = run_network(student, dataset, clips, description.view, batch_size=batch_size, on_batch=on_batch)
+        outputs = run_network(student, dataset, clips, description.view, batch_size=batch_size, on_progress=on_progress)
         seen = outputs.present
         return clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from avdistill.inputs import VideoInput, View
 from avdistill.models.checkpoint import load_student
 from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig
+from avdistill.progress import OnProgress, Progress
 from avdistill.types import StudentConfig, StudentNetwork
 
 Ranking = tuple[tuple[str, float], ...]
@@ -118,7 +118,7 @@ class Predictor:
         windows: int | None = None,
         stride: int | None = None,
         batch_size: int = 32,
-        on_batch: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Prediction:
         """Labels of a file, whole and with times, in memory that does not grow with its length.
 
@@ -128,7 +128,7 @@ class Predictor:
             windows: this many, evenly spaced (the file is read twice); None slides over the whole file.
             stride: of the sliding windows in frames or samples; None is a window's length.
             batch_size: windows at a time.
-            on_batch: called with the number of finished windows.
+            on_progress: called after each batch, in windows; their number is not known beforehand.
 
         Raises:
             ConfigError: numbers that make no windows.
@@ -145,8 +145,8 @@ class Predictor:
             total += embedding.sum(0, dtype=np.float64)
             for window, row in zip(batch, probabilities, strict=True):
                 timeline.add(window, row)
-            if on_batch is not None:
-                on_batch(timeline.windows)
+            if on_progress is not None:
+                on_progress(Progress(timeline.windows))
         classes, top = self.description.classes, min(top, len(self.description.classes))
         mean = timeline.mean()
         return Prediction(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokens
 from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
 from avdistill.models.imagenet import normalize_frames
+from avdistill.progress import OnProgress, Progress
 from avdistill.types import Network
 
 
@@ -52,7 +52,7 @@ def run_network(
     batch_size: int = 32,
     workers: int = 2,
     with_tokens: bool = False,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Outputs:
     """Mean embedding, logits and probabilities of each clip; several processes shard_by_rank the clips, each gets
     all results.
@@ -68,7 +68,7 @@ def run_network(
         batch_size: windows at a time: a long video is many batches, never one large one.
         workers: threads that read ahead.
         with_tokens: keep the maps as well, which take far more memory than all else.
-        on_batch: called with (finished, total) windows.
+        on_progress: called after each batch, in windows.
 
     Raises:
         NoTokensError: `with_tokens`, and the network has no map.
@@ -113,8 +113,8 @@ def run_network(
                     total.index_add_(0, index, value)
                 counts.index_add_(0, index, torch.ones(len(index)))
                 finished += len(index)
-                if on_batch is not None:
-                    on_batch(finished, len(data))
+                if on_progress is not None:
+                    on_progress(Progress(finished, len(data)))
     finally:
         network.train(training)
     assert sums is not None

@@ -326,7 +326,7 @@ class Journal:
         write_json(self.folder / "dataset.json", description)
 
 
-def discard(dataset: Path) -> None:
+def remove_journal(dataset: Path) -> None:
     """Remove the journal from a finished dataset: until it has its name, the journal is all there is to go on from."""
     for name in (_JOURNAL, _SETTINGS):
         if (dataset / name).exists():

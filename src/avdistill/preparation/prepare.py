@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -37,7 +37,8 @@ from avdistill.preparation.clip_reader import (
     read_to_spool,
     remove_spools,
 )
-from avdistill.preparation.journal import NO_FILE, Journal, Skip, discard, read_skipped, read_sources
+from avdistill.preparation.journal import NO_FILE, Journal, Skip, read_skipped, read_sources, remove_journal
+from avdistill.progress import OnProgress, Progress
 
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
@@ -57,7 +58,7 @@ def prepare(
     strict: bool = False,
     time_limit_seconds: float | None = 1800,
     memory_limit_bytes: int | None = 4 * 2**30,
-    on_clip: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ClipDataset:
     """Read every annotated clip into a new dataset at `out`, or finish one that was interrupted.
 
@@ -72,7 +73,7 @@ def prepare(
         time_limit_seconds: of one clip, after which it counts as unreadable; None: no limit.
         memory_limit_bytes: of reading one clip (where the system counts it, as Linux does); beyond it the clip counts
             as unreadable. A long clip's frames are not held in memory, its audio is. None: no limit.
-        on_clip: called with (finished, total) after each clip.
+        on_progress: called after each clip.
 
     Raises:
         DatasetError: `out` holds something else, another process is preparing it, it cannot be written, a file has
@@ -110,7 +111,7 @@ def prepare(
                 memory_limit_bytes=memory_limit_bytes,
             )
             try:
-                _fill(journal, tasks, answers, strict, on_clip)
+                _fill(journal, tasks, answers, strict, on_progress)
             finally:
                 answers.close()
                 remove_spools(folder)
@@ -121,7 +122,7 @@ def prepare(
                 raise DatasetError(f"no clip could be read; the first: {first}")
             journal.finish(settings)
             commit(folder, out)
-            discard(out)
+            remove_journal(out)
     except BlockingIOError:
         raise DatasetError(f"{out}: another process is preparing this dataset") from None
     except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
@@ -146,7 +147,7 @@ def _existing(
         )
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
     _refuse_skipped(out, read_skipped(out), videos, strict, time_limit_seconds)
-    discard(out)  # of a preparation that was killed when the dataset had just got its name
+    remove_journal(out)  # of a preparation that was killed when the dataset had just got its name
     return dataset
 
 
@@ -226,7 +227,7 @@ def _fill(
     tasks: list[Task],
     answers: Iterable[Spooled | MediaError | WorkerFailure],
     strict: bool,
-    on_clip: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> None:
     before = journal.finished
     # Before any is opened: one that is mended while we read others must differ from what is noted of it.
@@ -241,5 +242,5 @@ def _fill(
             journal.skip(task.annotation, error, states[task.file])
         for spool in (task.frames, task.audio):
             spool.unlink(missing_ok=True)
-        if on_clip is not None:
-            on_clip(journal.finished, before + len(tasks))
+        if on_progress is not None:
+            on_progress(Progress(journal.finished, before + len(tasks)))

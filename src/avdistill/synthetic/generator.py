@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from avdistill.errors import ConfigError
 from avdistill.fsio import replace_text, sync_all
+from avdistill.progress import OnProgress, Progress
 from avdistill.synthetic import audio, drawing
 from avdistill.synthetic.audio import AudioDifficulty, Motion
 from avdistill.synthetic.drawing import VideoDifficulty
@@ -196,7 +197,7 @@ def synthesize(
     config: SyntheticConfig,
     *,
     workers: int = 2,
-    on_clip: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Path:
     """Make the data set in the folder `out`; a killed run continues where it stopped.
 
@@ -207,7 +208,7 @@ def synthesize(
         out: a folder, created if need be.
         config: what to make.
         workers: processes; with 1 the work is done in this one.
-        on_clip: called as `on_clip(done, total)` after every clip, for a progress bar.
+        on_progress: called after each clip.
 
     Returns:
         The path of annotations.csv.
@@ -225,8 +226,8 @@ def synthesize(
     done = len(clips) - len(missing)
     for _ in _make(out / "videos", config, missing, workers):
         done += 1
-        if on_clip is not None:
-            on_clip(done, len(clips))
+        if on_progress is not None:
+            on_progress(Progress(done, len(clips)))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([HEADER, *(truth.row() for truth in truths)])
     annotations = out / "annotations.csv"

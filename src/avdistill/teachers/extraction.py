@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from avdistill.dataset.splits import has_modality
 from avdistill.errors import NoTokensError, TeacherError
 from avdistill.inference.compatibility import check_rates
 from avdistill.inference.runner import run_network
+from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.linear_head import fit_head
 from avdistill.types import Features, Network
@@ -50,7 +50,7 @@ def embed(
     tokens: bool = False,
     head_split: str = "train",
     device: str = "auto",
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TeacherEntry:
     """Put the teacher's mean embedding and logits of every clip into the dataset, under `name`.
 
@@ -76,7 +76,7 @@ def embed(
                 multi_label=teacher.multi_label,
                 batch_size=batch_size,
                 with_tokens=tokens,
-                on_batch=on_batch,
+                on_progress=on_progress,
             )
         except NoTokensError as error:
             raise TeacherError(

@@ -18,7 +18,7 @@ from avdistill.fsio import (
 )
 from avdistill.methods.base import Method
 from avdistill.models.checkpoint import load_tensors, save_student, saved_folder, tensors
-from avdistill.training.run_dir import Progress, _replaced, _state
+from avdistill.training.run_dir import TrainState, read_state, replace_folder
 from avdistill.types import StudentConfig
 
 
@@ -28,7 +28,7 @@ def save_last(
     description: StudentConfig,
     optimizer: Optimizer,
     schedule: LRScheduler,
-    progress: Progress,
+    train_state: TrainState,
 ) -> None:
     """Replace `last/` by the present state, whole or not at all. Every process must call it; process 0 writes."""
     random = {"cpu": distributed.all_gather_with_grad(torch.get_rng_state()[None])}
@@ -40,9 +40,9 @@ def save_last(
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "random": random,
-        "progress": vars(progress).copy(),
+        "progress": vars(train_state).copy(),
     }
-    with _replaced(run, "last") as fresh:
+    with replace_folder(run, "last") as fresh:
         # A run that goes on from this state does not write the lines before it again.
         with (run / "metrics.jsonl").open("rb") as metrics:
             sync(metrics)
@@ -53,7 +53,9 @@ def save_last(
         (fresh / "state.pt").write_bytes(serialized.getbuffer())
 
 
-def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device) -> Progress:
+def load_last(
+    run: Path, method: Method, optimizer: Optimizer, schedule: LRScheduler, device: torch.device
+) -> TrainState:
     """Put everything back as `save_last` found it: weights, optimizer, schedule, random state, place in the data.
 
     A process that the saved run did not have keeps the random state of its seed.
@@ -66,7 +68,7 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
         raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
     load_tensors(method.student, folder / "student.safetensors")
     load_tensors(method, folder / "helpers.safetensors", without="student.")
-    state = _state(folder, device)
+    state = read_state(folder, device)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     own = distributed.rank()
@@ -74,13 +76,13 @@ def load_last(run: Path, method: Method, optimizer: Optimizer, schedule: LRSched
         torch.set_rng_state(state["random"]["cpu"][own].cpu().clone())  # a view of the table crashes it
         if torch.cuda.is_available() and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"][own].cpu().clone())
-    return Progress(**state["progress"])
+    return TrainState(**state["progress"])
 
 
-def save_best(run: Path, method: Method, description: StudentConfig, progress: Progress, chosen_by: str) -> None:
+def save_best(run: Path, method: Method, description: StudentConfig, train_state: TrainState, chosen_by: str) -> None:
     """Replace `best/` by the present student, with a line on how it was chosen; process 0 writes."""
     if distributed.rank():
         return
-    with _replaced(run, "best") as fresh:
+    with replace_folder(run, "best") as fresh:
         save_student(fresh, method.student, description)
-        write_json(fresh / "chosen.json", {"step": progress.step, "by": chosen_by, "value": progress.best})
+        write_json(fresh / "chosen.json", {"step": train_state.step, "by": chosen_by, "value": train_state.best})

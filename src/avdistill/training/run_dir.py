@@ -34,7 +34,7 @@ from avdistill.training.config import TrainConfig, read_config
 
 
 @contextmanager
-def writing(run: Path) -> Iterator[None]:
+def wrap_io_errors(run: Path) -> Iterator[None]:
     """A full disk or a folder that may not be written is a RunError in one line; saves are whole or not made at all."""
     try:
         yield
@@ -62,7 +62,7 @@ def exclusive_lock(run: Path) -> Iterator[None]:
 def create_run(run: Path, files: Mapping[str, object]) -> None:
     """Make a run folder with these JSON files, whole or not at all."""
     fresh = run.with_name(run.name + ".tmp")
-    with writing(run):
+    with wrap_io_errors(run):
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         for name, content in files.items():
@@ -71,7 +71,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands: steps done, and the best validation figure so far with the step it came from."""
 
     step: int = 0
@@ -121,10 +121,10 @@ def _processor() -> str:
 
 
 @contextmanager
-def _replaced(run: Path, name: str) -> Iterator[Path]:
+def replace_folder(run: Path, name: str) -> Iterator[Path]:
     """A fresh folder to write into, which then takes the place of `name` in the run."""
     fresh, old = run / f"{name}.tmp", run / f"{name}.old"
-    with writing(run):
+    with wrap_io_errors(run):
         # A kill between the renames below leaves only the old folder: it goes when there is a whole one beside it.
         if (run / name).exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -146,15 +146,16 @@ def run_config(run: Path) -> TrainConfig:
     return read_config(run / "config.json")
 
 
-def run_progress(run: Path) -> Progress:
+def run_state(run: Path) -> TrainState:
     """Where a run stands by its last save."""
     folder = saved_folder(run, "last")
     if folder is None:
-        return Progress()
-    return Progress(**_state(folder, "cpu")["progress"])
+        return TrainState()
+    return TrainState(**read_state(folder, "cpu")["progress"])
 
 
-def _state(folder: Path, device: torch.device | str) -> dict[str, Any]:
+def read_state(folder: Path, device: torch.device | str) -> dict[str, Any]:
+    """What `save_last` wrote into `state.pt`. Raises RunError where it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:

@@ -33,14 +33,14 @@ from avdistill.training.config import TrainConfig
 from avdistill.training.malloc import configure_malloc
 from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.run_dir import (
-    Progress,
+    TrainState,
     create_run,
     data_manifest,
     environment,
     exclusive_lock,
     run_config,
     truncate_metrics,
-    writing,
+    wrap_io_errors,
 )
 from avdistill.training.setup import TrainingSetup
 from avdistill.types import Batch
@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
 
     Args:
         config: the whole run.
-        on_step: called with the step and its losses after each step.
+        on_step: called with the step and its named losses after each step.
         stop_after: save and return after this many steps, as SIGTERM would do; `resume` goes on.
 
     Raises:
@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
             records = {"config": encode(config), "environment": environment(), "data": session.data_manifest()}
             create_run(config.out, {f"{name}.json": record for name, record in records.items()})
         with exclusive_lock(config.out):
-            return _run(session, Progress(), on_step, stop_after)
+            return _run(session, TrainState(), on_step, stop_after)
 
 
 def resume(
@@ -98,13 +98,13 @@ def resume(
     with _joined(run, config.device) as device, exclusive_lock(run):
         session = TrainingSetup.open(config, run, device)
         session.check_data(data_manifest(run))
-        progress = Progress()  # killed before the first save: from the beginning
+        state = TrainState()  # killed before the first save: from the beginning
         if saved_folder(run, "last") is not None:
-            progress = load_last(run, session.method, session.optimizer, session.schedule, device)
+            state = load_last(run, session.method, session.optimizer, session.schedule, device)
         distributed.barrier()
         if distributed.rank() == 0:
-            truncate_metrics(run, progress.step)
-        return _run(session, progress, on_step, stop_after)
+            truncate_metrics(run, state.step)
+        return _run(session, state, on_step, stop_after)
 
 
 @contextmanager
@@ -116,60 +116,60 @@ def _joined(run: Path, device: str) -> Iterator[torch.device]:
         raise RunError(f"{run}: {error}; `avdistill resume {run}` goes on from the last save") from error
 
 
-def _run(session: TrainingSetup, progress: Progress, on_step: OnStep | None, stop_after: int | None) -> Path:
+def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop_after: int | None) -> Path:
     config, method, optimizer = session.config, session.method, session.optimizer
     if session.device.type == "cpu":
         configure_malloc()
     model = distributed.wrap_ddp(method, session.device)
     plateau = isinstance(session.schedule, ReduceLROnPlateau)
     micro_batches = range(
-        progress.step * config.gradient_accumulation_steps, config.steps * config.gradient_accumulation_steps
+        state.step * config.gradient_accumulation_steps, config.steps * config.gradient_accumulation_steps
     )
     loader = prefetch(lambda number: session.batches[number].ready_for(session.device), micro_batches, config.workers)
-    stop_at = config.steps if stop_after is None else min(config.steps, progress.step + stop_after)
+    stop_at = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
     method.train()
 
     with _sigterm() as terminated, _log(session.run, config.tensorboard) as log, closing(loader):
-        while progress.step < stop_at and not distributed.all_reduce_any(terminated.is_set()):
+        while state.step < stop_at and not distributed.all_reduce_any(terminated.is_set()):
             began = time.perf_counter()
             statistics = [buffer.clone() for buffer in method.buffers()]
-            losses = _backward(session, model, loader, progress, statistics)
+            losses = _backward(session, model, loader, state, statistics)
             norms = clip_gradients(optimizer, config.optimizer.max_grad_norm)
             if not all(map(math.isfinite, norms.values())):
-                raise _not_finite(session, progress, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
+                raise _not_finite(session, state, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not plateau:
                 session.schedule.step()
-            progress.step += 1
+            state.step += 1
 
             values = {name: float(value) for name, value in losses.items()}
             if on_step is not None:
-                on_step(progress.step, values)
-            if progress.step % config.log_every == 0 or progress.step == config.steps:
+                on_step(state.step, values)
+            if state.step % config.log_every == 0 or state.step == config.steps:
                 rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
                 seconds = time.perf_counter() - began
-                log(progress.step, {"losses": values, "gradient_norms": norms, "rates": rates, "step_seconds": seconds})
-            if len(session.validation) and (progress.step % config.eval_every == 0 or progress.step == config.steps):
-                figure = _validate(session, progress.step)
-                log(progress.step, {"validation": {"top1_accuracy": figure}})
+                log(state.step, {"losses": values, "gradient_norms": norms, "rates": rates, "step_seconds": seconds})
+            if len(session.validation) and (state.step % config.eval_every == 0 or state.step == config.steps):
+                figure = _validate(session, state.step)
+                log(state.step, {"validation": {"top1_accuracy": figure}})
                 if plateau:
                     session.schedule.step(figure)  # type: ignore[arg-type]
-                if figure > progress.best:
-                    progress.best, progress.best_step = figure, progress.step
-                    save_best(session.run, method, session.description, progress, "validation top1_accuracy")
-            if progress.step % config.save_every == 0 or progress.step == stop_at:
-                save_last(session.run, method, session.description, optimizer, session.schedule, progress)
-        if progress.step < stop_at:  # told to end
-            save_last(session.run, method, session.description, optimizer, session.schedule, progress)
-    if progress.step == config.steps and not len(session.validation):
-        save_best(session.run, method, session.description, progress, "last step (nothing set aside for validation)")
+                if figure > state.best:
+                    state.best, state.best_step = figure, state.step
+                    save_best(session.run, method, session.description, state, "validation top1_accuracy")
+            if state.step % config.save_every == 0 or state.step == stop_at:
+                save_last(session.run, method, session.description, optimizer, session.schedule, state)
+        if state.step < stop_at:  # told to end
+            save_last(session.run, method, session.description, optimizer, session.schedule, state)
+    if state.step == config.steps and not len(session.validation):
+        save_best(session.run, method, session.description, state, "last step (nothing set aside for validation)")
     distributed.barrier()  # whoever returns may read what process 0 wrote
     return session.run
 
 
 def _backward(
-    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], progress: Progress, statistics: list[Tensor]
+    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], state: TrainState, statistics: list[Tensor]
 ) -> dict[str, Tensor]:
     """Forward and backward of one step's batches; returns the mean of each loss, the gradients stay in the method."""
     config = session.config
@@ -181,7 +181,7 @@ def _backward(
                 terms = model(batch)
             total = sum(terms.values()) / config.gradient_accumulation_steps
             if distributed.all_reduce_any(not torch.isfinite(total)):
-                raise _not_finite(session, progress, {n: float(t.detach()) for n, t in terms.items()}, statistics)
+                raise _not_finite(session, state, {n: float(t.detach()) for n, t in terms.items()}, statistics)
             total.backward()
         losses = {
             name: losses.get(name, 0) + term.detach() / config.gradient_accumulation_steps
@@ -218,24 +218,24 @@ def _validate(session: TrainingSetup, step: int) -> float:
 
 
 def _not_finite(
-    session: TrainingSetup, progress: Progress, values: dict[str, float], statistics: list[Tensor]
+    session: TrainingSetup, state: TrainState, values: dict[str, float], statistics: list[Tensor]
 ) -> RunError:
     """Save the state before this step, running statistics included, and name the clips of the step."""
     for buffer, before in zip(session.method.buffers(), statistics, strict=True):
         buffer.copy_(before)
-    first = progress.step * session.config.gradient_accumulation_steps
+    first = state.step * session.config.gradient_accumulation_steps
     rows = np.concatenate([session.batches.rows(first + i) for i in range(session.config.gradient_accumulation_steps)])
     clips = session.dataset.columns["id"][session.batches.clips[rows]].tolist()
     if distributed.rank() == 0:
-        told = {"step": progress.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
+        told = {"step": state.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
         write_json(session.run / "not_finite.json", told)
-    save_last(session.run, session.method, session.description, session.optimizer, session.schedule, progress)
+    save_last(session.run, session.method, session.description, session.optimizer, session.schedule, state)
     bad = (
         ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
         or "the sum of the losses"
     )
     return RunError(
-        f"{session.run}: {bad} at step {progress.step}; the weights before this step are in last/, "
+        f"{session.run}: {bad} at step {state.step}; the weights before this step are in last/, "
         f"the clips of the batch in not_finite.json"
     )
 
@@ -278,7 +278,7 @@ def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
 
         def log(step: int, values: dict[str, Any]) -> None:
-            with writing(run):
+            with wrap_io_errors(run):
                 file.write(json.dumps({"step": step, **values}) + "\n")
                 file.flush()
             for group, entry in values.items() if writer is not None else ():

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,8 +39,9 @@ from avdistill.inference.compatibility import check_rates
 from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.mnf_csc import MNFCSC
 from avdistill.methods.robust import Robust
+from avdistill.progress import OnProgress
 from avdistill.teachers.linear_head import maker, maker_of
-from avdistill.training.run_dir import data_manifest, environment, run_config, writing
+from avdistill.training.run_dir import data_manifest, environment, run_config, wrap_io_errors
 from avdistill.training.setup import load_method, reorder_columns
 from avdistill.types import Features, StudentConfig
 
@@ -79,7 +80,7 @@ def audit(
     teacher: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Audit:
     """Score and rank the clips of a split, labeled and unlabeled, with the last state of a run.
 
@@ -96,7 +97,7 @@ def audit(
         teacher: whose features to use; only for a run that has no teacher of its own.
         batch_size: clips, and windows, at a time: maps of this many clips are held.
         device: "auto", "cpu", "cuda", ...
-        on_batch: called with (finished, total) clips.
+        on_progress: called after each batch, in clips.
 
     Raises:
         RunError: no such run, no teacher, nothing that could be scored, or the score that ranks needs what is missing.
@@ -112,7 +113,7 @@ def audit(
             case.features,
             case.description,
             batch_size=batch_size,
-            on_batch=on_batch,
+            on_progress=on_progress,
         )
     scores, made_of = _scores(case, looked), case.mismatch_score_from
     if bool(scores[by].isnan().all()):
@@ -134,7 +135,7 @@ def audit(
 
 def write_audit(out: Path, result: Audit) -> None:
     """Write `clips.csv` and `audit.json` into a folder, which is made where it is missing."""
-    with writing(out):
+    with wrap_io_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(result.rows[0]))

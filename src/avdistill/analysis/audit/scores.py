@@ -5,7 +5,6 @@ Dimensions: N scored clips, D the student's width, C classes. Scores are float64
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from avdistill.losses import calibration
 from avdistill.methods import Method
 from avdistill.methods.mnf_csc import MNFCSC
 from avdistill.methods.robust import Robust
+from avdistill.progress import OnProgress, Progress
 from avdistill.types import Batch, Features, StudentConfig
 
 #: what each score needs, for the message where it is missing
@@ -52,7 +52,7 @@ def look(
     description: StudentConfig,
     *,
     batch_size: int,
-    on_batch: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> Looked:
     """Student and filter over all clips, a few at a time: maps are dropped as soon as the filter has seen them."""
     with_filter = isinstance(method, MNFCSC)
@@ -77,8 +77,8 @@ def look(
                 filtered = method.filter(**{name: values.to(device) for name, values in inputs.items()})
             kept += [x.float().cpu() for x in (filtered.gate, filtered.embedding, filtered.guided)]
         parts.append(kept)
-        if on_batch is not None:
-            on_batch(min(start + batch_size, len(clips)), len(clips))
+        if on_progress is not None:
+            on_progress(Progress(min(start + batch_size, len(clips)), len(clips)))
     return Looked(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -36,14 +36,13 @@ from avdistill.dataset.splits import clips_of_splits, labeled_clips, videos_of
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, method_class, parse_method
+from avdistill.progress import OnProgress, Progress
 from avdistill.reporting.page import Section
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
 from avdistill.training.run_dir import environment
 from avdistill.training.setup import check_same_features
-
-OnProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def run_study(
         workers: runs at a time.
         threads: of each run; None shares the cores between the workers.
         teacher: the network that made the features of `study.teacher`; needed for corruptions that make new audio.
-        on_progress: called with (steps done, steps of all runs, what is going on).
+        on_progress: called with the optimizer steps of all runs and the names of those that are running.
 
     Raises:
         ConfigError: an unknown method or corruption, or the folder holds another study.
@@ -165,7 +164,8 @@ def run_study(
             finished += pool.collect()
             if on_progress is not None:
                 steps = sum(job.config.steps for job in finished) + sum(steps_done(job) for job in pool.running)
-                on_progress(steps, total, ", ".join(f"{j.method} {j.run}" for j in pool.running))
+                running = ", ".join(f"{j.method} {j.run}" for j in pool.running)
+                on_progress(Progress(steps, total, running))
     finally:
         pool.stop()
     for job in finished:

@@ -11,7 +11,7 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +35,7 @@ from avdistill.models.checkpoint import save_student, tensors
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from avdistill.progress import OnProgress
 from avdistill.teachers.extraction import add_features
 from avdistill.teachers.precomputed import read_embeddings
 from avdistill.types import StudentConfig
@@ -208,7 +209,7 @@ def import_clips(
     *,
     workers: int = 2,
     strict: bool = False,
-    on_clip: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ClipDataset:
     """Make a dataset of the release's clips, with its audio embeddings as the teacher "audio". Resumable like
     `prepare`.
@@ -222,7 +223,7 @@ def import_clips(
         embeddings: folder of `<name>.npy`, each float (D,) or (1, D); None adds no teacher.
         out: the dataset's folder.
         config: `fps` is the rate the frames were taken at, 4 in the release.
-        workers, strict, on_clip: see `prepare`.
+        workers, strict, on_progress: see `prepare`.
 
     Raises:
         ConfigError: no fps, or h5py is not installed.
@@ -238,7 +239,9 @@ def import_clips(
     clips = [replace(clip, path=f"{clip.clip_id}.hdf5") for clip in listed]
     # Read before the videos: a wrong folder or a broken file is then said at once.
     features = None if embeddings is None else _read_embeddings(embeddings, [clip.clip_id for clip in clips])
-    dataset = prepare(clips, videos, out, config, read=read_hdf5_clip, workers=workers, strict=strict, on_clip=on_clip)
+    dataset = prepare(
+        clips, videos, out, config, read=read_hdf5_clip, workers=workers, strict=strict, on_progress=on_progress
+    )
     if features is not None:
         ids = dataset.columns["id"].tolist()
         absent = np.full_like(next(iter(features.values())), np.nan)
