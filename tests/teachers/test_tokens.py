@@ -231,4 +231,4 @@ def test_every_teacher_by_name_has_maps(name, tmp_path):
         features = teacher.network.eval()(inputs)
     assert features.tokens is not None
     assert features.tokens.shape[1] > 1
-    assert features.tokens.shape[2] == TEACHERS[name].width
+    assert features.tokens.shape[2] == TEACHERS[name].embedding_dim

@@ -108,7 +108,7 @@ def test_lite0_from_the_installed_package():
     )
     from sklearn.datasets import load_sample_image
 
-    assert TEACHERS["efficientnet_lite0"].present()
+    assert TEACHERS["efficientnet_lite0"].available()
     teacher = load_teacher("efficientnet_lite0")
     palace = torch.from_numpy(load_sample_image("china.jpg")[None, None, 100:324, 200:424].copy())
     with torch.no_grad():
@@ -202,10 +202,12 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch, capsys):
 
 def test_teacher_list(capsys):
     assert main(["teacher", "list", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["teachers"].keys() == TEACHERS.keys()
-    assert told["teachers"]["efficientnet_lite0"]["width"] == 1280
-    assert any(form.startswith("huggingface:") for form in told["any_encoder"])
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["teachers"].keys() == TEACHERS.keys()
+    fields = {"modality", "embedding_dim", "input", "minimum_seconds", "weights", "license", "available"}
+    assert all(spec.keys() == fields for spec in listed["teachers"].values())
+    assert listed["teachers"]["efficientnet_lite0"]["embedding_dim"] == 1280
+    assert any(form.startswith("huggingface:") for form in listed["any_encoder"])
     assert main(["teacher", "list"]) == 0
     lines = capsys.readouterr().out
     assert all(name in lines for name in TEACHERS)

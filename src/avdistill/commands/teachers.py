@@ -82,7 +82,7 @@ def _probe_lines(report: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class _List:
-    """Teachers by name: what they take, how wide their embedding is, and where their weights come from."""
+    """List the pretrained teachers: input, size of the embedding, where the weights come from, license."""
 
     json: bool = False
     """Print one JSON object."""
@@ -93,33 +93,33 @@ def list_teachers(arguments: list[str]) -> None:
     a = tyro.cli(_List, args=arguments, prog="avdistill teacher list")
     teachers = {
         name: {
-            "modality": kind.modality,
-            "width": kind.width,
-            "takes": kind.takes,
-            "minimum_seconds": kind.minimum_seconds,
-            "weights": kind.weights,
-            "license": kind.license,
-            "present": kind.present(),
+            "modality": spec.modality,
+            "embedding_dim": spec.embedding_dim,
+            "input": spec.input,
+            "minimum_seconds": spec.minimum_seconds,
+            "weights": spec.weights,
+            "license": spec.license,
+            "available": spec.available(),
         }
-        for name, kind in TEACHERS.items()
+        for name, spec in TEACHERS.items()
     }
     lines = []
-    for name, kind in TEACHERS.items():
-        least = "" if kind.minimum_seconds is None else f"; at least {kind.minimum_seconds:g} s, else repeated"
-        there = "present" if teachers[name]["present"] else "not here"
+    for name, spec in TEACHERS.items():
+        least = "" if spec.minimum_seconds is None else f"; at least {spec.minimum_seconds:g} s, else repeated"
+        available = "available" if teachers[name]["available"] else "not available"
         lines += [
-            f"{name:<20} {kind.modality:<8} {kind.width:>5}-d  {there:<9} {kind.license}",
-            f"  takes {kind.takes}{least}",
-            f"  weights: {kind.weights}",
+            f"{name:<20} {spec.modality:<8} {spec.embedding_dim:>5}-d  {available:<13} {spec.license}",
+            f"  input: {spec.input}{least}",
+            f"  weights: {spec.weights}",
         ]
-    lines += ["", "and any encoder:", *(f"  {form:<34} {told}" for form, told in ANY_ENCODER.items())]
+    lines += ["", "and any encoder:", *(f"  {form:<34} {meaning}" for form, meaning in ANY_ENCODER.items())]
     output({"teachers": teachers, "any_encoder": ANY_ENCODER}, lines, a.json)
 
 
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train_teacher, "a supervised run on the labeled clips' audio: `teacher train DATASET --out RUN`"),
     "probe": (probe, "what a teacher's embeddings tell of the labels: `teacher probe DATASET`"),
-    "list": (list_teachers, "the teachers there are by name, and how to get them"),
+    "list": (list_teachers, "the pretrained teachers by name, and where their weights come from"),
 }
 
 

@@ -58,7 +58,7 @@ class _Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """The network of single images: (N, 3, H, W) normalized as (RGB in 0..255 - 127) / 128 -> last map and logits."""
 
-    width = 1280
+    embedding_dim = 1280
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(_Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
                 inputs = outputs
         self._blocks = nn.Sequential(*blocks)
-        self._conv_head = nn.Conv2d(inputs, self.width, 1, bias=False)
-        self._bn1 = _batch_norm(self.width)
-        self._fc = nn.Linear(self.width, num_classes)
+        self._conv_head = nn.Conv2d(inputs, self.embedding_dim, 1, bias=False)
+        self._bn1 = _batch_norm(self.embedding_dim)
+        self._fc = nn.Linear(self.embedding_dim, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The map (N, 1280, H / 32, W / 32), whose mean is the embedding, and the logits (N, C)."""

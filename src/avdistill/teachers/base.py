@@ -40,25 +40,25 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher that goes by a name: what `avdistill teacher list` tells, and how to get it.
+    """A pretrained teacher with a name: what `avdistill teacher list` prints, and how to load it.
 
     Attributes:
         modality: "audio" or "video".
-        width: D of its embedding.
-        takes: what it is given, in words ("16000 Hz", "224 x 224, each frame").
-        minimum_seconds: the shortest input; shorter ones are repeated. None for a video.
+        embedding_dim: D.
+        input: what the network is given, in words ("16000 Hz", "224 x 224, each frame").
+        minimum_seconds: the shortest input; shorter ones are repeated. None for video.
         weights: where they come from, in words.
         license: of the weights.
-        load: from a file or folder of weights (None: found by itself or, where that is stated, downloaded once) to the
-            teacher; raises TeacherError or CheckpointError in one line that says what was expected and found.
-        present: whether `load(None)` needs nothing that is not on this machine.
+        load: makes the teacher from a file or folder of weights; None means the installed ones or, where `weights`
+            says so, a download on first use. Raises TeacherError or CheckpointError.
+        available: whether `load(None)` works without a download.
     """
 
     modality: Literal["audio", "video"]
-    width: int
-    takes: str
+    embedding_dim: int
+    input: str
     minimum_seconds: float | None
     weights: str
     license: str
     load: Callable[[Path | None], Teacher]
-    present: Callable[[], bool]
+    available: Callable[[], bool]

@@ -54,14 +54,14 @@ class _Encoder(nn.Module):
     def __init__(self, model: Any, trained_pooler: bool) -> None:
         super().__init__()
         self.projection: nn.Module = nn.Identity()
-        self.width: int = getattr(model.config, "hidden_size", 0)
+        self.embedding_dim: int = getattr(model.config, "hidden_size", 0)
         self.before = _TOKENS_BEFORE.get(model.config.model_type)
         if hasattr(model, "visual_projection") or hasattr(model, "audio_projection"):  # the tower of text is dropped
-            self.width = model.config.projection_dim
+            self.embedding_dim = model.config.projection_dim
             sees = hasattr(model, "visual_projection")
             self.projection = model.visual_projection if sees else model.audio_projection
             model = model.vision_model if sees else model.audio_model
-        if not self.width:
+        if not self.embedding_dim:
             raise ValueError(f"expected a hidden_size in its config, found none ({model.config.model_type})")
         self.model, self.trained_pooler = model, trained_pooler
         self._found: list[Any] = []
@@ -88,7 +88,7 @@ class _Video(Network):
 
     def __init__(self, encoder: _Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.encoder, self.embedding_dim = encoder, encoder.width
+        self.encoder, self.embedding_dim = encoder, encoder.embedding_dim
         self.mean, self.std = mean, std
 
     def forward(self, inputs: Tensor) -> Features:
@@ -101,7 +101,7 @@ class _Audio(Network):
 
     def __init__(self, encoder: _Encoder, extractor: Any) -> None:
         super().__init__()
-        self.encoder, self.extractor, self.embedding_dim = encoder, extractor, encoder.width
+        self.encoder, self.extractor, self.embedding_dim = encoder, extractor, encoder.embedding_dim
 
     def forward(self, inputs: Tensor) -> Features:
         """inputs: float (B, S); the model's own extractor makes its features of it, on the CPU."""
@@ -211,7 +211,7 @@ def _seeing(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInput]:
     if frames is not None:
         return _Video(encoder, mean, std), VideoInput(frames=frames, size=(height, width))
     return (
-        EachFrame(encoder, encoder.width, mean, std),
+        EachFrame(encoder, encoder.embedding_dim, mean, std),
         VideoInput(frames=IMAGE_FRAMES, size=(height, width)),
     )
 

