@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "command": "python benchmarks/results/ablation.py --grid DIR --boxes DIR --work DIR",
         "variants": {method: name for name, method in VARIANTS.items()},
     }
@@ -60,8 +60,8 @@ def main() -> None:
             seeds=SEEDS,
         )
         rows = run_study(parts, workers=a.workers, on_progress=told_on_change())
-        told[name] = write_report(parts, rows)
-        write_json(ROOT / "results" / "ablation.json", told)
+        metadata[name] = write_report(parts, rows)
+        write_json(ROOT / "results" / "ablation.json", metadata)
 
 
 if __name__ == "__main__":

@@ -192,12 +192,12 @@ def finished(job: Job) -> dict[str, Any]:
         "failed",
     )
     steps = read_lines(job.config.out / "metrics.jsonl")
-    row = job.told | {name: metrics[name] for name in keep if name in metrics}
+    row = job.metadata | {name: metrics[name] for name in keep if name in metrics}
     row["steps"] = job.config.steps
     row["seconds"] = round(
         job.config.steps * statistics.median(s["step_seconds"] for s in steps if "step_seconds" in s), 1
     )
-    if job.told["wrong_audio"] and job.method in AUDITED:
+    if job.metadata["wrong_audio"] and job.method in AUDITED:
         row["audit"] = audit(job.config.out, ClipDataset(job.config.dataset)).metrics["truth"]
     return row
 
@@ -220,7 +220,7 @@ def tune(a: argparse.Namespace) -> None:
         metrics = json.loads(job.metrics.read_text(encoding="utf-8"))
         # A run that diverged has no figure.
         rows.append(
-            {name: job.told[name] for name in ("method", "setting", "seed")}
+            {name: job.metadata[name] for name in ("method", "setting", "seed")}
             | {"top1_accuracy": metrics.get("top1_accuracy", 0.0)}
         )
         rows.sort(key=lambda r: (list(TRIALS).index(r["method"]), TRIALS[r["method"]].index(r["setting"]), r["seed"]))
@@ -232,7 +232,7 @@ def tune(a: argparse.Namespace) -> None:
             "chosen": best_settings(rows),
         }
         write_json(path, told)
-        print(*job.told.values(), metrics.get("top1_accuracy"), file=sys.stderr, flush=True)
+        print(*job.metadata.values(), metrics.get("top1_accuracy"), file=sys.stderr, flush=True)
 
 
 def best_settings(trials: list[dict[str, Any]]) -> dict[str, str]:

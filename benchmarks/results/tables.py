@@ -123,7 +123,7 @@ def reverse() -> str:
 
 def _methods(corruption: str) -> str:
     lines = [line for line in _read("methods")["table"] if line["corruption"] == corruption]
-    wanted = ("method", "n", "figure", "std", "difference", "difference_interval", "map", "rank", "setting")
+    wanted = ("method", "n", "top1_accuracy", "std", "difference", "difference_interval", "map", "rank", "setting")
     return markdown_table(lines, {key: STUDY_COLUMNS[key] for key in wanted})
 
 
@@ -273,7 +273,8 @@ def _ablation(data: str) -> str:
     told = _read("ablation")
     rows = [{**line, "variant": told["variants"][line["method"]]} for line in told[data]["table"]]
     rows.sort(key=lambda row: list(told["variants"]).index(row["method"]))
-    columns = {key: STUDY_COLUMNS[key] for key in ("n", "figure", "std", "difference", "difference_interval", "map")}
+    names = ("n", "top1_accuracy", "std", "difference", "difference_interval", "map")
+    columns = {key: STUDY_COLUMNS[key] for key in names}
     return markdown_table(rows, {"variant": "", **columns})
 
 

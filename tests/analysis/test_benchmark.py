@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from avdistill.analysis.benchmark.jobs import Job, _do_job, _result, beside
+from avdistill.analysis.benchmark.jobs import Job, _do_job, _result, sibling_path
 from avdistill.analysis.benchmark.report import summarize_study
 from avdistill.analysis.benchmark.study import Study
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
@@ -119,7 +119,7 @@ def test_a_study_compares_alike_and_writes_everything_down(study, capsys):
     groups = np.unique(dataset.columns["path"][dataset.columns["split"] == "test"].astype(str), return_inverse=True)[1]
     for line in table:
         rows = [r for r in by_setting[line["corruption"], line["method"]] if r["run"].startswith("seed")]
-        assert line["figure"] == pytest.approx(np.mean([r["top1_accuracy"] for r in rows]))
+        assert line["top1_accuracy"] == pytest.approx(np.mean([r["top1_accuracy"] for r in rows]))
         assert line["std"] == pytest.approx(np.std([r["top1_accuracy"] for r in rows], ddof=1))
         if line["method"] != "supervised":
             reference = [r for r in by_setting[line["corruption"], "supervised"] if r["run"].startswith("seed")]
@@ -230,7 +230,7 @@ def test_a_failed_seed_leaves_no_flattering_mean():
     ]
     rows[1] = {key: rows[1][key] for key in ("corruption", "method", "run", "seed", "setting")} | {"failed": "nan"}
     table, failed = summarize_study(rows, [0, 1])
-    assert "figure" not in table[0]
+    assert "top1_accuracy" not in table[0]
     assert [row["seed"] for row in failed] == [1]
 
 
@@ -261,8 +261,8 @@ def test_methods_are_read_with_their_settings(tmp_path):
 def test_trials_are_as_many_for_every_method_and_the_first_is_the_published_one(name):
     settings = settings_to_try(name, parse_method(name), 4, seed=1000)
     assert len(settings) == 4
-    assert settings[0].told() == {}
-    assert len({json.dumps(s.told(), sort_keys=True) for s in settings}) == 4
+    assert settings[0].overrides() == {}
+    assert len({json.dumps(s.overrides(), sort_keys=True) for s in settings}) == 4
     assert all(s.learning_rate_scale in LEARNING_RATES for s in settings)
     assert settings == settings_to_try(name, parse_method(name), 4, seed=1000)
     for key, values in METHODS[name].tuning.items():
@@ -447,7 +447,7 @@ def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp
 
 
 def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):
-    names = [beside(tmp_path / f"kd-weight=0.5-{seed}", "lock").name for seed in (0, 1)]
+    names = [sibling_path(tmp_path / f"kd-weight=0.5-{seed}", "lock").name for seed in (0, 1)]
     assert names == ["kd-weight=0.5-0.lock", "kd-weight=0.5-1.lock"]
 
 

@@ -22,7 +22,18 @@ from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 
 # Of the report's columns; the others make lines too long for a terminal.
-_SHOWN = {"corruption", "method", "n", "figure", "std", "difference", "difference_interval", "auc", "d_prime", "rank"}
+_SHOWN = {
+    "corruption",
+    "method",
+    "n",
+    "top1_accuracy",
+    "std",
+    "difference",
+    "difference_interval",
+    "auc",
+    "d_prime",
+    "rank",
+}
 
 
 @dataclass(frozen=True)

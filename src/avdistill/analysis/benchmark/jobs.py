@@ -38,7 +38,7 @@ class Job:
         test_dataset: None for a trial, which is not tested.
         test_split: whose labeled clips are classified and looked up.
         gallery: split of the test dataset that they are looked up in; where it holds nothing to find, they are not.
-        told: goes into the result as it is.
+        metadata: copied into the result.
     """
 
     corruption: str
@@ -48,7 +48,7 @@ class Job:
     threads: int
     test_dataset: Path | None
     test_split: str
-    told: dict[str, Any]
+    metadata: dict[str, Any]
     gallery: str = "train"
 
     @property
@@ -91,7 +91,7 @@ class Pool:
             process = self.processes.pop(job)
             process.join()
             if not job.metrics.is_file():
-                log = beside(job.config.out, "error.txt")
+                log = sibling_path(job.config.out, "error.txt")
                 text = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
                 said = text[-1] if text else f"its process ended with code {process.exitcode}"
                 raise RunError(f"{job.config.out}: {said}; the same command goes on")
@@ -110,9 +110,9 @@ def _do_job(job: Job) -> None:
     _end_with_parent()
     torch.set_num_threads(job.threads)
     job.config.out.parent.mkdir(parents=True, exist_ok=True)
-    error_log = beside(job.config.out, "error.txt")
+    error_log = sibling_path(job.config.out, "error.txt")
     # A killed study's worker may still be at this run for a moment: wait until it is gone.
-    lock = beside(job.config.out, "lock")
+    lock = sibling_path(job.config.out, "lock")
     lock.mkdir(exist_ok=True)
     with open_lock(lock, wait=True):
         if job.metrics.is_file():
@@ -128,7 +128,7 @@ def _do_job(job: Job) -> None:
     shutil.rmtree(lock, ignore_errors=True)
 
 
-def beside(run: Path, ending: str) -> Path:
+def sibling_path(run: Path, ending: str) -> Path:
     """A file next to a run's folder; a setting in the folder's name may hold a dot."""
     return run.with_name(f"{run.name}.{ending}")
 
@@ -152,16 +152,16 @@ def _result(job: Job) -> dict[str, Any]:
         if not (out / "not_finite.json").is_file():
             raise
         # A loss that is not finite is a finding about the method, and the others can be compared all the same.
-        return job.told | {"failed": str(error).replace(f"{out}: ", "")}
+        return job.metadata | {"failed": str(error).replace(f"{out}: ", "")}
     except ConfigError as error:
         if job.test_dataset is not None:
             raise
-        return job.told | {"failed": str(error)}  # a setting that this dataset does not allow loses its trial
+        return job.metadata | {"failed": str(error)}  # a setting that this dataset does not allow loses its trial
     lines = read_lines(out / "metrics.jsonl")
     if not lines or lines[-1]["step"] < job.config.steps:  # told to end
         raise RunError("stopped before its last step")
     curve = [[line["step"], line["validation"]["top1_accuracy"]] for line in lines if "validation" in line]
-    row = job.told | {
+    row = job.metadata | {
         "validation": max(value for _, value in curve) if curve else None,
         "curve": curve,
         "losses": [[line["step"], line["losses"]] for line in lines if "losses" in line][-1][1],
@@ -172,7 +172,7 @@ def _result(job: Job) -> dict[str, Any]:
         try:
             row |= _test(job, ClipDataset(job.test_dataset))
         except NotFiniteError as error:
-            return job.told | {"failed": str(error)}
+            return job.metadata | {"failed": str(error)}
     else:
         for folder in ("last", "best"):  # of a trial only the metrics are of use
             shutil.rmtree(out / folder, ignore_errors=True)

@@ -21,7 +21,7 @@ BASELINE = "supervised"
 COLUMNS = {
     "method": "method",
     "n": "seeds",
-    "figure": "top-1",
+    "top1_accuracy": "top-1",
     "std": "± (seeds)",
     "interval": "95% interval",
     "difference": "vs supervised",
@@ -75,7 +75,7 @@ def summarize_study(
                 lines.append({"corruption": corruption, "method": method, "n": 0, "setting": reasons[0]})
             else:
                 lines.append(_line(of_method, runs.get((corruption, BASELINE), []), groups, ranks[corruption]))
-        table += sorted(lines, key=lambda line: -line.get("figure", -1.0))
+        table += sorted(lines, key=lambda line: -line.get("top1_accuracy", -1.0))
     return table, failed
 
 
@@ -84,11 +84,11 @@ def _ranks(
 ) -> dict[str, dict[str, float]]:
     if not methods:
         return {corruption: {} for corruption in corruptions}
-    metrics = {c: {m: [row_figure(row) for row in runs[c, m]] for m in methods} for c in corruptions}
+    metrics = {c: {m: [row_accuracy(row) for row in runs[c, m]] for m in methods} for c in corruptions}
     return {corruption: mean_ranks(metrics[corruption]) for corruption in corruptions}
 
 
-def row_figure(row: Mapping[str, Any]) -> float:
+def row_accuracy(row: Mapping[str, Any]) -> float:
     """The share of test clips a run is right about."""
     return row["correct"].count("1") / len(row["correct"])
 
@@ -110,7 +110,7 @@ def _line(
         "corruption": first["corruption"],
         "method": first["method"],
         "n": len(rows),
-        "figure": overall.mean,
+        "top1_accuracy": overall.mean,
         "std": float(seeds.std(ddof=1)) if len(rows) > 1 else None,
         "interval": f"{overall.low:.3f} to {overall.high:.3f}",
         "rank": ranks.get(first["method"]),
@@ -186,7 +186,7 @@ def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Key -> heading of what a table's lines hold."""
     columns = {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
     if "auc" in columns:  # clips have several labels: the mAP is that of `evaluate`, nothing was looked up
-        columns |= {"figure": "top-1 (the surest label is right)", "map": "mAP"}
+        columns |= {"top1_accuracy": "top-1 (the surest label is right)", "map": "mAP"}
     return columns
 
 
@@ -196,7 +196,7 @@ def plot_corruption(out: Path, corruption: str, rows: Sequence[Mapping[str, Any]
     if not runs:
         return []
     slug = "".join(ch if ch.isalnum() or ch in "=.-" else "-" for ch in corruption)
-    bars = {name: [row_figure(row) for row in of_method] for name, of_method in runs.items()}
+    bars = {name: [row_accuracy(row) for row in of_method] for name, of_method in runs.items()}
     top1_accuracy, curves = out / f"top1_accuracy-{slug}.png", out / f"curves-{slug}.png"
     plot_bars(
         bars, top1_accuracy, xlabel="top-1 on the test clips", title=corruption, styles=method_styles(sorted(runs))
@@ -229,7 +229,7 @@ def _best_first(corruption: str, rows: Sequence[Mapping[str, Any]]) -> dict[str,
     for row in rows:
         if row["corruption"] == corruption and row["run"].startswith("seed-") and "failed" not in row:
             runs.setdefault(row["method"], []).append(row)
-    return dict(sorted(runs.items(), key=lambda item: -float(np.mean([row_figure(row) for row in item[1]]))))
+    return dict(sorted(runs.items(), key=lambda item: -float(np.mean([row_accuracy(row) for row in item[1]]))))
 
 
 def curves_digest(corruption: str, rows: Sequence[Mapping[str, Any]]) -> str:

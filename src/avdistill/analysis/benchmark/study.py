@@ -153,14 +153,14 @@ def run_study(
     finished: list[Job] = []
     try:
         while waiting or pool.running:
-            for contest in list(waiting):
-                while pool.free and (job := contest.next_job()) is not None:
+            for sweep in list(waiting):
+                while pool.free and (job := sweep.next_job()) is not None:
                     if not job.metrics.is_file():
                         pool.start(job)
                     else:
                         finished.append(job)
-                if contest.exhausted:
-                    waiting.remove(contest)
+                if sweep.exhausted:
+                    waiting.remove(sweep)
             finished += pool.collect()
             if on_progress is not None:
                 steps = sum(job.config.steps for job in finished) + sum(steps_done(job) for job in pool.running)
@@ -239,7 +239,8 @@ class _MethodSweep:
             seed=seed,
             steps=study.base.steps if run.startswith("seed") else study.trial_steps or study.base.steps,
         )
-        told = {"corruption": self.corruption, "method": self.name, "run": run, "seed": seed, "setting": setting.told()}
+        metadata = {"corruption": self.corruption, "method": self.name, "run": run, "seed": seed}
+        metadata["setting"] = setting.overrides()
         return Job(
             self.corruption,
             self.name,
@@ -248,7 +249,7 @@ class _MethodSweep:
             self.threads,
             test_dataset,
             study.test_split,
-            told,
+            metadata,
             gallery=study.base.train_split,
         )
 
@@ -265,20 +266,20 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     teacher = dataset.teachers.get(study.teacher)
     needed = {method_class(config).needs for config in methods.values()} - {""}
     features = dataset.teacher_record(study.teacher, tokens="tokens" in needed) if needed and teacher else None
-    told = encode(study) | {
+    record = encode(study) | {
         "dataset": str(study.dataset.resolve()),
         "test_dataset": str((study.test_dataset or study.dataset).resolve()),
         "dataset_checksum": dataset.checksum,
     }
     if study.test_dataset is not None:
-        told["test_dataset_checksum"] = ClipDataset(study.test_dataset).checksum
+        record["test_dataset_checksum"] = ClipDataset(study.test_dataset).checksum
     if files := {name: sum_ for name, config in methods.items() if (sum_ := custom_checksum(config))}:
-        told["method_files"] = files
-    told = json.loads(json.dumps({key: value for key, value in told.items() if key != "out"}))
+        record["method_files"] = files
+    record = json.loads(json.dumps({key: value for key, value in record.items() if key != "out"}))
     path = study.out / "study.json"
     if path.is_file():
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in told if recorded.get(key) != told[key]]
+        differing = [key for key in record if recorded.get(key) != record[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
         try:
@@ -289,7 +290,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, told | {"teacher_features": features})
+    write_json(path, record | {"teacher_features": features})
     write_json(study.out / "environment.json", environment())
 
 
@@ -357,5 +358,5 @@ def _dataset_summary(study: Study, text: str) -> str:
     rows = clips_of_splits(dataset, study.base.train_split)
     labeled = sum(bool(dataset.labels[i]) for i in rows)
     counts = Counter(dict(dataset.table["extra"][int(i)].as_py() or ()).get("audio", "as recorded") for i in rows)
-    told = ", ".join(f"{count} {audio}" for audio, count in counts.most_common())
-    return f"{text}: {len(rows)} training clips, {labeled} of them labeled; their audio: {told}."
+    audio = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    return f"{text}: {len(rows)} training clips, {labeled} of them labeled; their audio: {audio}."

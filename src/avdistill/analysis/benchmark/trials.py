@@ -25,7 +25,7 @@ class Setting:
     learning_rate_scale: float = 1.0
     options: dict[str, Option] = field(default_factory=dict)
 
-    def told(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """What differs from the published setting, for tables."""
         rate = {} if self.learning_rate_scale == 1 else {"learning_rate_scale": self.learning_rate_scale}
         return dict(self.options) | rate
