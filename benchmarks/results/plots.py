@@ -37,8 +37,8 @@ def images() -> dict[str, tuple[str, Callable[[Path], None]]]:
                 plot_panels,
                 curves,
                 reference="supervised",
-                xlabel="share of the training clips with another clip's audio",
-                ylabel="test top-1",
+                xlabel="share of mismatched audio among the training clips",
+                ylabel="top-1 accuracy on the test clips",
                 source=digest,
             ),
         )
