@@ -20,7 +20,7 @@ Curve: TypeAlias = Sequence[tuple[float, float]]  # (step, value)
 Style: TypeAlias = tuple[str, str]  # color, line style
 
 
-# Okabe and Ito 2008, told apart with any color vision; their yellow is left out: too pale for a line on white.
+# Okabe and Ito 2008, distinct for any color vision; without their yellow, too pale for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

@@ -1,4 +1,4 @@
-"""What would end the runs of a study, or make their metrics worthless, is told before the first of them."""
+"""Checks before a study begins: whatever would end its runs or make their metrics worthless is an error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_datasets(
 
 
 def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, MethodConfig]) -> None:
-    """What the methods need of the teacher must be there; a head finds no logits where too few labels are left."""
+    """Raise DatasetError where a method needs features that are missing; too few labels leave a head without logits."""
     teacher = dataset.teachers.get(study.teacher)
     for name, config in methods.items():
         needs = method_class(config).needs
@@ -73,7 +73,7 @@ def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, Me
 
 
 def _check_untouched(study: Study, dataset: ClipDataset, tested: np.ndarray, trained: np.ndarray) -> None:
-    """No test clip may be trained on, nor a head be fitted on its label."""
+    """Raise an error where a test clip is trained on, or a linear head is fitted on its label."""
     if both := np.intersect1d(tested, trained).size:
         raise ConfigError(
             f"study.test_split: {both} clips of split {study.test_split!r} are also those of "

@@ -1,4 +1,4 @@
-"""A study's runs, each done by a process of its own and written down at once."""
+"""The runs of a study: each has a process of its own, and its result is written as soon as it ends."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ class Pool:
                 log = sibling_path(job.config.out, "error.txt")
                 text = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
                 said = text[-1] if text else f"its process ended with code {process.exitcode}"
-                raise RunError(f"{job.config.out}: {said}; the same command goes on")
+                raise RunError(f"{job.config.out}: {said}; the same command continues")
         return ended
 
     def stop(self) -> None:
-        """End what is under way; it goes on from its last save next time."""
+        """End all running jobs; the next call continues them from their last save."""
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -158,7 +158,7 @@ def _result(job: Job) -> dict[str, Any]:
             raise
         return job.metadata | {"failed": str(error)}  # a setting that this dataset does not allow loses its trial
     lines = read_lines(out / "metrics.jsonl")
-    if not lines or lines[-1]["step"] < job.config.steps:  # told to end
+    if not lines or lines[-1]["step"] < job.config.steps:  # stopped by a signal
         raise RunError("stopped before its last step")
     curve = [[line["step"], line["validation"]["top1_accuracy"]] for line in lines if "validation" in line]
     row = job.metadata | {

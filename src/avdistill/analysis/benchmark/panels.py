@@ -1,4 +1,4 @@
-"""Learning curves of many methods as small panels: twenty lines on one plot cannot be told apart."""
+"""Learning curves of many methods as small panels: twenty lines on one plot cannot be distinguished."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plot_panels(
         # Wrapped: a title wider than its panel would leave the panel no room at all.
         panel.set_title(textwrap.fill(method.replace("$", r"\$"), 28), fontsize=9, loc="left")
         panel.tick_params(labelsize=7)
-    for panel in panels:  # those that are left
+    for panel in panels:  # panels without a method
         panel.set_visible(False)
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)

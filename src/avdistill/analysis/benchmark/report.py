@@ -53,7 +53,7 @@ def summarize_study(
     last: a mean over the runs that survived would flatter.
 
     Args:
-        rows: as `run_study` returns them; those of the trials are not looked at.
+        rows: as `run_study` returns them; those of trials are ignored.
         groups: (N,) video of each test clip.
     """
     final = [row for row in rows if row["run"].startswith("seed-")]
@@ -185,7 +185,7 @@ def write_study_report(
 def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Key -> heading of what a table's lines hold."""
     columns = {key: name for key, name in COLUMNS.items() if any(line.get(key) is not None for line in lines)}
-    if "auc" in columns:  # clips have several labels: the mAP is that of `evaluate`, nothing was looked up
+    if "auc" in columns:  # clips have several labels: the mAP is that of `evaluate`, there is no retrieval
         columns |= {"top1_accuracy": "top-1 (the surest label is right)", "map": "mAP"}
     return columns
 

@@ -1,13 +1,13 @@
-"""Many methods, seeds and corruptions on one dataset, compared fairly: the same steps, the same trials for each.
+"""Many methods, seeds and corruptions on one dataset, compared alike: the same steps and the same trials for each.
 
-A study is a folder. Every run is a job that a process of its own does and writes down at once; what is on disk is not
-done again, so a killed study goes on where it was and ends with the same tables:
+A study is a folder. Every run has a process of its own, which writes its result at once; finished runs are not
+repeated, so a killed study continues with the next run and ends with the same tables:
 
     study.json                          what is compared; another study is refused
-    datasets/<corruption>/                 the dataset under a corruption (links, see corruption/apply.py)
+    datasets/<corruption>/              the dataset under a corruption (links, see corruption/apply.py)
     runs/<corruption>/<method>/trial-0   tuning: judged by the clips set aside for validation, on a seed of their own
     runs/<corruption>/<method>/seed-0    the chosen setting: run folder and metrics.json
-    results.json, *.csv, *.md, *.png, report.html   (comparison_report.py)
+    results.json, *.csv, *.md, *.png, report.html   (report.py)
 """
 
 from __future__ import annotations
