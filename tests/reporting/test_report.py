@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from avdistill.analysis.benchmark.panels import plot_panels
-from avdistill.reporting import report
-from avdistill.reporting.page import Image, Section
+from avdistill.reporting import plots, tables
+from avdistill.reporting.page import Image, Section, write_page
 
 RUNS = [
     {"method": "none", "seed": 0, "top1_accuracy": 0.5, "epochs": 20},
@@ -56,7 +56,7 @@ def test_markdown_table() -> None:
         {"method": "none", "top1_accuracy": None, "n": 12, "rate": 1234.5, "best": False},
     ]
     columns = {"method": "Method", "n": "Seeds", "top1_accuracy": "Top-1", "rate": "Rate", "best": "Best"}
-    assert report.markdown_table(rows, columns) == "\n".join(
+    assert tables.markdown_table(rows, columns) == "\n".join(
         [
             "| Method | Seeds | Top-1 | Rate | Best |",
             "| --- | ---: | ---: | ---: | --- |",
@@ -67,15 +67,15 @@ def test_markdown_table() -> None:
 
 
 def test_markdown_table_without_rows_or_columns() -> None:
-    assert report.markdown_table([], {"a": "A"}) == "| A |\n| --- |"
+    assert tables.markdown_table([], {"a": "A"}) == "| A |\n| --- |"
     with pytest.raises(ValueError, match="at least one column"):
-        report.markdown_table([{"a": 1}], {})
+        tables.markdown_table([{"a": 1}], {})
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_no_text_breaks_a_markdown_table(texts: list[str]) -> None:
-    table = report.markdown_table([{"a": text, "b": 1} for text in texts], {"a": "A", "b": "B"})
+    table = tables.markdown_table([{"a": text, "b": 1} for text in texts], {"a": "A", "b": "B"})
     lines = table.splitlines()
     assert len(lines) == 2 + len(texts)
     for line in lines:
@@ -84,12 +84,12 @@ def test_no_text_breaks_a_markdown_table(texts: list[str]) -> None:
 
 
 def test_summarize() -> None:
-    assert report.summarize(RUNS) == [
+    assert tables.summarize(RUNS) == [
         {"method": "none", "n": 3, "top1_accuracy": 0.5, "top1_accuracy_std": 0.25},
         {"method": "kd", "n": 1, "top1_accuracy": 0.625, "top1_accuracy_std": None},
     ]
     longer = [{**run, "epochs": 40} for run in RUNS[:1]]
-    assert report.summarize([*RUNS[:1], *longer], by=("method", "epochs"), values=("top1_accuracy", "seed")) == [
+    assert tables.summarize([*RUNS[:1], *longer], by=("method", "epochs"), values=("top1_accuracy", "seed")) == [
         {
             "method": "none",
             "epochs": epochs,
@@ -106,37 +106,37 @@ def test_summarize() -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 @settings(max_examples=40, deadline=None)
 def test_summarize_equals_statistics(values: list[float]) -> None:
-    (line,) = report.summarize([{"method": "m", "x": value} for value in values], values=("x",))
+    (line,) = tables.summarize([{"method": "m", "x": value} for value in values], values=("x",))
     assert line["x"] == pytest.approx(statistics.fmean(values), abs=1e-9)
     assert line["x_std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
 
 
 def test_summarize_does_not_hide_a_run() -> None:
-    (line,) = report.summarize([{"method": "m", "top1_accuracy": 0.5}, {"method": "m", "top1_accuracy": math.nan}])
+    (line,) = tables.summarize([{"method": "m", "top1_accuracy": 0.5}, {"method": "m", "top1_accuracy": math.nan}])
     assert line["n"] == 2
     assert math.isnan(line["top1_accuracy"])
     assert math.isnan(line["top1_accuracy_std"])
     with pytest.raises(ValueError, match="has no top1_accuracy"):
-        report.summarize([*RUNS, {"method": "kd", "seed": 3}])
+        tables.summarize([*RUNS, {"method": "kd", "seed": 3}])
     with pytest.raises(ValueError, match="kd have the same seed"):
-        report.summarize([*RUNS, RUNS[1]])
+        tables.summarize([*RUNS, RUNS[1]])
     with pytest.raises(ValueError, match="must be a number, not 'high'"):
-        report.summarize([{"method": "m", "top1_accuracy": "high"}])
+        tables.summarize([{"method": "m", "top1_accuracy": "high"}])
 
 
 # Plots
 
 
 def test_method_styles_are_distinct_and_keep_their_order() -> None:
-    names = [f"method {index}" for index in range(4 * len(report.PALETTE))]
-    styles = report.method_styles([*names, names[3]])
+    names = [f"method {index}" for index in range(4 * len(plots.PALETTE))]
+    styles = plots.method_styles([*names, names[3]])
     assert len(set(styles.values())) == len(names)
-    assert report.method_styles(names[:3]) == {name: styles[name] for name in names[:3]}
+    assert plots.method_styles(names[:3]) == {name: styles[name] for name in names[:3]}
 
 
 def test_confusion_colors_are_shares_of_the_row(tmp_path: Path, drawn: list[Figure]) -> None:
     path = tmp_path / "new folder" / "confusion.png"
-    report.plot_confusion(
+    plots.plot_confusion(
         [[3, 1, 0], [0, 0, 0], [0, 0, 5]], ["a", r"$\no$", "_c"], path
     )  # as a formula, the second would not parse
     axes = drawn[0].axes[0]
@@ -150,7 +150,7 @@ def test_confusion_colors_are_shares_of_the_row(tmp_path: Path, drawn: list[Figu
 def test_every_one_of_101_class_names_can_be_read(tmp_path: Path, drawn: list[Figure]) -> None:
     names = [f"ClassWithAName{index}" for index in range(101)]
     path = tmp_path / "confusion.png"
-    report.plot_confusion(np.eye(101, dtype=int).tolist(), names, path)
+    plots.plot_confusion(np.eye(101, dtype=int).tolist(), names, path)
     labels = drawn[0].axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == names
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
@@ -165,7 +165,7 @@ def test_curves_of_several_seeds_are_a_mean_in_a_band(tmp_path: Path, drawn: lis
         "none": [[(1, 0.25), (2, 0.5), (3, 0.9)], [(2, 1.0), (1, 0.75)]],  # no third step in the second run
         "kd": [(1, 0.1), (2, 0.1), (2, 0.2)],  # one run; its second step was logged twice
     }
-    report.plot_curves(curves, tmp_path / "curves.png", **LABELS)
+    plots.plot_curves(curves, tmp_path / "curves.png", **LABELS)
     axes = drawn[0].axes[0]
     none, kd = axes.lines
     assert none.get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
@@ -178,14 +178,14 @@ def test_curves_of_several_seeds_are_a_mean_in_a_band(tmp_path: Path, drawn: lis
 
 
 def test_a_method_keeps_its_color_across_plots(tmp_path: Path, drawn: list[Figure]) -> None:
-    styles = report.method_styles(["none", "kd"])
-    report.plot_curves({"kd": [(0, 1), (1, 2)]}, tmp_path / "a.png", **LABELS, styles=styles)
-    report.plot_bars({"kd": [0.5], "none": [0.25]}, tmp_path / "b.png", xlabel="x", title="t", styles=styles)
-    assert drawn[0].axes[0].lines[0].get_color() == drawn[1].axes[0].lines[0].get_color() == report.PALETTE[1]
+    styles = plots.method_styles(["none", "kd"])
+    plots.plot_curves({"kd": [(0, 1), (1, 2)]}, tmp_path / "a.png", **LABELS, styles=styles)
+    plots.plot_bars({"kd": [0.5], "none": [0.25]}, tmp_path / "b.png", xlabel="x", title="t", styles=styles)
+    assert drawn[0].axes[0].lines[0].get_color() == drawn[1].axes[0].lines[0].get_color() == plots.PALETTE[1]
 
 
 def test_bars_show_the_mean_and_every_seed(tmp_path: Path, drawn: list[Figure]) -> None:
-    report.plot_bars({"none": [0.25, 0.75], "kd_$": [0.625]}, tmp_path / "bars.png", xlabel="top-1", title="test")
+    plots.plot_bars({"none": [0.25, 0.75], "kd_$": [0.625]}, tmp_path / "bars.png", xlabel="top-1", title="test")
     axes = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.625]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[0.25, 0.75], [0.625]]
@@ -197,14 +197,14 @@ def test_bars_show_the_mean_and_every_seed(tmp_path: Path, drawn: list[Figure]) 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda path: report.plot_confusion([[1, 0]], ["a", "b"], path), "2 x 2"),
-        (lambda path: report.plot_confusion([[1], [2]], ["a", "b"], path), "2 x 2"),
-        (lambda path: report.plot_confusion([], [], path), "not empty"),
-        (lambda path: report.plot_curves({}, path, **LABELS), "no curves"),
-        (lambda path: report.plot_curves({"kd": []}, path, **LABELS), "'kd' have no step"),
-        (lambda path: report.plot_curves({"kd": [[(0, 1)], [(1, 1)]]}, path, **LABELS), "no step in common"),
-        (lambda path: report.plot_bars({}, path, xlabel="", title=""), "needs a value"),
-        (lambda path: report.plot_bars({"kd": []}, path, xlabel="", title=""), "needs a value"),
+        (lambda path: plots.plot_confusion([[1, 0]], ["a", "b"], path), "2 x 2"),
+        (lambda path: plots.plot_confusion([[1], [2]], ["a", "b"], path), "2 x 2"),
+        (lambda path: plots.plot_confusion([], [], path), "not empty"),
+        (lambda path: plots.plot_curves({}, path, **LABELS), "no curves"),
+        (lambda path: plots.plot_curves({"kd": []}, path, **LABELS), "'kd' have no step"),
+        (lambda path: plots.plot_curves({"kd": [[(0, 1)], [(1, 1)]]}, path, **LABELS), "no step in common"),
+        (lambda path: plots.plot_bars({}, path, xlabel="", title=""), "needs a value"),
+        (lambda path: plots.plot_bars({"kd": []}, path, xlabel="", title=""), "needs a value"),
     ],
 )
 def test_nothing_to_plot_is_an_error(call: Callable[[Path], None], message: str, tmp_path: Path) -> None:
@@ -217,12 +217,12 @@ def test_no_pyplot_no_torch_and_no_display(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from avdistill.reporting import report
+from avdistill.reporting import plots
 assert "matplotlib" not in sys.modules
-report.plot_bars({{"a": [1.0]}}, Path({str(tmp_path / "bars.png")!r}), xlabel="x", title="t")
+plots.plot_bars({{"a": [1.0]}}, Path({str(tmp_path / "bars.png")!r}), xlabel="x", title="t")
 print("matplotlib.pyplot" in sys.modules, "torch" in sys.modules)
 """
-    source = str(Path(report.__file__).parents[2])
+    source = str(Path(plots.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source}
     environment.pop("DISPLAY", None)
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
@@ -262,7 +262,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def plot(tmp_path: Path) -> Path:
     path = tmp_path / "plots" / "bars.png"
-    report.plot_bars({"none": [0.5]}, path, xlabel="x", title="t")
+    plots.plot_bars({"none": [0.5]}, path, xlabel="x", title="t")
     return path
 
 
@@ -280,7 +280,7 @@ def test_page_says_everything_and_needs_nothing(tmp_path: Path, plot: Path) -> N
         Section("More", images=[Image(plot, "Again", alt="one bar")]),
         Section("Empty table", columns={"a": "A"}),
     ]
-    report.write_page(page, title="Comparison", sections=sections)
+    write_page(page, title="Comparison", sections=sections)
     parsed = Page(page.read_text(encoding="utf-8"))
     assert parsed.texts["h1"] == parsed.texts["title"] == ["Comparison"]
     assert parsed.texts["h2"] == ["Result", "More", "Empty table"]
@@ -309,7 +309,7 @@ def test_only_an_image_wider_than_the_page_scrolls(tmp_path: Path) -> None:
     for width in (1800, 1803):
         matplotlib.image.imsave(tmp_path / f"{width}.png", np.zeros((2, width, 3)))
         images.append(Image(tmp_path / f"{width}.png", ""))
-    report.write_page(tmp_path / "report.html", title="t", sections=[Section("s", images=images)])
+    write_page(tmp_path / "report.html", title="t", sections=[Section("s", images=images)])
     tags = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tags
     assert [attributes.get("class") for tag, attributes in tags if tag == "img"] == [None, "wide"]
 
@@ -317,7 +317,7 @@ def test_only_an_image_wider_than_the_page_scrolls(tmp_path: Path) -> None:
 def test_everything_on_a_page_is_escaped(tmp_path: Path, plot: Path) -> None:
     evil = "\"'><script>alert('&amp;')</script>{x}"
     page = tmp_path / "report.html"
-    report.write_page(
+    write_page(
         page,
         title=evil,
         sections=[Section(evil, [evil], [{"k": evil}], {"k": evil}, evil, [Image(plot, evil), Image(plot, "", evil)])],
@@ -335,11 +335,11 @@ def test_a_page_refuses_what_it_cannot_show(tmp_path: Path) -> None:
     video = tmp_path / "video.png"
     video.write_text("not a video")
     with pytest.raises(ValueError, match=r"video\.png is not a PNG"):
-        report.write_page(page, title="t", sections=[Section("s", images=[Image(video, "c")])])
+        write_page(page, title="t", sections=[Section("s", images=[Image(video, "c")])])
     with pytest.raises(ValueError, match="rows but no columns"):
-        report.write_page(page, title="t", sections=[Section("s", rows=[{"a": 1}])])
+        write_page(page, title="t", sections=[Section("s", rows=[{"a": 1}])])
     with pytest.raises(FileNotFoundError):
-        report.write_page(page, title="t", sections=[Section("s", images=[Image(tmp_path / "absent.png", "c")])])
+        write_page(page, title="t", sections=[Section("s", images=[Image(tmp_path / "absent.png", "c")])])
     assert not page.exists()
 
 
