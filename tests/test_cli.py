@@ -1,6 +1,7 @@
 """The command line, as a person uses it: every verb, exit codes, one JSON object on standard output."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import avdistill
 from avdistill.cli import VERBS, main
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.errors import DatasetError
+from avdistill.errors import DatasetError, NoTokensError, TeacherError
 from avdistill.inputs import AudioInput
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
@@ -253,3 +254,48 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly(taught):
         told = running.stderr.read().decode()
         assert running.wait() == 1
     assert "roken" not in told
+
+
+def call(*words, **environment):
+    words = [sys.executable, "-m", "avdistill", *map(str, words)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=120)
+
+
+def test_a_rank_without_other_processes_is_the_first(taught):
+    done = call("info", taught.folder, "--no-verify", "--json", RANK="1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["clips"] == len(taught)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_verb_that_cannot_share_its_work_refuses_several_processes(taught, rank):
+    for words in (["info", taught.folder], ["teacher", "probe", taught.folder]):
+        done = call(*words, WORLD_SIZE="2", RANK=rank)
+        assert (done.returncode, done.stdout) == (2, "")
+        message = f"avdistill: {words[0]}: expected one process, found WORLD_SIZE=2; omit torchrun\n"
+        assert done.stderr == (message if rank == "0" else "")
+
+
+def test_an_interrupt_is_code_130(monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avdistill.commands.console.run", interrupted)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "avdistill: interrupted\n"
+
+
+def test_only_what_a_user_can_mend_is_one_line(monkeypatch, capsys):
+    for error, code in ((TeacherError("no teacher"), 1), (NoTokensError("no tokens"), 1), (OSError("disk"), 1)):
+        monkeypatch.setattr("avdistill.commands.train.recipes", lambda _arguments, error=error: raise_(error))
+        assert main(["recipes"]) == code
+        assert capsys.readouterr().err == f"avdistill: {error}\n"
+    for mistake in (ValueError("ours"), RuntimeError("ours")):
+        monkeypatch.setattr("avdistill.commands.train.recipes", lambda _arguments, error=mistake: raise_(error))
+        with pytest.raises(type(mistake), match="ours"):
+            main(["recipes"])
+
+
+def raise_(error):
+    raise error

@@ -110,12 +110,12 @@ def test_a_process_told_to_end_after_its_peer_was_lost_still_says_so(monkeypatch
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(RuntimeError, match="closed"), trainer._sigterm():
+        with pytest.raises(RuntimeError, match="closed"), trainer._stop_signals():
             raise RuntimeError("connection closed by peer")
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
     finally:
         signal.signal(signal.SIGTERM, before)
-    with pytest.raises(ConfigError), trainer._sigterm():
+    with pytest.raises(ConfigError), trainer._stop_signals():
         raise ConfigError("another error")
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -32,13 +32,20 @@ VERBS: dict[str, tuple[str, str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, 1 for a failure said in one line, 2 for a wrong call."""
+    """Run a verb.
+
+    Returns:
+        The exit code: 0, 1 for a failure (one line on standard error), 2 for a wrong call, 130 after Ctrl-C.
+    """
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # `avdistill ... | head`: whoever read has seen enough
+    except BrokenPipeError:  # `avdistill ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"avdistill: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 130
     return code
 
 
@@ -54,7 +61,7 @@ def _main(arguments: list[str]) -> int:
         print(f"avdistill: no verb {arguments[0]!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     module, function = VERBS[arguments[0]][0].split(":")
-    return int(import_module("avdistill.commands.console").run(module, function, arguments[1:]))
+    return int(import_module("avdistill.commands.console").run(arguments[0], module, function, arguments[1:]))
 
 
 if __name__ == "__main__":

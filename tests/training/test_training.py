@@ -169,23 +169,46 @@ def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
     assert not (broken / "last.old").exists()
 
 
-def test_sigterm_saves_and_exits_0(taught, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits(taught, tmp_path, sent, code):
     written = tmp_path / "config.json"
     written.write_text(json.dumps(encode(config(taught.folder, tmp_path / "run", steps=100_000, eval_every=10**6))))
     command = [sys.executable, "-m", "avdistill", "train", "--config", str(written)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A process that a script starts in the background may ignore SIGINT, and hands that down.
+    handled = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **handled)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     _, messages = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "avdistill resume" in messages
+    assert process.returncode == code, messages
+    assert f"state saved; `avdistill resume {tmp_path / 'run'}` continues" in messages
+    assert "Traceback" not in messages
     step = state(tmp_path / "run")[1]["progress"]["step"]
     assert 0 < step < 100_000
     resume(tmp_path / "run", stop_after=2)
     assert state(tmp_path / "run")[1]["progress"]["step"] == step + 2
+
+
+def test_a_second_interrupt_ends_training_at_once(taught, tmp_path):
+    def interrupt(step, losses):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        whole = train(config(taught.folder, tmp_path / "whole"))
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3, state saved"):
+            train(config(taught.folder, tmp_path / "run"), on_step=interrupt)
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            resume(tmp_path / "run", on_step=lambda step, losses: [interrupt(3, losses) for _ in range(2)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert state(tmp_path / "run")[1]["progress"]["step"] == 3
+    resume(tmp_path / "run")
+    assert same(state(tmp_path / "run"), state(whole))
 
 
 def test_a_handful_of_clips_is_learned(taught, tmp_path):

@@ -1,8 +1,9 @@
-"""What every verb shares: progress and messages on standard error, results on standard output."""
+"""What all verbs share: progress and messages on standard error, results on standard output."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,45 +13,44 @@ from importlib import import_module
 import rich.progress
 from rich.console import Console
 
+from avdistill.errors import AvdistillError, ConfigError
 from avdistill.progress import OnProgress, Progress
 
-# Of the processes that torchrun starts only the first speaks and writes; an error any of them may tell.
-FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+_SEVERAL_PROCESSES = int(os.environ.get("WORLD_SIZE", "1")) > 1
+# Of the processes that torchrun starts only the first prints and writes; each reports its own error.
+FIRST_PROCESS = not _SEVERAL_PROCESSES or os.environ.get("RANK", "0") == "0"
+# Verbs whose work torchrun's processes share.
+_SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve", "audit")
 MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 
 
-def run(module: str, function: str, arguments: list[str]) -> int:
-    """Call a verb; an error that a user can mend is one line on standard error and exit code 1 (2: a wrong config)."""
+class _MessageHandler(logging.Handler):
+    """What the library logs, as messages for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def run(verb: str, module: str, function: str, arguments: list[str]) -> int:
+    """Call a verb; an error that a user can mend is one line on standard error and the error's exit code."""
+    logger = logging.getLogger("avdistill")
+    if not logger.handlers:
+        logger.addHandler(_MessageHandler())
+        logger.setLevel(logging.INFO)
+    if _SEVERAL_PROCESSES and verb not in _SHARING and " ".join([verb, *arguments[:1]]) not in _SHARING:
+        say(f"avdistill: {verb}: expected one process, found WORLD_SIZE={os.environ['WORLD_SIZE']}; omit torchrun")
+        return 2
     try:
-        verb: Callable[[list[str]], None] = getattr(import_module(f"avdistill.commands.{module}"), function)
-        verb(arguments)
+        getattr(import_module(f"avdistill.commands.{module}"), function)(arguments)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        print("avdistill: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        wrong, mendable = _expected()
-        if not isinstance(error, mendable):
-            raise
-        told = str(error)
+    except (AvdistillError, OSError) as error:
+        message = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
-            told = f"{error.filename}: {error.strerror}"  # without Python's [Errno 17]
-        print(f"avdistill: {told}", file=sys.stderr)
-        return 2 if isinstance(error, wrong) else 1
+            message = f"{error.filename}: {error.strerror}"  # without Python's [Errno 17]
+        print(f"avdistill: {message}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
     return 0
-
-
-def _expected() -> tuple[type[Exception], tuple[type[Exception], ...]]:
-    """The error of a wrong config, and all that a user can mend."""
-    from avdistill.errors import AnnotationError, ConfigError, DatasetError, MediaError
-
-    mendable: list[type[Exception]] = [AnnotationError, MediaError, DatasetError, ConfigError, OSError]
-    if "torch" in sys.modules:  # these rooms import torch; without it none of their errors can have been raised
-        from avdistill.errors import CheckpointError, NotFiniteError, ProcessLostError, RunError, TeacherError
-
-        mendable += [NotFiniteError, ProcessLostError, CheckpointError, TeacherError, RunError]
-    return ConfigError, tuple(mendable)
 
 
 def say(text: str) -> None:
@@ -67,18 +67,16 @@ def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> Non
         text = json.dumps(report, ensure_ascii=False, allow_nan=False, default=str)
     try:
         print(text)
-    except UnicodeEncodeError:  # a file's name that is no text, or a terminal that lacks a letter
+    except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal without the letter
         escaped = text.encode("ascii", "backslashreplace").decode()
         print(json.dumps(report, allow_nan=False, default=str) if as_json else escaped)
 
 
 def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `name VALUE` or `name=VALUE` (None where it is not there), and the arguments without it.
+    """The value of `name VALUE` or `name=VALUE` (None without it), and the other arguments.
 
-    For options that decide which others there are. Raises ConfigError where the value is missing.
+    For options that decide which others exist. Raises ConfigError where the value is missing.
     """
-    from avdistill.errors import ConfigError
-
     for position, argument in enumerate(arguments):
         given, joined, value = argument.partition("=")
         if given == name:

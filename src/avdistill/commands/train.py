@@ -89,7 +89,7 @@ def _report_run(run: Path) -> None:
         return
     state = run_state(run)
     if state.step < run_config(run).steps:
-        say(f"stopped after step {state.step}, state saved; `avdistill resume {run}` goes on")
+        say(f"stopped after step {state.step}, state saved; `avdistill resume {run}` continues")
     else:
         best = f"best validation top-1 {state.best:.3f} at step {state.best_step}" if state.best >= 0 else "last step"
         say(f"finished {state.step} steps; best/ is the {best}")

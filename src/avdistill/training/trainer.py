@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import threading
@@ -54,9 +55,11 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
     Args:
         config: the whole run.
         on_step: called with the step and its named losses after each step.
-        stop_after: save and return after this many steps, as SIGTERM would do; `resume` goes on.
+        stop_after: save and return after this many steps, as after SIGTERM; `resume` continues.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C (SIGINT), when the running step is done and the state saved; after a second
+            one at once.
         RunError: the run folder exists (an empty one is taken), a loss or gradient is not finite (the last good state
             is in `last/`), the folder cannot be written, or another process of the run was lost.
         DatasetError: the dataset does not hold what the config asks for.
@@ -113,7 +116,7 @@ def _joined(run: Path, device: str) -> Iterator[torch.device]:
         with distributed.init_distributed(device) as own:
             yield own
     except distributed.ProcessLostError as error:
-        raise RunError(f"{run}: {error}; `avdistill resume {run}` goes on from the last save") from error
+        raise RunError(f"{run}: {error}; `avdistill resume {run}` continues from the last save") from error
 
 
 def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop_after: int | None) -> Path:
@@ -129,8 +132,8 @@ def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop
     stop_at = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
     method.train()
 
-    with _sigterm() as terminated, _log(session.run, config.tensorboard) as log, closing(loader):
-        while state.step < stop_at and not distributed.all_reduce_any(terminated.is_set()):
+    with _stop_signals() as received, _log(session.run, config.tensorboard) as log, closing(loader):
+        while state.step < stop_at and not distributed.all_reduce_any(bool(received)):
             began = time.perf_counter()
             statistics = [buffer.clone() for buffer in method.buffers()]
             losses = _backward(session, model, loader, state, statistics)
@@ -160,11 +163,15 @@ def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop
                     save_best(session.run, method, session.description, state, "validation top1_accuracy")
             if state.step % config.save_every == 0 or state.step == stop_at:
                 save_last(session.run, method, session.description, optimizer, session.schedule, state)
-        if state.step < stop_at:  # told to end
+        if state.step < stop_at:
             save_last(session.run, method, session.description, optimizer, session.schedule, state)
     if state.step == config.steps and not len(session.validation):
         save_best(session.run, method, session.description, state, "last step (nothing set aside for validation)")
     distributed.barrier()  # whoever returns may read what process 0 wrote
+    if signal.SIGINT in received and state.step < stop_at:
+        raise KeyboardInterrupt(
+            f"stopped after step {state.step}, state saved; `avdistill resume {session.run}` continues"
+        )
     return session.run
 
 
@@ -241,25 +248,37 @@ def _not_finite(
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets: the loop ends after its step, saves and returns. Outside the main thread: never."""
-    event = threading.Event()
+def _stop_signals() -> Iterator[list[int]]:
+    """The signals SIGTERM and SIGINT received in the block: the loop ends after its step and saves.
+
+    A second SIGINT raises KeyboardInterrupt at once. Outside the main thread no signal is handled.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield received
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        event.set()
+    def handle(number: int, _frame: FrameType | None) -> None:
+        # torchrun sends on a Ctrl-C that the terminal has already sent to every process.
+        if number == signal.SIGINT and number in received and distributed.world_size() == 1:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and not received:
+            logging.getLogger(__name__).info("stopping after this step; a second Ctrl-C ends at once, without a save")
+        received.append(number)
 
-    previous = signal.signal(signal.SIGTERM, handle)
+    previous = {
+        n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN
+    }
     try:
-        yield event
+        yield received
     except RuntimeError:
         if distributed.world_size() > 1:
-            previous = handle  # torchrun ends the others of a lost process: they shall live to say what happened
+            # torchrun ends the other processes when one is lost: they must live to report what happened.
+            previous = dict.fromkeys(previous, handle)
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, action in previous.items():
+            signal.signal(number, action)
 
 
 @contextmanager
