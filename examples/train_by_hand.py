@@ -63,7 +63,7 @@ def main() -> None:
         if step % 20 == 0:
             print(step, "  ".join(f"{name} {float(value.detach()):.3f}" for name, value in losses.items()))
 
-    # The figure: every window of every test clip, softmax averaged per clip. No audio is needed any more.
+    # Top-1 accuracy: every window of every test clip, softmax averaged per clip. The test needs no audio.
     test = clips_of_split(dataset, "test")
     outputs = run_network(student, dataset, test, view)
     labels = encode_labels(dataset, test, dataset.classes).values
