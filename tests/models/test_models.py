@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from avdistill.errors import CheckpointError
+from avdistill.errors import CheckpointError, ConfigError
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.imagenet import normalize_frames
@@ -48,6 +49,7 @@ def test_every_network_returns_features_with_tokens(name):
     assert features.tokens.shape[0] == B
     assert features.tokens.shape[2] == D
     assert network.modality in ("video", "audio")
+    assert torch.float64 not in {values.dtype for values in (*network.parameters(), *network.buffers())}  # MPS has none
     if not name.startswith(PROJECTED):
         torch.testing.assert_close(features.tokens.mean(1), features.embedding)
 
@@ -218,6 +220,30 @@ def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_options_are_checked_before_the_network_is_built(monkeypatch):
+    for name, options, message in (
+        (
+            "logmel_cnn",
+            {"depth": 3},
+            "model 'logmel_cnn': unknown option 'depth'; known: embedding_dim, sample_rate_hz",
+        ),
+        ("logmel_cnn", {"width": "8"}, "model 'logmel_cnn': width: expected int, got '8'"),
+        ("cnn14_emb32", {"embedding_dim": 64}, "model 'cnn14_emb32': unknown option 'embedding_dim'"),
+        ("torchvision:s3d", {"network": "r3d_18"}, "unknown option 'network'; known: kinetics"),
+        ("yamnet", {"width": 8}, "unknown option 'width'; known: none"),
+        ("r2plus1d_xia2023", {"depth": 50}, "model 'r2plus1d_xia2023': depth must be 18 or 34, got 50"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}" if message.startswith("model") else message):
+            build_model(name, 3, options)
+
+    def broken(num_classes, width=1):
+        return num_classes + None
+
+    monkeypatch.setitem(MODELS, "broken", broken)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        build_model("broken", 3, {"width": "any"})
+
+
 def test_two_dimensional_kernels_lie_channels_last():
     network = build_model("stacked_frames", 3)
     for module in network.modules():
@@ -241,9 +267,10 @@ def test_weights_that_training_began_with_are_not_downloaded_again(tmp_path, mon
     assert torch.equal(again.classifier.weight, network.classifier.weight)
 
 
-def test_a_copied_network_keeps_its_own_map():
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copied_network_keeps_its_own_map(copied):
     network = build_model("torchvision:mc3_18", 2).eval()
-    other = copy.deepcopy(network)
+    other = copied(network)
     video = torch.randn(1, 3, 4, 32, 32)
     with torch.no_grad():
         for parameter in other.parameters():

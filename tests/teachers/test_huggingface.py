@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +105,21 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert actual.shape == expected.shape
     assert expected.std() > 1e-3
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+@pytest.mark.parametrize("family", ["clip", "vit"])
+def test_a_copied_teacher_gives_the_same_outputs(saved, family, copied):
+    teacher = load_teacher(f"huggingface:{saved[family][0]}")
+    other = copied(teacher.network)
+    inputs = normalize_frames(frames_of(teacher))
+    with torch.no_grad():
+        expected = teacher.network(inputs)
+        for parameter in teacher.network.parameters():
+            parameter.zero_()
+        found = other(inputs)
+    assert torch.equal(found.embedding, expected.embedding)
+    assert (found.logits is None) == (expected.logits is None)
 
 
 @pytest.mark.parametrize("family", ["clip", "dinov2", "vit"])

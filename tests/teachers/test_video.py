@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +38,20 @@ def saved(tmp_path_factory) -> dict[str, tuple[Path, torch.nn.Module]]:
         torch.save(network.state_dict(), file)
         found[name] = file, network
     return found
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copied_teacher_gives_the_same_outputs(saved, copied):
+    network = load_teacher("torchvision:resnet18", weights=saved["resnet18"][0]).network
+    other = copied(network)
+    inputs = normalize_frames(random_frames(1, 2, 64, 64))
+    with torch.no_grad():
+        expected = network(inputs)
+        for parameter in network.parameters():
+            parameter.zero_()
+        found = other(inputs)
+    assert torch.equal(found.embedding, expected.embedding)
+    assert torch.equal(found.logits, expected.logits)
 
 
 def random_frames(*shape: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 
+from avdistill.config_io import decode
 from avdistill.errors import ConfigError
 from avdistill.models.frame_cnn import ShiftedFrames, StackedFrames
 from avdistill.models.logmel_cnn import LogMelCNN
@@ -46,19 +48,42 @@ MODELS: dict[str, Callable[..., StudentNetwork]] = {
 
 
 def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> StudentNetwork:
-    """A network of `MODELS` for `num_classes` classes.
+    """Build a network with random weights.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: C, columns of the logits.
+        options: further arguments of the network's constructor, by name.
 
     Raises:
-        ConfigError: an unknown name, or options that the network does not take.
+        ConfigError: an unknown name; an option that is unknown, of a wrong type, or refused by the network.
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
+    constructor = MODELS[name]
+    checked = _checked_options(f"model {name!r}", constructor, options or {})
     try:
-        model = MODELS[name](num_classes=num_classes, **dict(options or {}))
-    except (TypeError, ValueError) as error:
+        model = constructor(num_classes=num_classes, **checked)
+    except ValueError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
     # Two-dimensional convolutions are 1.3 to 2 times faster on CPUs with channels last; values do not change.
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _checked_options(
+    where: str, constructor: Callable[..., StudentNetwork], options: Mapping[str, Option]
+) -> dict[str, Option]:
+    """The options, checked against the constructor's signature: a TypeError of the constructor is then a real one."""
+    fixed = constructor.keywords if isinstance(constructor, partial) else {}
+    parameters = inspect.signature(constructor, eval_str=True).parameters
+    kinds = {name: p.annotation for name, p in parameters.items() if name != "num_classes" and name not in fixed}
+    checked = {}
+    for name, value in options.items():
+        if name not in kinds:
+            raise ConfigError(f"{where}: unknown option {name!r}; known: {', '.join(kinds) or 'none'}")
+        untyped = kinds[name] is inspect.Parameter.empty
+        checked[name] = value if untyped else decode(kinds[name], value, f"{where}: {name}")
+    return checked

@@ -22,10 +22,11 @@ _TORCHVISION = {
 }
 
 
-class _Outputs(list[Tensor]):
-    """A forward hook that keeps outputs. Copied with its network, where a closure would fill the first one's."""
+class OutputHook(list[Any]):
+    """A forward hook that keeps outputs. It is copied and pickled with its network, which a closure cannot be."""
 
-    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def __call__(self, _module: nn.Module, _inputs: object, output: Any) -> None:
+        """Keep the output of the module."""
         self.append(output)
 
 
@@ -61,7 +62,7 @@ class TorchvisionVideo(StudentNetwork):
         if network == "s3d":  # its pooling window is fixed to 224 pixels; the mean is the same there and works below
             self.backbone.avgpool = nn.AdaptiveAvgPool3d(1)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
-        self._map = _Outputs()
+        self._map = OutputHook()
         getattr(self.backbone, map_name).register_forward_hook(self._map)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:

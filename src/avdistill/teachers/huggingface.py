@@ -18,6 +18,7 @@ from avdistill.errors import TeacherError
 from avdistill.fsio import error_message, file_checksum
 from avdistill.inputs import AudioInput, VideoInput, View
 from avdistill.models.imagenet import renormalize_frames
+from avdistill.models.torchvision_video import OutputHook
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
 from avdistill.types import Features, Network
@@ -64,15 +65,15 @@ class _Encoder(nn.Module):
         if not self.embedding_dim:
             raise ValueError(f"expected a hidden_size in its config, found none ({model.config.model_type})")
         self.model, self.trained_pooler = model, trained_pooler
-        self._found: list[Any] = []
-        # The hidden state of a model with a classifier is only told inside.
-        model.base_model.register_forward_hook(lambda _module, _inputs, output: self._found.append(output))
+        # A model with a classifier does not return its hidden state: its base model does.
+        self._outputs = OutputHook()
+        model.base_model.register_forward_hook(self._outputs)
 
     def forward(self, inputs: Tensor, **more: Tensor) -> Features:
         """inputs: what the model takes: images (B, 3, H, W), videos (B, T, 3, H, W), waveforms or spectra."""
-        self._found.clear()
+        self._outputs.clear()
         logits = getattr(self.model(**{self.model.main_input_name: inputs}, **more), "logits", None)
-        output = self._found.pop()
+        output = self._outputs.pop()
         hidden = output.last_hidden_state
         pooled = getattr(output, "pooler_output", None) if self.trained_pooler else None
         if pooled is None:

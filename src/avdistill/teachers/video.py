@@ -63,20 +63,17 @@ class _Lite(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """A torchvision classifier; its embedding is what its last linear layer is given."""
+    """A torchvision classifier; its embedding is the input of its last linear layer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
-        last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        self.embedding_dim = last.in_features
-        self._given: list[Tensor] = []
-        last.register_forward_pre_hook(lambda _module, inputs: self._given.append(inputs[0]))
+        name, self.head = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+        network.set_submodule(name, nn.Identity())
+        self.network, self.embedding_dim = network, self.head.in_features
 
     def forward(self, images: Tensor) -> Features:
-        self._given.clear()
-        logits = self.network(images)
-        return Features(embedding=self._given.pop(), logits=logits)
+        embedding = self.network(images)
+        return Features(embedding=embedding, logits=self.head(embedding))
 
 
 class _Video(Network):
@@ -123,8 +120,9 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
         _load_state(video.backbone, file, unused=("fc.", "classifier.", "head."))
         network: Network = _Video(video, given.mean, given.std)
     else:
-        classifier = _Classifier(models.get_model(name, weights=None))
-        _load_state(classifier.network, file)
+        whole = models.get_model(name, weights=None)
+        _load_state(whole, file)
+        classifier = _Classifier(whole)
         network = EachFrame(classifier, classifier.embedding_dim, given.mean, given.std)
     return _teacher(
         network,
