@@ -216,8 +216,8 @@ def test_an_npz_file_through_the_command_line(tmp_path, capsys):
         ({"embedding": np.zeros((90, 2), np.int64)}, [], "found int64 (90, 2)"),
         ({"embedding": np.zeros((80, 2), np.float32)}, [], "expected ids of 80 clips, found 90"),
         ({"embedding": np.full((90, 2), np.inf, np.float32)}, [], "v_Class0_g00_c0: its embedding is infinite"),
-        ({"split": np.zeros(90)}, [], "'split': expected text (clips,), found float64 (90,)"),
-        ({"label": np.array([None] * 90)}, [], "not an .npz archive of plain arrays"),
+        ({"split": np.zeros(90)}, [], "split: expected strings of shape (N,), found float64 (90,)"),
+        ({"label": np.array([None] * 90)}, [], "expected an .npz of plain arrays"),
         ({"split": np.array(["train"] * 90)}, [], "no clip in split 'test' or 'validation' (--split); splits"),
         ({}, ["--split", "elsewhere"], "no clip in split 'elsewhere' (--split); splits there: test, train"),
         ({}, ["--train-split", "x"], "no clip in split 'x' (--train-split)"),
@@ -242,9 +242,9 @@ def test_other_wrong_calls_are_one_line(tmp_path, taught, prepared, capsys):
     (tmp_path / "empty.npz").write_bytes(b"")
     file = write(tmp_path / "features.npz")
     for words, code, message in (
-        ([tmp_path / "less.npz"], 1, "'label' is not among name"),
-        ([tmp_path / "text.npz"], 1, "not an .npz archive"),
-        ([tmp_path / "empty.npz"], 1, "not an .npz archive"),
+        ([tmp_path / "less.npz"], 1, "expected the array 'label', found name"),
+        ([tmp_path / "text.npz"], 1, "expected an .npz of plain arrays"),
+        ([tmp_path / "empty.npz"], 1, "expected an .npz of plain arrays"),
         ([tmp_path / "nothing.npz"], 1, "nothing.npz"),
         ([tmp_path / "nothing"], 1, "no dataset here"),
         ([prepared], 1, "no teacher in this dataset; add one with `avdistill embed`"),

@@ -95,8 +95,8 @@ def table(**changed) -> dict:
     [
         (table(), r"0 of \d+ clips matched: expected names such as '.+', found 2 names there such as 'a'"),
         (table(name=["a", "a"]), "expected every name once, found 'a' 2 times"),
-        (table(name=np.array([{}, {}], dtype=object)), r"not a readable \.npz"),
-        (table(name=[1, 2]), r"name: expected one row of strings, found int64 \(2,\)"),
+        (table(name=np.array([{}, {}], dtype=object)), r"expected an \.npz of plain arrays"),
+        (table(name=[1, 2]), r"name: expected strings of shape \(N,\), found int64 \(2,\)"),
         (
             table(embedding=np.ones((3, 2))),
             r"embedding: expected numbers of shape \(2, width\).* float64 \(3, 2\)",
@@ -123,10 +123,10 @@ def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
     with pytest.raises(DatasetError, match=r"0 of \d+ clips matched.*found no \.npy there"):
         embed_precomputed(dataset, folder, "audio")
     (tmp_path / "t.npz").write_bytes(b"PK no archive")
-    with pytest.raises(DatasetError, match=r"not a readable \.npz"):
+    with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
         embed_precomputed(dataset, tmp_path / "t.npz", "audio")
     np.save(tmp_path / "t.npy", np.ones((2, 3)))
-    with pytest.raises(DatasetError, match=r"not a readable \.npz"):
+    with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
         embed_precomputed(dataset, tmp_path / "t.npy", "audio")
     first, second, third, *_ = ids(dataset)
     for name, width in ((first, 4), (second, 4), (third, 5)):

@@ -6,7 +6,6 @@ A student cannot take over what the teacher does not hold, so this is looked at 
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 
 from avdistill.annotations.groups import video_of
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import videos_of
+from avdistill.dataset.splits import label_values, videos_of
 from avdistill.errors import ConfigError, DatasetError, TeacherError
 from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.integrations.gewu_lab.metrics import release_retrieval_metrics
 from avdistill.progress import OnProgress
+from avdistill.teachers.precomputed import read_npz, strings
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("test", "validation")
@@ -114,32 +114,18 @@ def npz_features(path: Path) -> LabeledFeatures:
     An empty label is a clip without one, a row of NaN a clip without an embedding.
 
     Raises:
-        FileNotFoundError: no such file.
-        TeacherError: another kind of file, a key missing, shapes that do not fit.
+        DatasetError: no such file or another kind of file, or an array is missing.
+        TeacherError: shapes that do not fit.
     """
-    keys = ("name", "label", "split", "embedding")
-    try:
-        with np.load(path) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise TeacherError(f"{path}: expected an .npz archive, found a single array")
-            missing = [key for key in keys if key not in file]
-            if missing:
-                there = ", ".join(file) or "none"
-                raise TeacherError(f"{path}: expected the keys {', '.join(keys)}; {missing[0]!r} is not among {there}")
-            arrays = {key: file[key] for key in keys}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TeacherError(f"{path}: not an .npz archive of plain arrays: {error}") from error
-    for key in keys[:3]:
-        if arrays[key].ndim != 1 or arrays[key].dtype.kind != "U":
-            found = f"{arrays[key].dtype} {arrays[key].shape}"
-            raise TeacherError(f"{path}: {key!r}: expected text (clips,), found {found}")
+    arrays = read_npz(path, ("name", "label", "split", "embedding"))
+    names, labels, splits = (strings(path, key, arrays[key]) for key in ("name", "label", "split"))
     return LabeledFeatures(
         source=str(path),
-        ids=arrays["name"],
+        ids=np.array(names),
         embedding=arrays["embedding"],
-        labels=[(label,) if label else () for label in arrays["label"].tolist()],
-        splits=arrays["split"],
-        groups=np.array([video_of(name) for name in arrays["name"].tolist()]),
+        labels=[(label,) if label else () for label in labels],
+        splits=np.array(splits),
+        groups=np.array([video_of(name) for name in names]),
     )
 
 
@@ -188,7 +174,7 @@ def probe(
     classes = features.classes
     multi_label = any(len(row) > 1 for row in features.labels)
     x = features.embedding.astype(np.float32, copy=False)
-    truth = _encoded(features.labels, classes, multi_label)
+    truth = label_values(features.labels, classes, multi_label).numpy()
     if len({name for clip in train for name in features.labels[clip]}) < 2:
         raise TeacherError(f"{features.source}: split {train_split!r}: expected at least two classes to tell apart")
     try:
@@ -290,17 +276,6 @@ def _usable(features: LabeledFeatures, split: str) -> np.ndarray:
     if not len(clips):
         raise TeacherError(f"{features.source}: split {split!r}: no labeled clip has an embedding")
     return clips
-
-
-def _encoded(labels: Sequence[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
-    """int64 (N,), -1 for an unlabeled clip, or multi-hot float32 (N, C)."""
-    index = {name: c for c, name in enumerate(classes)}
-    if not multi_label:
-        return np.array([index[row[0]] if row else -1 for row in labels], dtype=np.int64)
-    hot = np.zeros((len(labels), len(classes)), dtype=np.float32)
-    for i, row in enumerate(labels):
-        hot[i, [index[name] for name in row]] = 1
-    return hot
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +41,10 @@ def encode_labels(
     Raises:
         DatasetError: a label that is not among the classes, or several labels on a clip that should have one.
     """
-    index = {name: i for i, name in enumerate(classes)}
+    known = set(classes)
     rows = [dataset.labels[i] for i in clips]
     for clip, row in zip(clips, rows, strict=True):
-        unknown = [name for name in row if name not in index]
+        unknown = [name for name in row if name not in known]
         if unknown:
             raise DatasetError(
                 f"{dataset.folder}: clip {dataset.columns['id'][clip]}: label {unknown[0]!r} is not a known class"
@@ -53,13 +54,18 @@ def encode_labels(
                 f"{dataset.folder}: clip {dataset.columns['id'][clip]} has {len(row)} labels where one is expected"
             )
     labeled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
+    return Labels(classes, label_values(rows, classes, multi_label), labeled)
+
+
+def label_values(labels: Sequence[tuple[str, ...]], classes: Sequence[str], multi_label: bool) -> Tensor:
+    """int64 (N,) class indices, 0 for an unlabeled clip; with `multi_label`, multi-hot float32 (N, C)."""
+    index = {name: i for i, name in enumerate(classes)}
     if not multi_label:
-        values = torch.tensor([index[row[0]] if row else 0 for row in rows], dtype=torch.int64)
-        return Labels(classes, values, labeled)
-    hot = torch.zeros(len(rows), len(classes))
-    for i, row in enumerate(rows):
+        return torch.tensor([index[row[0]] if row else 0 for row in labels], dtype=torch.int64)
+    hot = torch.zeros(len(labels), len(classes))
+    for i, row in enumerate(labels):
         hot[i, [index[name] for name in row]] = 1
-    return Labels(classes, hot, labeled)
+    return hot
 
 
 def clips_of_split(dataset: ClipDataset, split: str) -> np.ndarray:

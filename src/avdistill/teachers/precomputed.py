@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.errors import DatasetError
-from avdistill.fsio import file_checksum
+from avdistill.fsio import error_message, file_checksum
 from avdistill.teachers.extraction import add_features
 
 PRECOMPUTED = "precomputed:"
@@ -138,7 +138,12 @@ def _read_embedding(file: Path) -> np.ndarray:
     return row.astype(np.float32)
 
 
-def _read_table(file: Path) -> _Table:
+def read_npz(file: Path, required: Collection[str]) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by their names; nothing in it is unpickled.
+
+    Raises:
+        DatasetError: not a readable .npz of plain arrays, or one of the `required` arrays is missing.
+    """
     try:
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
@@ -146,11 +151,23 @@ def _read_table(file: Path) -> _Table:
         with content:
             arrays = {key: content[key] for key in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{file}: not a readable .npz ({(str(error) or 'damaged').splitlines()[0]})") from error
-    for key in ("name", "embedding"):
+        raise DatasetError(f"{file}: expected an .npz of plain arrays: {error_message(error)}") from error
+    for key in required:
         if key not in arrays:
             raise DatasetError(f"{file}: expected the array {key!r}, found {', '.join(sorted(arrays)) or 'none'}")
-    names = _strings(file, "name", arrays["name"])
+    return arrays
+
+
+def strings(file: Path, key: str, values: np.ndarray) -> tuple[str, ...]:
+    """A column of text of an .npz file. Raises DatasetError for anything else."""
+    if values.ndim != 1 or values.dtype.kind != "U":
+        raise DatasetError(f"{file}: {key}: expected strings of shape (N,), found {values.dtype} {values.shape}")
+    return tuple(values.tolist())
+
+
+def _read_table(file: Path) -> _Table:
+    arrays = read_npz(file, ("name", "embedding"))
+    names = strings(file, "name", arrays["name"])
     repeated = [name for name, uses in Counter(names).items() if uses > 1]
     if repeated:
         raise DatasetError(f"{file}: expected every name once, found {repeated[0]!r} {names.count(repeated[0])} times")
@@ -159,17 +176,11 @@ def _read_table(file: Path) -> _Table:
         raise DatasetError(f"{file}: expected 'logits' and 'classes' together, found one of them")
     if "logits" not in arrays:
         return _Table(dict(zip(names, embedding, strict=True)), {}, ())
-    classes = _strings(file, "classes", arrays["classes"])
+    classes = strings(file, "classes", arrays["classes"])
     logits = _numbers(file, "logits", arrays["logits"], len(names))
     if logits.shape[1] != len(classes):
         raise DatasetError(f"{file}: expected logits of the {len(classes)} classes, found {logits.shape[1]} columns")
     return _Table(dict(zip(names, embedding, strict=True)), dict(zip(names, logits, strict=True)), classes)
-
-
-def _strings(file: Path, key: str, values: np.ndarray) -> tuple[str, ...]:
-    if values.ndim != 1 or values.dtype.kind != "U":
-        raise DatasetError(f"{file}: {key}: expected one row of strings, found {values.dtype} {values.shape}")
-    return tuple(str(value) for value in values)
 
 
 def _numbers(file: Path, key: str, values: np.ndarray, rows: int) -> np.ndarray:
