@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "res
 import study
 from study_metrics import Metrics
 
-FILE = "student.safetensors"
+FILE = "model.safetensors"
 CLIPS = {"grid": {"video": list("aabbccddee"), "label": ["x"] * 8 + ["y"] * 2, "labeled_classes": {"20": ["x"]}}}
 CLIPS["grid"]["labeled_classes"] |= {"400": ["x", "y"]}
 

@@ -213,7 +213,7 @@ def not_finite(pipeline: Pipeline) -> str:
     known = set(json.loads((out / "data.json").read_text(encoding="utf-8"))["training"])
     expect(bool(told["clips"]) and set(told["clips"]) <= known, "not_finite.json does not name the clips of the batch")
     expect("not_finite.json" in ended.last_line, f"the line does not say where to look: {ended.last_line}")
-    weights = load_file(out / "last" / "student.safetensors")
+    weights = load_file(out / "last" / "model.safetensors")
     bad = [name for name, values in weights.items() if not np.isfinite(values.astype(np.float64)).all()]
     expect(not bad, f"last/ holds values that are not finite: {', '.join(bad[:3])} ({len(bad)} of {len(weights)})")
     return (

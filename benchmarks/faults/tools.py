@@ -287,7 +287,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
     return {
-        **{kind: _sha256(folder / kind / "student.safetensors") for kind in ("best", "last")},
+        **{kind: _sha256(folder / kind / "model.safetensors") for kind in ("best", "last")},
         "metrics": [{k: v for k, v in entry.items() if "seconds" not in k} for entry in metrics],
     }
 

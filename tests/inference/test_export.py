@@ -154,10 +154,10 @@ def test_both_formats_agree_with_the_run_on_20_real_clips(run, exported, develop
 def test_exported_weights_are_loaded_like_a_run(run, small_set, tmp_path):
     export(run, tmp_path / "export", format="safetensors")
     file = small_set[0] / "test_1.mp4"
-    expected, found = (avdistill.load(folder).predict(file) for folder in (run, tmp_path / "export"))
+    expected, found = (avdistill.Student.from_pretrained(folder).predict(file) for folder in (run, tmp_path / "export"))
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     assert {p.name for p in (tmp_path / "export").iterdir()} == {
-        "student.safetensors", "student.json", "preprocessing.json",
+        "model.safetensors", "config.json", "preprocessing.json",
     }  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_was_killed_while_a_better_student_took_its_place(run, tmp_pa
     (killed / "best").rename(killed / "best.old")
     told, expected = (export(r, tmp_path / str(i), format=file_format) for i, r in enumerate((killed, run)))
     assert told == expected
-    weights = (run / "best" / "student.safetensors").read_bytes()
+    weights = (run / "best" / "model.safetensors").read_bytes()
     assert told["source"]["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
@@ -175,10 +175,10 @@ def test_the_document_runs_as_written(page, run, capsys, monkeypatch):
     rows = (page / "segments.csv").read_text().splitlines()
     assert rows[0] == "file,start_seconds,end_seconds,label,probability"
     assert {row.split(",")[0] for row in rows[1:]} == {"video.mp4", "other.webm"}
-    code = next(block for block in python_blocks() if "avdistill.load" in block)
+    code = next(block for block in python_blocks() if "Student.from_pretrained" in block)
     monkeypatch.chdir(page)
     exec(code, {})
-    assert capsys.readouterr().out.strip() == str(avdistill.load(run).predict("video.mp4"))
+    assert capsys.readouterr().out.strip() == str(avdistill.Student.from_pretrained(run).predict("video.mp4"))
 
 
 def test_the_document_feeds_the_exported_folder_without_avdistill(run, exported, small_set, tmp_path):
@@ -192,7 +192,7 @@ def test_the_document_feeds_the_exported_folder_without_avdistill(run, exported,
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     label, probability = done.stdout.split()
-    expected = avdistill.load(run, size=(24, 32)).predict(file)
+    expected = avdistill.Student.from_pretrained(run, size=(24, 32)).predict(file)
     assert label == expected.label
     assert float(probability) == pytest.approx(expected.probability, abs=1e-3)
 

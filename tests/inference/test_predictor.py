@@ -24,7 +24,7 @@ from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_
 from avdistill.errors import CheckpointError, ConfigError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inference import file_windows as windows_module
 from avdistill.inference.file_windows import FileItems, read_windows
-from avdistill.inference.predictor import Predictor, load
+from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.media.decoder import read_clip
@@ -62,7 +62,7 @@ def hearing_run(tmp_path_factory):
 
 def assert_as_in_the_dataset(student, dataset, videos, **options):
     clips = np.arange(0, len(dataset), 4)
-    d = student.description
+    d = student.config
     expected = run_network(student.network, dataset, clips, d.view, multi_label=d.multi_label, **options)
     assert expected.present.sum() >= 3
     assert expected.probabilities.std(0).max() > 1e-3  # clips differ: the comparison means something
@@ -75,7 +75,7 @@ def assert_as_in_the_dataset(student, dataset, videos, **options):
 @pytest.mark.parametrize("options", [{}, {"overlap": True}, {"windows": 1}, {"windows": 3}, {"batch_size": 2}])
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_a_file_gives_what_its_clip_in_a_dataset_gives(prepared, small_set, run, hearing_run, modality, options):
-    student = load(run if modality == "video" else hearing_run, "cpu")
+    student = Student.from_pretrained(run if modality == "video" else hearing_run, "cpu")
     if "overlap" in options:
         options = {"stride": 3 if modality == "video" else 3000}
     assert_as_in_the_dataset(student, ClipDataset(prepared), small_set[0], **options)
@@ -87,13 +87,15 @@ def test_every_frame_several_labels_and_the_reading_of_the_dataset(small_set, tm
     config = PrepareConfig(fps=None, short_side=None, size=(30, 40), region=(4, 2, 40, 28))
     dataset = prepare(annotations, videos, tmp_path / "dataset", config, workers=1)
     description = replace(VIDEO, fps=None, multi_label=True, **dataset.video_reading)
-    student = load(write_run(tmp_path / "run", description))
+    student = Student.from_pretrained(write_run(tmp_path / "run", description))
     assert student.reading == config
     # What is not said again stays as it was for the dataset.
-    assert load(tmp_path / "run", region=(0, 0, 20, 20)).reading == replace(config, region=(0, 0, 20, 20))
-    assert load(tmp_path / "run", size=(24, 32)).reading == replace(config, size=(24, 32))
-    assert load(tmp_path / "run", short_side=24).reading == replace(config, size=None, short_side=24)
-    assert load(tmp_path / "run", region="whole").reading == replace(config, region=None)
+    assert Student.from_pretrained(tmp_path / "run", region=(0, 0, 20, 20)).reading == replace(
+        config, region=(0, 0, 20, 20)
+    )
+    assert Student.from_pretrained(tmp_path / "run", size=(24, 32)).reading == replace(config, size=(24, 32))
+    assert Student.from_pretrained(tmp_path / "run", short_side=24).reading == replace(config, size=None, short_side=24)
+    assert Student.from_pretrained(tmp_path / "run", region="whole").reading == replace(config, region=None)
     assert_as_in_the_dataset(student, dataset, videos)
     assert_as_in_the_dataset(student, dataset, videos, stride=1)
 
@@ -212,7 +214,7 @@ class Brightness(Network):
 @pytest.fixture
 def brightness():
     description = StudentConfig("", ("dark", "grey", "bright"), VideoInput(frames=4, size=(32, 48)), 4.0, 16000)
-    return Predictor(Brightness().eval(), description, PrepareConfig(fps=4.0, short_side=32))
+    return Student(Brightness().eval(), description, PrepareConfig(fps=4.0, short_side=32))
 
 
 @pytest.fixture
@@ -253,11 +255,26 @@ def test_overlapping_windows_overlap_in_time(brightness, scenes):
 
 
 def test_three_lines_of_python(small_set, run):
-    student = avdistill.load(run)
+    student = avdistill.Student.from_pretrained(run)
     file = small_set[0] / "test_1.mp4"
     assert str(file) in str(student.predict(str(file)))
     np.testing.assert_array_equal(student.embed(file), student.predict(file).embedding)
     assert student.embed(file).shape == (128,)
+
+
+def test_a_saved_student_is_loaded_as_the_run_is(small_set, run, tmp_path):
+    student = Student.from_pretrained(str(run))
+    student.save_pretrained(tmp_path / "saved" / "here")
+    assert {p.name for p in (tmp_path / "saved" / "here").iterdir()} == {"config.json", "model.safetensors"}
+    expected = student.embed(small_set[0] / "test_1.mp4")
+    for folder in (run / "best", tmp_path / "saved" / "here"):
+        again = Student.from_pretrained(folder)
+        assert (again.config, again.reading) == (student.config, student.reading)
+        np.testing.assert_array_equal(again.embed(small_set[0] / "test_1.mp4"), expected)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")  # a run folder's own, before anything is saved
+    with pytest.raises(CheckpointError, match=r"no trained network here \(model\.safetensors is missing\)"):
+        Student.from_pretrained(tmp_path / "run")
 
 
 def test_what_cannot_be_predicted_is_said_in_a_line(small_set, run, hearing_run, tmp_path):
@@ -272,17 +289,17 @@ def test_what_cannot_be_predicted_is_said_in_a_line(small_set, run, hearing_run,
     )
     for folder, file, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
-            load(folder).predict(file)
+            Student.from_pretrained(folder).predict(file)
         assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no trained network"):
-        load(tmp_path)
+        Student.from_pretrained(tmp_path)
     for wrong in ({"top": 0}, {"windows": 0}, {"stride": 5}, {"stride": 0}, {"windows": 2, "stride": 2}):
         with pytest.raises(ConfigError):
-            load(run).predict(small_set[0] / "test_1.mp4", **wrong)
+            Student.from_pretrained(run).predict(small_set[0] / "test_1.mp4", **wrong)
     with pytest.raises(ConfigError, match="one pixel"):
-        load(run, short_side=0)
+        Student.from_pretrained(run, short_side=0)
     with pytest.raises(MediaError, match="region"):
-        load(run, region=(0, 0, 500, 500)).predict(small_set[0] / "test_1.mp4")
+        Student.from_pretrained(run, region=(0, 0, 500, 500)).predict(small_set[0] / "test_1.mp4")
 
 
 def test_the_verb_predicts_what_it_can(small_set, run, tmp_path, capsys):
@@ -298,7 +315,7 @@ def test_the_verb_predicts_what_it_can(small_set, run, tmp_path, capsys):
     assert errors[1] == "avdistill: 1 of 3 files could not be predicted"
     objects = [json.loads(line) for line in told.out.splitlines()]
     assert [o["file"] for o in objects] == good
-    student = load(run)
+    student = Student.from_pretrained(run)
     for told_object, file in zip(objects, good, strict=True):
         assert told_object == student.predict(file, top=2).describe()
     rows = list(csv.DictReader(table.read_text().splitlines()))
@@ -310,7 +327,7 @@ def test_the_verb_predicts_what_it_can(small_set, run, tmp_path, capsys):
     assert main(["predict", str(run), *good, "--csv", "-"]) == 0
     assert capsys.readouterr().out.splitlines() == table.read_text().splitlines()
     assert main(["predict", str(run), good[0], "--region", "4,2,40,28", "--size", "30", "40"]) == 0
-    reading = load(run, size=(30, 40), region=(4, 2, 40, 28))
+    reading = Student.from_pretrained(run, size=(30, 40), region=(4, 2, 40, 28))
     assert capsys.readouterr().out.strip() == str(reading.predict(good[0]))
 
 

@@ -55,7 +55,7 @@ def test_a_run_of_an_own_method_resumes_from_anywhere_exactly(many_clips, tmp_pa
     train(configs[1], stop_after=3)
     monkeypatch.chdir("/")
     resume(tmp_path / "halves")
-    for name in ("last/student.safetensors", "last/helpers.safetensors"):
+    for name in ("last/model.safetensors", "last/helpers.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
     (tmp_path / "cosine.py").write_text(source + "\n# another\n")
     for words in (["resume", str(tmp_path / "halves")], ["audit", str(tmp_path / "halves"), str(many_clips.folder)]):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -196,25 +197,37 @@ def test_weights_on_disk_build_the_same_network(tmp_path):
     assert torch.equal(network(video).logits, again(video).logits)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_are_written_with_the_mode_that_the_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_student(
+            tmp_path, build_model("logmel_cnn", 2), StudentConfig("logmel_cnn", ("a", "b"), AudioInput(), None, 16000)
+        )
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
 def test_weights_that_do_not_fit_say_so_in_a_line(tmp_path):
-    with pytest.raises(CheckpointError, match=r"student\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
         load_student(tmp_path)
     description = StudentConfig("logmel_cnn", ("a", "b"), AudioInput(), None, 16000)
     save_student(tmp_path, build_model("logmel_cnn", 2), description)
-    file = tmp_path / "student.safetensors"
+    file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load_student(tmp_path)
     file.write_bytes(whole)
-    told = json.loads((tmp_path / "student.json").read_text())
+    told = json.loads((tmp_path / "config.json").read_text())
     for changes, message in (
         ({"classes": ["a", "b", "c"]}, "size mismatch"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
         ({"options": {"depth": 3}}, "depth"),
         ({"color": 1}, "color"),
     ):
-        (tmp_path / "student.json").write_text(json.dumps(told | changes))
+        (tmp_path / "config.json").write_text(json.dumps(told | changes))
         with pytest.raises(CheckpointError, match=message) as caught:
             load_student(tmp_path)
         assert "\n" not in str(caught.value)

@@ -66,7 +66,7 @@ def test_ten_steps_equal_five_and_five_resumed_bit_for_bit(taught, tmp_path, cha
     assert resume(broken) == broken
     assert same(state(whole), state(broken))
     assert lines(whole) == lines(broken)
-    assert same(load_file(whole / "best" / "student.safetensors"), load_file(broken / "best" / "student.safetensors"))
+    assert same(load_file(whole / "best" / "model.safetensors"), load_file(broken / "best" / "model.safetensors"))
 
 
 def test_a_kill_after_the_last_save_repeats_the_lost_steps(taught, tmp_path):
@@ -215,7 +215,7 @@ def test_a_handful_of_clips_is_learned(taught, tmp_path):
     changes = {"steps": 150, "val_fraction": 0.0, "labeled_per_batch": 4}
     for method in (SupervisedConfig(), MNFCSCConfig()):
         run = train(config(taught.folder, tmp_path / method.name, method=method, teacher="audio", **changes))
-        metrics = evaluate(run, taught).metrics
+        metrics = evaluate(run, taught).metrics.to_dict()
         assert metrics["top1_accuracy"] == 1.0
         assert lines(run)[-1]["losses"]["classification"] < 0.3
         assert json.loads((run / "best" / "chosen.json").read_text())["by"].startswith("last step")
@@ -250,7 +250,7 @@ def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
     np.testing.assert_allclose(embedding[row], direct.numpy(), atol=1e-5)
     kd = train(config(dataset.folder, tmp_path / "kd", method=KDConfig(), teacher="audio"))
     assert "soft_labels" in lines(kd)[0]["losses"]
-    assert 0 <= retrieve(kd, dataset).metrics["hit@1"] <= 1
+    assert 0 <= retrieve(kd, dataset).metrics.hit[1] <= 1
     told = json.loads((dataset.folder / "dataset.json").read_text())
     (dataset.folder / "dataset.json").write_text(json.dumps(told | {"fps": 4.0}))
     with pytest.raises(TeacherError, match=r"trained at 10\.0 frames a second"):
@@ -367,7 +367,7 @@ def test_accumulated_batches_have_the_mean_gradient(taught, tmp_path):
     start = {k: v.clone() for k, v in student.named_parameters()}
     for number in (0, 1):
         (session.method(session.batches[number])["classification"] / 2).backward()
-    after = load_file(run / "last" / "student.safetensors")
+    after = load_file(run / "last" / "model.safetensors")
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(after[name], start[name] - 1e-3 * parameter.grad, atol=1e-7, rtol=1e-5)
 

@@ -20,7 +20,7 @@ from avdistill.errors import ConfigError, MediaError
 from avdistill.fsio import commit
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
-from avdistill.inference.predictor import Prediction, load
+from avdistill.inference.predictor import Prediction, Student
 
 _COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 
@@ -67,7 +67,7 @@ def predict(arguments: list[str]) -> None:
     if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
         raise FileExistsError(f"--csv: {a.csv}: is there already; name a new file")
     region: Any = "whole" if a.region == "whole" else region_of(a.region)
-    student = load(a.run, short_side=a.short_side, size=a.size, region=region)
+    student = Student.from_pretrained(a.run, short_side=a.short_side, size=a.size, region=region)
     failed = 0
     with _table(a.csv) as write_row:
         for file in a.files:

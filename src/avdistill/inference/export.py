@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from avdistill.errors import DatasetError, ExportError
 from avdistill.fsio import commit, file_checksum, write_json
 from avdistill.inference.compatibility import check_rates
 from avdistill.inputs import VideoInput
-from avdistill.models.checkpoint import load_student, save_student, student_folder
+from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
 from avdistill.models.imagenet import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
 from avdistill.types import StudentConfig, StudentNetwork
 
@@ -36,8 +37,8 @@ Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
 
 
 def export(
-    run: str | Path,
-    out: str | Path,
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     format: Format = "onnx",  # noqa: A002  (the word for it)
     clips: ClipDataset | None = None,
@@ -45,8 +46,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the best student of a run into a new folder, load it again from there and compare it with the run.
 
-    The folder holds `student.onnx`, which takes uint8 frames or a waveform, or `student.safetensors` with
-    `student.json`, which `load` takes; and `preprocessing.json`, all that is needed to feed it. Outputs are `embedding`
+    The folder holds `model.onnx`, which takes uint8 frames or a waveform, or `model.safetensors` with `config.json`,
+    for `Student.from_pretrained`; and `preprocessing.json`, all that is needed to feed it. Outputs are `embedding`
     (B, D) and `logits` (B, C).
 
     Args:
@@ -72,22 +73,22 @@ def export(
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
-    network, description = load_student(run)
-    inputs = [_random_inputs(description)]
+    network, config = load_student(run)
+    inputs = [_random_inputs(config)]
     if clips is not None:
-        inputs.append(_clip_inputs(clips, description, most_clips))
+        inputs.append(_clip_inputs(clips, config, most_clips))
 
     partial = out.with_name(out.name + ".exporting")  # `.partial` may be hours of an interrupted `prepare`
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         if format == "onnx":
-            exported = _write_onnx(network, description, partial / "student.onnx")
+            exported = _write_onnx(network, config, partial / "model.onnx")
         else:
-            exported = _write_safetensors(network, description, partial)
+            exported = _write_safetensors(network, config, partial)
         parity = _compare(_Exported(network), exported, torch.cat(inputs))
         parity["clips"] = sum(map(len, inputs[1:]))
-        report = _describe(run, network, description, format) | {"parity": parity}
+        report = _describe(run, network, config, format) | {"parity": parity}
         write_json(partial / "preprocessing.json", report)
         commit(partial, out)
     finally:
@@ -107,11 +108,11 @@ class _Exported(nn.Module):
         return features.embedding, features.logits
 
 
-def _write_onnx(network: StudentNetwork, description: StudentConfig, file: Path) -> Runner:
+def _write_onnx(network: StudentNetwork, config: StudentConfig, file: Path) -> Runner:
     """Write the file; returns how it answers."""
     import onnxruntime
 
-    example = _random_inputs(description)[:2]
+    example = _random_inputs(config)[:2]
     with warnings.catch_warnings():
         # The exporter warns of its own innards (deprecated calls, opset versions); the comparison that follows tells
         # whether the file is right.
@@ -129,7 +130,7 @@ def _write_onnx(network: StudentNetwork, description: StudentConfig, file: Path)
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"{description.model} cannot be exported as ONNX; safetensors takes any model") from error
+            raise ExportError(f"{config.model} cannot be exported as ONNX; safetensors takes any model") from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +140,9 @@ def _write_onnx(network: StudentNetwork, description: StudentConfig, file: Path)
     return answer
 
 
-def _write_safetensors(network: StudentNetwork, description: StudentConfig, folder: Path) -> Runner:
-    """Write weights and description; returns how a network built anew from them answers."""
-    save_student(folder, network, description)
+def _write_safetensors(network: StudentNetwork, config: StudentConfig, folder: Path) -> Runner:
+    """Write weights and config; returns how a network built anew from them answers."""
+    save_student(folder, network, config)
     again, _ = load_student(folder)
     return _runner(_Exported(again))
 
@@ -173,20 +174,20 @@ def _compare(module: nn.Module, exported: Runner, inputs: Tensor) -> dict[str, A
     return {"inputs": len(inputs), "largest_difference": largest, "tolerance": TOLERANCE}
 
 
-def _random_inputs(description: StudentConfig) -> Tensor:
+def _random_inputs(config: StudentConfig) -> Tensor:
     rng = np.random.default_rng(0)
-    view = description.view
+    view = config.view
     if isinstance(view, VideoInput):
         shape = (_RANDOM_INPUTS, view.frames, *view.size, 3)
         return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
-    audio = 0.2 * rng.standard_normal((_RANDOM_INPUTS, window_length(view, description.sample_rate_hz)))
+    audio = 0.2 * rng.standard_normal((_RANDOM_INPUTS, window_length(view, config.sample_rate_hz)))
     return torch.from_numpy(audio.clip(-1, 1).astype(np.float32))
 
 
-def _clip_inputs(dataset: ClipDataset, description: StudentConfig, most: int) -> Tensor:
+def _clip_inputs(dataset: ClipDataset, config: StudentConfig, most: int) -> Tensor:
     """The first window of some clips of a dataset."""
-    view = description.view
-    check_rates(dataset, view, description.fps, description.sample_rate_hz, "the student")
+    view = config.view
+    check_rates(dataset, view, config.fps, config.sample_rate_hz, "the student")
     clips = np.flatnonzero(has_modality(dataset, np.arange(len(dataset)), view))
     if not len(clips):
         raise DatasetError(f"{dataset.folder}: no clip with {view.modality}")
@@ -196,42 +197,42 @@ def _clip_inputs(dataset: ClipDataset, description: StudentConfig, most: int) ->
     return torch.stack([evaluation_window(read(int(clip)), view, dataset.sample_rate_hz, 0) for clip in chosen])
 
 
-def _describe(run: Path, network: StudentNetwork, description: StudentConfig, file_format: Format) -> dict[str, Any]:
+def _describe(run: Path, network: StudentNetwork, config: StudentConfig, file_format: Format) -> dict[str, Any]:
     """All that is needed to feed the exported student, JSON-ready."""
-    length = window_length(description.view, description.sample_rate_hz)
-    describe = _describe_video if isinstance(description.view, VideoInput) else _describe_audio
+    length = window_length(config.view, config.sample_rate_hz)
+    describe = _describe_video if isinstance(config.view, VideoInput) else _describe_audio
     return {
         "version": 1,
-        "file": f"student.{file_format}",
+        "file": f"model.{file_format}",
         "format": file_format,
-        "modality": description.view.modality,
-        **describe(description, file_format),
-        "outputs": {"embedding": ["B", network.embedding_dim], "logits": ["B", len(description.classes)]},
-        "classes": list(description.classes),
-        "probabilities": "sigmoid" if description.multi_label else "softmax",
+        "modality": config.view.modality,
+        **describe(config, file_format),
+        "outputs": {"embedding": ["B", network.embedding_dim], "logits": ["B", len(config.classes)]},
+        "classes": list(config.classes),
+        "probabilities": "sigmoid" if config.multi_label else "softmax",
         "windows": {
             "length": length,
             "stride": length,
             "short": "repeat the window's own items from their start",
             "last": (
                 "the first window to reach the end, where it begins"
-                if isinstance(description.view, VideoInput)
+                if isinstance(config.view, VideoInput)
                 else "moved back to end where the audio ends"
             ),
             "average": "mean of the windows' probabilities",
         },
         "source": {
             "run": run.resolve().name,
-            "model": description.model,
-            "options": description.options,
-            "sha256": file_checksum(student_folder(run) / "student.safetensors"),
+            "model": config.model,
+            "options": config.options,
+            "sha256": file_checksum(student_folder(run) / WEIGHTS),
             "avdistill": version("avdistill"),
         },
     }
 
 
-def _describe_video(description: StudentConfig, file_format: Format) -> dict[str, Any]:
-    view = description.view
+def _describe_video(config: StudentConfig, file_format: Format) -> dict[str, Any]:
+    view = config.view
     assert isinstance(view, VideoInput)
     inside = file_format == "onnx"
     height, width = view.size
@@ -239,9 +240,9 @@ def _describe_video(description: StudentConfig, file_format: Format) -> dict[str
     shape: list[str | int] = ["B", view.frames, height, width, 3] if inside else ["B", 3, view.frames, height, width]
     return {
         "input": {"name": "inputs", "type": "uint8" if inside else "float32", "shape": shape},
-        "fps": description.fps,
+        "fps": config.fps,
         # How `prepare` decoded the training dataset's images, before `resize` and `crop` to `size`.
-        "decoded": {name: getattr(description, name) for name in ("short_side", "region", "size")},
+        "decoded": {name: getattr(config, name) for name in ("short_side", "region", "size")},
         "frames": view.frames,
         "size": [height, width],
         "channels": "RGB",
@@ -256,12 +257,12 @@ def _describe_video(description: StudentConfig, file_format: Format) -> dict[str
     }
 
 
-def _describe_audio(description: StudentConfig, _: Format) -> dict[str, Any]:
-    samples = window_length(description.view, description.sample_rate_hz)
+def _describe_audio(config: StudentConfig, _: Format) -> dict[str, Any]:
+    samples = window_length(config.view, config.sample_rate_hz)
     return {
         "input": {"name": "inputs", "type": "float32", "shape": ["B", samples]},
-        "sample_rate_hz": description.sample_rate_hz,
-        "seconds": samples / description.sample_rate_hz,
+        "sample_rate_hz": config.sample_rate_hz,
+        "seconds": samples / config.sample_rate_hz,
         "channels": "mono",
         "range": [-1, 1],
     }

@@ -1,8 +1,9 @@
-"""A trained student on media files: what each video shows and when. No dataset, no teacher."""
+"""A trained student on media files: labels of the whole file and of its segments. No dataset, no teacher."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,8 @@ from avdistill.dataset.windows import window_length
 from avdistill.distributed import best_device
 from avdistill.errors import ConfigError
 from avdistill.inference.file_windows import FileItems, Window, read_windows
-from avdistill.inputs import VideoInput, View
-from avdistill.models.checkpoint import load_student
+from avdistill.inputs import VideoInput
+from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.progress import OnProgress, Progress
@@ -45,7 +46,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a student says of a file.
+    """The output of a student for a file.
 
     Attributes:
         file: the file.
@@ -53,9 +54,9 @@ class Prediction:
         probabilities: float32 (C,), mean over the windows of the softmax (of the sigmoid with several labels).
         embedding: float32 (D,), mean over the windows.
         top: the most probable labels of the whole file and their probabilities, best first.
-        segments: what is seen or heard when.
-        windows: how many there were.
-        notes: what was odd about the file.
+        segments: labels with times.
+        windows: number of windows.
+        notes: irregularities of the file.
     """
 
     file: Path
@@ -98,21 +99,60 @@ class Prediction:
         return "\n".join(lines)
 
 
-class Predictor:
-    """A trained student that takes files; `load` makes it.
+class Student:
+    """A trained student that takes media files.
+
+        student = avdistill.Student.from_pretrained("run")
+        print(student.predict("video.mp4"))
 
     Attributes:
         network: in evaluation mode, on its device.
-        description: how it is fed.
+        config: classes, input and rates of the network.
         reading: how files are decoded for it.
     """
 
-    def __init__(self, network: StudentNetwork, description: StudentConfig, reading: PrepareConfig) -> None:
-        self.network, self.description, self.reading = network, description, reading
+    def __init__(self, network: StudentNetwork, config: StudentConfig, reading: PrepareConfig | None = None) -> None:
+        self.network, self.config = network, config
+        self.reading = _reading(config) if reading is None else reading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        *,
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+        region: tuple[int, int, int, int] | Literal["whole"] | None = None,
+    ) -> Student:
+        """The student of a run folder (its best) or of a folder with `config.json` and `model.safetensors`.
+
+        Video is decoded as it was for the training dataset, then scaled and cropped as `evaluate` does it: a file gives
+        the same probabilities as its clip in the dataset. Where the config does not record how the dataset was made (a
+        reference checkpoint), the shorter side is decoded to as many pixels as the input's longer side.
+
+        Args:
+            path: a run folder, its `best/` or `last/`, or what `save_pretrained` or `export` (as safetensors) wrote.
+            device: "auto", "cpu", "cuda", ...
+            short_side, size: pixels as in `prepare`, instead of the training dataset's.
+            region: likewise; "whole" is the whole frame.
+
+        Raises:
+            CheckpointError: there is no trained network.
+            ConfigError: sizes that contradict each other.
+        """
+        network, config = load_student(path)
+        return cls(network.to(best_device(device)), config, _reading(config, short_side, size, region))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors`, for `from_pretrained`; the folder may exist."""
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        save_student(out, self.network, self.config)
 
     def predict(
         self,
-        file: str | Path,
+        file: str | os.PathLike[str],
         *,
         top: int = 5,
         windows: int | None = None,
@@ -123,7 +163,7 @@ class Predictor:
         """Labels of a file, whole and with times, in memory that does not grow with its length.
 
         Args:
-            file: any video or audio file with what the student looks at.
+            file: any video or audio file that holds the student's modality.
             top: labels to name per segment and for the whole file.
             windows: this many, evenly spaced (the file is read twice); None slides over the whole file.
             stride: of the sliding windows in frames or samples; None is a window's length.
@@ -133,10 +173,10 @@ class Predictor:
         Raises:
             ConfigError: numbers that make no windows.
             FileNotFoundError: there is no such file.
-            MediaError: it cannot be read, or it has no video (for a student that sees) or no audio (that hears).
+            MediaError: it cannot be read, or lacks the student's modality.
         """
         self._check(top, windows, stride, batch_size)
-        items = FileItems(Path(file), self.description.view, self.reading)
+        items = FileItems(Path(file), self.config.view, self.reading)
         found = read_windows(items, windows=windows, stride=stride)
         timeline = _Timeline()
         total = np.zeros(self.network.embedding_dim)
@@ -147,7 +187,7 @@ class Predictor:
                 timeline.add(window, row)
             if on_progress is not None:
                 on_progress(Progress(timeline.windows))
-        classes, top = self.description.classes, min(top, len(self.description.classes))
+        classes, top = self.config.classes, min(top, len(self.config.classes))
         mean = timeline.mean()
         return Prediction(
             file=Path(file),
@@ -160,12 +200,14 @@ class Predictor:
             notes=tuple(items.notes),
         )
 
-    def embed(self, file: str | Path, *, windows: int | None = None, stride: int | None = None) -> np.ndarray:
+    def embed(
+        self, file: str | os.PathLike[str], *, windows: int | None = None, stride: int | None = None
+    ) -> np.ndarray:
         """float32 (D,), the file's mean embedding, before any normalisation. Arguments and errors as `predict`."""
         return self.predict(file, windows=windows, stride=stride).embedding
 
     def _check(self, top: int, windows: int | None, stride: int | None, batch_size: int) -> None:
-        length = window_length(self.description.view, self.description.sample_rate_hz)
+        length = window_length(self.config.view, self.config.sample_rate_hz)
         for name, value in (("top", top), ("windows", windows), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
@@ -179,54 +221,31 @@ class Predictor:
         inputs = torch.stack([window.items for window in batch]).to(next(self.network.parameters()).device)
         with torch.inference_mode():
             features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
-            multi_label = self.description.multi_label
+            multi_label = self.config.multi_label
             probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
         return features.embedding.float().cpu().numpy(), probabilities.float().cpu().numpy()
 
 
-def load(
-    run: str | Path,
-    device: str = "auto",
-    *,
+def _reading(
+    config: StudentConfig,
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
     region: tuple[int, int, int, int] | Literal["whole"] | None = None,
-) -> Predictor:
-    """The best student of a run, ready for files: `avdistill.load("run").predict("video.mp4")`.
-
-    The video is decoded as it was for the training dataset, then scaled and cut to the student's view as `evaluate`
-    does it: a file gives the same probabilities as its clip in the dataset. A run that does not say how its dataset was
-    made (an imported one) decodes the shorter side to as many pixels as the view's longer one, which covers the view.
-
-    Args:
-        run: run folder, or a folder that `export` wrote as safetensors.
-        device: "auto", "cpu", "cuda", ...
-        short_side, size: as in `prepare`, instead of the training dataset's; for files that are framed otherwise.
-        region: likewise; "whole" is the whole video.
-
-    Raises:
-        CheckpointError: there is no trained network.
-        ConfigError: sizes that contradict each other.
-    """
-    network, description = load_student(run)
+) -> PrepareConfig:
+    """How files are decoded for a student; what is None is as in its training dataset."""
     if short_side is None and size is None:
-        short_side, size = description.short_side, description.size
-    if short_side is None and size is None:
-        short_side = _covering_side(description.view)
+        short_side, size = config.short_side, config.size
+    if short_side is None and size is None and isinstance(config.view, VideoInput):
+        short_side = max(config.view.size)
     if region is None:
-        region = description.region
-    reading = PrepareConfig(
-        fps=description.fps,
+        region = config.region
+    return PrepareConfig(
+        fps=config.fps,
         short_side=short_side,
         size=size,
         region=None if region == "whole" else region,
-        sample_rate_hz=description.sample_rate_hz,
+        sample_rate_hz=config.sample_rate_hz,
     )
-    return Predictor(network.to(best_device(device)), description, reading)
-
-
-def _covering_side(view: View) -> int | None:
-    return max(view.size) if isinstance(view, VideoInput) else None
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""A trained network on disk: its weights in safetensors and a description that suffices to build and feed it."""
+"""A trained network on disk: `model.safetensors`, and `config.json`, which suffices to build and feed it."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,42 +12,45 @@ from torch import Tensor, nn
 
 from avdistill.config_io import decode, encode
 from avdistill.errors import CheckpointError, ConfigError
+from avdistill.fsio import as_json
 from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig, StudentNetwork
 
-
-def save_student(folder: Path, student: nn.Module, description: StudentConfig) -> None:
-    """Write `student.safetensors` and `student.json` into an existing folder."""
-    save_file(tensors(student), folder / "student.safetensors")
-    (folder / "student.json").write_text(json.dumps(encode(description), indent=1) + "\n", encoding="utf-8")
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def load_student(folder: str | Path) -> tuple[StudentNetwork, StudentConfig]:
-    """A trained network in evaluation mode on the CPU, and its description.
+def save_student(folder: Path, student: nn.Module, config: StudentConfig) -> None:
+    """Write `model.safetensors` and `config.json` into an existing folder."""
+    save_tensors(tensors(student), folder / WEIGHTS)
+    (folder / CONFIG).write_text(as_json(encode(config)), encoding="utf-8")
+
+
+def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, StudentConfig]:
+    """A trained network in evaluation mode on the CPU, and its config.
 
     Args:
-        folder: what `save_student` wrote, or a run folder (`student_folder`).
+        folder: what `save_student` wrote, or a run folder, whose best student is loaded.
 
     Raises:
-        CheckpointError: nothing there, or it does not fit together.
+        CheckpointError: nothing is there, or config and weights do not fit together.
     """
     folder = student_folder(Path(folder))
-    described = folder / "student.json"
-    if not described.is_file():
-        raise CheckpointError(f"{folder}: no trained network here (student.json is missing)")
+    for name in (WEIGHTS, CONFIG):  # the weights first: a run folder has another config.json
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no trained network here ({name} is missing)")
     try:
-        description = decode(StudentConfig, json.loads(described.read_text(encoding="utf-8")), "student")
-        # The weights are in the file: those that training began with are not downloaded again.
-        options = {name: value for name, value in description.options.items() if name != "kinetics"}
-        student = build_model(description.model, len(description.classes), options)
-        load_tensors(student, folder / "student.safetensors")
+        config = decode(StudentConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), "student")
+        # The weights are in the file: pretrained ones are not downloaded again.
+        options = {name: value for name, value in config.options.items() if name != "kinetics"}
+        student = build_model(config.model, len(config.classes), options)
     except (ConfigError, ValueError) as error:
-        raise CheckpointError(f"{described}: {error}") from error
-    return student.eval(), description
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    load_tensors(student, folder / WEIGHTS)
+    return student.eval(), config
 
 
 def student_folder(folder: Path) -> Path:
-    """Where a run's best student lies; a folder that is no run's, or that has none yet, is returned as it is."""
+    """The folder of a run's best student; any other folder, and a run without one yet, is returned as it is."""
     return saved_folder(folder, "best") or folder
 
 
@@ -65,6 +69,14 @@ def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
         for key, value in module.state_dict().items()
         if without is None or not key.startswith(without)
     }
+
+
+def save_tensors(values: dict[str, Tensor], file: Path) -> None:
+    """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600)."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(values, file)
+    file.chmod(mode)
 
 
 def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from avdistill.errors import TeacherError
 from avdistill.fsio import file_checksum
-from avdistill.models.checkpoint import load_student, student_folder
+from avdistill.models.checkpoint import WEIGHTS, load_student, student_folder
 from avdistill.teachers.audio import AUDIO_TEACHERS
 from avdistill.teachers.base import Teacher, TeacherSpec
 from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
@@ -61,7 +61,7 @@ def load_run(run: str | Path) -> Teacher:
     """
     folder = Path(run)
     network, description = load_student(folder)
-    weights = student_folder(folder) / "student.safetensors"
+    weights = student_folder(folder) / WEIGHTS
     return Teacher(
         network=network,
         view=description.view,

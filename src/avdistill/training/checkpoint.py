@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,7 +16,7 @@ from avdistill.fsio import (
     write_json,
 )
 from avdistill.methods.base import Method
-from avdistill.models.checkpoint import load_tensors, save_student, saved_folder, tensors
+from avdistill.models.checkpoint import WEIGHTS, load_tensors, save_student, save_tensors, saved_folder, tensors
 from avdistill.training.run_dir import TrainState, read_state, replace_folder
 from avdistill.types import StudentConfig
 
@@ -47,7 +46,7 @@ def save_last(
         with (run / "metrics.jsonl").open("rb") as metrics:
             sync(metrics)
         save_student(fresh, method.student, description)
-        save_file(tensors(method, without="student."), fresh / "helpers.safetensors")
+        save_tensors(tensors(method, without="student."), fresh / "helpers.safetensors")
         serialized = io.BytesIO()  # torch.save into a file has no words for a full disk
         torch.save(state, serialized)
         (fresh / "state.pt").write_bytes(serialized.getbuffer())
@@ -66,7 +65,7 @@ def load_last(
     folder = saved_folder(run, "last")
     if folder is None:
         raise RunError(f"{run}: no saved state to resume from (last/ is missing)")
-    load_tensors(method.student, folder / "student.safetensors")
+    load_tensors(method.student, folder / WEIGHTS)
     load_tensors(method, folder / "helpers.safetensors", without="student.")
     state = read_state(folder, device)
     optimizer.load_state_dict(state["optimizer"])

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
@@ -31,7 +30,7 @@ from avdistill.errors import CheckpointError, ConfigError, DatasetError
 from avdistill.fsio import commit, file_checksum, write_json
 from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
-from avdistill.models.checkpoint import save_student, tensors
+from avdistill.models.checkpoint import save_student, save_tensors, tensors
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig, prepare
@@ -187,7 +186,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
     (fresh / "best").mkdir(parents=True)
     save_student(fresh / "best", student, description)
     filter_weights = {f"filter.{key}": value for key, value in tensors(noise_filter).items()}
-    save_file(filter_weights, fresh / "best" / "helpers.safetensors")
+    save_tensors(filter_weights, fresh / "best" / "helpers.safetensors")
     chosen_by = f"the release: epoch {epoch}; its save_model.pth is the best on its validation (test) clips"
     write_json(fresh / "best" / "chosen.json", {"step": None, "by": chosen_by, "value": None})
     source = {
