@@ -48,13 +48,13 @@ def audited(data: str, corruption: str, run: Path, teacher: Path, out: Path) -> 
     result = audit(run, dataset)
     write_audit(out, result)
     write_audit_page(out / "audit.html", result, dataset)
-    heard = evaluate(teacher, dataset).metrics
+    heard = evaluate(teacher, dataset).metrics.to_dict()
     return {
         "data": data,
         "corruption": corruption,
         "seed": run_config(run).seed,
         "teacher_top1": heard["top1_accuracy"],
-        "student_top1": evaluate(run, dataset).metrics["top1_accuracy"],
+        "student_top1": evaluate(run, dataset).metrics.to_dict()["top1_accuracy"],
         **result.metrics,
     }
 

@@ -58,7 +58,7 @@ def run(config: TrainConfig) -> Path:
 
 def row(config: TrainConfig, setting: str) -> dict[str, Any]:
     """One student."""
-    top1_accuracy = evaluate(run(config), ClipDataset(config.dataset)).metrics["top1_accuracy"]
+    top1_accuracy = evaluate(run(config), ClipDataset(config.dataset)).metrics.to_dict()["top1_accuracy"]
     return {"method": config.method.name, "setting": setting, "seed": config.seed, "top1_accuracy": top1_accuracy}
 
 
@@ -103,7 +103,7 @@ def difficulty(out: Path, few: ClipDataset, every: ClipDataset, pool: ProcessPoo
         {
             "what": "audio teacher",
             "labels": labels,
-            "top1_accuracy": heard.metrics["top1_accuracy"],
+            "top1_accuracy": heard.metrics.to_dict()["top1_accuracy"],
             **audio(few, heard.predictions),
         }
     )

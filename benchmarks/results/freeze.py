@@ -30,7 +30,7 @@ from avdistill.annotations.readers import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.inference.predictor import load
+from avdistill.inference.predictor import Student
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import METHODS
 from avdistill.models.checkpoint import load_student
@@ -109,10 +109,10 @@ def report(work: Path) -> dict[str, Any]:
     run = work / "longer"
     told["longer run"] = trained(dataset, run, "kd", 60)
     found = evaluate(run, dataset, split="train", device="cpu")
-    told["evaluate"] = flat({**found.metrics, "confusion": found.confusion, "predictions": found.predictions})
+    told["evaluate"] = flat({**found.metrics.to_dict(), "confusion": found.confusion, "predictions": found.predictions})
     looked_up = retrieve(run, dataset, ks=(1, 5), device="cpu")
-    told["retrieve"] = flat({**looked_up.metrics, "neighbors": looked_up.neighbors})
-    said = load(run, "cpu").predict(video)
+    told["retrieve"] = flat({**looked_up.metrics.to_dict(), "neighbors": looked_up.neighbors})
+    said = Student.from_pretrained(run, "cpu").predict(video)
     told["predict"] = flat(said.describe() | {"probabilities": said.probabilities.tolist()})
     for name in ("mnf_csc", "robust"):
         result = audit(work / name, dataset, device="cpu")

@@ -116,7 +116,7 @@ def words_and_teacher(
     trained = run(replace(teacher, dataset=dataset.folder, out=work / "teacher"))
     if "audio" not in dataset.teachers:
         embed(dataset, load_teacher(trained), "audio")
-    heard = evaluate(trained, dataset).metrics
+    heard = evaluate(trained, dataset).metrics.to_dict()
     return dataset, {
         key: heard[key] for key in ("top1_accuracy", "top1_accuracy_interval", "mean_class_accuracy", "clips")
     }
@@ -126,8 +126,8 @@ def student(name: str, config: TrainConfig) -> dict[str, Any]:
     """One row of the table."""
     folder = run(config)
     dataset = ClipDataset(config.dataset)
-    classified = evaluate(folder, dataset).metrics
-    found = retrieve(folder, dataset).metrics
+    classified = evaluate(folder, dataset).metrics.to_dict()
+    found = retrieve(folder, dataset).metrics.to_dict()
     keep = (
         "top1_accuracy",
         "top1_accuracy_interval",

@@ -99,7 +99,7 @@ def main() -> None:
     dataset, teacher = make_data(a.work, a.workers)
     if a.data_only:
         return
-    heard = evaluate(teacher, ClipDataset(dataset.folder)).metrics
+    heard = evaluate(teacher, ClipDataset(dataset.folder)).metrics.to_dict()
 
     study = Study(
         dataset=dataset.folder,

@@ -86,7 +86,7 @@ def pipeline(videos: Path, work: Path) -> list[dict[str, Any]]:
         config = replace(
             STUDENT, dataset=dataset.folder, out=work / f"run-{name}-{method.name}", method=method, teacher=name
         )
-        metrics = evaluate(grid.run(config), dataset).metrics
+        metrics = evaluate(grid.run(config), dataset).metrics.to_dict()
         rows.append(
             {
                 "teacher": "" if name is None else dataset.teachers[name].source,

@@ -148,13 +148,13 @@ def taught(datasets: list[ClipDataset], config: TrainConfig, out: Path) -> dict[
     for dataset in datasets:
         if "video" not in dataset.teachers:
             embed(dataset, load_teacher(run), "video")
-    metrics = evaluate(run, datasets[0]).metrics
+    metrics = evaluate(run, datasets[0]).metrics.to_dict()
     return {key: metrics[key] for key in ("top1_accuracy", "top1_accuracy_interval", "clips")}
 
 
 def student(task: str, name: str, config: TrainConfig) -> dict[str, Any]:
     """One row of the table."""
-    metrics = evaluate(grid.run(config), ClipDataset(config.dataset)).metrics
+    metrics = evaluate(grid.run(config), ClipDataset(config.dataset)).metrics.to_dict()
     keep = (
         "top1_accuracy",
         "top1_accuracy_interval",

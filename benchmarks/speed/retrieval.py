@@ -45,9 +45,10 @@ def loop() -> Row:
     arrays = [each.numpy() for each in (queries, gallery, query_labels, gallery_labels)]
 
     def ours() -> dict[str, float]:
-        return retrieval_metrics(
+        metrics = retrieval_metrics(
             queries=queries, gallery=gallery, query_labels=query_labels, gallery_labels=gallery_labels
         )
+        return metrics.to_dict()
 
     expected, found = baseline.retrieval(*arrays), ours()
     for name, value in expected.items():

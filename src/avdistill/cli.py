@@ -10,7 +10,6 @@ from importlib import import_module
 VERBS: dict[str, tuple[str, str]] = {
     "synthesize": ("dataset:synthesize", "make videos of moving things with related and mismatched audio"),
     "prepare": ("dataset:prepare", "videos and a list -> a dataset of frames and audio"),
-    "import": ("reference:import_", "the released implementation's clips or checkpoint -> dataset or run"),
     "info": ("dataset:info", "describe a dataset and verify its checksums"),
     "teacher": ("teachers:teacher", "train a teacher, or look at what one knows: `teacher train`, `teacher probe`"),
     "embed": ("train:embed", "put a teacher's embeddings and logits into a dataset"),
@@ -26,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "predict": ("predict:predict", "label video files with a run: each whole, and what is when"),
     "export": ("predict:export", "the student alone as ONNX or safetensors, compared with the run"),
+    "reference": ("reference:reference", "files and metrics of the paper's released implementation"),
     "demo": ("evaluate:demo", "the whole pipeline on synthetic videos, with a report"),
     "recipes": ("train:recipes", "list recipes, models and methods"),
 }

@@ -336,8 +336,8 @@ def test_a_study_changes_and_searches_the_split_that_is_trained_on(many_clips, t
     call = arguments(dataset.folder, out, *more, "--base.train-split", "training+more")
     assert main([*call, "--json"]) == 0
     (line,) = json.loads(capsys.readouterr().out)["table"]
-    found = retrieve(next(out.glob("runs/*/supervised/seed-0")), dataset, gallery="training+more").metrics
-    assert line["map"] == found["map"]
+    found = retrieve(next(out.glob("runs/*/supervised/seed-0")), dataset, gallery_split="training+more").metrics
+    assert line["map"] == found.map
     assert "30 training clips, 15 of them labeled; their audio: 18 kept, 12 mismatched" in (
         (out / "report.html").read_text()
     )

@@ -175,7 +175,7 @@ CONTENT = mostly(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(CONTENT, st.sampled_from(["auto", "activitynet", "release"]))
+@given(CONTENT, st.sampled_from(["auto", "activitynet", "gewu_lab"]))
 def test_any_json_is_read_or_refused_in_one_line(tmp_path: Path, content: object, format: str) -> None:  # noqa: A002
     source = write(tmp_path / "a.json", json.dumps(content))
     videos = make_videos(tmp_path / "videos", "a.mp4", "v_a.mp4", "x/v_a_1.mp4", "y/v_a_1.mp4")

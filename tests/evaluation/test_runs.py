@@ -17,7 +17,10 @@ from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.evaluation.classification import evaluate
+from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.evaluation.statistics import interval
+from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.inputs import VideoInput
 from avdistill.methods import C2KDConfig
@@ -71,12 +74,12 @@ def test_classification_metrics_are_those_of_the_predictions(taught, run):
     assert [row["id"] for row in rows] == [f"test_{i}" for i in range(6)]
     assert [row["label"] for row in rows] == [f"class_{i % 3}" for i in range(6)]
     hits = [row["label"] == row["predicted"] for row in rows]
-    assert result.metrics["top1_accuracy"] == pytest.approx(sum(hits) / 6)
+    assert result.metrics.to_dict()["top1_accuracy"] == pytest.approx(sum(hits) / 6)
     assert sum(map(sum, result.confusion)) == 6
-    assert result.metrics["missing"] == 0
-    low, high = result.metrics["top1_accuracy_interval"]
-    assert 0 <= low <= result.metrics["top1_accuracy"] <= high <= 1
-    json.dumps(result.metrics, allow_nan=False)
+    assert result.metrics.to_dict()["missing"] == 0
+    low, high = result.metrics.to_dict()["top1_accuracy_interval"]
+    assert 0 <= low <= result.metrics.to_dict()["top1_accuracy"] <= high <= 1
+    json.dumps(result.metrics.to_dict(), allow_nan=False)
 
 
 def test_a_clip_without_video_is_a_counted_miss(small_set, run, tmp_path):
@@ -94,13 +97,13 @@ def test_a_clip_without_video_is_a_counted_miss(small_set, run, tmp_path):
     ]
     dataset = prepare(annotations, tmp_path, tmp_path / "dataset", PrepareConfig(fps=10, short_side=32), workers=1)
     result = evaluate(run, dataset)
-    assert result.metrics["clips"] == 2
-    assert result.metrics["missing"] == 1
-    assert result.metrics["unlabeled_left_out"] == 1
+    assert result.metrics.to_dict()["clips"] == 2
+    assert result.metrics.to_dict()["missing"] == 1
+    assert result.metrics.to_dict()["unlabeled_left_out"] == 1
     right = float(result.predictions[0]["predicted"] == "class_1")
-    assert result.metrics["top1_accuracy"] == right / 2
-    assert result.metrics["mean_class_accuracy"] == right / 2
-    found = retrieve(run, dataset).metrics
+    assert result.metrics.to_dict()["top1_accuracy"] == right / 2
+    assert result.metrics.to_dict()["mean_class_accuracy"] == right / 2
+    found = retrieve(run, dataset).metrics.to_dict()
     assert found["queries"] == 2
     assert found["queries_missing"] == 1
     assert found["hit@1"] == 0.5  # the query that is seen finds itself
@@ -110,7 +113,7 @@ def test_a_clip_without_video_is_a_counted_miss(small_set, run, tmp_path):
 
 def test_retrieval_needs_no_audio_and_leaves_out_nothing(taught, run):
     result = retrieve(run, taught)
-    metrics = result.metrics
+    metrics = result.metrics.to_dict()
     assert metrics["queries"] == 6
     assert metrics["gallery"] == 9
     assert {"hit@1", "hit@5", "hit@10", "hit@20", "map", "map@R"} <= set(metrics)
@@ -118,7 +121,7 @@ def test_retrieval_needs_no_audio_and_leaves_out_nothing(taught, run):
     assert len(result.neighbors) == 6
     assert len(result.neighbors[0]["nearest"]) == 9
     with pytest.raises(DatasetError, match="no clip in split 'nobody'"):
-        retrieve(run, taught, queries="nobody")
+        retrieve(run, taught, query_split="nobody")
 
 
 def test_an_unknown_label_is_an_error(taught, run, tmp_path):
@@ -149,7 +152,7 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
         )
     )
     result = evaluate(trained, ClipDataset(Path(dataset.folder)))
-    metrics, rows = result.metrics, result.predictions
+    metrics, rows = result.metrics.to_dict(), result.predictions
     assert [row["name"] for row in metrics["per_class"]] == ["class_0", "class_1", "class_2", "even"]
     assert metrics["map"] == pytest.approx(np.mean([row["average_precision"] for row in metrics["per_class"]]))
     assert 1 / 6 <= metrics["map"] <= 1
@@ -170,7 +173,7 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
     assert {p.name for p in (trained / "evaluation-test").iterdir()} == {
         "metrics.json", "predictions.csv", "per_class.csv",
     }  # fmt: skip
-    found = retrieve(trained, dataset).metrics
+    found = retrieve(trained, dataset).metrics.to_dict()
     assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip
     assert found["queries_without_relevant"] == 0
 
@@ -189,12 +192,12 @@ def test_who_sees_nothing_misses_what_there_is_to_be_found(taught, run, tmp_path
         if number in (0, 1, 2, 4):
             row["has_video"] = False
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
-    found = retrieve(run, ClipDataset(dataset.folder)).metrics
+    found = retrieve(run, ClipDataset(dataset.folder)).metrics.to_dict()
     kept = [row for number, row in enumerate(tests) if number not in (0, 1, 2, 4)]
     for row in tests:
         row["labels"] = row["labels"] if row in kept else []
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
-    seen = retrieve(run, ClipDataset(dataset.folder)).metrics
+    seen = retrieve(run, ClipDataset(dataset.folder)).metrics.to_dict()
     hopeless = sum("class_0" in row["labels"] for row in kept)
     answered = len(kept) - hopeless
     assert (found["queries"], found["queries_missing"]) == (len(tests), 4)
@@ -208,7 +211,7 @@ def test_who_sees_nothing_misses_what_there_is_to_be_found(taught, run, tmp_path
 def test_a_clip_is_not_looked_up_among_those_with_itself(taught, run):
     for gallery in ("test", "train+test"):
         with pytest.raises(ConfigError, match="share clips, and each would find itself"):
-            retrieve(run, taught, queries="test", gallery=gallery)
+            retrieve(run, taught, query_split="test", gallery_split=gallery)
 
 
 def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):
@@ -232,7 +235,76 @@ def test_one_clip_with_two_labels_makes_every_split_several(small_set, tmp_path)
     dataset = prepare(both, folder, tmp_path / "dataset", PrepareConfig(fps=10, short_side=32), workers=1)
     student = ModelConfig("shifted_frames", VIEW, {"width": 8, "embedding_dim": 16})
     config = TrainConfig(dataset=dataset.folder, out=tmp_path / "run", student=student, steps=2, batch_size=6)
-    assert "map" in evaluate(train(config), dataset).metrics
+    assert isinstance(evaluate(train(config), dataset).metrics, MultilabelMetrics)
     with pytest.raises(ConfigError, match="method 'c2kd' needs one label per clip"):
         train(replace(config, out=tmp_path / "other", method=C2KDConfig()))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_student_and_a_folder_that_it_is_loaded_from_give_the_same(taught, run, tmp_path):
+    student = Student.from_pretrained(run)
+    student.save_pretrained(tmp_path / "saved")
+    classified, found = evaluate(run, taught), retrieve(run, taught)
+    for model in (student, run / "best", str(tmp_path / "saved")):
+        for dataset in (taught, taught.folder, str(taught.folder)):
+            assert evaluate(model, dataset) == classified
+        assert retrieve(model, taught.folder) == found
+    assert set(classified.metrics.to_dict()) == {
+        "split", "clips", "missing", "unlabeled_left_out", "top1_accuracy", "top5_accuracy", "mean_class_accuracy",
+        "top1_accuracy_interval", "expected_calibration_error", "per_class",
+    }  # fmt: skip
+    assert list(found.metrics.to_dict())[:6] == ["hit@1", "hit@5", "hit@10", "hit@20", "map", "map@R"]
+
+
+def test_results_go_where_a_link_leads(taught, run, tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for verb, metric in (("evaluate", "top1_accuracy"), ("retrieve", "hit@1")):
+        assert main([verb, str(run), str(taught.folder), "--out", str(tmp_path / "out"), "--json"]) == 0
+        written = json.loads((tmp_path / "disk" / "metrics.json").read_text())
+        assert json.loads(capsys.readouterr().out) == {"model": str(run), "dataset": str(taught.folder)} | written
+        assert metric in written
+    assert (tmp_path / "out").is_symlink()
+
+
+def relabeled(dataset, folder, change):
+    """A copy of a dataset whose rows `change` has changed."""
+    copy = Path(shutil.copytree(dataset.folder, folder))
+    rows = dataset.table.to_pylist()
+    for row in rows:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), copy / "clips.parquet")
+    return ClipDataset(copy)
+
+
+def test_map_without_a_query_that_has_something_relevant(taught, run, tmp_path):
+    """None where no query has any; 0 where only queries have some that lack the video, and so find nothing."""
+
+    def nothing_relevant(row):
+        if row["split"] == "train" and row["labels"]:
+            row["labels"] = ["class_0"]
+        if row["split"] == "test":
+            row["labels"] = ["class_1"]
+
+    def only_for_the_missing(row):
+        nothing_relevant(row)
+        if row["id"] == "test_0":
+            row["labels"], row["has_video"] = ["class_0"], False
+
+    found = retrieve(run, relabeled(taught, tmp_path / "none", nothing_relevant)).metrics
+    assert (found.map, found.map_at_r, found.hit[20], found.queries_without_relevant) == (None, None, 0, 6)
+    found = retrieve(run, relabeled(taught, tmp_path / "missing", only_for_the_missing)).metrics
+    assert (found.map, found.map_at_r, found.queries_without_relevant, found.queries_missing) == (0, 0, 5, 1)
+
+
+def test_the_interval_draws_source_videos(taught, run, tmp_path):
+    """Clips cut from one video are not independent: the more there are of each, the wider the interval."""
+
+    def from_two_videos(row):
+        if row["split"] == "test":
+            row["path"] = f"video_{int(row['id'].split('_')[1]) % 2}.mp4"
+
+    dataset = relabeled(taught, tmp_path / "dataset", from_two_videos)
+    correct = [row["label"] == row["predicted"] for row in evaluate(run, dataset).predictions]
+    expected = interval(np.array([correct]), np.arange(6) % 2)
+    assert evaluate(run, dataset).metrics.top1_accuracy_interval == (expected.low, expected.high)

@@ -276,6 +276,17 @@ def test_what_cannot_be_exported_is_said_in_a_line(run, prepared, tmp_path, monk
     assert {p.name for p in tmp_path.iterdir()} == {"there", "runs"}
 
 
+def test_a_link_to_an_empty_folder_is_followed(run, tmp_path):
+    (tmp_path / "disk" / "export").mkdir(parents=True)
+    for name in ("export", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        export(run, tmp_path / name, format="safetensors")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "disk" / name / "model.safetensors").is_file()
+    with pytest.raises(FileExistsError, match="there already"):
+        export(run, tmp_path / "export", format="safetensors")
+
+
 def test_the_verb(run, prepared, tmp_path, capsys):
     words = ["export", str(run), "--out", str(tmp_path / "out"), "--format", "safetensors"]
     assert main([*words, "--clips", str(prepared), "--json"]) == 0

@@ -243,7 +243,7 @@ def test_a_checkpoint_of_other_classes_leaves_nothing_behind(tmp_path, capsys):
     before = set(tmp_path.iterdir())
     student, noise_filter = small_weights(4)
     path = release_checkpoint(tmp_path / "m.pth", student, noise_filter)
-    command = ["import", "checkpoint", str(path), "--annotation", str(annotation), "--out", str(tmp_path / "run")]
+    command = ["reference", "checkpoint", str(path), "--annotation", str(annotation), "--out", str(tmp_path / "run")]
     assert main(command) == 1
     assert re.fullmatch(r"avdistill: .*expected the 3 classes of .*, found a student of 4\n", capsys.readouterr().err)
     release_checkpoint(path, small_weights(3)[0], noise_filter)
@@ -393,7 +393,7 @@ def test_wrong_folders_rates_and_a_missing_h5py(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no clock"):
         import_clips(*inputs, PrepareConfig(fps=None))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match=r"h5py is not installed: install the extra 'release'"):
+    with pytest.raises(ConfigError, match=r"h5py is not installed: install the extra 'reference'"):
         import_clips(*inputs, PrepareConfig())
 
 
@@ -421,11 +421,12 @@ def test_an_annotation_file_of_another_form(tmp_path, text, told):
 
 
 def test_the_verb_says_what_it_takes(capsys):
-    assert main(["import", "--help"]) == 0
-    assert "import checkpoint FILE.pth" in capsys.readouterr().out
+    assert main(["reference", "--help"]) == 0
+    assert "checkpoint FILE.pth" in capsys.readouterr().out
     for wrong in ([], ["videos"]):
-        assert main(["import", *wrong]) == 2
-        assert "avdistill: import: expected clips or checkpoint, found" in capsys.readouterr().err
+        assert main(["reference", *wrong]) == 2
+        expected = "avdistill: reference: expected one of clips, checkpoint, retrieve, predictions, found"
+        assert expected in capsys.readouterr().err
 
 
 def test_workers_read_the_same_without_torch(tmp_path):
@@ -448,7 +449,7 @@ def test_page_runs_as_written(tmp_path, monkeypatch, capsys):
         " --student.options embedding_dim 16"
     )
     small = {
-        "import clips": "--workers 1",
+        "reference clips": "--workers 1",
         "train ucf51_mnf_csc": training,
         "train activitynet_mnf_csc": training,
     }
@@ -457,7 +458,7 @@ def test_page_runs_as_written(tmp_path, monkeypatch, capsys):
     street = [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     assert [words[0] for words in street] == ["avdistill"] * len(street)
     assert " ".join(words[1] for words in street) == (
-        "import info train evaluate retrieve import evaluate retrieve import train evaluate retrieve"
+        "reference info train evaluate retrieve reference evaluate retrieve reference train evaluate retrieve"
     )
     monkeypatch.chdir(tmp_path)
     for words in street:

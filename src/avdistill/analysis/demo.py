@@ -81,7 +81,7 @@ def run_demo(
     if "audio" not in dataset.teachers:
         with bar("embed") as update:
             embed(dataset, load_teacher(teacher_run), "audio", on_progress=update)
-    teacher = evaluate(teacher_run, dataset).metrics
+    teacher = evaluate(teacher_run, dataset).metrics.to_dict()
     say(f"audio teacher: top-1 accuracy {teacher['top1_accuracy']:.3f} on test clips with much mismatched audio")
     study = Study(
         dataset=dataset.folder,

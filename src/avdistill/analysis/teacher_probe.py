@@ -20,7 +20,6 @@ from avdistill.dataset.splits import label_values, videos_of
 from avdistill.errors import ConfigError, DatasetError, TeacherError
 from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
-from avdistill.integrations.gewu_lab.metrics import release_retrieval_metrics
 from avdistill.progress import OnProgress
 from avdistill.teachers.precomputed import read_npz, strings
 
@@ -136,7 +135,6 @@ def probe(
     split: str | None = None,
     settings: Sequence[Setting] = SETTINGS,
     folds: int = 3,
-    release_metrics: bool = False,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -152,7 +150,6 @@ def probe(
         split: is evaluated and asks the queries; None is "test", or else "validation".
         settings: to choose from; with one, nothing is chosen.
         folds: of the cross-validation, at least 2; fewer where the clips are too few.
-        release_metrics: also the release's mAP (`evaluation.metrics.release_retrieval_metrics`).
         seed: of the folds.
         on_progress: called after each batch, in fits of the probe.
 
@@ -160,7 +157,7 @@ def probe(
         JSON-ready: `train_split`, `split`, `classes`, `multi_label`, `clips` of either split; `probe`:
         `top1_accuracy`, `top5_accuracy`,
         `mean_class_accuracy` (several labels: `map`, `auc`, `d_prime`), `scaling` and `c`, whether the solver
-        `converged`, `cross_validation`, `per_class`; `retrieval`; `release` where asked for; `identical`; `silence`.
+        `converged`, `cross_validation`, `per_class`; `retrieval`; `identical`; `silence`.
 
     Raises:
         TeacherError: a split without clips to use, fewer than two classes or too few videos to train on.
@@ -191,6 +188,12 @@ def probe(
         folds=parts,
         on_progress=on_progress,
     )
+    retrieval = retrieval_metrics(
+        queries=torch.from_numpy(x[held]),
+        gallery=torch.from_numpy(x[train]),
+        query_labels=torch.from_numpy(truth[held]),
+        gallery_labels=torch.from_numpy(truth[train]),
+    )
     return {
         "train_split": train_split,
         "split": split,
@@ -198,7 +201,7 @@ def probe(
         "multi_label": multi_label,
         "clips": {train_split: len(train), split: len(held)},
         "probe": found,
-        **_retrieval(x, truth, train, held, release_metrics),
+        "retrieval": retrieval.to_dict(),
         "identical": identical_embeddings(features),
         "silence": _silence(features),
     }
@@ -234,22 +237,6 @@ def identical_embeddings(features: LabeledFeatures) -> dict[str, Any]:
     }
 
 
-def _retrieval(
-    x: np.ndarray, truth: np.ndarray, train: np.ndarray, held: np.ndarray, release_metrics: bool
-) -> dict[str, dict[str, float | None]]:
-    both: dict[str, Any] = {
-        "queries": torch.from_numpy(x[held]),
-        "gallery": torch.from_numpy(x[train]),
-        "query_labels": torch.from_numpy(truth[held]),
-        "gallery_labels": torch.from_numpy(truth[train]),
-    }
-    report = {"retrieval": _finite(retrieval_metrics(**both))}
-    if release_metrics:
-        metrics = release_retrieval_metrics(**both)
-        report["release"] = _finite({name.removeprefix("release."): value for name, value in metrics.items()})
-    return report
-
-
 def _silence(features: LabeledFeatures) -> dict[str, int | None]:
     zero = ~features.embedding.any(1)  # NaN counts as something here
     return {
@@ -276,7 +263,3 @@ def _usable(features: LabeledFeatures, split: str) -> np.ndarray:
     if not len(clips):
         raise TeacherError(f"{features.source}: split {split!r}: no labeled clip has an embedding")
     return clips
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in metrics.items()}

@@ -301,7 +301,7 @@ def _audioset_names(table: Path) -> dict[str, str]:
     return {mid: name for _, mid, name in rows[1:]}
 
 
-def read_release(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
+def read_gewu_lab(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
     """annotation.json of the released implementation: a clip for every name, and the name is its id."""
     content = _load_database(source)
     classes = content.get("labels")

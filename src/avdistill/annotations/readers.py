@@ -23,8 +23,8 @@ from avdistill.annotations.catalogs import (
     assign_ucf51,
     read_activitynet,
     read_audioset,
+    read_gewu_lab,
     read_kinetics,
-    read_release,
     read_ucf51,
     read_ucf101,
     read_vggsound,
@@ -68,7 +68,7 @@ def read_annotations(
     Args:
         path: a list file or a folder, see docs/formats/annotations.md; or several, read as one list.
         format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
-            "release", or "auto" to tell from the suffix, the first line or the folder's content.
+            "gewu_lab", or "auto" to tell from the suffix, the first line or the folder's content.
         videos: the folder of videos. In it the lists of published data sets look for their files, by name; what is
             not there, or without a folder, gets the usual name. The other formats say themselves where files are.
 
@@ -142,7 +142,7 @@ def _recognize_file(source: Path) -> list[str]:
     if not isinstance(content, dict) or "database" not in content:
         return []
     if "labels" in content:
-        return ["release"]
+        return ["gewu_lab"]
     return ["activitynet"] if "version" in content or "taxonomy" in content else []
 
 
@@ -280,5 +280,5 @@ def _derive_id(clip: Annotation, *, exact: bool) -> str:
 _READERS: dict[str, Callable[[Path, VideoFiles], list[LocatedAnnotation]]] = {
     "folder": _read_folder, "csv": _read_csv, "jsonl": _read_jsonl, "ucf101": read_ucf101, "ucf51": read_ucf51,
     "activitynet": read_activitynet, "vggsound": read_vggsound, "kinetics": read_kinetics, "audioset": read_audioset,
-    "release": read_release,
+    "gewu_lab": read_gewu_lab,
 }  # fmt: skip

@@ -68,7 +68,7 @@ class _Prepare:
         "vggsound",
         "kinetics",
         "audioset",
-        "release",
+        "gewu_lab",
     ] = "auto"
     """What kind of list it is; auto tells by its content."""
     labels: Path | None = None

@@ -1,96 +1,93 @@
-"""Verbs from a run to metrics: evaluate, retrieve, demo."""
+"""Verbs from a model to metrics: evaluate, retrieve, demo."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
-from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import ClassificationResult
-from avdistill.evaluation.classification import evaluate as evaluate_run
-from avdistill.evaluation.retrieval import retrieve as retrieve_run
+from avdistill.evaluation.classification import evaluate as evaluate_model
+from avdistill.evaluation.metrics import ClassificationMetrics
+from avdistill.evaluation.multilabel import MultilabelMetrics
+from avdistill.evaluation.retrieval import retrieve as retrieve_clips
 from avdistill.fsio import write_json
 from avdistill.reporting.plots import plot_confusion
 
 
 @dataclass(frozen=True)
 class _Evaluate:
-    """Classify a split with the best student of a run; metrics, tables and a confusion matrix go into a folder."""
+    """Classify the labeled clips of a split; metrics, tables and a confusion matrix are written to a folder."""
 
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
+    model: tyro.conf.Positional[Path]
+    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
     dataset: tyro.conf.Positional[Path]
-    """A dataset with the run's classes."""
+    """A dataset with the model's classes."""
     split: str = "test"
-    """Labeled clips to classify."""
+    """The split whose labeled clips are classified; several are joined by +."""
     windows: int | None = None
-    """Evenly spaced windows per clip; default: slide over the whole clip."""
+    """Evenly spaced windows per clip; by default windows slide over the whole clip."""
     stride: int | None = None
-    """Of the sliding windows, in frames or samples; default: a window's length."""
+    """Stride of the sliding windows in frames or samples; the default is the length of a window."""
     batch_size: int = 32
-    """Windows at a time."""
+    """Windows per batch."""
     out: Path | None = None
-    """Folder for the tables; default: RUN/evaluation-SPLIT."""
+    """Folder for metrics and tables; the default is MODEL/evaluation-SPLIT."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the metrics as one JSON object."""
 
 
 def evaluate(arguments: list[str]) -> None:
-    """`avdistill evaluate RUN DATASET`."""
+    """`avdistill evaluate MODEL DATASET`."""
     a = tyro.cli(_Evaluate, args=arguments, prog="avdistill evaluate")
-    dataset = ClipDataset(a.dataset)
     with progress_bar("evaluate") as update:
-        result = evaluate_run(
-            a.run,
-            dataset,
+        result = evaluate_model(
+            a.model,
+            a.dataset,
             split=a.split,
             windows=a.windows,
             stride=a.stride,
             batch_size=a.batch_size,
             on_progress=update,
         )
-    out = a.out or a.run / f"evaluation-{a.split}"
+    out = a.out or a.model / f"evaluation-{a.split}"
     if FIRST_PROCESS:
         _write_classification(out, result)
-    report = {"run": str(a.run), "dataset": str(a.dataset), **result.metrics}
-    f = result.metrics
-    lines = [
-        f"{f['clips']} clips of split {a.split!r}, {f['missing']} without what the student looks at (counted as misses)"
-    ]
-    if "top1_accuracy" in f:
-        low, high = f["top1_accuracy_interval"]
-        lines += [
-            f"top-1               {f['top1_accuracy']:.4f}   (95% interval {low:.4f} to {high:.4f})",
-            f"top-5               {f['top5_accuracy']:.4f}",
-            f"mean class accuracy {f['mean_class_accuracy']:.4f}",
-            f"calibration error   {f['expected_calibration_error']:.4f}",
-        ]
-    else:
-        names = {"map": "mean average precision", "auc": "area under the ROC curve", "d_prime": "d-prime"}
-        lines += [f"{label:<24} {_shown(f[name])}" for name, label in names.items()]
-        lines += [
-            f"over {f['classes_counted']} classes; {f['classes_left_out']} that all clips have, or none, left out"
-        ]
     say(f"tables: {out}")
-    output(report, lines, a.json)
+    report = {"model": str(a.model), "dataset": str(a.dataset), **result.metrics.to_dict()}
+    output(report, _evaluation_lines(result.metrics), a.json)
 
 
-def _shown(figure: float | None) -> str:
-    return "undefined" if figure is None else f"{figure:.4f}"
+def _evaluation_lines(m: ClassificationMetrics | MultilabelMetrics) -> list[str]:
+    lines = [f"{m.clips} clips of split {m.split!r}, {m.missing} without the student's modality (counted as misses)"]
+    if isinstance(m, MultilabelMetrics):
+        named = {"mean average precision": m.map, "area under the ROC curve": m.auc, "d-prime": m.d_prime}
+        lines += [f"{label:<24} {'undefined' if value is None else f'{value:.4f}'}" for label, value in named.items()]
+        lines += [f"over {m.classes_counted} classes; {m.classes_left_out} that all clips have, or none, left out"]
+        return lines
+    low, high = m.top1_accuracy_interval
+    return [
+        *lines,
+        f"top-1 accuracy             {m.top1_accuracy:.4f}   (95% interval {low:.4f} to {high:.4f})",
+        f"top-5 accuracy             {m.top5_accuracy:.4f}",
+        f"mean class accuracy        {m.mean_class_accuracy:.4f}",
+        f"expected calibration error {m.expected_calibration_error:.4f}",
+    ]
 
 
 def _write_classification(out: Path, result: ClassificationResult) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "metrics.json", result.metrics)
+    metrics = result.metrics.to_dict()
+    write_json(out / "metrics.json", metrics)
     if result.confusion is not None:
         plot_confusion(result.confusion, result.classes, out / "confusion.png")
-    for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", result.metrics["per_class"])):
+    for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", metrics["per_class"])):
         with (out / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
@@ -99,49 +96,52 @@ def _write_classification(out: Path, result: ClassificationResult) -> None:
 
 @dataclass(frozen=True)
 class _Retrieve:
-    """Look up the clips of one split among those of another by the student's embeddings."""
+    """Search the clips of one split among those of another by the student's embeddings."""
 
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
+    model: tyro.conf.Positional[Path]
+    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
     dataset: tyro.conf.Positional[Path]
     """A dataset with both splits."""
-    queries: str = "test"
-    """Split of the queries."""
-    gallery: str = "train"
-    """Split that is searched; several are joined by +."""
+    query_split: str = "test"
+    """The split of the queries; several are joined by +."""
+    gallery_split: str = "train"
+    """The split that is searched; several are joined by +."""
     batch_size: int = 32
-    """Windows at a time."""
+    """Windows per batch."""
     out: Path | None = None
-    """Folder for the lists; default: RUN/retrieval-QUERIES."""
+    """Folder for metrics and nearest clips; the default is MODEL/retrieval-QUERY_SPLIT."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the metrics as one JSON object."""
 
 
 def retrieve(arguments: list[str]) -> None:
-    """`avdistill retrieve RUN DATASET`."""
+    """`avdistill retrieve MODEL DATASET`."""
     a = tyro.cli(_Retrieve, args=arguments, prog="avdistill retrieve")
     with progress_bar("retrieve") as update:
-        result = retrieve_run(
-            a.run,
-            ClipDataset(a.dataset),
-            queries=a.queries,
-            gallery=a.gallery,
+        result = retrieve_clips(
+            a.model,
+            a.dataset,
+            query_split=a.query_split,
+            gallery_split=a.gallery_split,
             batch_size=a.batch_size,
             on_progress=update,
         )
-    out = a.out or a.run / f"retrieval-{a.queries}"
+    out = a.out or a.model / f"retrieval-{a.query_split}"
+    metrics = result.metrics.to_dict()
     if FIRST_PROCESS:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "metrics.json", result.metrics)
+        write_json(out / "metrics.json", metrics)
         with (out / "neighbors.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
-    report = {"run": str(a.run), "dataset": str(a.dataset), **result.metrics}
-    lines = [
-        f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}"
-        for name, value in result.metrics.items()
-    ]
     say(f"nearest clips of each query: {out / 'neighbors.jsonl'}")
-    output(report, lines, a.json)
+    report = {"model": str(a.model), "dataset": str(a.dataset), **metrics}
+    output(report, metric_lines(metrics), a.json)
+
+
+def metric_lines(metrics: Mapping[str, object]) -> list[str]:
+    """A line for each metric, fractions with four decimals."""
+    shown = {name: "undefined" if value is None else value for name, value in metrics.items()}
+    return [f"{name:<24} {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in shown.items()]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,27 @@
-"""Verb for the files of the released implementation: `import clips` and `import checkpoint`."""
+"""Verbs for the paper's released implementation: `avdistill reference clips | checkpoint | retrieve | predictions`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from avdistill.commands.console import output, progress_bar
+from avdistill.commands.evaluate import metric_lines
 from avdistill.errors import ConfigError
+from avdistill.fsio import write_json
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips
+from avdistill.integrations.gewu_lab.metrics import reference_predictions, reference_retrieve
 from avdistill.models.checkpoint import load_student
 from avdistill.preparation.prepare import PrepareConfig
 
 
 @dataclass(frozen=True)
 class _Clips:
-    """Make a dataset of the release's videos and audio embeddings. Interrupted, the same command goes on."""
+    """Make a dataset of the release's videos and audio embeddings; an interrupted command resumes when repeated."""
 
     annotation: tyro.conf.Positional[Path]
     """Its annotation.json."""
@@ -49,37 +53,105 @@ class _Checkpoint:
     """Print one JSON object."""
 
 
-def import_(arguments: list[str]) -> None:
-    """`avdistill import clips ANNOTATION --videos DIR --embeddings DIR --out DATASET` and `import checkpoint FILE`."""
-    kinds = {"clips": _import_clips, "checkpoint": _import_checkpoint}
-    usage = (
-        "usage: avdistill import clips ANNOTATION --videos DIR --embeddings DIR --out DATASET\n"
-        "       avdistill import checkpoint FILE.pth --annotation annotation.json --out RUN"
-    )
+@dataclass(frozen=True)
+class _Retrieve:
+    """The release's mean average precision of a model: over the hits among the first ranks, not all relevant clips."""
+
+    model: tyro.conf.Positional[Path]
+    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
+    dataset: tyro.conf.Positional[Path]
+    """A dataset with both splits."""
+    query_split: str = "test"
+    """The split of the queries; several are joined by +."""
+    gallery_split: str = "train"
+    """The split that is searched; several are joined by +."""
+    top: int = 500
+    """Ranks that count: 500 in the release for UCF51, 100 for ActivityNet."""
+    json: bool = False
+    """Print the metrics as one JSON object."""
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """The most probable classes of each labeled clip, in the JSON layout of the release's prediction file."""
+
+    model: tyro.conf.Positional[Path]
+    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
+    dataset: tyro.conf.Positional[Path]
+    """A dataset with the model's classes."""
+    split: str = "test"
+    """The split whose labeled clips are classified."""
+    top: int = 5
+    """Classes per clip."""
+    out: Path | None = None
+    """The JSON file to write; by default it is printed."""
+
+
+def reference(arguments: list[str]) -> None:
+    """`avdistill reference SUB_VERB ...`."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(usage)
-    elif arguments[:1] and arguments[0] in kinds:
-        kinds[arguments[0]](arguments[1:])
-    else:
-        raise ConfigError(f"import: expected {' or '.join(kinds)}, found {arguments[0] if arguments else 'nothing'}")
+        print("usage: avdistill reference VERB ...    (avdistill reference VERB --help)\n")
+        print("\n".join(f"  {verb:<12}{help_line}" for verb, (_, help_line) in SUB_VERBS.items()))
+        return
+    if not arguments or arguments[0] not in SUB_VERBS:
+        found = repr(arguments[0]) if arguments else "nothing"
+        raise ConfigError(f"reference: expected one of {', '.join(SUB_VERBS)}, found {found}")
+    SUB_VERBS[arguments[0]][0](arguments[1:])
 
 
 def _import_clips(arguments: list[str]) -> None:
-    a = tyro.cli(_Clips, args=arguments, prog="avdistill import clips")
+    a = tyro.cli(_Clips, args=arguments, prog="avdistill reference clips")
     config = PrepareConfig(fps=4.0, short_side=a.short_side)
-    with progress_bar("import") as update:
+    with progress_bar("reference clips") as update:
         dataset = import_clips(
             a.annotation, a.videos, a.embeddings, a.out, config, workers=a.workers, on_progress=update
         )
     report = dataset.describe()
-    taught = report["teachers"].get("audio", {"clips": 0})["clips"]
-    line = f"{report['clips']} clips in {a.out}, {taught} with an embedding; {report['skipped']} skipped"
+    embedded = report["teachers"].get("audio", {"clips": 0})["clips"]
+    line = f"{report['clips']} clips in {a.out}, {embedded} with an embedding; {report['skipped']} skipped"
     output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
 
 
 def _import_checkpoint(arguments: list[str]) -> None:
-    a = tyro.cli(_Checkpoint, args=arguments, prog="avdistill import checkpoint")
+    a = tyro.cli(_Checkpoint, args=arguments, prog="avdistill reference checkpoint")
     run = import_checkpoint(a.file, a.annotation, a.out)
     _, student = load_student(run)
     report = {"run": str(run), "model": student.model, **student.options, "classes": len(student.classes)}
     output(report, [f"{run}: {student.model}, {report['classes']} classes"], a.json)
+
+
+def _retrieve(arguments: list[str]) -> None:
+    a = tyro.cli(_Retrieve, args=arguments, prog="avdistill reference retrieve")
+    with progress_bar("retrieve") as update:
+        metrics = reference_retrieve(
+            a.model,
+            a.dataset,
+            query_split=a.query_split,
+            gallery_split=a.gallery_split,
+            top=a.top,
+            on_progress=update,
+        )
+    output({"model": str(a.model), "dataset": str(a.dataset), **metrics}, metric_lines(metrics), a.json)
+
+
+def _predictions(arguments: list[str]) -> None:
+    a = tyro.cli(_Predictions, args=arguments, prog="avdistill reference predictions")
+    with progress_bar("predictions") as update:
+        predictions = reference_predictions(a.model, a.dataset, split=a.split, k=a.top, on_progress=update)
+    if a.out is None:
+        output(predictions, [], as_json=True)
+    else:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(a.out, predictions)
+        output({"out": str(a.out)}, [f"{a.out}: {len(predictions['results'])} clips"], as_json=False)
+
+
+SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "clips": (
+        _import_clips,
+        "its clips -> a dataset: `clips FILE --videos DIR --embeddings DIR --out DATASET`",
+    ),
+    "checkpoint": (_import_checkpoint, "its checkpoint -> a run: `checkpoint FILE.pth --annotation FILE --out RUN`"),
+    "retrieve": (_retrieve, "its mean average precision: `retrieve MODEL DATASET`"),
+    "predictions": (_predictions, "its JSON of the most probable classes: `predictions MODEL DATASET --out FILE`"),
+}

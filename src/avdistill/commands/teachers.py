@@ -30,8 +30,6 @@ class _Probe:
     """Split that trains the probe; the gallery; default: train or training."""
     split: str | None = None
     """Split evaluated; its clips are the queries; default: test, or else validation."""
-    release_metrics: bool = False
-    """Also the released implementation's mAP, which counts differently."""
     seed: int = 0
     """Of the cross-validation's folds."""
     json: bool = False
@@ -52,7 +50,6 @@ def probe(arguments: list[str]) -> None:
             features,
             train_split=a.train_split,
             split=a.split,
-            release_metrics=a.release_metrics,
             seed=a.seed,
             on_progress=update,
         )
@@ -67,7 +64,7 @@ def _probe_lines(report: dict[str, Any]) -> list[str]:
         f"{split!r}; {report['classes']} classes",
         f"linear probe ({found['scaling']}, C {found['c']:g}, chosen on {train!r})",
     ]
-    for part in ("probe", "retrieval", "release"):
+    for part in ("probe", "retrieval"):
         for name, value in report.get(part, {}).items():
             if value is None or (isinstance(value, float) and name != "c"):
                 lines.append(f"  {f'{part}.{name}':<28}{'undefined' if value is None else f'{value:.4f}'}")

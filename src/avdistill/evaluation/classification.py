@@ -1,7 +1,8 @@
-"""A trained student and a labeled split in, classification metrics out."""
+"""Classification metrics of a student on the labeled clips of a split."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,47 +11,44 @@ import numpy as np
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips
+from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips, videos_of
 from avdistill.distributed import init_distributed
 from avdistill.evaluation.metrics import (
-    bootstrap_interval,
+    ClassificationMetrics,
     confusion_matrix,
     expected_calibration_error,
     per_class_table,
     top_k_accuracy,
 )
-from avdistill.evaluation.multilabel import tagging_means, tagging_table
+from avdistill.evaluation.multilabel import MultilabelMetrics, tagging_means, tagging_table
+from avdistill.evaluation.statistics import interval
 from avdistill.inference.compatibility import check_rates
+from avdistill.inference.predictor import Student
 from avdistill.inference.runner import Outputs, run_network
-from avdistill.models.checkpoint import load_student
 from avdistill.progress import OnProgress
-from avdistill.types import StudentConfig
 
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What a student says of a split, and how good that is.
+    """Metrics of a split, and the predictions they come from.
 
     Attributes:
-        metrics: JSON-ready: `top1_accuracy`, `top5_accuracy`, `mean_class_accuracy`, `top1_accuracy_interval` (95%,
-            bootstrap over clips),
-            `expected_calibration_error`, `per_class`, counts. With several labels per clip `map`, `auc` and `d_prime`
-            (`tagging.py`) instead of accuracies and calibration.
-        confusion: (C, C) counts [true][predicted] of the clips that could be looked at; None with several labels.
-        predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels
-            (init_distributed by |) and the most probable classes, predicted_1, probability_1, and so on.
+        metrics: `MultilabelMetrics` for a student of several labels per clip.
+        confusion: (C, C) counts [true][predicted] of the clips with the student's modality; None with several labels.
+        predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels (joined by |)
+            and the most probable classes, predicted_1, probability_1, and so on.
         classes: names, in the order of the confusion's rows.
     """
 
-    metrics: dict[str, Any]
+    metrics: ClassificationMetrics | MultilabelMetrics
     confusion: list[list[int]] | None
     predictions: list[dict[str, object]]
     classes: tuple[str, ...]
 
 
 def evaluate(
-    run: Path,
-    dataset: ClipDataset,
+    model: Student | str | os.PathLike[str],
+    dataset: ClipDataset | str | os.PathLike[str],
     *,
     split: str = "test",
     windows: int | None = None,
@@ -59,35 +57,38 @@ def evaluate(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> ClassificationResult:
-    """Classify every labeled clip of a split with the best student of a run. Under torchrun the processes share them.
+    """Classify every labeled clip of a split. Under torchrun the processes share the clips.
 
     A clip without the student's modality counts as a miss and is reported as `missing`, never dropped.
 
     Args:
-        run: run folder.
-        dataset: may be another than the one trained on; its labels must be among the student's classes.
-        split: of the dataset.
+        model: a student, or what `Student.from_pretrained` loads: a run folder (its best student) or an exported one.
+        dataset: or its folder; may be another than the one trained on, with labels among the student's classes.
+        split: of the dataset; several are joined by "+".
         windows: evenly spaced windows per clip; None slides over the whole clip.
-        stride: of the sliding windows; None is their length.
+        stride: of the sliding windows, in frames or samples; None is their length.
         batch_size: windows at a time.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
         on_progress: called after each batch, in windows.
 
     Raises:
+        CheckpointError, DatasetError: there is no trained network or no dataset.
         DatasetError: nothing labeled in the split, or an unknown label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
-    student, description = load_student(run)
-    check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
+    student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
+    config = student.config
+    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     clips = labeled_clips(dataset, split)
-    encode_labels(dataset, clips, description.classes, description.multi_label)  # a wrong label is told at once
+    labels = encode_labels(dataset, clips, config.classes, config.multi_label).values
     with init_distributed(device) as own_device:
         outputs = run_network(
-            student.to(own_device),
+            student.network.to(own_device),
             dataset,
             clips,
-            description.view,
-            multi_label=description.multi_label,
+            config.view,
+            multi_label=config.multi_label,
             windows=windows,
             stride=stride,
             batch_size=batch_size,
@@ -99,70 +100,63 @@ def evaluate(
         "missing": int((~outputs.present).sum()),
         "unlabeled_left_out": len(clips_of_splits(dataset, split)) - len(clips),
     }
-    if description.multi_label:
-        return _multi_label(dataset, clips, outputs, description, counts)
-    return _one_label(dataset, clips, outputs, description, counts)
+    summarize = _multi_label if config.multi_label else _one_label
+    return summarize(dataset, clips, labels, outputs, config.classes, counts)
 
 
 def _one_label(
-    dataset: ClipDataset, clips: np.ndarray, outputs: Outputs, description: StudentConfig, counts: dict[str, Any]
+    dataset: ClipDataset,
+    clips: np.ndarray,
+    labels: torch.Tensor,
+    outputs: Outputs,
+    classes: tuple[str, ...],
+    counts: dict[str, Any],
 ) -> ClassificationResult:
-    classes = description.classes
-    labels = encode_labels(dataset, clips, classes).values
     seen = outputs.present
     scores, truth = outputs.probabilities[seen], labels[seen]
     correct = torch.zeros(len(clips), dtype=torch.float64)
     correct[seen] = (scores.argmax(1) == truth).double()
-    share_seen = float(seen.double().mean())
-    per_class = per_class_table(scores=scores, labels=truth, class_names=classes)
-    metrics = {
-        "top1_accuracy": float(correct.mean()),
-        "top5_accuracy": top_k_accuracy(scores=scores, labels=truth, k=min(5, len(classes))) * share_seen,
-        "mean_class_accuracy": _mean_class_accuracy(correct, labels),
-        "top1_accuracy_interval": list(bootstrap_interval(values=correct)),
-        "expected_calibration_error": expected_calibration_error(probabilities=scores, labels=truth),
-    }
+    estimate = interval(correct.numpy()[None], videos_of(dataset, clips))
+    metrics = ClassificationMetrics(
+        **counts,
+        top1_accuracy=float(correct.mean()),
+        top5_accuracy=top_k_accuracy(scores=scores, labels=truth, k=min(5, len(classes))) * float(seen.double().mean()),
+        mean_class_accuracy=float(np.mean([float(correct[labels == c].mean()) for c in torch.unique(labels)])),
+        top1_accuracy_interval=(estimate.low, estimate.high),
+        expected_calibration_error=expected_calibration_error(probabilities=scores, labels=truth),
+        per_class=per_class_table(scores=scores, labels=truth, class_names=classes),
+    )
     names = dataset.columns["id"][clips].tolist()
     confidence, predicted = outputs.probabilities.max(1)
     rows: list[dict[str, object]] = [
         {
             "id": name,
             "label": classes[int(label)],
-            "predicted": classes[int(guess)] if there else "",
-            "probability": float(p) if there else 0.0,
+            "predicted": classes[int(guess)] if present else "",
+            "probability": float(p) if present else 0.0,
         }
-        for name, label, guess, p, there in zip(names, labels, predicted, confidence, seen, strict=True)
+        for name, label, guess, p, present in zip(names, labels, predicted, confidence, seen, strict=True)
     ]
-    return ClassificationResult(
-        metrics=counts | metrics | {"per_class": per_class},
-        confusion=confusion_matrix(scores=scores, labels=truth).tolist(),
-        predictions=rows,
-        classes=classes,
-    )
-
-
-def _mean_class_accuracy(correct: torch.Tensor, labels: torch.Tensor) -> float:
-    return float(np.mean([float(correct[labels == c].mean()) for c in torch.unique(labels)]))
+    return ClassificationResult(metrics, confusion_matrix(scores=scores, labels=truth).tolist(), rows, classes)
 
 
 def _multi_label(
-    dataset: ClipDataset, clips: np.ndarray, outputs: Outputs, description: StudentConfig, counts: dict[str, Any]
+    dataset: ClipDataset,
+    clips: np.ndarray,
+    labels: torch.Tensor,
+    outputs: Outputs,
+    classes: tuple[str, ...],
+    counts: dict[str, Any],
 ) -> ClassificationResult:
-    classes = description.classes
-    truth = encode_labels(dataset, clips, classes, multi_label=True).values
     scores = outputs.probabilities.where(outputs.present[:, None], torch.tensor(-1.0))  # missing: behind all others
-    per_class = tagging_table(scores=scores, labels=truth, class_names=classes)
+    per_class = tagging_table(scores=scores, labels=labels, class_names=classes)
     best, order = outputs.probabilities.sort(dim=1, descending=True, stable=True)
     rows: list[dict[str, object]] = []
-    for clip, there, indices, values in zip(clips, outputs.present, order.tolist(), best.tolist(), strict=True):
+    for clip, present, indices, values in zip(clips, outputs.present, order.tolist(), best.tolist(), strict=True):
         row: dict[str, object] = {"id": dataset.columns["id"][clip], "labels": "|".join(dataset.labels[clip])}
         for rank in range(min(5, len(classes))):
-            row[f"predicted_{rank + 1}"] = classes[indices[rank]] if there else ""
-            row[f"probability_{rank + 1}"] = values[rank] if there else 0.0
+            row[f"predicted_{rank + 1}"] = classes[indices[rank]] if present else ""
+            row[f"probability_{rank + 1}"] = values[rank] if present else 0.0
         rows.append(row)
-    return ClassificationResult(
-        metrics=counts | tagging_means(per_class) | {"per_class": per_class},
-        confusion=None,
-        predictions=rows,
-        classes=classes,
-    )
+    metrics = MultilabelMetrics(**counts, **tagging_means(per_class), per_class=per_class)
+    return ClassificationResult(metrics, None, rows, classes)

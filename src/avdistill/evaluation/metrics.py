@@ -1,13 +1,11 @@
-"""Metrics from scores, embeddings and labels: pure functions, tensors in, numbers out.
+"""Classification metrics from scores and labels: pure functions, tensors in, numbers out.
 
-Dimensions: N clips, C classes, Q queries, G gallery items, D channels. Arguments that return everywhere:
+Dimensions: N clips, C classes. Arguments that all functions share:
 
     scores: (N, C) logits or probabilities, higher is better. Infinite values are allowed (a masked class), NaN is not.
     probabilities: (N, C), each row in [0, 1] with sum 1 (within 0.01, for half precision). Logits are refused.
     labels: int64 (N,) class indices.
-    query_labels, gallery_labels: int64 (Q,) and (G,) class indices, or multi-hot (Q, C) and (G, C) of any dtype.
     class_names: C names.
-    queries, gallery: (Q, D) and (G, D) finite embeddings, one per video, of any norm, on one device.
 
 Metrics are fractions, never percentages. Input without an answer (nothing in it, lengths that differ, NaN, a label
 outside the classes) is a ValueError that says what was found.
@@ -16,7 +14,8 @@ outside the classes) is a ValueError that says what was found.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from avdistill.search.knn import check_table
 
 
 class ClassMetrics(TypedDict):
-    """One row of `per_class_table`. None where the figure does not exist.
+    """One row of `per_class_table`. None where a value does not exist.
 
     Keys: `name`; `clips`, how many have this label; `recall`, the top-1 accuracy of those clips (None without clips);
     `precision`, of the clips given this class (None if it was never given); `most_confused_with`, the wrong class most
@@ -37,6 +36,39 @@ class ClassMetrics(TypedDict):
     recall: float | None
     precision: float | None
     most_confused_with: str | None
+
+
+@dataclass(frozen=True)
+class ClassificationMetrics:
+    """Metrics of a split whose clips have one label each.
+
+    Attributes:
+        split: its name.
+        clips: labeled clips of the split.
+        missing: how many of them lack the student's modality; they count as misses.
+        unlabeled_left_out: clips of the split without a label.
+        top1_accuracy, top5_accuracy: over all labeled clips.
+        mean_class_accuracy: top-1 accuracy of each class, averaged over the classes.
+        top1_accuracy_interval: 95%, by a bootstrap over source videos (`statistics.interval`): clips of one video are
+            not independent.
+        expected_calibration_error: of the clips that are not missing.
+        per_class: rows of `per_class_table`, of the clips that are not missing.
+    """
+
+    split: str
+    clips: int
+    missing: int
+    unlabeled_left_out: int
+    top1_accuracy: float
+    top5_accuracy: float
+    mean_class_accuracy: float
+    top1_accuracy_interval: tuple[float, float]
+    expected_calibration_error: float
+    per_class: list[ClassMetrics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, JSON-ready."""
+        return asdict(self)
 
 
 def top_k_accuracy(*, scores: Tensor, labels: Tensor, k: int) -> float:
@@ -115,34 +147,6 @@ def expected_calibration_error(*, probabilities: Tensor, labels: Tensor, bins: i
     which = torch.bucketize(confidence, inner_edges)
     per_bin = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, which, gap)
     return float(per_bin.abs().sum() / len(gap))
-
-
-def bootstrap_interval(
-    *, values: Tensor, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron 1979): `(low, high)`, the same for the same seed.
-
-    Clips are drawn as if independent. Clips cut from one recording are not, so for them the interval is too narrow.
-
-    Args:
-        values: (N,) one figure per clip, for example whether it was right; bool, integer or float.
-        samples: how often N clips are drawn with replacement.
-        level: share of the drawn means that lies inside, in (0, 1).
-        seed: of the draws.
-    """
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"values must be (N,) with N >= 1, not {tuple(values.shape)}")
-    if samples < 1 or not 0 < level < 1:
-        raise ValueError(f"samples must be at least 1 and level in (0, 1), not {samples} and {level}")
-    exact = values.detach().double().cpu()
-    if not exact.isfinite().all():
-        raise ValueError("values hold NaN or infinity")
-    generator = torch.Generator().manual_seed(seed)
-    size = len(exact)
-    # One draw at a time: samples x N indices would not fit for a large data set.
-    means = torch.stack([exact[torch.randint(size, (size,), generator=generator)].mean() for _ in range(samples)])
-    tail = (1 - level) / 2
-    return float(means.quantile(tail)), float(means.quantile(1 - tail))
 
 
 def _check_labels(name: str, labels: Tensor, *, count: int) -> None:

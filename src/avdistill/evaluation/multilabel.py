@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 
 class TagMetrics(TypedDict):
-    """One row of `tagging_table`. None where the figure does not exist.
+    """One row of `tagging_table`. None where a value does not exist.
 
     Keys: `name`; `clips`, how many have this label; `average_precision`, precision at each rank weighted by the recall
     it adds, equal scores being one rank; `auc`, chance that a clip with the label scores above one without, a tie
@@ -28,6 +29,32 @@ class TagMetrics(TypedDict):
     average_precision: float | None
     auc: float | None
     d_prime: float | None
+
+
+@dataclass(frozen=True)
+class MultilabelMetrics:
+    """Metrics of a split whose clips may have several labels. None where a value does not exist.
+
+    Attributes:
+        split, clips, missing, unlabeled_left_out: as in `ClassificationMetrics`; a missing clip ranks last.
+        map, auc, d_prime, classes_counted, classes_left_out: as `tagging_means` gives them.
+        per_class: rows of `tagging_table`.
+    """
+
+    split: str
+    clips: int
+    missing: int
+    unlabeled_left_out: int
+    map: float | None
+    auc: float | None
+    d_prime: float | None
+    classes_counted: int
+    classes_left_out: int
+    per_class: list[TagMetrics]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, JSON-ready."""
+        return asdict(self)
 
 
 def d_prime(auc: float) -> float:
@@ -74,13 +101,13 @@ def tagging_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str])
     return rows
 
 
-def tagging_means(table: Sequence[TagMetrics]) -> dict[str, float | int | None]:
+def tagging_means(table: Sequence[TagMetrics]) -> dict[str, Any]:
     """Means over the classes of a `tagging_table` that have metrics, each class weighing the same.
 
     Returns:
         `map`, mean of the average precisions; `auc`, mean of the areas; `d_prime` of that mean, as in the AudioSet
         literature (a mean of the classes' own would be infinite as soon as one is); `classes_counted`,
-        `classes_left_out`. A figure that does not exist is None.
+        `classes_left_out`. A value that does not exist is None.
     """
     precisions = [row["average_precision"] for row in table if row["average_precision"] is not None]
     areas = [row["auc"] for row in table if row["auc"] is not None]

@@ -1,10 +1,11 @@
-"""A trained student in, retrieval metrics out: one mean embedding per clip, cosine, queries against a gallery."""
+"""Retrieval metrics of a student: one mean embedding per clip, cosine similarity, queries against a gallery."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import encode_labels, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.errors import ConfigError
-from avdistill.evaluation.retrieval_metrics import retrieval_metrics
+from avdistill.evaluation.retrieval_metrics import RetrievalMetrics, retrieval_metrics
 from avdistill.inference.compatibility import check_rates
+from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
-from avdistill.models.checkpoint import load_student
 from avdistill.progress import OnProgress
 from avdistill.search.knn import top_k_neighbors
 
@@ -27,100 +28,145 @@ class RetrievalResult:
     """Metrics, and the nearest gallery clips of each query.
 
     Attributes:
-        metrics: JSON-ready: `hit@k`, `map`, `map@R`, counts. None where undefined.
+        metrics: hit@k and mean average precision.
         neighbors: a row per query: id, and the ids and cosines of its nearest gallery clips.
     """
 
-    metrics: dict[str, Any]
+    metrics: RetrievalMetrics
     neighbors: list[dict[str, object]]
 
 
+@dataclass(frozen=True, eq=False)
+class EmbeddedClips:
+    """The labeled clips of a split, embedded.
+
+    Attributes:
+        clips: int64 (N,) rows of the dataset, those with the student's modality.
+        embedding: float32 (N, D).
+        labels: int64 (N,), or multi-hot (N, C).
+        missing_labels: likewise, of the clips without the student's modality.
+    """
+
+    clips: np.ndarray
+    embedding: Tensor
+    labels: Tensor
+    missing_labels: Tensor
+
+
 def retrieve(
-    run: Path,
-    dataset: ClipDataset,
+    model: Student | str | os.PathLike[str],
+    dataset: ClipDataset | str | os.PathLike[str],
     *,
-    queries: str = "test",
-    gallery: str = "train",
-    ks: tuple[int, ...] = (1, 5, 10, 20),
+    query_split: str = "test",
+    gallery_split: str = "train",
+    ks: Sequence[int] = (1, 5, 10, 20),
     batch_size: int = 32,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
-    """Look up each labeled clip of split `queries` among the labeled clips of split `gallery`.
+    """Search each labeled clip of one split among the labeled clips of another.
 
     Only the student's own modality is read. A query without it counts as one that finds nothing (`queries_missing`);
     such a gallery clip cannot be found (`gallery_missing`). Where clips of the dataset have several labels, a gallery
     clip is relevant if it shares at least one with the query. Under torchrun the processes share the clips.
 
     Args:
-        run: run folder.
-        dataset: holds both splits.
-        queries, gallery: splits; several are init_distributed by "+", as in "train+teacher".
+        model: a student, or what `Student.from_pretrained` loads: a run folder (its best student) or an exported one.
+        dataset: holds both splits; or its folder.
+        query_split, gallery_split: several splits are joined by "+", as in "train+teacher".
         ks: of hit@k.
         batch_size: windows at a time.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
         on_progress: called after each batch, in windows.
 
     Raises:
+        CheckpointError, DatasetError: there is no trained network or no dataset.
         ConfigError: a clip is in both.
         DatasetError: a split is empty or has no label.
+        TeacherError: the dataset's rate differs from the training dataset's.
     """
-    student, description = load_student(run)
-    check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
-    wanted, searched = labeled_clips(dataset, queries), labeled_clips(dataset, gallery)
-    if len(np.intersect1d(wanted, searched)):
-        raise ConfigError(f"queries {queries!r} and gallery {gallery!r} share clips, and each would find itself first")
-
-    def embedded(clips: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
-        labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
-        outputs = run_network(student, dataset, clips, description.view, batch_size=batch_size, on_progress=on_progress)
-        seen = outputs.present
-        return clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen]
-
-    with init_distributed(device) as own_device:
-        student = student.to(own_device)
-        query_clips, query, query_labels, lost = embedded(wanted)
-        gallery_clips, items, item_labels, gallery_lost = embedded(searched)
-
-    both: dict[str, Any] = {
-        "queries": query,
-        "gallery": items,
-        "query_labels": query_labels,
-        "gallery_labels": item_labels,
-    }
-    metrics: dict[str, Any] = dict(retrieval_metrics(**both, ks=ks))
-    metrics |= _with_blind_queries(metrics, ks, int(_found_among(lost, item_labels).sum()), len(lost))
-    metrics |= {"queries_missing": len(lost), "gallery_missing": len(gallery_lost)}
-    metrics = {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in metrics.items()}
-    return RetrievalResult(metrics, _neighbors(dataset, query_clips, gallery_clips, query, items, max(ks)))
-
-
-def _with_blind_queries(metrics: dict[str, Any], ks: tuple[int, ...], missed: int, blind: int) -> dict[str, Any]:
-    """Metrics where `blind` more queries find nothing, which `missed` something: there is something to be found."""
-    seen = metrics["queries"]
-    answered = seen - metrics["queries_without_relevant"]
-    changed = {f"hit@{k}": metrics[f"hit@{k}"] * seen / (seen + blind) for k in ks}
-    changed |= {name: metrics[name] * answered / max(1, answered + missed) for name in ("map", "map@R")}
-    return changed | {"queries": seen + blind, "queries_without_relevant": seen + blind - answered - missed}
-
-
-def _found_among(labels: Tensor, of_others: Tensor) -> Tensor:
-    """bool (N,): whether a clip has a label that one of the others has too; both (N,) or multi-hot (N, C)."""
-    if labels.ndim == 1:
-        return torch.isin(labels, of_others)
-    return ((labels > 0) & (of_others > 0).any(0)).any(1)
-
-
-def _neighbors(
-    dataset: ClipDataset, query_clips: np.ndarray, gallery_clips: np.ndarray, query: Tensor, items: Tensor, k: int
-) -> list[dict[str, object]]:
-    scores, indices = top_k_neighbors(queries=query, gallery=items, k=k)
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
+    query, gallery = embed_splits(
+        model, dataset, query_split, gallery_split, batch_size=batch_size, device=device, on_progress=on_progress
+    )
+    metrics = retrieval_metrics(
+        queries=query.embedding,
+        gallery=gallery.embedding,
+        query_labels=query.labels,
+        gallery_labels=gallery.labels,
+        ks=ks,
+    )
+    metrics = _with_missing(metrics, query, gallery)
+    scores, indices = top_k_neighbors(queries=query.embedding, gallery=gallery.embedding, k=max(ks))
     ids = dataset.columns["id"]
-    return [
+    neighbors = [
         {
             "id": ids[clip],
-            "nearest": ids[gallery_clips[row.numpy()]].tolist(),
+            "nearest": ids[gallery.clips[row.numpy()]].tolist(),
             "cosine": [round(float(s), 4) for s in score],
         }
-        for clip, row, score in zip(query_clips, torch.as_tensor(indices), scores, strict=True)
+        for clip, row, score in zip(query.clips, indices, scores, strict=True)
     ]
+    return RetrievalResult(metrics, neighbors)
+
+
+def embed_splits(
+    model: Student | str | os.PathLike[str],
+    dataset: ClipDataset,
+    query_split: str,
+    gallery_split: str,
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> tuple[EmbeddedClips, EmbeddedClips]:
+    """The embedded queries and gallery. Arguments and errors as `retrieve`."""
+    student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
+    config = student.config
+    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
+    query_clips, gallery_clips = labeled_clips(dataset, query_split), labeled_clips(dataset, gallery_split)
+    if len(np.intersect1d(query_clips, gallery_clips)):
+        raise ConfigError(
+            f"queries {query_split!r} and gallery {gallery_split!r} share clips, and each would find itself first"
+        )
+
+    def embedded(clips: np.ndarray) -> EmbeddedClips:
+        labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
+        outputs = run_network(
+            student.network, dataset, clips, config.view, batch_size=batch_size, on_progress=on_progress
+        )
+        seen = outputs.present
+        return EmbeddedClips(clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen])
+
+    with init_distributed(device) as own_device:
+        student.network.to(own_device)
+        return embedded(query_clips), embedded(gallery_clips)
+
+
+def _with_missing(metrics: RetrievalMetrics, query: EmbeddedClips, gallery: EmbeddedClips) -> RetrievalMetrics:
+    """With the queries that lack the modality, which find nothing, and of which some have something to be found."""
+    missing = len(query.missing_labels)
+    findable = int(_shares_a_label(query.missing_labels, gallery.labels).sum())
+    seen = metrics.queries
+    answered = seen - metrics.queries_without_relevant
+
+    def mean(value: float | None) -> float | None:
+        return (value or 0.0) * answered / (answered + findable) if answered + findable else None
+
+    return replace(
+        metrics,
+        hit={k: share * seen / (seen + missing) for k, share in metrics.hit.items()},
+        map=mean(metrics.map),
+        map_at_r=mean(metrics.map_at_r),
+        queries=seen + missing,
+        queries_without_relevant=seen + missing - answered - findable,
+        queries_missing=missing,
+        gallery_missing=len(gallery.missing_labels),
+    )
+
+
+def _shares_a_label(labels: Tensor, others: Tensor) -> Tensor:
+    """bool (N,): whether a clip has a label that one of the others has too; both (N,) or multi-hot (N, C)."""
+    if labels.ndim == 1:
+        return torch.isin(labels, others)
+    return ((labels > 0) & (others > 0).any(0)).any(1)

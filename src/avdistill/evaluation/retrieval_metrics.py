@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from avdistill.evaluation.metrics import _check_labels
 from avdistill.search.knn import relevant_ranks
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Metrics of queries against a gallery; an item is relevant if it has a label of the query.
+
+    Attributes:
+        hit: for each cut-off k the fraction of all queries with a relevant item among the first k.
+        map: average precision over *all* relevant gallery items, averaged over the queries that have one; None where
+            no query has one.
+        map_at_r: likewise, but only over the first R ranks, R being the query's number of relevant items (Musgrave et
+            al., "A Metric Learning Reality Check", ECCV 2020).
+        queries, gallery: counts.
+        queries_without_relevant: queries without a relevant gallery item.
+        queries_missing, gallery_missing: clips without an embedding; such a query finds nothing.
+    """
+
+    hit: Mapping[int, float]
+    map: float | None
+    map_at_r: float | None
+    queries: int
+    gallery: int
+    queries_without_relevant: int
+    queries_missing: int = 0
+    gallery_missing: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, by the usual names: `hit@1` and so on, `map`, `map@R`, and the counts."""
+        named = {f"hit@{k}": share for k, share in self.hit.items()} | {"map": self.map, "map@R": self.map_at_r}
+        return named | {name: n for name, n in vars(self).items() if name not in ("hit", "map", "map_at_r")}
 
 
 def retrieval_metrics(
@@ -19,22 +51,21 @@ def retrieval_metrics(
     gallery_labels: Tensor,
     ks: Sequence[int] = (1, 5, 10, 20),
     block: int = 1024,
-) -> dict[str, float]:
-    """Metrics of retrieval by cosine similarity, where an item is relevant if it has a label of the query.
+) -> RetrievalMetrics:
+    """Metrics of retrieval by cosine similarity.
+
+    Dimensions: Q queries, G gallery items, D channels, C classes.
 
     Args:
-        queries: (Q, D), not themselves in the gallery.
-        gallery: (G, D).
-        query_labels: (Q,) or (Q, C).
-        gallery_labels: (G,) or (G, C).
+        queries: (Q, D) finite, of any norm, one per clip; not themselves in the gallery.
+        gallery: (G, D) likewise.
+        query_labels: int64 (Q,) class indices, or multi-hot (Q, C) of any dtype.
+        gallery_labels: (G,) or (G, C), likewise.
         ks: cut-offs of hit@k, each at least 1; more than G counts as G.
         block: queries ranked at once; memory is some 12 bytes x block x G.
 
-    Returns:
-        `hit@k`, fraction of all queries with a relevant item among the first k; `map`, average precision over *all*
-        relevant gallery items, averaged over the queries that have one; `map@R`, the same with only the first R ranks,
-        R being the query's number of relevant items (Musgrave et al., ECCV 2020); the counts `queries`, `gallery` and
-        `queries_without_relevant`. The two means are NaN if no query has a relevant item.
+    Raises:
+        ValueError: shapes that do not fit, nothing in them, NaN or infinite values.
     """
     _check_retrieval_labels(queries, gallery, query_labels, gallery_labels)
     if not ks or min(ks) < 1:
@@ -50,14 +81,14 @@ def retrieval_metrics(
         for k in hits:
             hits[k] += int((ranks[:, :1] <= min(k, len(gallery))).sum())
     answered = torch.cat(precisions)
-    metrics: dict[str, float] = {f"hit@{k}": count / len(queries) for k, count in hits.items()}
-    metrics["map"] = float(answered.mean())
-    metrics["map@R"] = float(torch.cat(precisions_at_r).mean())
-    return metrics | {
-        "queries": len(queries),
-        "gallery": len(gallery),
-        "queries_without_relevant": len(queries) - len(answered),
-    }
+    return RetrievalMetrics(
+        hit={k: count / len(queries) for k, count in hits.items()},
+        map=float(answered.mean()) if len(answered) else None,
+        map_at_r=float(torch.cat(precisions_at_r).mean()) if len(answered) else None,
+        queries=len(queries),
+        gallery=len(gallery),
+        queries_without_relevant=len(queries) - len(answered),
+    )
 
 
 def _relevant_ranks(

@@ -72,10 +72,10 @@ def mean_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     Equal scores share their mean rank.
 
     Args:
-        scores: method -> a figure per contest, higher is better, contests in the same order.
+        scores: method -> a value per contest, higher is better, contests in the same order.
     """
     lengths = {len(values) for values in scores.values()}
     if len(lengths) != 1 or lengths == {0}:
-        raise ValueError("every method needs a figure of every contest, and at least one")
+        raise ValueError("every method needs a value of every contest, and at least one")
     ranks = rankdata(-np.array(list(scores.values()), dtype=np.float64), axis=0)  # (methods, contests)
     return dict(zip(scores, ranks.mean(1).tolist(), strict=True))

@@ -52,7 +52,7 @@ def export(
 
     Args:
         run: run folder.
-        out: folder to make.
+        out: folder to make; a link to an empty folder is followed.
         format: "onnx" or "safetensors".
         clips: a dataset whose clips are compared besides random inputs.
         most_clips: how many of them, evenly spread over the dataset.
@@ -67,9 +67,10 @@ def export(
             no folder.
         DatasetError, TeacherError: no clip of the dataset can be fed to the student.
     """
-    run, out = Path(run), Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out}: is there already; name a new folder")
+    run, link = Path(run), Path(out)
+    out = link.resolve()  # a link to another disk stays a link
+    if out.exists() and not (link.is_symlink() and out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{link}: is there already; name a new folder")
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")

@@ -23,6 +23,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import has_modality, labeled_clips
 from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
+from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import open_lock, write_json
 from avdistill.inputs import View
@@ -201,16 +202,16 @@ def _test(job: Job, dataset: ClipDataset) -> dict[str, Any]:
     """Metrics on the test clips; `correct` is a 0 or 1 for each, in the order of `clips`, for paired statistics."""
     run, split, device = job.config.out, job.test_split, job.config.device
     result = evaluate(run, dataset, split=split, device=device)
-    several = "top1_accuracy" not in result.metrics
+    several = isinstance(result.metrics, MultilabelMetrics)
     correct = [
         row["predicted_1"] in str(row["labels"]).split("|") if several else row["predicted"] == row["label"]
         for row in result.predictions
     ]
     keep = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "map", "auc", "d_prime")
-    metrics = {key: result.metrics[key] for key in keep if key in result.metrics}
+    metrics = {key: value for key, value in result.metrics.to_dict().items() if key in keep}
     if not several and has_gallery(dataset, job.gallery, job.config.student.view):
-        found = retrieve(run, dataset, queries=split, gallery=job.gallery, device=device).metrics
-        metrics |= {"hit@1": found["hit@1"], "map": found["map"]}
+        found = retrieve(run, dataset, query_split=split, gallery_split=job.gallery, device=device).metrics
+        metrics |= {"hit@1": found.hit[1], "map": found.map}
     student, _ = load_student(run)
     return metrics | {
         "test_clips": len(correct),

@@ -233,8 +233,8 @@ def import_clips(
     if config.fps is None:
         raise ConfigError("the release's clips have no clock: give their frames a second (4 in the release)")
     if find_spec("h5py") is None:
-        raise ConfigError("h5py is not installed: install the extra 'release'")
-    listed = read_annotations(annotation, format="release")
+        raise ConfigError("h5py is not installed: install the extra 'reference'")
+    listed = read_annotations(annotation, format="gewu_lab")
     clips = [replace(clip, path=f"{clip.clip_id}.hdf5") for clip in listed]
     # Read before the videos: a wrong folder or a broken file is then said at once.
     features = None if embeddings is None else _read_embeddings(embeddings, [clip.clip_id for clip in clips])
