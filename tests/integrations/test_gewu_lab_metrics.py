@@ -10,8 +10,8 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.metrics import top_k_predictions
-from avdistill.models import build_model
 from avdistill.models.checkpoint import save_student
+from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig
 
 ONE = torch.tensor([[0.5, 0.5]])
