@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-import avdistill
 from avdistill.cli import VERBS, main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, NoTokensError, TeacherError
@@ -81,19 +80,6 @@ def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == "0.1.0"
-
-
-def test_public_names():
-    assert avdistill.__all__ == sorted(avdistill.__all__)
-    for name in avdistill.__all__:
-        assert getattr(avdistill, name) is not None
-    with pytest.raises(AttributeError, match="Nothing"):
-        _ = avdistill.Nothing
-    program = (
-        "import sys, avdistill; assert 'torch' not in sys.modules; print(sorted(dir(avdistill)) == avdistill.__all__)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True"
 
 
 def test_the_street_by_hand(tmp_path, run):
