@@ -34,7 +34,7 @@ def main() -> None:
     dataset = ClipDataset(arguments.dataset)
     clips = clips_of_split(dataset, "train")
     view = VideoInput(frames=8, size=(32, 40), scale=(0.5, 1.0))
-    teacher = dataset.teacher_features("audio")
+    teacher = dataset.features("audio")
     batches = TrainingBatches(
         dataset,
         clips,
@@ -49,7 +49,7 @@ def main() -> None:
 
     # The method owns the student and the noise filter; the teacher stays frozen in the dataset.
     student = build_model("shifted_frames", len(dataset.classes))
-    context = MethodContext(num_classes=len(dataset.classes), teacher_dim=teacher[0].shape[1])
+    context = MethodContext(num_classes=len(dataset.classes), teacher_dim=teacher.embedding.shape[1])
     method = build_method(MNFCSCConfig(), student, context).train()
     groups = [{"params": g["params"], "lr": 2e-3 * g["lr_scale"]} for g in method.parameter_groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)

@@ -57,8 +57,13 @@ def taught(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> ClipData
     absent = ~dataset.columns["has_audio"].astype(bool) | dataset.columns["silent"].astype(bool)
     embedding[absent] = np.nan
     logits[absent] = np.nan
-    dataset.add_teacher(
-        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
+    dataset.add_features(
+        "audio",
+        modality="audio",
+        provenance={"name": "test"},
+        embedding=embedding,
+        logits=logits,
+        classes=dataset.classes,
     )
     return ClipDataset(out)
 
@@ -73,8 +78,13 @@ def _sounding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     true = np.array([dataset.classes.index(row[0]) for row in dataset.labels])
     logits = (rng.standard_normal((len(dataset), 3)) + 3 * np.eye(3)[true]).astype(np.float32)
     embedding = np.abs(logits @ rng.standard_normal((3, 24))).astype(np.float32)
-    dataset.add_teacher(
-        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
+    dataset.add_features(
+        "audio",
+        modality="audio",
+        provenance={"name": "test"},
+        embedding=embedding,
+        logits=logits,
+        classes=dataset.classes,
     )
     return folder / "dataset"
 

@@ -199,7 +199,7 @@ def lopsided(pipeline: Pipeline) -> str:
         expect(abs(row["frame_count"] - 8 * video) <= 2, f"{row['path']}: {row['frame_count']} frames")
         expect(abs(row["audio_count"] - 16000 * audio) <= 3000, f"{row['path']}: {row['audio_count']} samples")
     run("embed", dataset, "--teacher", pipeline.teacher)
-    rows = np.load(dataset / "teacher-audio.npy")
+    rows = np.load(dataset / "features-audio.npy")
     expect(bool(np.isfinite(rows).all()), "a clip has no teacher although it has audio")
     return "frames and samples as in the files, neither cut nor filled up; both clips get a teacher"
 

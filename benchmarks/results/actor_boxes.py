@@ -118,7 +118,8 @@ def differing(boxes: Path, dataset: ClipDataset) -> list[str]:
 
 def heard_top1(dataset: ClipDataset, split: str) -> float | None:
     """Share of a split's labeled clips that the fitted head names, in "train" out of fold; None without logits."""
-    _, logits, present = dataset.teacher_features(TEACHER)
+    stored = dataset.features(TEACHER)
+    logits, present = stored.logits, stored.valid
     clips = [i for i in np.flatnonzero(dataset.columns["split"] == split) if dataset.labels[i]]
     if logits is None:
         return None

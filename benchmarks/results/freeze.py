@@ -59,7 +59,9 @@ def made_dataset(work: Path) -> tuple[ClipDataset, Path]:
     network = build_model("logmel_cnn", len(dataset.classes), {"width": 4, "embedding_dim": 12}).eval()
     for buffer in (b for name, b in network.named_buffers() if "running" in name):
         torch.nn.init.uniform_(buffer, 0.1, 0.2)  # statistics under which the map is neither flat nor dead
-    teacher = Teacher(network, AudioInput(seconds=0.4), dataset.classes, False, None, dataset.sample_rate_hz, "random")
+    teacher = Teacher(
+        network, AudioInput(seconds=0.4), dataset.classes, False, None, dataset.sample_rate_hz, {"name": "random"}
+    )
     embed(dataset, teacher, "audio", tokens=True, device="cpu")
     return ClipDataset(dataset.folder), videos / listed[-1].path
 

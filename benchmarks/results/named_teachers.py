@@ -33,6 +33,7 @@ from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training.run_dir import environment
+from avdistill.types import format_provenance
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "named_teachers.json"
 TEACHERS = {"yamnet": None, "cnn14_emb512": Path("random")}
@@ -89,7 +90,7 @@ def pipeline(videos: Path, work: Path) -> list[dict[str, Any]]:
         metrics = evaluate(grid.run(config), dataset).metrics.to_dict()
         rows.append(
             {
-                "teacher": "" if name is None else dataset.teachers[name].source,
+                "teacher": "" if name is None else format_provenance(dataset.teachers[name].provenance),
                 "method": method.name,
                 "seed": config.seed,
                 **{key: metrics[key] for key in ("top1_accuracy", "top1_accuracy_interval", "clips")},

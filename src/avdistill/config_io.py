@@ -47,6 +47,8 @@ def _plain(value: object) -> object:
 
 def _decode(kind: Any, value: object, key: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if is_dataclass(kind):
         return _decode_dataclass(kind, value, key)
     if origin in (Union, types.UnionType):

@@ -17,6 +17,7 @@ from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
 from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
+from support.features import feature_arrays
 
 FILTER_SCORES = ("gate", "similarity", "calibration")
 
@@ -37,7 +38,7 @@ def runs(taught, tmp_path_factory):
 def outputs(run, dataset, teacher="audio"):
     """Per scored clip what the loops need, as lists of Python floats."""
     method, description = load_method(run, dataset)
-    embedding, logits, present = dataset.teacher_features(teacher)
+    embedding, logits, present = feature_arrays(dataset, teacher)
     ids = dataset.columns["id"].tolist()
     said = {}
     for name in (*LABELED, *UNLABELED):
@@ -233,7 +234,7 @@ def test_a_run_without_a_teacher_takes_one_by_name(taught, runs):
 
 
 def test_columns_of_the_logits_are_put_in_the_students_order(taught, runs, tmp_path):
-    _, logits, present = taught.teacher_features("audio")
+    _, logits, present = feature_arrays(taught, "audio")
     logits[~present] = np.nan
     extra = np.concatenate([logits[:, [2, 0, 1]], np.full((len(logits), 1), -1e4, np.float32)], 1)
     dataset = changed(taught, tmp_path / "dataset", logits=extra, classes=("class_2", "class_0", "class_1", "more"))
@@ -245,10 +246,15 @@ def test_columns_of_the_logits_are_put_in_the_students_order(taught, runs, tmp_p
 
 def test_a_filter_is_not_fed_with_another_networks_features(taught, runs, tmp_path):
     dataset = changed(taught, tmp_path / "dataset")
-    embedding, logits, present = dataset.teacher_features("audio")
+    embedding, logits, present = feature_arrays(dataset, "audio")
     embedding[~present] = np.nan
-    dataset.add_teacher(
-        "audio", modality="audio", source="other", embedding=embedding, logits=logits, classes=dataset.classes
+    dataset.add_features(
+        "audio",
+        modality="audio",
+        provenance={"name": "other"},
+        embedding=embedding,
+        logits=logits,
+        classes=dataset.classes,
     )
     with pytest.raises(DatasetError, match="are by other, the run learned from those by test"):
         audit(runs["mnf_csc"], ClipDataset(dataset.folder))

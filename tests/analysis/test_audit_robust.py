@@ -21,6 +21,7 @@ from avdistill.methods import KDConfig, RobustConfig
 from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, by_id, changed, trained
+from support.features import feature_arrays
 
 CONFIG = RobustConfig(temperature=1.5)
 
@@ -83,7 +84,7 @@ def mismatch_probability(noise_model, class_logits, logits, *, several=False):
 
 
 def teacher_says(dataset, name):
-    return dataset.teacher_features("audio")[1][dataset.columns["id"].tolist().index(name)].astype(float).tolist()
+    return feature_arrays(dataset, "audio")[1][dataset.columns["id"].tolist().index(name)].astype(float).tolist()
 
 
 def hot(labels):

@@ -22,13 +22,15 @@ from avdistill.analysis.benchmark.report import summarize_study
 from avdistill.analysis.benchmark.study import Study
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
 from avdistill.cli import main
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.methods import METHODS, CustomMethodConfig, KDConfig, MNFCSCConfig, parse_method
 from avdistill.teachers.extraction import add_features
 from avdistill.training.recipes import RECIPES
+from support.features import feature_arrays
 
 SMALL = [
     *("--workers", "2", "--threads", "1"),
@@ -381,7 +383,7 @@ def test_nothing_that_is_tested_is_trained_on(many_clips, tmp_path, capsys):
         assert main([*call, *more]) == 2
         assert "which is trained on" in capsys.readouterr().err
     embedding = np.random.default_rng(0).standard_normal((len(many_clips), 6)).astype(np.float32)
-    about = {"modality": "audio", "source": "s", "embedding": embedding, "logits": None, "classes": ()}
+    about = {"modality": "audio", "provenance": {"name": "s"}, "embedding": embedding, "logits": None, "classes": ()}
     add_features(many_clips, "audio", head_split="train+test", **about)
     assert main(call) == 1
     assert "fitted on split 'train+test', with clips of 'test', which are tested" in capsys.readouterr().err
@@ -421,11 +423,11 @@ def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp
     assert main(call) == 0
     (metrics,) = out.glob("runs/*/kd/seed-0/metrics.json")
     metrics.unlink()
-    embedding, logits, _ = many_clips.teacher_features("audio")
+    embedding, logits, _ = feature_arrays(many_clips, "audio")
 
     def embed_again(source, change):
-        many_clips.add_teacher(
-            "audio", modality="audio", source=source, embedding=embedding * change, logits=logits,
+        many_clips.add_features(
+            "audio", modality="audio", provenance={"name": source}, embedding=embedding * change, logits=logits,
             classes=many_clips.classes,
         )  # fmt: skip
 
@@ -436,7 +438,7 @@ def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp
     assert not metrics.is_file()
     # An older version wrote no features down; what the corruption's dataset says of its teacher is still compared.
     told = json.loads((out / "study.json").read_text())
-    assert told["teacher_features"]["source"] == "test"
+    assert told["teacher_features"]["provenance"] == {"name": "test"}
     (out / "study.json").write_text(json.dumps({k: v for k, v in told.items() if k != "teacher_features"}))
     embed_again("other", 2.0)
     assert main(call) == 1
@@ -454,9 +456,11 @@ def test_runs_whose_settings_differ_after_a_dot_wait_for_no_other(tmp_path):
 def test_a_setting_that_the_dataset_does_not_allow_loses_its_trial(taught, tmp_path):
     """`compare` may draw pseudo-labels for mnf_csc where the teacher has no classes; a run that counts ends it."""
     dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
-    embedding, _, present = dataset.teacher_features("audio")
+    embedding, _, present = feature_arrays(dataset, "audio")
     embedding[~present] = np.nan
-    dataset.add_teacher("deaf", modality="audio", source="test", embedding=embedding, logits=None, classes=())
+    dataset.add_features(
+        "deaf", modality="audio", provenance={"name": "test"}, embedding=embedding, logits=None, classes=()
+    )
     base = RECIPES["demo_supervised"]
     view = replace(base.student.view, frames=4, size=(16, 24))
     method = MNFCSCConfig(unlabeled="pseudo_label")

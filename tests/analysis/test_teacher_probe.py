@@ -22,6 +22,7 @@ from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, TeacherError
 from avdistill.evaluation.linear_probe import Setting
+from support.features import feature_arrays
 
 ONE = (Setting("unit", 10.0),)
 
@@ -264,8 +265,10 @@ def test_several_teachers_want_a_choice(taught, tmp_path):
     import shutil
 
     dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
-    embedding, _, _ = dataset.teacher_features("audio")
-    dataset.add_teacher("second", modality="audio", source="test", embedding=embedding, logits=None, classes=())
+    embedding, _, _ = feature_arrays(dataset, "audio")
+    dataset.add_features(
+        "second", modality="audio", provenance={"name": "test"}, embedding=embedding, logits=None, classes=()
+    )
     with pytest.raises(Exception, match="several teachers; choose one with --teacher: audio, second"):
         dataset_features(ClipDataset(dataset.folder))
     assert dataset_features(ClipDataset(dataset.folder), "second").present.all()

@@ -14,7 +14,8 @@ from avdistill.cli import main
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.labels import _beyond_each_label
 from avdistill.corruption.spec import Corruption, parse_corruption
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput
@@ -22,6 +23,7 @@ from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.transfer import audio_sources, transfer_features
+from support.features import feature_arrays
 
 
 def extra(dataset):
@@ -145,7 +147,7 @@ def hearing(dataset, seed=0):
     torch.manual_seed(seed)
     network = LogMelCNN(3, width=8, embedding_dim=16, sample_rate_hz=dataset.sample_rate_hz).eval()
     view = AudioInput(seconds=0.5)
-    return Teacher(network, view, dataset.classes, False, None, dataset.sample_rate_hz, "a test's")
+    return Teacher(network, view, dataset.classes, False, None, dataset.sample_rate_hz, {"name": "a test's"})
 
 
 def test_carried_features_are_those_that_embedding_anew_gives(many_clips, tmp_path):
@@ -155,12 +157,12 @@ def test_carried_features_are_those_that_embedding_anew_gives(many_clips, tmp_pa
     transfer_features(ClipDataset(many_clips.folder), made, "ears")
     embed(made, teacher, "anew", tokens=True)
     made = ClipDataset(made.folder)
-    transferred, anew = made.teacher_features("ears"), made.teacher_features("anew")
+    transferred, anew = feature_arrays(made, "ears"), feature_arrays(made, "anew")
     assert np.array_equal(transferred[2], anew[2])
     assert not transferred[2].all()
     for a, b in zip(transferred[:2], anew[:2], strict=True):
         assert np.allclose(a, b, atol=1e-5)
-    assert np.allclose(made.teacher_tokens("ears"), made.teacher_tokens("anew"), atol=1e-5)
+    assert np.allclose(made.features("ears").tokens, made.features("anew").tokens, atol=1e-5)
 
 
 def test_new_audio_must_be_heard_by_the_teacher_itself(many_clips, tmp_path):
@@ -171,7 +173,7 @@ def test_new_audio_must_be_heard_by_the_teacher_itself(many_clips, tmp_path):
     with pytest.raises(DatasetError, match="must be given"):
         transfer_features(base, made, "ears")
     transfer_features(base, made, "ears", teacher=teacher)
-    after, before = ClipDataset(made.folder).teacher_features("ears")[0], base.teacher_features("ears")[0]
+    after, before = feature_arrays(ClipDataset(made.folder), "ears")[0], feature_arrays(base, "ears")[0]
     moved = np.abs(after - before).max(1) > 1e-4
     assert np.array_equal(moved, audio_sources(base, made) == -2)
 
@@ -182,32 +184,34 @@ def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):
     from avdistill.teachers.extraction import add_features
 
     embedding = rng.standard_normal((len(many_clips), 6)).astype(np.float32)
-    add_features(many_clips, "plain", modality="audio", source="s", embedding=embedding, logits=None, classes=())
+    add_features(
+        many_clips, "plain", modality="audio", provenance={"name": "s"}, embedding=embedding, logits=None, classes=()
+    )
     base = ClipDataset(many_clips.folder)
     assert base.teachers["plain"].fitted_head
     made = corrupt(base, Corruption(label_fraction=0.5), tmp_path / "made")
     transfer_features(base, made, "plain")
     entry = ClipDataset(made.folder).teachers["plain"]
     labeled = sum(bool(made.labels[i]) for i in np.flatnonzero(made.columns["split"] == "train"))
-    assert f"{labeled} labeled clips" in entry.source
-    assert np.array_equal(ClipDataset(made.folder).teacher_features("plain")[0], embedding)
-    assert not np.allclose(ClipDataset(made.folder).teacher_features("plain")[1], base.teacher_features("plain")[1])
+    assert entry.head["labeled_clips"] == labeled
+    assert np.array_equal(feature_arrays(ClipDataset(made.folder), "plain")[0], embedding)
+    assert not np.allclose(feature_arrays(ClipDataset(made.folder), "plain")[1], feature_arrays(base, "plain")[1])
 
 
 def test_a_head_is_fitted_again_on_the_splits_it_was_fitted_on(many_clips, tmp_path):
     from avdistill.teachers.extraction import add_features
 
-    about = {"modality": "audio", "source": "s", "logits": None, "classes": ()}
+    about = {"modality": "audio", "provenance": {"name": "s"}, "logits": None, "classes": ()}
     embedding = np.random.default_rng(0).standard_normal((len(many_clips), 6)).astype(np.float32)
     add_features(many_clips, "plain", embedding=embedding, head_split="train+test", **about)
     base = ClipDataset(many_clips.folder)
     everything = np.isin(base.columns["split"], ["train", "test"])
-    assert f"{sum(bool(base.labels[i]) for i in np.flatnonzero(everything))} labeled" in base.teachers["plain"].source
+    assert base.teachers["plain"].head["labeled_clips"] == sum(bool(base.labels[i]) for i in np.flatnonzero(everything))
     made = corrupt(base, Corruption(label_fraction=0.5), tmp_path / "made")
     transfer_features(base, made, "plain")
     entry = ClipDataset(made.folder).teachers["plain"]
     assert entry.head_split == "train+test"
-    assert f"{sum(bool(made.labels[i]) for i in np.flatnonzero(everything))} labeled" in entry.source
+    assert entry.head["labeled_clips"] == sum(bool(made.labels[i]) for i in np.flatnonzero(everything))
 
 
 def test_labels_can_be_taken_where_nothing_audio(many_clips, tmp_path):
@@ -229,7 +233,7 @@ def filmed(many_clips):
     rows = many_clips.table.to_pylist()
     for i, row in enumerate(rows):
         kind, number = i % 3, i // 3
-        row["path"] = f"{kind}_{number // (5, 2, 1)[kind]}.mp4" if row["split"] == "train" else "0_0.mp4"
+        row["path"] = row["group"] = f"{kind}_{number // (5, 2, 1)[kind]}.mp4" if row["split"] == "train" else "0_0.mp4"
         if row["split"] == "train" and kind == 2 and number >= 2:
             row["labels"] = []
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), many_clips.folder / "clips.parquet")
@@ -424,14 +428,16 @@ def test_a_head_is_fitted_again_where_a_class_has_no_label_left(filmed, tmp_path
     from avdistill.teachers.extraction import add_features
 
     embedding = np.random.default_rng(0).standard_normal((len(filmed), 6)).astype(np.float32)
-    add_features(filmed, "plain", modality="audio", source="s", embedding=embedding, logits=None, classes=())
+    add_features(
+        filmed, "plain", modality="audio", provenance={"name": "s"}, embedding=embedding, logits=None, classes=()
+    )
     base = ClipDataset(filmed.folder)
     # The first seed whose two videos are of two classes, and the first whose two are of one.
     for classes in (2, 1):
         datasets = (under(base, tmp_path, f"labeled_videos=2,seed={seed}") for seed in range(50))
         made = next(s for s in datasets if len({s.labels[i] for i in labeled(s)}) == classes)
         transfer_features(base, made, "plain")
-        logits = ClipDataset(made.folder).teacher_features("plain")[1]
+        logits = feature_arrays(ClipDataset(made.folder), "plain")[1]
         if classes == 1:
             assert logits is None
             continue

@@ -13,7 +13,8 @@ import pytest
 
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import Corruption
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.dataset.shards import Shard
 from avdistill.errors import DatasetError
 

@@ -21,6 +21,7 @@ from avdistill.dataset.windows import (
 )
 from avdistill.errors import DatasetError
 from avdistill.inputs import AudioInput, VideoInput
+from support.features import feature_arrays
 from support.media_files import SMALL
 
 VIDEO = VideoInput(frames=4, size=(16, 20))
@@ -136,7 +137,7 @@ def batches(dataset, **changes):
         "batch_size": 6,
         "labeled_per_batch": None,
         "use_unlabeled": True,
-        "teacher": dataset.teacher_features("audio"),
+        "teacher": dataset.features("audio"),
         "seed": 5,
     }
     labels = encode_labels(dataset, clips, dataset.classes)
@@ -170,7 +171,7 @@ def test_labeled_and_unlabeled_at_a_ratio(taught):
 
 def test_batch_tells_what_is_missing(taught):
     truth = {name: (label, labeled, audio) for name, label, _, labeled, audio in SMALL}
-    embedding, logits, _ = taught.teacher_features("audio")
+    embedding, logits, _ = feature_arrays(taught, "audio")
     row = {name: i for i, name in enumerate(taught.columns["id"].tolist())}
     seen = set()
     for number in range(8):
@@ -232,7 +233,7 @@ def test_validation_is_cut_by_video(taught):
     clips = clips_of_split(taught, "train")
     training, validation = split_validation(taught, clips, 0.4, seed=0)
     assert len(validation) == round(0.4 * 9)
-    assert not set(taught.columns["path"][training]) & set(taught.columns["path"][validation])
+    assert not set(taught.columns["group"][training]) & set(taught.columns["group"][validation])
     assert all(taught.labels[i] for i in validation)
     again = split_validation(taught, clips, 0.4, seed=0)[1]
     assert validation.tolist() == again.tolist()
@@ -288,7 +289,7 @@ def test_names_tell_which_files_are_parts_of_a_video(path, video):
 
 
 def stored(paths, labels):
-    columns = {"path": np.array(paths, dtype=object)}
+    columns = {"group": np.array([video_of(path) for path in paths], dtype=object)}
     return SimpleNamespace(columns=columns, labels=[(name,) if name else () for name in labels])
 
 

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError, MediaError
 from avdistill.media.decoder import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.features import feature_arrays
 from support.media_files import SMALL, numbered_frames, tone, write_video
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
@@ -49,7 +51,8 @@ def test_others_can_read_it_without_us(prepared):
     assert audio.dtype == np.int16
     assert len(frames) == sum(row["frame_count"] for row in table)
     assert len(audio) == sum(row["audio_count"] for row in table)
-    assert json.loads((prepared / "dataset.json").read_text())["version"] == 1
+    assert json.loads((prepared / "dataset.json").read_text())["version"] == 3
+    assert [row["group"] for row in table] == [row["path"] for row in table]  # none is a part of a longer video
 
 
 def test_workers_change_nothing(prepared, small_set, tmp_path):
@@ -173,22 +176,29 @@ def test_damage_is_found(prepared, small_set, tmp_path):
 def test_foreign_folders_and_versions(tmp_path, prepared):
     with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
         ClipDataset(tmp_path)
-    description = json.loads((prepared / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps(description | {"version": 99}))
-    with pytest.raises(DatasetError, match="format 99"):
+    (tmp_path / "store.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"expected format 3, found store\.json of an older one; prepare it again"):
         ClipDataset(tmp_path)
+    assert str(ClipDataset(str(prepared)).folder) == str(prepared)
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(DatasetError, match=str(tmp_path)):
+            ClipDataset(folder)
 
 
 def test_teacher_features_come_back_with_a_mask(taught):
-    embedding, logits, present = taught.teacher_features("audio")
+    embedding, logits, present = feature_arrays(taught, "audio")
     assert embedding.shape == (len(SMALL), 24)
     assert logits.shape == (len(SMALL), 3)
     assert present.tolist() == [audio == "tone" for *_, audio in SMALL]
     assert not np.isnan(embedding).any()
-    with pytest.raises(DatasetError, match=r"no teacher 'other' .*there: audio"):
-        taught.teacher_features("other")
+    with pytest.raises(DatasetError, match=r"no teacher 'other' .*found: audio"):
+        feature_arrays(taught, "other")
     with pytest.raises(DatasetError, match="rows"):
-        taught.add_teacher("x", modality="audio", source="", embedding=embedding[:3], logits=None, classes=())
+        taught.add_features(
+            "x", modality="audio", provenance={"name": ""}, embedding=embedding[:3], logits=None, classes=()
+        )
     with pytest.raises(DatasetError, match="name"):
-        taught.add_teacher("../x", modality="audio", source="", embedding=embedding, logits=None, classes=())
+        taught.add_features(
+            "../x", modality="audio", provenance={"name": ""}, embedding=embedding, logits=None, classes=()
+        )
     assert taught.verify() == []

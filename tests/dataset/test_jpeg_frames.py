@@ -14,7 +14,8 @@ from avdistill.annotations.readers import Annotation
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import parse_corruption
 from avdistill.dataset.batches import TrainingBatches
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
@@ -136,11 +137,11 @@ def test_every_size_has_a_shard_of_its_own(tmp_path):
     assert [dataset.frames(i).shape for i in range(3)] == [(6, 32, 43, 3), (6, 43, 32, 3), (6, 32, 43, 3)]
 
 
-def test_the_raw_format_is_what_it_was(prepared, small_set, compressed):
-    description = json.loads((prepared / "dataset.json").read_text())
-    assert description["version"] == 1
-    assert "jpeg_quality" not in description["settings"]["config"]
-    assert json.loads((compressed.folder / "dataset.json").read_text())["version"] == 2
+def test_the_description_names_the_encoding(prepared, small_set, compressed):
+    for folder, encoding, quality in ((prepared, "raw", None), (compressed.folder, "jpeg", CONFIG.jpeg_quality)):
+        description = json.loads((folder / "dataset.json").read_text())
+        assert (description["version"], description["frame_encoding"]) == (3, encoding)
+        assert description["settings"]["config"]["jpeg_quality"] == quality
     folder, annotations = small_set
     with pytest.raises(DatasetError, match="other settings"):
         prepare(annotations, folder, prepared, CONFIG, workers=1)

@@ -13,7 +13,8 @@ import torch
 
 from avdistill.annotations.readers import Annotation
 from avdistill.cli import main
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.evaluation.classification import evaluate

@@ -29,6 +29,7 @@ from avdistill.models.checkpoint import load_student
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import r2plus1d_xia2023
 from avdistill.preparation.prepare import PrepareConfig
+from support.features import feature_arrays
 from support.golden_rule import FILTER_NAMES, GOLDEN, assert_golden, filter_inputs, ruled_weights, student_input
 
 BACKBONE, FILTER = GOLDEN["backbone"][0], GOLDEN["mnf_csc"][0]
@@ -330,12 +331,13 @@ def test_dataset_of_the_release(tmp_path):
     assert dataset.columns["id"].tolist() == [a, b, c]
     assert dataset.columns["split"].tolist() == ["train", "validation", "train"]
     assert dataset.labels == [("Archery",), ("HandstandPushups",), ("Bowling",)]
-    embedding, logits, present = dataset.teacher_features("audio")
+    embedding, logits, present = feature_arrays(dataset, "audio")
     assert present.tolist() == [True, False, True]
     assert embedding[0].tolist() == np.load(tmp_path / "audio_features" / f"{a}.npy").tolist()
     assert embedding[2].tolist() == list(range(16))
     assert np.isfinite(logits[present]).all()
-    assert "of the release; logits of a linear head on 2 labeled clips" in dataset.teachers["audio"].source
+    assert dataset.teachers["audio"].provenance["name"].endswith("/*.npy of the release")
+    assert dataset.teachers["audio"].head["labeled_clips"] == 2
     assert dataset.teachers["audio"].modality == "audio"
     skipped = (tmp_path / "dataset" / "skipped.csv").read_text()
     assert re.search(rf"{d},{d}\.hdf5,.*no such file", skipped)

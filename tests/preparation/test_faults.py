@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import staging_dir
+from avdistill.dataset.schema import staging_dir
 from avdistill.errors import ConfigError, DatasetError, EmptySegmentError, MediaError, SpoolError
 from avdistill.media import audio_stream, video_stream
 from avdistill.media.decoder import read_clip

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from avdistill import fsio
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.features import feature_arrays
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 
@@ -252,7 +254,13 @@ def features(dataset, value, classes=3):
     rows = len(dataset)
     embedding, logits = np.full((rows, 8), value, np.float32), np.full((rows, classes), value, np.float32)
     names = tuple(f"class_{i}" for i in range(classes))
-    return {"modality": "audio", "source": str(value), "embedding": embedding, "logits": logits, "classes": names}
+    return {
+        "modality": "audio",
+        "provenance": {"name": str(value)},
+        "embedding": embedding,
+        "logits": logits,
+        "classes": names,
+    }
 
 
 def values(folder, name="audio"):
@@ -261,8 +269,8 @@ def values(folder, name="audio"):
     assert dataset.verify() == []
     if name not in dataset.teachers:
         return None
-    embedding, logits, _ = dataset.teacher_features(name)
-    assert dataset.teachers[name].source == str(float(embedding[0, 0]))
+    embedding, logits, _ = feature_arrays(dataset, name)
+    assert dataset.teachers[name].provenance["name"] == str(float(embedding[0, 0]))
     return float(embedding[0, 0]), float(logits[0, 0])
 
 
@@ -284,16 +292,16 @@ def test_a_kill_while_features_are_replaced(prepared, tmp_path, monkeypatch):
         folder = tmp_path / str(die_at)
         shutil.copytree(prepared, folder)
         dataset = ClipDataset(folder)
-        dataset.add_teacher("audio", **features(dataset, 1.0))
+        dataset.add_features("audio", **features(dataset, 1.0))
         steps.clear()
         with monkeypatch.context() as patch:
             for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync")):
                 patch.setattr(owner, name, dying(getattr(owner, name)))
             with suppress(Killed):
-                dataset.add_teacher("audio", **features(dataset, 2.0))
+                dataset.add_features("audio", **features(dataset, 2.0))
                 finished = True
         seen.append(values(folder))
-        ClipDataset(folder).add_teacher(
+        ClipDataset(folder).add_features(
             "audio", **features(ClipDataset(folder), 3.0)
         )  # what is left is in nobody's way
         assert values(folder) == (3.0, 3.0)
@@ -306,7 +314,7 @@ def test_a_full_disk_while_features_are_replaced(prepared, tmp_path, monkeypatch
     folder = tmp_path / "dataset"
     shutil.copytree(prepared, folder)
     dataset = ClipDataset(folder)
-    dataset.add_teacher("audio", **features(dataset, 1.0))
+    dataset.add_features("audio", **features(dataset, 1.0))
     before = sorted(p.name for p in folder.iterdir())
     fsync, calls = os.fsync, []
 
@@ -320,13 +328,13 @@ def test_a_full_disk_while_features_are_replaced(prepared, tmp_path, monkeypatch
     for fail_at in range(1, 5):  # two arrays, the new dataset.json, the one without
         calls.clear()
         with pytest.raises(DatasetError, match="teacher 'audio' cannot be written: No space left on device"):
-            dataset.add_teacher("audio", **features(dataset, 2.0))
+            dataset.add_features("audio", **features(dataset, 2.0))
         assert len(calls) == fail_at
         assert values(folder) == (1.0, 1.0)
-        assert dataset.teachers["audio"].source == "1.0"
+        assert dataset.teachers["audio"].provenance["name"] == "1.0"
         assert sorted(p.name for p in folder.iterdir()) == before
     fail_at = 0
-    dataset.add_teacher("audio", **features(dataset, 2.0))
+    dataset.add_features("audio", **features(dataset, 2.0))
     assert values(folder) == (2.0, 2.0)
 
 
@@ -334,11 +342,11 @@ def test_features_that_are_replaced_by_some_without_logits(prepared, tmp_path):
     folder = tmp_path / "dataset"
     shutil.copytree(prepared, folder)
     dataset = ClipDataset(folder)
-    dataset.add_teacher("audio", **features(dataset, 1.0))
-    dataset.add_teacher("audio2", **features(dataset, 5.0))
-    dataset.add_teacher("audio", **{**features(dataset, 2.0), "logits": None, "classes": ()})
-    assert ClipDataset(folder).teacher_features("audio")[1] is None
-    assert not (folder / "teacher-audio-logits.npy").exists()
+    dataset.add_features("audio", **features(dataset, 1.0))
+    dataset.add_features("audio2", **features(dataset, 5.0))
+    dataset.add_features("audio", **{**features(dataset, 2.0), "logits": None, "classes": ()})
+    assert feature_arrays(ClipDataset(folder), "audio")[1] is None
+    assert not (folder / "features-audio-logits.npy").exists()
     assert values(folder, "audio2") == (5.0, 5.0)
 
 
@@ -346,15 +354,15 @@ def test_teachers_that_are_added_at_the_same_time(prepared, tmp_path):
     folder = tmp_path / "dataset"
     shutil.copytree(prepared, folder)
     first, second = ClipDataset(folder), ClipDataset(folder)
-    first.add_teacher("a", **features(first, 1.0))
-    second.add_teacher("b", **features(second, 2.0))
+    first.add_features("a", **features(first, 1.0))
+    second.add_features("b", **features(second, 2.0))
     assert set(ClipDataset(folder).teachers) == {"a", "b"} == set(second.teachers)
     program = (
         "import sys, numpy as np\n"
         "from avdistill.dataset.clip_dataset import ClipDataset\n"
         "dataset = ClipDataset(sys.argv[1])\n"
         "for i in range(10):\n"
-        "    dataset.add_teacher(f'{sys.argv[2]}{i}', modality='audio', source='', classes=(), logits=None,\n"
+        "    dataset.add_features(f'{sys.argv[2]}{i}', modality='audio', provenance={}, classes=(), logits=None,\n"
         "                      embedding=np.ones((len(dataset), 4), np.float32))\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", program, str(folder), name]) for name in ("x", "y")]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.media.decoder import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import numbered_frames, tone, write_video

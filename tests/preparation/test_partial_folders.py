@@ -8,7 +8,8 @@ import torch
 from avdistill.cli import main
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import Corruption
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError
 from avdistill.fsio import open_lock
 from avdistill.inference.export import export

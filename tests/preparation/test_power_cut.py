@@ -12,7 +12,8 @@ import pytest
 
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import Corruption
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import staging_dir
 from avdistill.dataset.shards import JpegShardRecovery, ShardRecovery
 from avdistill.preparation import journal as journal_module
 from avdistill.preparation.prepare import PrepareConfig, prepare

@@ -11,7 +11,7 @@ from avdistill.annotations.readers import Annotation
 from avdistill.cli import main
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import Corruption
-from avdistill.dataset.clip_dataset import staging_dir
+from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError, MediaError
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.faulty_readers import read_or_fail

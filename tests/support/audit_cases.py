@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.inputs import VideoInput
 from avdistill.training import ModelConfig, TrainConfig, train
+from support.features import feature_arrays
 
 VIEW = VideoInput(frames=4, size=(24, 32), scale=(0.8, 1.0), ratio=(1.2, 1.6), hflip=False)
 # Of the small dataset's training clips: train_0, _4, _8, _12, _16 have no audio, both silent_ ones are silent.
@@ -43,10 +45,10 @@ def changed(dataset, out, columns=None, **teacher):
     pq.write_table(table, out / "clips.parquet")
     copy = ClipDataset(out)
     if teacher:
-        embedding, logits, present = dataset.teacher_features("audio")
+        embedding, logits, present = feature_arrays(dataset, "audio")
         embedding[~present] = np.nan
         fields = {"embedding": embedding, "logits": logits, "classes": dataset.classes, "modality": "audio"} | teacher
-        copy.add_teacher("audio", source="test", **fields)
+        copy.add_features("audio", provenance={"name": "test"}, **fields)
     return ClipDataset(out)
 
 

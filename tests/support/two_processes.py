@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 two_processes.py DATASET OUT
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class Float64(Network):
 def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
     """Of every method on one batch of 12 clips, some unlabeled, some without a teacher; student statistics frozen."""
     clips = clips_of_split(dataset, "train")
+    tokens = np.random.default_rng(2).random((len(dataset), 5, 24)).astype(np.float32)
     batch = TrainingBatches(
         dataset,
         clips,
@@ -53,9 +55,8 @@ def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
         batch_size=12,
         labeled_per_batch=None,
         use_unlabeled=True,
-        teacher=dataset.teacher_features("audio"),
+        teacher=replace(dataset.features("audio"), tokens=tokens),
         seed=0,
-        teacher_tokens=np.random.default_rng(2).random((len(dataset), 5, 24)).astype(np.float32),
         share=(distributed.rank(), distributed.world_size()),
     )[0].map(lambda x: x.double() if x.dtype == torch.float32 else x)
     found = {}

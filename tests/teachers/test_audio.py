@@ -15,7 +15,8 @@ from avdistill.models.yamnet import YAMNet
 from avdistill.teachers.audio import AUDIO_TEACHERS, RANDOM
 from avdistill.teachers.extraction import Resampled, embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.types import Features, Network
+from avdistill.types import Features, Network, format_provenance
+from support.features import feature_arrays
 from support.tensorflow_variables import write_bundle, yamnet_variables
 
 
@@ -50,9 +51,10 @@ def test_random_weights_embed_a_dataset_and_the_record_says_so(dataset):
     audible = dataset.columns["has_audio"].astype(bool) & ~dataset.columns["silent"].astype(bool)
     assert entry.width == 512
     assert entry.clips == audible.sum() > 0
-    assert "RANDOM WEIGHTS" in entry.source
-    assert f"resampled from {dataset.sample_rate_hz} Hz; logits of a linear head" in entry.source
-    embedding, logits, has_teacher = ClipDataset(dataset.folder).teacher_features("audio")
+    assert entry.provenance["weights"] == "RANDOM"
+    assert entry.provenance["resampled_from_hz"] == dataset.sample_rate_hz
+    assert entry.head["labeled_clips"] > 0
+    embedding, logits, has_teacher = feature_arrays(ClipDataset(dataset.folder), "audio")
     np.testing.assert_array_equal(has_teacher, audible)
     assert (embedding[audible] > 0).any(1).all()
     assert logits.shape == (len(dataset), len(dataset.classes))
@@ -67,7 +69,9 @@ def test_a_checkpoint_is_named_in_the_record(dataset, tmp_path):
         "index,mid,display_name\n" + "".join(f'{i},/m/{i},"Audio, {i}"\n' for i in range(527))
     )
     teacher = load_teacher("panns_mobilenet_v1", weights=file)
-    assert teacher.source.startswith("panns_mobilenet_v1 (PANNs), mine.pth, sha256 ")
+    assert format_provenance(teacher.provenance).startswith(
+        "panns_mobilenet_v1 (PANNs), weights mine.pth, weights_sha256 "
+    )
     assert teacher.classes[3] == "Audio, 3"
     assert teacher.multi_label
     (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/0,Speech\n")
@@ -86,8 +90,10 @@ def test_yamnet_from_a_saved_model(dataset, tmp_path):
     for folder in (tmp_path, tmp_path / "variables"):
         teacher = load_teacher("yamnet", weights=folder)
         assert teacher.classes[520] == "Audio 520"
-    assert embed(dataset, teacher, "audio").width == 1024
-    assert "resampled" not in ClipDataset(dataset.folder).teachers["audio"].source  # the dataset's rate is YAMNet's
+    assert embed(dataset, teacher, "audio").embedding_dim == 1024
+    assert (
+        "resampled_from_hz" not in ClipDataset(dataset.folder).teachers["audio"].provenance
+    )  # the dataset's rate is YAMNet's
 
 
 def test_without_weights_the_error_says_what_to_do(monkeypatch):
@@ -114,7 +120,7 @@ def test_the_specs_describe_their_networks(tmp_path):
     cached.parent.mkdir(parents=True)
     torch.save({"model": build_model("cnn6", 527).state_dict()}, cached)
     assert AUDIO_TEACHERS["cnn6"].available()
-    assert "Cnn6_mAP=0.343.pth" in load_teacher("cnn6").source
+    assert load_teacher("cnn6").provenance["weights"] == "Cnn6_mAP=0.343.pth"
 
 
 @pytest.mark.parametrize(("from_hz", "to_hz"), [(16000, 32000), (44100, 16000), (22050, 16000), (8000, 32000)])

@@ -14,6 +14,7 @@ from avdistill.errors import TeacherError
 from avdistill.models.imagenet import normalize_frames
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
+from support.features import feature_arrays
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install avdistill[huggingface]"
@@ -216,13 +217,13 @@ def test_embedding_a_dataset(saved, prepared, tmp_path, family, name):
     entry = embed(dataset, teacher, name, device="cpu")
     c = dataset.columns
     expected = c["has_video"] if name == "video" else c["has_audio"] & ~c["silent"]
-    embedding, logits, present = ClipDataset(dataset.folder).teacher_features(name)
+    embedding, logits, present = feature_arrays(ClipDataset(dataset.folder), name)
     assert present.tolist() == expected.astype(bool).tolist()
     assert entry.modality == name
     assert embedding.shape == (len(dataset), 12 if family == "clip" else 16)
     assert logits.shape == (len(dataset), len(dataset.classes))  # neither has the dataset's classes: of a head
-    assert "sha256" in entry.source
-    assert "linear head" in entry.source
+    assert len(entry.provenance["weights_sha256"]) == 64
+    assert entry.head
 
 
 def test_a_pooler_that_was_never_trained_is_not_used(saved, tmp_path):

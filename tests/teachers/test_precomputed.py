@@ -13,6 +13,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.registry import load_teacher
+from support.features import feature_arrays
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def test_a_folder_is_joined_by_clip_id(dataset, tmp_path, capsys):
     np.save(folder / "of_no_clip.npy", np.ones(7))
     assert main(["embed", str(dataset.folder), "--teacher", f"precomputed:{folder}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["name"], told["modality"], told["width"], told["clips"]) == ("audio", "audio", 5, 2)
-    embedding, _, present = ClipDataset(dataset.folder).teacher_features("audio")
-    assert "linear head" in told["source"]
+    assert (told["name"], told["modality"], told["embedding_dim"], told["clips"]) == ("audio", "audio", 5, 2)
+    embedding, _, present = feature_arrays(ClipDataset(dataset.folder), "audio")
+    assert told["head"]["labeled_clips"] > 0
     assert present.tolist() == [True, True] + [False] * (len(dataset) - 2)
     assert embedding[:2].tolist() == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
     assert ClipDataset(dataset.folder).verify() == []
@@ -53,7 +54,7 @@ def test_the_splits_of_a_head_can_be_named(dataset, tmp_path, capsys):
         bool(dataset.labels[i]) for i, split in enumerate(dataset.columns["split"]) if split in ("train", "test")
     )
     assert told["head_split"] == "train+test"
-    assert f"a linear head on {labeled} labeled clips of split 'train+test'" in told["source"]
+    assert told["head"]["labeled_clips"] == labeled
     assert main([*call, "nowhere"]) == 1
     assert "no clip in split 'nowhere'" in capsys.readouterr().err
 
@@ -66,7 +67,7 @@ def test_a_table_is_joined_in_any_order_with_its_logits(dataset, tmp_path):
     np.savez(tmp_path / "t.npz", name=names, embedding=values, logits=logits, classes=classes)
     entry = embed_precomputed(dataset, tmp_path / "t.npz", "image", "video")
     assert (entry.modality, entry.classes, entry.clips) == ("video", classes, len(names))
-    embedding, stored, present = ClipDataset(dataset.folder).teacher_features("image")
+    embedding, stored, present = feature_arrays(ClipDataset(dataset.folder), "image")
     assert present.all()
     np.testing.assert_array_equal(embedding, values[::-1].astype(np.float32))
     np.testing.assert_array_equal(stored, logits[::-1])
@@ -82,7 +83,7 @@ def test_a_files_stem_stands_for_its_only_clip(dataset, tmp_path):
     dataset.table = table
     np.savez(tmp_path / "t.npz", name=["both", "own.v1", "y"], embedding=np.arange(6.0).reshape(3, 2))
     embed_precomputed(dataset, tmp_path / "t.npz", "audio")
-    stored = np.load(dataset.folder / "teacher-audio.npy")
+    stored = np.load(dataset.folder / "features-audio.npy")
     np.testing.assert_array_equal(stored, [[np.nan, np.nan], [4, 5], [2, 3]])
 
 

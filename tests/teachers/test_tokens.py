@@ -27,6 +27,7 @@ from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import TEACHERS, load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train
 from avdistill.types import Features, Network, StudentConfig
+from support.features import feature_arrays
 
 RATE = 16000
 WINDOW = RATE // 4
@@ -88,11 +89,11 @@ def windows(audio: np.ndarray) -> list[np.ndarray]:
 
 def test_maps_are_the_mean_over_the_windows_position_by_position(mapped, ears):
     network = load_teacher(ears).network
-    entry, tokens = mapped.teachers["maps"], mapped.teacher_tokens("maps")
+    entry, tokens = mapped.teachers["maps"], mapped.features("maps").tokens
     assert tokens.dtype == np.float32
-    assert tokens.shape == (len(mapped), entry.num_tokens, entry.width)
-    assert entry.width == 12
-    _, _, present = mapped.teacher_features("maps")
+    assert tokens.shape == (len(mapped), entry.num_tokens, entry.embedding_dim)
+    assert entry.embedding_dim == 12
+    _, _, present = feature_arrays(mapped, "maps")
     assert 0 < present.sum() < len(mapped)
     assert not tokens[~present].any()
     for clip in np.flatnonzero(present)[:4]:
@@ -106,14 +107,14 @@ def test_maps_are_the_mean_over_the_windows_position_by_position(mapped, ears):
 
 
 def test_maps_change_nothing_else(mapped):
-    for with_maps, without in zip(mapped.teacher_features("maps"), mapped.teacher_features("plain"), strict=True):
+    for with_maps, without in zip(feature_arrays(mapped, "maps"), feature_arrays(mapped, "plain"), strict=True):
         np.testing.assert_array_equal(with_maps, without)
     assert mapped.teachers["plain"].num_tokens == 0
-    assert mapped.teacher_tokens("plain") is None
+    assert mapped.features("plain").tokens is None
     assert mapped.verify() == []
-    assert "teacher-maps-tokens.npy" in json.loads((mapped.folder / "dataset.json").read_text())["files"]
-    embedding, _, present = mapped.teacher_features("maps")  # of this network the mean of its map
-    np.testing.assert_allclose(mapped.teacher_tokens("maps")[present].mean(1), embedding[present], atol=1e-5)
+    assert "features-maps-tokens.npy" in json.loads((mapped.folder / "dataset.json").read_text())["files"]
+    embedding, _, present = feature_arrays(mapped, "maps")  # of this network the mean of its map
+    np.testing.assert_allclose(mapped.features("maps").tokens[present].mean(1), embedding[present], atol=1e-5)
 
 
 def test_a_batch_holds_the_maps_of_its_clips(mapped):
@@ -126,13 +127,12 @@ def test_a_batch_holds_the_maps_of_its_clips(mapped):
         batch_size=6,
         labeled_per_batch=None,
         use_unlabeled=True,
-        teacher=mapped.teacher_features("maps"),
-        teacher_tokens=mapped.teacher_tokens("maps"),
+        teacher=mapped.features("maps"),
         seed=0,
     )[0]
     ids = mapped.columns["id"].tolist()
     rows = [ids.index(name) for name in batch.clip_ids]
-    np.testing.assert_array_equal(batch.teacher.tokens.numpy(), mapped.teacher_tokens("maps")[rows])
+    np.testing.assert_array_equal(batch.teacher.tokens.numpy(), mapped.features("maps").tokens[rows])
 
 
 def config(dataset: ClipDataset, out: Path, **changes: object) -> TrainConfig:
@@ -162,16 +162,16 @@ def test_methods_that_look_at_maps_train(mapped, tmp_path, method, term, workers
 
 
 def test_a_dataset_without_maps_is_told_in_one_line(mapped, tmp_path):
-    with pytest.raises(RunError, match=r"^method 'at' needs the teacher's maps, which 'plain' .*with maps: maps\);"):
+    with pytest.raises(RunError, match=r"^method 'at' needs the teacher's tokens, .*'plain' .*with tokens: maps\);"):
         train(config(mapped, tmp_path / "run", method=ATConfig(), teacher="plain"))
     with pytest.raises(DatasetError, match="no teacher 'nobody' in this dataset"):
-        mapped.teacher_tokens("nobody")
+        mapped.features("nobody")
     train(config(mapped, tmp_path / "other", method=FitNetConfig(), teacher="plain", steps=1))
 
 
 def test_a_teacher_without_a_map_is_told_in_one_line(prepared, ears, tmp_path):
     dataset = ClipDataset(shutil.copytree(prepared, tmp_path / "dataset"))
-    teacher = replace(load_teacher(ears), network=Faceless(), classes=(), source="a faceless network")
+    teacher = replace(load_teacher(ears), network=Faceless(), classes=(), provenance={"name": "a faceless network"})
     files = sorted(file.name for file in dataset.folder.iterdir())
     message = "^teacher 'it': expected a network with a feature map for --tokens, found none in a faceless network$"
     with pytest.raises(TeacherError, match=message):
@@ -183,16 +183,16 @@ def test_a_teacher_without_a_map_is_told_in_one_line(prepared, ears, tmp_path):
 
 def test_features_without_maps_replace_those_with(mapped, ears, tmp_path):
     dataset = ClipDataset(shutil.copytree(mapped.folder, tmp_path / "dataset"))
-    file = dataset.folder / "teacher-maps-tokens.npy"
+    file = dataset.folder / "features-maps-tokens.npy"
     assert file.is_file()
     embed(dataset, load_teacher(ears), "maps")
     dataset = ClipDataset(dataset.folder)
     assert not file.exists()
     assert dataset.teachers["maps"].num_tokens == 0
-    assert dataset.teacher_tokens("maps") is None
+    assert dataset.features("maps").tokens is None
     assert dataset.verify() == []
     embed(dataset, load_teacher(ears), "maps", tokens=True)
-    np.testing.assert_array_equal(ClipDataset(dataset.folder).teacher_tokens("maps"), mapped.teacher_tokens("maps"))
+    np.testing.assert_array_equal(ClipDataset(dataset.folder).features("maps").tokens, mapped.features("maps").tokens)
 
 
 def test_the_command_and_a_teacher_of_other_classes(prepared, tmp_path, capsys):
@@ -202,15 +202,21 @@ def test_the_command_and_a_teacher_of_other_classes(prepared, tmp_path, capsys):
     assert main(["embed", str(dataset), "--teacher", str(strange), "--tokens", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["fitted_head"]
-    assert report["num_tokens"] == ClipDataset(dataset).teacher_tokens("audio").shape[1] > 1
+    assert report["num_tokens"] == ClipDataset(dataset).features("audio").tokens.shape[1] > 1
 
 
 def test_maps_need_a_row_for_every_clip(mapped, tmp_path):
     dataset = ClipDataset(shutil.copytree(mapped.folder, tmp_path / "dataset"))
     rows = np.zeros((len(dataset), 4), np.float32)
     with pytest.raises(DatasetError, match=f"teacher 'x': 3 rows for {len(dataset)} clips"):
-        dataset.add_teacher(
-            "x", modality="audio", source="", embedding=rows, logits=None, classes=(), tokens=np.zeros((3, 2, 4))
+        dataset.add_features(
+            "x",
+            modality="audio",
+            provenance={"name": ""},
+            embedding=rows,
+            logits=None,
+            classes=(),
+            tokens=np.zeros((3, 2, 4)),
         )
 
 

@@ -15,9 +15,9 @@ from avdistill.inputs import AudioInput, VideoInput
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import add_features, embed
-from avdistill.teachers.linear_head import maker
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.transfer import audio_sources, transfer_features
+from support.features import feature_arrays
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def test_features_of_clips_without_audio_are_those_that_embedding_anew_gives(hal
     transfer_features(base, made, "audio")
     embed_precomputed(made, tmp_path / "file.npz", "anew")
     made = ClipDataset(made.folder)
-    transferred, anew = made.teacher_features("audio"), made.teacher_features("anew")
+    transferred, anew = feature_arrays(made, "audio"), feature_arrays(made, "anew")
     assert np.array_equal(np.where(transferred[2][:, None], transferred[0], np.nan), expected, equal_nan=True)
     for a, b in zip(transferred, anew, strict=True):
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     labeled = np.array([bool(row) for row in made.labels]) & (made.columns["split"] == "train")
-    assert f"{int((labeled & transferred[2]).sum())} labeled clips" in made.teachers["audio"].source
-    assert made.teachers["audio"].source == made.teachers["anew"].source
-    assert not np.allclose(transferred[1][transferred[2]], base.teacher_features("audio")[1][transferred[2]])
+    assert made.teachers["audio"].head["labeled_clips"] == int((labeled & transferred[2]).sum())
+    assert made.teachers["audio"].provenance == made.teachers["anew"].provenance
+    assert not np.allclose(transferred[1][transferred[2]], feature_arrays(base, "audio")[1][transferred[2]])
 
 
 def test_a_clip_that_lost_its_audio_loses_its_features_and_one_that_had_none_keeps_them(half_mute, tmp_path):
@@ -66,7 +66,7 @@ def test_a_clip_that_lost_its_audio_loses_its_features_and_one_that_had_none_kee
     assert (source == -1).any()
     assert (source[~with_audio] == np.flatnonzero(~with_audio)).all()
     assert np.array_equal(audio_sources(base, made), source)
-    embedding, _, present = made.teacher_features("audio")
+    embedding, _, present = feature_arrays(made, "audio")
     expected = np.where(source[:, None] >= 0, expected[source], np.nan)
     assert np.array_equal(present, ~np.isnan(expected).any(1))
     assert np.array_equal(embedding[present], expected[present])
@@ -89,11 +89,11 @@ def ears(many_clips, monkeypatch):
     torch.manual_seed(0)
     network = LogMelCNN(3, width=8, embedding_dim=16, sample_rate_hz=many_clips.sample_rate_hz).eval()
     classes, rate = many_clips.classes, many_clips.sample_rate_hz
-    mine = Teacher(network, AudioInput(seconds=0.5), classes, False, None, rate, "mine, sha256 1")
+    mine = Teacher(network, AudioInput(seconds=0.5), classes, False, None, rate, {"name": "mine", "sha256": "1"})
     known = {
         "mine": mine,
-        "other": replace(mine, source="other, sha256 2"),
-        "eyes": replace(mine, view=VideoInput(), source="eyes, sha256 3"),
+        "other": replace(mine, provenance={"name": "other", "sha256": "2"}),
+        "eyes": replace(mine, view=VideoInput(), provenance={"name": "eyes", "sha256": "3"}),
     }
     monkeypatch.setattr("avdistill.commands.compare.load_teacher", known.__getitem__)
     embed(many_clips, mine, "ears")
@@ -102,18 +102,23 @@ def ears(many_clips, monkeypatch):
 
 def test_new_audio_is_heard_by_the_network_of_these_features_only(many_clips, ears, tmp_path, capsys):
     call = ["corrupt", str(many_clips.folder), "time_shifted=0.5", "--out", str(tmp_path / "made"), "--teacher-run"]
-    for name, said in (("other", "'audio' by test; 'ears' by mine, sha256 1), found other"), ("eyes", "that hears")):
+    for name, said in (
+        ("other", "'audio' by test; 'ears' by mine, sha256 1), found other"),
+        ("eyes", "an audio teacher"),
+    ):
         assert main([*call, name]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "made").exists()
     assert main([*call, "mine"]) == 0
     assert "teacher 'audio' is left out: mine is another" in capsys.readouterr().err
     made = ClipDataset(tmp_path / "made")
-    assert {name: entry.source for name, entry in made.teachers.items()} == {"ears": "mine, sha256 1"}
+    assert {name: entry.provenance for name, entry in made.teachers.items()} == {
+        "ears": {"name": "mine", "sha256": "1"}
+    }
     base = ClipDataset(many_clips.folder)
     with pytest.raises(TeacherError, match=r"'audio' by test\), found mine"):
         transfer_features(base, made, "audio", teacher=ears["mine"])
-    transfer_features(base, made, "audio", teacher=replace(ears["mine"], source="test"))
+    transfer_features(base, made, "audio", teacher=replace(ears["mine"], provenance={"name": "test"}))
     assert set(ClipDataset(made.folder).teachers) == {"ears", "audio"}
 
 
@@ -126,8 +131,8 @@ def test_a_corruption_without_new_audio_brings_all_whichever_network_is_given(ma
 def test_the_sources_of_resampled_audio_and_of_a_fitted_head_are_known_again(many_clips, ears, tmp_path):
     at_half = replace(ears["mine"], sample_rate_hz=many_clips.sample_rate_hz // 2, any_rate=True, classes=("a", "b"))
     entry = embed(many_clips, at_half, "resampled")
-    assert "resampled from" in entry.source
-    assert "linear head" in entry.source
+    assert entry.provenance["resampled_from_hz"]
+    assert entry.head
     base = ClipDataset(many_clips.folder)
     made = corrupt(base, Corruption(noisy=0.5), tmp_path / "made")
     with pytest.raises(TeacherError, match="found mine, sha256 1"):
@@ -142,7 +147,7 @@ def test_older_features_that_a_corruption_already_has_are_refused(half_mute, tmp
     made = corrupt(base, Corruption(dropped=0.2, mismatched=0.3), tmp_path / "made")
     transfer_features(base, made, "audio")
     transfer_features(base, ClipDataset(made.folder), "audio")  # as they are: nothing to do
-    about = {"modality": "audio", "source": maker(base.teachers["audio"]), "logits": None, "classes": ()}
+    about = {"modality": "audio", "provenance": base.teachers["audio"].provenance, "logits": None, "classes": ()}
     if change == "head_split":
         about["head_split"] = "train+test"
     elif change == "values":
@@ -167,7 +172,10 @@ def test_features_of_another_network_that_a_corruption_already_has_are_refused(m
 
 def test_a_study_takes_no_other_network_than_that_of_its_features(many_clips, ears, tmp_path, capsys):
     call = ["compare", str(many_clips.folder), "--out", str(tmp_path / "study"), "--methods", "supervised"]
-    for name, said in (("other", "expected the network that made its features ('ears'"), ("eyes", "that hears")):
+    for name, said in (
+        ("other", "expected the network that made its features ('ears'"),
+        ("eyes", "an audio teacher"),
+    ):
         assert main([*call, "--corruptions", "noisy=0.5", "--teacher", "ears", "--teacher-run", name]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "study").exists()

@@ -148,7 +148,7 @@ def test_embedding_a_dataset_of_any_rate(saved, prepared, tmp_path):
     entry = embed(dataset, teacher, "video", device="cpu", batch_size=2)
     assert (entry.modality, entry.width, entry.classes) == ("video", 1024, dataset.classes)
     assert entry.clips == dataset.columns["has_video"].sum()
-    assert "shufflenet_v2_x0_5.pth, sha256" in entry.source
+    assert entry.provenance["weights"] == "shufflenet_v2_x0_5.pth"
 
 
 def test_a_dataset_without_what_the_teacher_looks_at(saved, prepared, tmp_path):
@@ -161,7 +161,7 @@ def test_a_dataset_without_what_the_teacher_looks_at(saved, prepared, tmp_path):
 
 def test_a_silent_dataset_for_a_teacher_that_hears(prepared):
     network = build_model("logmel_cnn", 3, {"width": 8})
-    teacher = Teacher(network, AudioInput(), ("a", "b", "c"), False, None, 16000, "test")
+    teacher = Teacher(network, AudioInput(), ("a", "b", "c"), False, None, 16000, {"name": "test"})
     dataset = ClipDataset(prepared)
     dataset.columns["silent"] = np.ones(len(dataset), dtype=bool)
     with pytest.raises(TeacherError, match=rf"expected clips with audio that is not silent, .* its {len(dataset)} "):
@@ -182,7 +182,7 @@ def test_torchvisions_own_weights_are_fetched_when_asked(saved, tmp_path, monkey
         teacher = load_teacher("torchvision:resnet18", weights=Path("download"))
     load_teacher("torchvision:resnet18")
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")]
-    assert "resnet18-f37072fd.pth, sha256" in teacher.source
+    assert teacher.provenance["weights"] == "resnet18-f37072fd.pth"
 
     def offline(*_arguments, **_options):
         raise URLError("no network")

@@ -18,6 +18,7 @@ from avdistill.methods import CRDConfig, KDConfig, MNFCSCConfig
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.run_dir import run_state
+from support.features import feature_arrays
 from support.training_cases import STUDENT, config, same, state
 
 
@@ -38,10 +39,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp
     """A dataset with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
     shutil.copytree(taught.folder, tmp_path / "dataset")
     dataset = ClipDataset(tmp_path / "dataset")
-    embedding, logits, present = dataset.teacher_features("audio")
+    embedding, logits, present = feature_arrays(dataset, "audio")
     logits[np.flatnonzero(present)[0]] = np.inf
-    dataset.add_teacher(
-        "audio", modality="audio", source="test", embedding=embedding, logits=logits, classes=dataset.classes
+    dataset.add_features(
+        "audio",
+        modality="audio",
+        provenance={"name": "test"},
+        embedding=embedding,
+        logits=logits,
+        classes=dataset.classes,
     )
     settings = {"method": KDConfig(), "teacher": "audio", "val_fraction": 0.0, "save_every": 1}
     with pytest.raises(RunError, match="soft_labels = nan at step"):

@@ -33,6 +33,7 @@ from avdistill.training.optim import autocast, build_optimizer, build_schedule, 
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import run_state
 from avdistill.training.setup import TrainingSetup, load_method
+from support.features import feature_arrays
 from support.training_cases import config, lines, same, state
 
 VARIANTS = {
@@ -103,11 +104,16 @@ def test_a_kill_before_the_first_save_starts_again(taught, tmp_path):
 
 def embed_again(dataset, source, change):
     """Other features under the same name, of the same width."""
-    embedding, logits, present = dataset.teacher_features("audio")
+    embedding, logits, present = feature_arrays(dataset, "audio")
     embedding[~present] = logits[~present] = np.nan
     entry = dataset.teachers["audio"]
-    dataset.add_teacher(
-        "audio", modality="audio", source=source, embedding=embedding * change, logits=logits, classes=entry.classes
+    dataset.add_features(
+        "audio",
+        modality="audio",
+        provenance={"name": source},
+        embedding=embedding * change,
+        logits=logits,
+        classes=entry.classes,
     )
 
 
@@ -117,19 +123,19 @@ def test_a_run_does_not_go_on_with_features_of_another_teacher(taught, tmp_path)
     run = train(kd, stop_after=5)
     recorded = json.loads((run / "data.json").read_text())["teacher"]
     assert recorded["name"] == "audio"
-    assert recorded["source"] == "test"
+    assert recorded["provenance"] == {"name": "test"}
     assert recorded["files"] == {
-        name: file_checksum(dataset.folder / name) for name in ("teacher-audio.npy", "teacher-audio-logits.npy")
+        name: file_checksum(dataset.folder / name) for name in ("features-audio.npy", "features-audio-logits.npy")
     }
     embed_again(dataset, "other", 2.0)
     with pytest.raises(RunError, match=r"features of teacher 'audio' are no longer .*, then by test, now by other: "):
         resume(run)
     assert state(run)[1]["progress"]["step"] == 5
     # A moved dataset is the same dataset, and maps that the method does not look at are not its teacher's features.
-    embedding, logits, present = taught.teacher_features("audio")
+    embedding, logits, present = feature_arrays(taught, "audio")
     embedding[~present] = logits[~present] = np.nan
-    maps, said = np.zeros((len(dataset), 2, 24), np.float32), {"modality": "audio", "source": "test"}
-    dataset.add_teacher("audio", embedding=embedding, logits=logits, classes=dataset.classes, tokens=maps, **said)
+    maps, said = np.zeros((len(dataset), 2, 24), np.float32), {"modality": "audio", "provenance": {"name": "test"}}
+    dataset.add_features("audio", embedding=embedding, logits=logits, classes=dataset.classes, tokens=maps, **said)
     resume(run, dataset=Path(shutil.move(dataset.folder, tmp_path / "moved")))
     assert same(state(run), state(train(replace(kd, dataset=taught.folder, out=tmp_path / "whole"))))
 
@@ -160,12 +166,12 @@ def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
     shutil.copytree(broken, tmp_path / "as_saved" / "run")
     for name in ("best", "last"):
         (broken / name).rename(broken / f"{name}.old")
-    assert load_teacher(broken).source == load_teacher(tmp_path / "as_saved" / "run").source
+    assert load_teacher(broken).provenance == load_teacher(tmp_path / "as_saved" / "run").provenance
     assert run_state(broken) == run_state(tmp_path / "as_saved" / "run")
     assert load_method(broken, taught)[1] == load_method(whole, taught)[1]
     resume(broken)
     assert same(state(whole), state(broken))
-    assert load_teacher(broken).source == load_teacher(whole).source
+    assert load_teacher(broken).provenance == load_teacher(whole).provenance
     assert not (broken / "last.old").exists()
 
 
@@ -236,7 +242,7 @@ def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
     silent_or_none = ~dataset.columns["has_audio"].astype(bool) | dataset.columns["silent"].astype(bool)
     assert entry.clips == len(dataset) - silent_or_none.sum()
     assert entry.width == 16
-    embedding, logits, present = ClipDataset(dataset.folder).teacher_features("audio")
+    embedding, logits, present = feature_arrays(ClipDataset(dataset.folder), "audio")
     assert (present == ~silent_or_none).all()
     truth = np.array([int(i.split("_")[1]) % 3 for i in dataset.columns["id"]])
     assert (logits.argmax(1) == truth)[present].mean() > 0.9

@@ -16,7 +16,7 @@ import torch
 
 from avdistill.annotations.groups import video_of
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import label_values, videos_of
+from avdistill.dataset.splits import label_values
 from avdistill.errors import ConfigError, DatasetError, TeacherError
 from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
@@ -92,16 +92,15 @@ def dataset_features(dataset: ClipDataset, name: str | None = None) -> LabeledFe
         if not dataset.teachers:
             raise DatasetError(f"{dataset.folder}: no teacher in this dataset; add one with `avdistill embed`")
         name = next(iter(dataset.teachers))
-    embedding, _, present = dataset.teacher_features(name)
-    embedding[~present] = np.nan
+    stored = dataset.features(name)
     columns = dataset.columns
     return LabeledFeatures(
         source=f"{dataset.folder}: teacher {name!r}",
         ids=columns["id"],
-        embedding=embedding,
+        embedding=np.where(stored.valid[:, None], stored.embedding, np.float32(np.nan)),
         labels=dataset.labels,
         splits=columns["split"],
-        groups=videos_of(dataset, np.arange(len(dataset))),
+        groups=columns["group"],
         without_audio=~columns["has_audio"].astype(bool),
         silent=columns["silent"].astype(bool),
     )

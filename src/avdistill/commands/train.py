@@ -23,6 +23,7 @@ from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import run_config, run_state
+from avdistill.types import format_provenance
 
 
 def train(arguments: list[str]) -> None:
@@ -156,7 +157,8 @@ def embed(arguments: list[str]) -> None:
     else:
         entry = embed_with(dataset, a.teacher, a.name, a.batch_size, a.weights, a.tokens, a.head_split)
     report = {**vars(entry), "dataset": str(a.dataset), "clips_in_dataset": len(dataset)}
-    line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.width}-d, from {entry.source}"
+    made_by = format_provenance(entry.provenance)
+    line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.embedding_dim}-d, from {made_by}"
     output(report, [line], a.json)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +24,8 @@ from avdistill.config_io import encode
 from avdistill.corruption.audio import _change_audio, _next_shard
 from avdistill.corruption.labels import _take_labels
 from avdistill.corruption.spec import Corruption
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
 from avdistill.dataset.shards import AudioShards
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
@@ -93,18 +94,16 @@ def _write(dataset: ClipDataset, corruption: Corruption, folder: Path, checksum:
         row["extra"] = list(row["extra"].items())
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
 
-    description = json.loads((dataset.folder / "dataset.json").read_text(encoding="utf-8"))
-    kept = {name: digest for name, digest in description["files"].items() if name.startswith(("frames-", "audio-"))}
+    description = read_description(dataset.folder)
+    kept = {name: digest for name, digest in description.files.items() if name.startswith(("frames-", "audio-"))}
     for name in kept:
         _link(dataset.folder / name, folder / name)
     for file in folder.iterdir():
         if file.name not in (LOCK, *kept):
             kept[file.name] = file_checksum(file)
     made_from = {"dataset": str(dataset.folder.resolve()), "checksum": dataset.checksum, **asdict(corruption)}
-    write_json(
-        folder / "dataset.json",
-        {**description, "teachers": {}, "files": kept, "checksum": checksum, "corruption": made_from},
-    )
+    made = replace(description, features={}, files=kept, checksum=checksum, corruption=made_from)
+    write_json(folder / "dataset.json", encode(made))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.annotations.groups import video_of
 from avdistill.corruption.spec import _CHANGES, Corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.shards import AudioShards
@@ -70,10 +69,10 @@ class _Donors:
 
     def draw(self, clip: int, rng: np.random.Generator, dataset: ClipDataset) -> int:
         """A random clip with a different label (of another video, where one of the labels is not known)."""
-        mine, video = self.labels[clip], video_of(self.rows[clip]["path"])
+        mine, video = self.labels[clip], self.rows[clip]["group"]
         for other in rng.permutation(self.eligible):
             theirs = self.labels[int(other)]
-            if (mine.isdisjoint(theirs)) if mine and theirs else video_of(self.rows[other]["path"]) != video:
+            if (mine.isdisjoint(theirs)) if mine and theirs else self.rows[other]["group"] != video:
                 return int(other)
         raise DatasetError(
             f"{dataset.folder}: no clip has another label than {self.rows[clip]['id']}, whose audio to take"

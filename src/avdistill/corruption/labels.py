@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.annotations.groups import video_of
 from avdistill.corruption.spec import Corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError
@@ -36,7 +35,7 @@ def _take_labels(dataset: ClipDataset, corruption: Corruption, rows: list[dict[s
 def _of_other_videos(
     dataset: ClipDataset, corruption: Corruption, labeled: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    videos = sorted({video_of(row["path"]) for row in labeled})
+    videos = sorted({row["group"] for row in labeled})
     if corruption.labeled_videos > len(videos):
         raise DatasetError(
             f"{dataset.folder}: {corruption.labeled_videos} labeled videos asked for, split {corruption.split!r} has "
@@ -44,7 +43,7 @@ def _of_other_videos(
         )
     drawn = np.random.default_rng([corruption.seed, 6]).permutation(videos)[: corruption.labeled_videos]
     kept = set(drawn.tolist())
-    return [row for row in labeled if video_of(row["path"]) not in kept]
+    return [row for row in labeled if row["group"] not in kept]
 
 
 def _beyond_each_class(corruption: Corruption, labeled: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from avdistill.dataset.windows import (
 )
 from avdistill.errors import DatasetError
 from avdistill.inputs import VideoInput, View
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, StoredFeatures
 
 
 class TrainingBatches:
@@ -37,9 +37,8 @@ class TrainingBatches:
         batch_size: int,
         labeled_per_batch: int | None,
         use_unlabeled: bool,
-        teacher: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None,
+        teacher: StoredFeatures | None,
         seed: int,
-        teacher_tokens: np.ndarray | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the pools.
@@ -52,13 +51,12 @@ class TrainingBatches:
             batch_size: B.
             labeled_per_batch: labeled clips of each batch; None draws from one pool.
             use_unlabeled: False draws labeled clips only.
-            teacher: (embedding, logits or None, has_teacher) with a row per clip of the *dataset*.
+            teacher: features with a row per clip of the *dataset*, without tokens unless the method needs them.
             seed: of order, windows and crops.
-            teacher_tokens: (N, K, D) the teacher's maps, for a method that looks at them.
             share: (r, n) gives rows r, r + n, ... of each batch, the same as they are in the whole one.
         """
         self.dataset, self.clips, self.labels, self.view = dataset, clips, labels, view
-        self.teacher, self.teacher_tokens, self.seed, self.share = teacher, teacher_tokens, seed, share
+        self.teacher, self.seed, self.share = teacher, seed, share
         labeled = np.flatnonzero(labels.labeled.numpy())
         unlabeled = np.flatnonzero(~labels.labeled.numpy())
         if not len(labeled):
@@ -105,28 +103,17 @@ class TrainingBatches:
             for i, clip in enumerate(clips)
         ]
         inputs = torch.stack(windows)
-        features, has_teacher = self._teacher_rows(clips)
+        has_teacher = np.zeros(len(clips), bool) if self.teacher is None else self.teacher.valid[clips]
         return Batch(
             frames=inputs if isinstance(self.view, VideoInput) else None,
             audio=None if isinstance(self.view, VideoInput) else inputs,
             labels=self.labels.values[rows],
             labeled=self.labels.labeled[rows],
-            teacher=features,
-            has_teacher=has_teacher,
+            teacher=None if self.teacher is None else self.teacher.select(clips),
+            has_teacher=torch.from_numpy(has_teacher),
             clip_ids=tuple(self.dataset.columns["id"][clips].tolist()),
             indices=torch.from_numpy(rows),
         )
-
-    def _teacher_rows(self, clips: np.ndarray) -> tuple[Features | None, Tensor]:
-        if self.teacher is None:
-            return None, torch.zeros(len(clips), dtype=torch.bool)
-        embedding, logits, present = self.teacher
-        features = Features(
-            embedding=torch.from_numpy(embedding[clips]),
-            logits=None if logits is None else torch.from_numpy(logits[clips]),
-            tokens=None if self.teacher_tokens is None else torch.from_numpy(self.teacher_tokens[clips]),
-        )
-        return features, torch.from_numpy(present[clips])
 
 
 class EvaluationWindows:

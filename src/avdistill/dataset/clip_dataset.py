@@ -1,139 +1,59 @@
-"""The dataset: clips of uint8 frames and int16 audio on disk, readable without this library.
+"""A dataset: clips of uint8 frames and int16 audio in a folder, readable without this library.
 
-Layout of formats 1 and 2 (`docs/formats/dataset.md`):
+Layout of format 3 (`docs/formats/dataset.md`):
 
-    dataset.json              version, rates, sizes, classes, teachers, SHA-256 of every file
-    clips.parquet           a row per clip: id, labels, split, times, where its frames and audio lie
-    frames-00000.npy        uint8 (frames, height, width, 3), memory-mapped; a shard per video size and per 2 GB.
-                            Format 2: frames-00000.jpeg and where each video ends (`shards.py`)
-    audio-00000.npy         int16 (samples,) mono
-    teacher-<name>.npy      float32 (clips, D), row i belongs to row i of clips.parquet; teacher-<name>-logits.npy too,
-                            teacher-<name>-tokens.npy (clips, K, D) where asked for
-    skipped.csv             files that could not be read, and why
-    sources.csv             size and date of the files that were read
-    lock                    empty; held by whoever writes
+    dataset.json              version, rates, classes, features, SHA-256 of every file (`schema.py`)
+    clips.parquet             a row per clip: id, source video, labels, split, times, where its frames and audio lie
+    frames-00000.npy          uint8 (frames, height, width, 3), memory-mapped; a shard per frame size and per 2 GB.
+                              Frames encoded as JPEG: frames-00000.jpeg and where each frame ends (`shards.py`)
+    audio-00000.npy           int16 (samples,) mono
+    features-<name>*.npy      a teacher's embedding, logits and tokens (`features.py`)
+    skipped.csv               files that could not be read, and why
+    sources.csv               size and date of the files that were read
+    lock                      empty; held by the process that writes
 
-A dataset is built under another name and renamed when it is whole (`preparation.py`).
+A dataset is written under another name and renamed when it is whole (`preparation/`).
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from avdistill.dataset.features import feature_files, read_features, write_features
+from avdistill.dataset.schema import CLIP_SCHEMA, TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames
 from avdistill.errors import DatasetError
-from avdistill.fsio import (
-    as_json,
-    error_message,
-    file_checksum,
-    open_lock,
-    sync_folder,
-    write_array,
-    write_json,
-    write_text,
-)
+from avdistill.fsio import error_message, file_checksum
+from avdistill.types import Provenance, StoredFeatures
 
-# Older readers refuse the second by its number.
-RAW_VERSION, JPEG_VERSION = 1, 2
 # A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
 _MOST_MAPPED = 100
-# Audio whose every sample lies below -80 dBFS says nothing: such a clip counts as one without audio for a teacher.
+# Audio whose every sample lies below -80 dBFS is silent: such a clip counts as one without audio for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
-
-CLIP_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("has_video", pa.bool_()),
-        ("frame_shard", pa.int32()),
-        ("frame_offset", pa.int64()),
-        ("frame_count", pa.int64()),
-        ("has_audio", pa.bool_()),
-        ("silent", pa.bool_()),
-        ("audio_shard", pa.int32()),
-        ("audio_offset", pa.int64()),
-        ("audio_count", pa.int64()),
-        ("notes", pa.list_(pa.string())),
-        ("extra", pa.map_(pa.string(), pa.string())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class TeacherEntry:
-    """What `dataset.json` says of one teacher's features.
-
-    Attributes:
-        name: under which methods ask for it.
-        modality: "audio" or "video".
-        width: D of the embedding.
-        classes: names of the logits' columns, empty where there are no logits.
-        source: what made it (a run folder's student and its checksum, a model's name).
-        clips: how many clips have an embedding.
-        num_tokens: K of its maps; 0 where there are none.
-        fitted_head: whether the logits are those of a head fitted on this dataset's labels.
-        head_split: whose labels those were; several splits are joined by "+".
-    """
-
-    name: str
-    modality: str
-    width: int
-    classes: tuple[str, ...]
-    source: str
-    clips: int
-    num_tokens: int = 0
-    fitted_head: bool = False
-    head_split: str = "train"
 
 
 class ClipDataset:
-    """A prepared dataset, opened for reading; only `add_teacher` writes."""
+    """A prepared dataset, opened for reading; only `add_features` writes."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open `folder`. Reads the description and the clip table; shards are mapped when first needed.
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Open `folder`. Reads `dataset.json` and the clip table; shards are mapped when first needed.
 
         Raises:
-            DatasetError: no dataset there, one still being prepared, or one of a later format.
+            DatasetError: no dataset there, a damaged one, one still being prepared, or one of another format.
         """
         self.folder = Path(folder)
-        description = self.folder / "dataset.json"
-        if not description.is_file():
-            partial = staging_dir(self.folder).is_dir()
-            hint = "; its preparation was interrupted: run the same `avdistill prepare` again" if partial else ""
-            raise DatasetError(f"{self.folder}: no dataset here (dataset.json is missing{hint})")
-        self._description = self._read_description()
-        try:
-            self.table: pa.Table = pq.read_table(self.folder / "clips.parquet")
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{self.folder}: clips.parquet is missing or damaged: {error_message(error)}") from error
-
-    def _read_description(self) -> dict[str, Any]:
-        try:
-            description: dict[str, Any] = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DatasetError(f"{self.folder}: dataset.json is damaged: {error_message(error)}") from error
-        version = description.get("version")
-        if version not in (RAW_VERSION, JPEG_VERSION):
-            raise DatasetError(
-                f"{self.folder}: dataset format {version!r}; "
-                f"this avdistill reads formats {RAW_VERSION} and {JPEG_VERSION}"
-            )
-        return description
+        self._description = read_description(self.folder)
+        self.table: pa.Table = read_clips(self.folder, self._description.clips)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -141,45 +61,38 @@ class ClipDataset:
     @property
     def fps(self) -> float | None:
         """Frames a second the clips were taken at; None where every frame was taken."""
-        return self._description["fps"]
+        return self._description.fps
 
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the stored audio."""
-        return int(self._description["sample_rate_hz"])
+        return self._description.sample_rate_hz
 
     @property
     def video_reading(self) -> dict[str, Any]:
-        """`short_side`, `size` and `region` that the images were prepared with."""
-        config = self._description["settings"]["config"]
-        size, region = config["size"], config["region"]
-        return {
-            "short_side": config["short_side"],
-            "size": None if size is None else tuple(size),
-            "region": None if region is None else tuple(region),
-        }
+        """`short_side`, `size` and `region` that the frames were prepared with."""
+        config = self._description.settings.get("config", {})
+        found = {name: config.get(name) for name in ("short_side", "size", "region")}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Sorted names of all labels that occur."""
-        return tuple(self._description["classes"])
+        return self._description.classes
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over the clips' content; teachers added later do not change it."""
-        return str(self._description["checksum"])
+        """SHA-256 over the clips' content; features added later do not change it."""
+        return self._description.checksum
 
     @property
     def teachers(self) -> dict[str, TeacherEntry]:
         """Teachers whose features are in the dataset, by name."""
-        entries = self._description["teachers"]
-        return {
-            name: TeacherEntry(**{**e, "name": name, "classes": tuple(e["classes"])}) for name, e in entries.items()
-        }
+        return self._description.features
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        """The numeric columns and `id`, `path`, `split` as arrays."""
+        """The numeric columns and `id`, `path`, `group`, `split` as arrays (N,)."""
         plain = [f.name for f in CLIP_SCHEMA if f.name not in ("labels", "notes", "extra")]
         return {name: self.table[name].to_numpy(zero_copy_only=False) for name in plain}
 
@@ -203,7 +116,7 @@ class ClipDataset:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no video")
         number, offset, count = (int(c[f"frame_{name}"][clip]) for name in ("shard", "offset", "count"))
         shard = self._shard("frames", number)
-        if self._description["version"] == JPEG_VERSION:
+        if self._description.frame_encoding == "jpeg":
             return JpegFrames(self._images(number), shard, offset, count)
         return shard[offset : offset + count]
 
@@ -215,119 +128,80 @@ class ClipDataset:
         offset = c["audio_offset"][clip]
         return self._shard("audio", int(c["audio_shard"][clip]))[offset : offset + c["audio_count"][clip]]
 
-    def teacher_features(self, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """(embedding (N, D), logits (N, C) or None, has_teacher bool (N,)) of a teacher, row i for clip i."""
-        entry = self._teacher(name)
-        embedding = np.load(self.folder / f"teacher-{name}.npy")
-        logits = np.load(self.folder / f"teacher-{name}-logits.npy") if entry.classes else None
-        # NaN marks "no embedding" on disk, where a mask would be a third file; it never leaves this function.
-        present = ~np.isnan(embedding[:, 0])
-        embedding[~present] = 0
-        if logits is not None:
-            logits[~present] = 0
-        return embedding, logits, present
+    def features(self, name: str) -> StoredFeatures:
+        """The features of a teacher, row i for clip i.
 
-    def teacher_tokens(self, name: str) -> np.ndarray | None:
-        """float32 (N, K, D) maps of a teacher, memory-mapped; None where it has put none into the dataset.
-
-        Rows of clips without a teacher are 0: `teacher_features` tells which.
+        Raises:
+            DatasetError: no such teacher, or its files are missing or damaged.
         """
-        there = self._teacher(name).num_tokens
-        return np.load(self.folder / f"teacher-{name}-tokens.npy", mmap_mode="r") if there else None
+        return read_features(self.folder, self._teacher(name), len(self))
 
-    def teacher_record(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
-        """A teacher's features, JSON-ready: `name`, `source`, SHA-256 of its `files` (of maps only if asked)."""
-        source, known = self._teacher(name).source, self._description["files"]
-        names = [f"teacher-{name}{ending}.npy" for ending in ("", "-logits", "-tokens")][: 3 if tokens else 2]
-        return {"name": name, "source": source, "files": {file: known[file] for file in names if file in known}}
+    def features_manifest(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
+        """`name`, `provenance` and SHA-256 of the `files` of a teacher's features (of tokens only if asked)."""
+        known = self._description.files
+        files = {file: known[file] for file in feature_files(name)[: 3 if tokens else 2] if file in known}
+        return {"name": name, "provenance": self._teacher(name).provenance, "files": files}
 
     def _teacher(self, name: str) -> TeacherEntry:
-        teachers = self.teachers
-        if name not in teachers:
-            known = ", ".join(sorted(teachers)) or "none"
+        if name not in self.teachers:
+            known = ", ".join(sorted(self.teachers)) or "none"
             raise DatasetError(
-                f"{self.folder}: no teacher {name!r} in this dataset (there: {known}); add it with `avdistill embed`"
+                f"{self.folder}: no teacher {name!r} in this dataset (found: {known}); add it with `avdistill embed`"
             )
-        return teachers[name]
+        return self.teachers[name]
 
-    def add_teacher(
+    def add_features(
         self,
         name: str,
         *,
-        modality: str,
-        source: str,
+        modality: Literal["audio", "video"],
+        provenance: Provenance,
         embedding: np.ndarray,
         logits: np.ndarray | None,
         classes: tuple[str, ...],
         tokens: np.ndarray | None = None,
         fitted_head: bool = False,
         head_split: str = "train",
-    ) -> None:
-        """Write a teacher's features, float32 (N, D) with NaN rows where a clip has none, and enter them in
-        dataset.json.
+        head: dict[str, int | float] | None = None,
+    ) -> TeacherEntry:
+        """Write a teacher's features and enter them in `dataset.json`; features of the same name are replaced.
 
-        `tokens` are its maps, float32 (N, K, D), with zeros in such rows. Features of the same name are replaced: a
-        kill in between leaves the old ones, the new ones or none, never an embedding of one and logits of the other.
-        Other processes may add theirs at the same time.
+        Args:
+            name: of the teacher in this dataset: letters, digits, "_" and ".".
+            modality: what the embeddings were computed from.
+            provenance: what computed them.
+            embedding: float32 (N, D), rows of NaN for clips without one.
+            logits: float32 (N, C), or None.
+            classes: names of the logits' columns.
+            tokens: float32 (N, K, D), zeros for clips without them; or None.
+            fitted_head, head_split, head: see `TeacherEntry`.
 
         Raises:
-            DatasetError: the name is not usable as part of a file name, the number of rows differs from the clips, or
-                the folder cannot be written; what was there then stays.
+            DatasetError: such a name cannot be used, the number of rows differs from that of the clips, or the folder
+                cannot be written; the old features then stay.
         """
-        if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
-            raise DatasetError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
-        for rows in (embedding, tokens):
+        for rows in (embedding, logits, tokens):
             if rows is not None and len(rows) != len(self):
                 raise DatasetError(f"teacher {name!r}: {len(rows)} rows for {len(self)} clips")
-        clips = int((~np.isnan(embedding[:, 0])).sum())
-        D, K = int(embedding.shape[1]), 0 if tokens is None else int(tokens.shape[1])
-        columns = () if logits is None else classes
-        entry = TeacherEntry(name, modality, D, columns, source, clips, K, fitted_head, head_split)
-        arrays = {
-            f"teacher-{name}.npy": embedding,
-            f"teacher-{name}-logits.npy": logits,
-            f"teacher-{name}-tokens.npy": tokens,
-        }
-        try:
-            with open_lock(self.folder, wait=True):
-                self._replace_teacher(entry, arrays)
-        except OSError as error:
-            raise DatasetError(f"{self.folder}: teacher {name!r} cannot be written: {error_message(error)}") from error
-
-    def _replace_teacher(self, entry: TeacherEntry, arrays: dict[str, np.ndarray | None]) -> None:
-        description = self._read_description()  # another process may have added a teacher since we opened the dataset
-        files = {name: digest for name, digest in description["files"].items() if name not in arrays}
-        teachers = {name: other for name, other in description["teachers"].items() if name != entry.name}
-        without = {**description, "files": dict(files), "teachers": teachers}
-        kept = {name: array for name, array in arrays.items() if array is not None}
-        finished = self.folder / "dataset.json.added"
-        try:
-            # First all that takes room on the disk, under other names; then what cannot be taken back.
-            for name, array in kept.items():
-                write_array(self.folder / f"{name}.tmp", np.ascontiguousarray(array, np.float32))
-                files[name] = file_checksum(self.folder / f"{name}.tmp")
-            fields = {key: value for key, value in asdict(entry).items() if key != "name"}
-            added = {**description, "files": files, "teachers": {**teachers, entry.name: fields}}
-            write_text(finished, as_json(added))
-            if entry.name in description["teachers"]:
-                write_json(self.folder / "dataset.json", without)
-            for name in arrays:
-                if name in kept:
-                    (self.folder / f"{name}.tmp").replace(self.folder / name)
-                else:
-                    (self.folder / name).unlink(missing_ok=True)
-            sync_folder(self.folder)  # the names of the arrays before the one that vouches for them
-            finished.replace(self.folder / "dataset.json")
-            self._description = added
-            sync_folder(self.folder)
-        finally:
-            for file in (finished, *(self.folder / f"{name}.tmp" for name in kept)):
-                file.unlink(missing_ok=True)
+        entry = TeacherEntry(
+            name=name,
+            modality=modality,
+            embedding_dim=int(embedding.shape[1]),
+            num_tokens=0 if tokens is None else int(tokens.shape[1]),
+            classes=() if logits is None else tuple(classes),
+            provenance=provenance,
+            clips=int((~np.isnan(embedding[:, 0])).sum()),
+            fitted_head=fitted_head,
+            head_split=head_split,
+            head=head or {},
+        )
+        self._description = write_features(self.folder, entry, embedding, logits, tokens)
+        return entry
 
     def verify(self) -> list[str]:
         """Recompute every checksum; the returned lines name files that are missing or differ (empty: all is well)."""
         faults = []
-        for name, expected in self._description["files"].items():
+        for name, expected in self._description.files.items():
             file = self.folder / name
             if not file.is_file():
                 faults.append(f"{name}: missing")
@@ -344,7 +218,8 @@ class ClipDataset:
         sizes = {self.frames(int(clip)).shape[1:3] for clip in firsts}
         return {
             "folder": str(self.folder),
-            "version": self._description["version"],
+            "version": self._description.version,
+            "frame_encoding": self._description.frame_encoding,
             "checksum": self.checksum,
             "clips": len(self),
             "videos": len(set(c["path"].tolist())),
@@ -361,7 +236,7 @@ class ClipDataset:
             "fps": self.fps,
             "audio_seconds": round(float(c["audio_count"].sum()) / self.sample_rate_hz, 3),
             "sample_rate_hz": self.sample_rate_hz,
-            "skipped": self._description["skipped"],
+            "skipped": self._description.skipped,
             "teachers": {name: asdict(entry) for name, entry in self.teachers.items()},
             "bytes": sum(f.stat().st_size for f in self.folder.iterdir()),
         }
@@ -392,9 +267,3 @@ class ClipDataset:
     def __getstate__(self) -> dict[str, Any]:
         # Loader processes map the shards themselves: a memory map that is pickled would travel as a copy.
         return {key: value for key, value in self.__dict__.items() if key != "_shards"}
-
-
-def staging_dir(dataset: Path) -> Path:
-    """Where a dataset lives until it is whole."""
-    dataset = dataset.resolve()  # "." has no name
-    return dataset.with_name(dataset.name + ".partial")

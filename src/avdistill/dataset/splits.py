@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.annotations.groups import video_of
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import (
     check_fits,
@@ -100,11 +99,6 @@ def labeled_clips(dataset: ClipDataset, split: str) -> np.ndarray:
     return clips
 
 
-def videos_of(dataset: ClipDataset, clips: np.ndarray) -> np.ndarray:
-    """(N,) text: the video that each of the clips is from (`video_of`)."""
-    return np.array([video_of(path) for path in dataset.columns["path"][clips].tolist()])
-
-
 def has_modality(dataset: ClipDataset, clips: np.ndarray, view: View) -> np.ndarray:
     """bool (N,): which clips hold what the view looks at."""
     return dataset.columns["has_video" if isinstance(view, VideoInput) else "has_audio"][clips].astype(bool)
@@ -127,11 +121,11 @@ def split_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation): a share of the *videos* with a labeled clip is set aside, with all their labeled clips.
 
-    Clips of one video (`video_of`) never stand on both sides. Unlabeled ones of a video set aside are dropped from
+    Clips of one video (column `group`) never stand on both sides. Unlabeled ones of a video set aside are dropped from
     training. Where there are two such videos or more and the share is not 0, at least one is set aside.
     """
     labeled = np.array([bool(dataset.labels[i]) for i in clips])
-    videos = videos_of(dataset, clips)
+    videos = dataset.columns["group"][clips]
     candidates = np.unique(videos[labeled])
     count = max(round(fraction * len(candidates)), int(len(candidates) > 1)) if fraction else 0
     chosen = set(np.random.default_rng([seed, 1]).permutation(candidates)[:count].tolist())

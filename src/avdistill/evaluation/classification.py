@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips, videos_of
+from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.evaluation.metrics import (
     ClassificationMetrics,
@@ -116,7 +116,7 @@ def _one_label(
     scores, truth = outputs.probabilities[seen], labels[seen]
     correct = torch.zeros(len(clips), dtype=torch.float64)
     correct[seen] = (scores.argmax(1) == truth).double()
-    estimate = interval(correct.numpy()[None], videos_of(dataset, clips))
+    estimate = interval(correct.numpy()[None], dataset.columns["group"][clips])
     metrics = ClassificationMetrics(
         **counts,
         top1_accuracy=float(correct.mean()),

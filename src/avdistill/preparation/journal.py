@@ -21,8 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from avdistill.annotations.groups import video_of
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import CLIP_SCHEMA, JPEG_VERSION, RAW_VERSION, SILENCE_PEAK
+from avdistill.config_io import encode
+from avdistill.dataset.clip_dataset import SILENCE_PEAK
+from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION, DatasetDescription
 from avdistill.dataset.shards import JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum, sync, sync_folder, write_json
@@ -192,6 +195,7 @@ class Journal:
         row: dict[str, Any] = {
             "id": annotation.clip_id,
             "path": annotation.path,
+            "group": video_of(annotation.path),
             "labels": list(annotation.labels),
             "split": annotation.split,
             "start_seconds": annotation.start_seconds,
@@ -311,19 +315,20 @@ class Journal:
         kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".jpeg", ".parquet", ".csv"))
         files = {f.name: file_checksum(f) for f in kept}
         content = {name: digest for name, digest in files.items() if name not in _RECORDS}
-        description = {
-            "version": RAW_VERSION if self.jpeg_quality is None else JPEG_VERSION,
-            "fps": settings["config"]["fps"],
-            "sample_rate_hz": settings["config"]["sample_rate_hz"],
-            "classes": sorted({label for row in self.rows for label in row["labels"]}),
-            "clips": len(self.rows),
-            "skipped": len(self.skipped),
-            "checksum": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-            "files": files,
-            "teachers": {},
-            "settings": settings,
-        }
-        write_json(self.folder / "dataset.json", description)
+        description = DatasetDescription(
+            version=FORMAT_VERSION,
+            frame_encoding="raw" if self.jpeg_quality is None else "jpeg",
+            fps=settings["config"]["fps"],
+            sample_rate_hz=settings["config"]["sample_rate_hz"],
+            classes=tuple(sorted({label for row in self.rows for label in row["labels"]})),
+            clips=len(self.rows),
+            skipped=len(self.skipped),
+            checksum=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            files=files,
+            features={},
+            settings=settings,
+        )
+        write_json(self.folder / "dataset.json", encode(description))
 
 
 def remove_journal(dataset: Path) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from avdistill.annotations.readers import Annotation
-from avdistill.dataset.clip_dataset import ClipDataset, staging_dir
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import read_description, staging_dir
 from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, error_message
@@ -90,8 +91,6 @@ def prepare(
         )
     videos, out = Path(videos), Path(out)
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
-    if config.jpeg_quality is None:  # came after datasets were made: theirs are the same settings
-        del settings["config"]["jpeg_quality"]
     if read is not read_media:
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"
     folder = staging_dir(out)
@@ -136,12 +135,12 @@ def _existing(
     out: Path, videos: Path, settings: dict[str, Any], strict: bool, time_limit_seconds: float | None
 ) -> ClipDataset:
     dataset = ClipDataset(out)
-    description = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-    if "corruption" in description:  # its settings are those of the dataset it was made from
+    description = read_description(out)
+    if description.corruption:  # its settings are those of the dataset it was made from
         raise DatasetError(
             f"{out}: a dataset under a corruption is here, not the one it was made from; name another folder"
         )
-    if description.get("settings") != settings:
+    if description.settings != settings:
         raise DatasetError(
             f"{out}: a dataset made from another list or other settings is here; remove it or name another"
         )

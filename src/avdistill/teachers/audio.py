@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from avdistill.errors import TeacherError
-from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput
 from avdistill.models.panns import AUDIOSET_CLASSES, PANN
 from avdistill.models.pretrained import (
@@ -23,8 +22,8 @@ from avdistill.models.pretrained import (
 from avdistill.models.registry import build_model
 from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
 from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
-from avdistill.teachers.base import Teacher, TeacherSpec
-from avdistill.types import Network
+from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
+from avdistill.types import Network, Provenance
 
 # Given as weights: no file, random ones of a fixed seed. For trying things out; the dataset's record says so.
 RANDOM = Path("random")
@@ -56,12 +55,12 @@ def _load_panns(name: str, weights: Path | None) -> Teacher:
     network = _network(name, AUDIOSET_CLASSES)
     assert isinstance(network, PANN)
     if weights == RANDOM:
-        labels, source = None, f"{name}, RANDOM WEIGHTS (seed 0)"
+        labels, provenance = None, _random_provenance(name)
     else:
         file = weights or fetch(_DOWNLOADS[name])
         load_panns(network, file)
         labels = file.parent / "class_labels_indices.csv"
-        source = f"{name} (PANNs), {file.name}, sha256 {file_checksum(file)[:16]}"
+        provenance = weights_provenance(f"{name} (PANNs)", file)
     return Teacher(
         network=network.eval(),
         view=AudioInput(seconds=_PANNS_SECONDS),
@@ -69,7 +68,7 @@ def _load_panns(name: str, weights: Path | None) -> Teacher:
         multi_label=True,
         fps=None,
         sample_rate_hz=_PANNS_RATE_HZ,
-        source=source,
+        provenance=provenance,
         any_rate=True,
     )
 
@@ -84,13 +83,13 @@ def _load_yamnet(weights: Path | None) -> Teacher:
     network = _network("yamnet", YAMNET_CLASSES)
     assert isinstance(network, YAMNet)
     if weights == RANDOM:
-        labels, source = None, "yamnet, RANDOM WEIGHTS (seed 0)"
+        labels, provenance = None, _random_provenance("yamnet")
     else:
         load_yamnet(network, path)
         folder = path.parent if path.name == "variables" or path.is_file() else path
         labels = folder / "assets" / "yamnet_class_map.csv"
         values = path if path.is_file() else folder / "variables" / "variables.data-00000-of-00001"
-        source = f"yamnet, {values.name}, sha256 {file_checksum(values)[:16]}"
+        provenance = weights_provenance("yamnet", values)
     return Teacher(
         network=network.eval(),
         view=AudioInput(seconds=_YAMNET_SECONDS),
@@ -98,9 +97,13 @@ def _load_yamnet(weights: Path | None) -> Teacher:
         multi_label=True,
         fps=None,
         sample_rate_hz=YAMNET_RATE_HZ,
-        source=source,
+        provenance=provenance,
         any_rate=True,
     )
+
+
+def _random_provenance(name: str) -> Provenance:
+    return {"name": name, "weights": "RANDOM", "seed": 0}
 
 
 def _network(name: str, classes: int) -> Network:

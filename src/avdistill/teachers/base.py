@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from avdistill.fsio import file_checksum
 from avdistill.inputs import View
-from avdistill.types import Network
+from avdistill.types import Network, Provenance
+
+
+def weights_provenance(name: str, weights: Path) -> Provenance:
+    """The provenance of a network whose weights are a file."""
+    return {"name": name, "weights": weights.name, "weights_sha256": file_checksum(weights)}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Teacher:
         multi_label: whether its probabilities are sigmoids.
         fps: frames a second it was trained at; None: every frame.
         sample_rate_hz: of the audio it was trained on.
-        source: what made it, for the record in the dataset.
+        provenance: what identifies it and its weights, for the record in the dataset.
         any_fps: whether it may be shown frames of any dataset, whatever their rate (networks of single images).
         any_rate: whether audio of another rate is resampled for it rather than refused.
     """
@@ -33,7 +39,7 @@ class Teacher:
     multi_label: bool
     fps: float | None
     sample_rate_hz: int
-    source: str
+    provenance: Provenance
     any_fps: bool = False
     any_rate: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from avdistill.inference.runner import run_network
 from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.linear_head import fit_head
-from avdistill.types import Features, Network
+from avdistill.types import Features, Network, Provenance, format_provenance
 
 
 class Resampled(Network):
@@ -64,7 +65,7 @@ def embed(
         TeacherError: the dataset's rate differs from what the teacher was trained at, no clip holds its modality, or
             `tokens` are asked of a teacher that has none.
     """
-    network, source = _at_rates_of(dataset, teacher, name)
+    network = _at_rates_of(dataset, teacher, name)
     clips = _clips_for(dataset, teacher, name)
     with distributed.init_distributed(device) as own_device:
         try:
@@ -80,7 +81,8 @@ def embed(
             )
         except NoTokensError as error:
             raise TeacherError(
-                f"teacher {name!r}: expected a network with a feature map for --tokens, found none in {source}"
+                f"teacher {name!r}: expected a network with a feature map for --tokens, found none in "
+                f"{format_provenance(teacher.provenance)}"
             ) from error
         present = outputs.present.numpy()
         if distributed.rank() == 0:
@@ -88,7 +90,7 @@ def embed(
                 dataset,
                 name,
                 modality=teacher.view.modality,
-                source=source,
+                provenance=provenance_on(dataset, teacher),
                 embedding=_rows(dataset, clips, present, outputs.embedding, np.nan),
                 logits=_rows(dataset, clips, present, outputs.logits, np.nan) if teacher.classes else None,
                 classes=teacher.classes,
@@ -122,21 +124,21 @@ def _rows(dataset: ClipDataset, clips: np.ndarray, present: np.ndarray, values: 
     return rows
 
 
-def _at_rates_of(dataset: ClipDataset, teacher: Teacher, name: str) -> tuple[Network, str]:
-    """The network as the dataset's clips may be given to it, and what made it, in words."""
+def _at_rates_of(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
+    """The network as the dataset's clips may be given to it."""
     fps = dataset.fps if teacher.any_fps else teacher.fps
     rate, network = teacher.sample_rate_hz, teacher.network
     if _is_resampled(dataset, teacher):
         network = Resampled(network, dataset.sample_rate_hz, rate)
         rate = dataset.sample_rate_hz
     check_rates(dataset, teacher.view, fps, rate, f"teacher {name!r}")
-    return network, source_on(dataset, teacher)
+    return network
 
 
-def source_on(dataset: ClipDataset, teacher: Teacher) -> str:
-    """What makes a teacher's features of the dataset's clips, in words, as `embed` writes it down."""
-    resampled = f", resampled from {dataset.sample_rate_hz} Hz" if _is_resampled(dataset, teacher) else ""
-    return teacher.source + resampled
+def provenance_on(dataset: ClipDataset, teacher: Teacher) -> Provenance:
+    """The provenance of the teacher's features of this dataset, as `embed` records it."""
+    resampled = {"resampled_from_hz": dataset.sample_rate_hz} if _is_resampled(dataset, teacher) else {}
+    return teacher.provenance | resampled
 
 
 def _is_resampled(dataset: ClipDataset, teacher: Teacher) -> bool:
@@ -147,8 +149,8 @@ def add_features(
     dataset: ClipDataset,
     name: str,
     *,
-    modality: str,
-    source: str,
+    modality: Literal["audio", "video"],
+    provenance: Provenance,
     embedding: np.ndarray,
     logits: np.ndarray | None,
     classes: tuple[str, ...],
@@ -159,22 +161,23 @@ def add_features(
 
     Args:
         dataset: gets the features; `dataset.json` says how the logits were made.
-        name, modality, source, embedding, logits, classes, tokens: see `ClipDataset.add_teacher`.
+        name, modality, provenance, embedding, logits, classes, tokens: see `ClipDataset.add_features`.
         head_split: whose labeled clips a head is fitted on.
     """
+    head: dict[str, int | float] = {}
     fitted = not set(dataset.classes) <= set(classes)
     if fitted:
-        logits, told = fit_head(dataset, embedding, split=head_split)
-        classes, source = dataset.classes, f"{source}; {told}"
-    dataset.add_teacher(
+        classes = dataset.classes
+        logits, head = fit_head(dataset, embedding, split=head_split)
+    return dataset.add_features(
         name,
         modality=modality,
-        source=source,
+        provenance=provenance,
         embedding=embedding,
         logits=logits,
         classes=classes,
         tokens=tokens,
         fitted_head=fitted,
         head_split=head_split if fitted else "train",
+        head=head,
     )
-    return ClipDataset(dataset.folder).teachers[name]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.errors import TeacherError
-from avdistill.fsio import error_message, file_checksum
+from avdistill.fsio import error_message
 from avdistill.inputs import AudioInput, VideoInput, View
 from avdistill.models.imagenet import renormalize_frames
 from avdistill.models.torchvision_video import OutputHook
-from avdistill.teachers.base import Teacher
+from avdistill.teachers.base import Teacher, weights_provenance
 from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
-from avdistill.types import Features, Network
+from avdistill.types import Features, Network, Provenance
 
 HUGGINGFACE = "huggingface:"
 # How many tokens (class, distillation) stand before the positions of the last map, by the config's model_type.
@@ -155,7 +155,7 @@ def load_huggingface(name: str) -> Teacher:
         multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
         fps=None,
         sample_rate_hz=processor.sampling_rate if kind == "audio" else 0,
-        source=_source(name, config, type(model).__name__),
+        provenance=_provenance(name, config, type(model).__name__),
         any_fps=kind == "video",
         any_rate=kind == "audio",
     )
@@ -230,9 +230,9 @@ def _try(network: Network, view: View, processor: Any) -> None:
         network.eval()(torch.zeros(shape))
 
 
-def _source(name: str, config: Any, architecture: str) -> str:
+def _provenance(name: str, config: Any, architecture: str) -> Provenance:
     weights = Path(name) / "model.safetensors"
     if weights.is_file():
-        return f"{architecture} of {Path(name).name}, sha256 {file_checksum(weights)[:16]}"
+        return weights_provenance(f"{architecture} of {Path(name).name}", weights)
     commit = getattr(config, "_commit_hash", None)
-    return f"{architecture} of {HUGGINGFACE}{name}" + (f", commit {commit[:16]}" if commit else "")
+    return {"name": f"{architecture} of {HUGGINGFACE}{name}"} | ({"commit": commit} if commit else {})

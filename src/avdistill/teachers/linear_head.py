@@ -7,7 +7,6 @@ class that such a head has not seen it knows nothing, which is not to say that i
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any
 
@@ -21,8 +20,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
-from avdistill.dataset.splits import split_names, videos_of
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import split_names
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
@@ -30,17 +29,9 @@ _FOLDS = 5
 _NEVER = -20.0
 
 
-def maker(entry: TeacherEntry) -> str:
-    """What made a dataset's features, in words: their `source` without what is said there of a head."""
-    return maker_of(entry.source)
-
-
-def maker_of(source: str) -> str:
-    """The same of a `source` that was written down."""
-    return re.split("; (?:logits of a linear head on|no head:) ", source)[0]
-
-
-def fit_head(dataset: ClipDataset, embedding: np.ndarray, *, split: str = "train") -> tuple[np.ndarray | None, str]:
+def fit_head(
+    dataset: ClipDataset, embedding: np.ndarray, *, split: str = "train"
+) -> tuple[np.ndarray | None, dict[str, int | float]]:
     """Logits of every clip that has an embedding, from a logistic regression on the labeled ones of a split.
 
     The strength of its regularisation is the one with the best likelihood on the first fold.
@@ -52,15 +43,16 @@ def fit_head(dataset: ClipDataset, embedding: np.ndarray, *, split: str = "train
 
     Returns:
         float32 (N, C) log-probabilities (with several labels per clip: log-odds), NaN where there is no embedding; and
-        how they were made, in words. None where fewer than two videos or classes of the split are labeled.
+        the number of `labeled_clips` and the regularization `C`. None and {} where fewer than two videos or classes of
+        the split are labeled.
     """
     present = ~np.isnan(embedding).any(axis=1)
     labeled = np.array([bool(row) for row in dataset.labels])
     rows = np.flatnonzero(present & labeled & np.isin(dataset.columns["split"], split_names(dataset, split)))
-    groups = videos_of(dataset, rows)
+    groups = dataset.columns["group"][rows]
     occurring = sorted({name for i in rows for name in dataset.labels[i]})
     if len(set(groups)) < 2 or len(occurring) < 2:
-        return None, f"no head: fewer than two labeled videos or classes in split {split!r}"
+        return None, {}
     several = dataset.multi_label
     targets: Any = np.array([dataset.labels[i][0] for i in rows])
     if several:
@@ -82,7 +74,7 @@ def fit_head(dataset: ClipDataset, embedding: np.ndarray, *, split: str = "train
     whole = _fitted(x, targets, strength, several)
     logits[np.ix_(np.flatnonzero(present), columns)] = _scores(whole, targets, embedding[present], occurring, several)
     logits[np.ix_(rows, columns)] = own
-    return logits, f"logits of a linear head on {len(rows)} labeled clips of split {split!r} (C {strength:g})"
+    return logits, {"labeled_clips": len(rows), "C": strength}
 
 
 def _likelihood(

@@ -15,6 +15,7 @@ from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum
 from avdistill.teachers.extraction import add_features
+from avdistill.types import Provenance
 
 PRECOMPUTED = "precomputed:"
 
@@ -56,11 +57,13 @@ def embed_precomputed(
     if path.is_dir():
         wanted = sorted(set().union(*keys))
         found = {key: file for key in wanted if (file := path / f"{key}.npy").is_file()}
-        known, source = sorted(file.stem for file in path.glob("*.npy")), f"{path.name}/*.npy"
+        known = sorted(file.stem for file in path.glob("*.npy"))
+        provenance: Provenance = {"name": f"{PRECOMPUTED}{path.name}/*.npy"}
         table = _Table(read_embeddings(found), {}, ()) if found else None
     elif path.is_file():
         table = _read_table(path)
-        known, source = sorted(table.embedding), f"{path.name}, sha256 {file_checksum(path)[:16]}"
+        known = sorted(table.embedding)
+        provenance = {"name": f"{PRECOMPUTED}{path.name}", "sha256": file_checksum(path)}
     else:
         raise DatasetError(f"{path}: expected a folder of <clip id>.npy or an .npz, found nothing")
     matched = {} if table is None else _join(keys, table.embedding)
@@ -75,7 +78,7 @@ def embed_precomputed(
         dataset,
         name,
         modality=modality,
-        source=f"{PRECOMPUTED}{source}",
+        provenance=provenance,
         embedding=embedding,
         logits=logits,
         classes=table.classes,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from avdistill.errors import TeacherError
-from avdistill.fsio import file_checksum
 from avdistill.models.checkpoint import WEIGHTS, load_student, student_folder
 from avdistill.teachers.audio import AUDIO_TEACHERS
-from avdistill.teachers.base import Teacher, TeacherSpec
+from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
 from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
 from avdistill.teachers.precomputed import PRECOMPUTED
 from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_torchvision
@@ -69,5 +68,5 @@ def load_run(run: str | Path) -> Teacher:
         multi_label=description.multi_label,
         fps=description.fps,
         sample_rate_hz=description.sample_rate_hz,
-        source=f"{description.model} of run {folder.name}, sha256 {file_checksum(weights)[:16]}",
+        provenance=weights_provenance(f"{description.model} of run {folder.name}", weights),
     )

@@ -10,8 +10,8 @@ import numpy as np
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.teachers.base import Teacher
-from avdistill.teachers.extraction import add_features, embed, source_on
-from avdistill.teachers.linear_head import maker
+from avdistill.teachers.extraction import add_features, embed, provenance_on
+from avdistill.types import format_provenance
 
 
 def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teacher | None = None) -> list[str]:
@@ -22,8 +22,10 @@ def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teach
     """
     unheard = set()
     if teacher is not None and (audio_sources(base, dataset) == _NEW).any():
-        mine = source_on(base, teacher)
-        unheard = {name for name, entry in base.teachers.items() if entry.modality == "audio" and maker(entry) != mine}
+        mine = provenance_on(base, teacher)
+        unheard = {
+            name for name, entry in base.teachers.items() if entry.modality == "audio" and entry.provenance != mine
+        }
     left_out = sorted(unheard - dataset.teachers.keys())
     for name in base.teachers:
         if name not in left_out:
@@ -38,13 +40,15 @@ def check_teacher(base: ClipDataset, names: Collection[str], teacher: Teacher) -
     """
     if teacher.view.modality != "audio":
         raise TeacherError(
-            f"{teacher.source}: expected a teacher that hears, for new audio, found one of {teacher.view.modality}"
+            f"{format_provenance(teacher.provenance)}: expected an audio teacher, for new audio, found one of "
+            f"{teacher.view.modality}"
         )
-    mine = source_on(base, teacher)
-    made_by = {name: maker(base.teachers[name]) for name in names}
+    mine = provenance_on(base, teacher)
+    made_by = {name: base.teachers[name].provenance for name in names}
     if mine not in made_by.values():
-        there = "; ".join(f"{name!r} by {source}" for name, source in made_by.items()) or "nothing"
-        raise TeacherError(f"{base.folder}: expected the network that made its features ({there}), found {mine}")
+        there = "; ".join(f"{name!r} by {format_provenance(by)}" for name, by in made_by.items()) or "nothing"
+        found = format_provenance(mine)
+        raise TeacherError(f"{base.folder}: expected the network that made its features ({there}), found {found}")
 
 
 def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, teacher: Teacher | None = None) -> None:
@@ -66,11 +70,11 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
             new audio and no network to hear it.
         TeacherError: there is new audio, and the network is another than the one that made the features.
     """
-    embedding, logits, present = base.teacher_features(name)
+    stored = base.features(name)
     if name in dataset.teachers:
         _check_transferred(base, dataset, name)
         return
-    entry, tokens = base.teachers[name], base.teacher_tokens(name)
+    entry = base.teachers[name]
     source = np.arange(len(base))
     if entry.modality == "audio":
         source = audio_sources(base, dataset)
@@ -83,21 +87,17 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
             check_teacher(base, [name], teacher)
             embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
             return
-    there = (source >= 0) & present[source]
-    embedding = np.where(there[:, None], embedding[source], np.nan)
-    if logits is not None:
-        logits = np.where(there[:, None], logits[source], np.nan)
-    if tokens is not None:
-        tokens = tokens[source] * there[:, None, None]
+    there = (source >= 0) & stored.valid[source]
+    kept_logits = None if entry.fitted_head else stored.logits
     add_features(
         dataset,
         name,
         modality=entry.modality,
-        source=maker(entry) if entry.fitted_head else entry.source,
-        embedding=embedding,
-        logits=None if entry.fitted_head else logits,
+        provenance=entry.provenance,
+        embedding=np.where(there[:, None], stored.embedding[source], np.nan),
+        logits=None if kept_logits is None else np.where(there[:, None], kept_logits[source], np.nan),
         classes=() if entry.fitted_head else entry.classes,
-        tokens=tokens,
+        tokens=None if stored.tokens is None else stored.tokens[source] * there[:, None, None],
         head_split=entry.head_split,
     )
 
@@ -106,17 +106,15 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
     """Raise DatasetError where the features of `dataset` are not those of `base` as they are now."""
     old, new = dataset.teachers[name], base.teachers[name]
     again = "remove this folder, to make it anew"
-    if maker(old) != maker(new):
+    if old.provenance != new.provenance:
         raise DatasetError(
-            f"{dataset.folder}: its teacher {name!r} is {maker(old)}, that of {base.folder} is {maker(new)}: {again}"
+            f"{dataset.folder}: its teacher {name!r} is {format_provenance(old.provenance)}, that of {base.folder} is "
+            f"{format_provenance(new.provenance)}: {again}"
         )
     source = audio_sources(base, dataset) if new.modality == "audio" else np.arange(len(base))
     before, after = (
-        np.where(present[rows, None], embedding[rows], np.nan)
-        for (embedding, _, present), rows in (
-            (dataset.teacher_features(name), source >= 0),
-            (base.teacher_features(name), source[source >= 0]),
-        )
+        np.where(stored.valid[rows, None], stored.embedding[rows], np.nan)
+        for stored, rows in ((dataset.features(name), source >= 0), (base.features(name), source[source >= 0]))
     )
     # A network that heard the new audio heard the others again, in other batches: that moves last digits.
     same = before.shape == after.shape and np.allclose(before, after, rtol=1e-3, atol=1e-4, equal_nan=True)

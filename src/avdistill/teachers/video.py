@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError, TeacherError
-from avdistill.fsio import file_checksum
 from avdistill.inputs import VideoInput
 from avdistill.models.efficientnet_lite import EfficientNetLite0
 from avdistill.models.imagenet import renormalize_frames
 from avdistill.models.torchvision_video import TorchvisionVideo
-from avdistill.teachers.base import Teacher, TeacherSpec
-from avdistill.types import Features, Network
+from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
+from avdistill.types import Features, Network, Provenance
 
 TORCHVISION = "torchvision:"
 DOWNLOAD = Path("download")
@@ -129,7 +128,7 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
         frames=_VIDEO_FRAMES if name in videos else IMAGE_FRAMES,
         side=given.crop_size[0],
         classes=() if name in videos else tuple(published.meta["categories"]),
-        source=f"{TORCHVISION}{name}, {file.name}, sha256 {file_checksum(file)[:16]}",
+        provenance=weights_provenance(f"{TORCHVISION}{name}", file),
     )
 
 
@@ -188,7 +187,7 @@ def _load_lite(weights: Path | None) -> Teacher:
         frames=IMAGE_FRAMES,
         side=224,
         classes=tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"]),
-        source=f"efficientnet_lite0, {file.name}, sha256 {file_checksum(file)[:16]}",
+        provenance=weights_provenance("efficientnet_lite0", file),
     )
 
 
@@ -201,7 +200,7 @@ def _lite_file() -> Path | None:
     return file if file.is_file() else None
 
 
-def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ...], source: str) -> Teacher:
+def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ...], provenance: Provenance) -> Teacher:
     return Teacher(
         network=network.eval(),
         view=VideoInput(frames=frames, size=(side, side)),
@@ -209,7 +208,7 @@ def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ..
         multi_label=False,
         fps=None,
         sample_rate_hz=0,
-        source=source,
+        provenance=provenance,
         any_fps=True,
     )
 

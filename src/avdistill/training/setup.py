@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.run_dir import data_manifest, run_config
-from avdistill.types import StudentConfig, StudentNetwork
+from avdistill.types import StoredFeatures, StudentConfig, StudentNetwork, format_provenance
 
 
 @dataclass
@@ -84,12 +84,11 @@ class TrainingSetup:
             labeled_per_batch=config.labeled_per_batch,
             use_unlabeled=chosen.uses_unlabeled,
             teacher=teacher,
-            teacher_tokens=_teacher_tokens(dataset, config, chosen),
             seed=config.seed,
             share=(distributed.rank(), processes),
         )
         student = _build_student(config, dataset, begun=saved_folder(run, "last") is not None)
-        context = _context(config, dataset.classes, 0 if teacher is None else teacher[0].shape[1], len(training))
+        context = _context(config, dataset.classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
         method = build_method(config.method, student, context).to(device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
@@ -129,7 +128,7 @@ class TrainingSetup:
         needs = method_class(self.config.method).needs
         if not needs or self.config.teacher is None:
             return None
-        return self.dataset.teacher_record(self.config.teacher, tokens=needs == "tokens")
+        return self.dataset.features_manifest(self.config.teacher, tokens=needs == "tokens")
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
         """Raise RunError unless dataset, teacher's features and a method's own file are those the run was started with.
@@ -156,7 +155,7 @@ def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any
 
 
 def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
-    """Raise DatasetError where a teacher's features are others than those of an earlier `ClipDataset.teacher_record`.
+    """Raise DatasetError where a teacher's features differ from those of an earlier `ClipDataset.features_manifest`.
 
     Args:
         dataset: told in the message.
@@ -164,10 +163,11 @@ def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, no
         now: None where there are none any more.
     """
     if then is not None and then["files"] != (now or {}).get("files"):
-        maker = "nothing" if now is None else now["source"]
+        made_by = "nothing" if now is None else format_provenance(now["provenance"])
         raise DatasetError(
             f"{dataset.folder}: the features of teacher {then['name']!r} are no longer those that were learned from, "
-            f"then by {then['source']}, now by {maker}: `avdistill embed` those again, or begin anew"
+            f"then by {format_provenance(then['provenance'])}, now by {made_by}: "
+            "`avdistill embed` those again, or begin anew"
         )
 
 
@@ -190,7 +190,7 @@ def load_method(run: Path, dataset: ClipDataset) -> tuple[Method, StudentConfig]
     student, description = load_student(folder)
     recorded = data_manifest(run)
     check_same_method(run, config, recorded)
-    teacher_dim = dataset.teacher_features(config.teacher)[0].shape[1] if config.teacher is not None else 0
+    teacher_dim = 0 if config.teacher is None else dataset.features(config.teacher).embedding.shape[1]
     context = _context(config, description.classes, teacher_dim, len(recorded["training"]))
     method = build_method(config.method, student, context)
     load_tensors(method, folder / "helpers.safetensors", without="student.")
@@ -241,44 +241,26 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> St
     return student
 
 
-def _teacher_features(
-    dataset: ClipDataset, config: TrainConfig, method: type[Method]
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray] | None:
-    """The teacher's rows, its logits' columns put in the order of the dataset's classes."""
+def _teacher_features(dataset: ClipDataset, config: TrainConfig, method: type[Method]) -> StoredFeatures | None:
+    """What the method needs of the teacher, with logits in the order of the dataset's classes."""
     if not method.needs:
         return None
     if config.teacher is None:
         raise RunError(
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
         )
-    embedding, logits, present = dataset.teacher_features(config.teacher)
-    logits = reorder_columns(logits, dataset.teachers[config.teacher].classes, dataset.classes)
-    if method.needs == "logits" and logits is None:
+    teacher = dataset.features(config.teacher).with_classes(dataset.classes)
+    if method.needs == "logits" and teacher.logits is None:
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"
         )
-    return embedding, logits, present
-
-
-def reorder_columns(logits: np.ndarray | None, columns: Sequence[str], classes: Sequence[str]) -> np.ndarray | None:
-    """A teacher's logits (N, C) with the columns in the order of `classes`; None where one of them is missing."""
-    place = {name: i for i, name in enumerate(columns)}
-    if logits is None or any(name not in place for name in classes):
-        return None
-    return logits[:, [place[name] for name in classes]]
-
-
-def _teacher_tokens(dataset: ClipDataset, config: TrainConfig, method: type[Method]) -> np.ndarray | None:
-    """The teacher's map of every clip, for a method that looks at it."""
     if method.needs != "tokens":
-        return None
-    assert config.teacher is not None
-    tokens = dataset.teacher_tokens(config.teacher)
-    if tokens is None:
+        return replace(teacher, tokens=None)
+    if teacher.tokens is None:
         having = [name for name, entry in dataset.teachers.items() if entry.num_tokens]
         raise RunError(
-            f"method {config.method.name!r} needs the teacher's maps, which {config.teacher!r} has not put into the "
-            f"dataset (teachers there with maps: {', '.join(having) or 'none'}); `avdistill embed --tokens` does where "
+            f"method {config.method.name!r} needs the teacher's tokens, which {config.teacher!r} has not put into the "
+            f"dataset (teachers with tokens: {', '.join(having) or 'none'}); `avdistill embed --tokens` does where "
             "the teacher has any"
         )
-    return tokens
+    return teacher

@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,9 @@ from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.mnf_csc import MNFCSC
 from avdistill.methods.robust import Robust
 from avdistill.progress import OnProgress
-from avdistill.teachers.linear_head import maker, maker_of
 from avdistill.training.run_dir import data_manifest, environment, run_config, wrap_io_errors
-from avdistill.training.setup import load_method, reorder_columns
-from avdistill.types import Features, StudentConfig
+from avdistill.training.setup import load_method
+from avdistill.types import Features, StudentConfig, format_provenance
 
 Score = Literal[
     "mismatch_score", "gate", "similarity", "calibration", "teacher_nll", "disagreement", "mismatch_probability"
@@ -224,11 +223,11 @@ class _Case:
 
 def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
     """A filter says nothing of another network's features than it learned from. Earlier versions recorded none."""
-    then, now = data_manifest(run).get("teacher"), maker(dataset.teachers[name])
-    if then is not None and maker_of(then["source"]) != now:
+    then, now = data_manifest(run).get("teacher"), dataset.teachers[name].provenance
+    if then is not None and then["provenance"] != now:
         raise DatasetError(
-            f"{dataset.folder}: the features of teacher {name!r} are by {now}, the run learned from those by "
-            f"{maker_of(then['source'])}"
+            f"{dataset.folder}: the features of teacher {name!r} are by {format_provenance(now)}, the run learned from "
+            f"those by {format_provenance(then['provenance'])}"
         )
 
 
@@ -240,20 +239,19 @@ def _open(run: Path, dataset: ClipDataset, split: str, asked: str | None) -> _Ca
         _check_maker(run, dataset, name)
     check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(dataset, split)
-    embedding, logits, has_teacher = dataset.teacher_features(name)
-    logits = reorder_columns(logits, dataset.teachers[name].classes, description.classes)
+    stored = replace(dataset.features(name), tokens=None).with_classes(description.classes)
     seen = has_modality(dataset, clips, description.view)
-    there = seen & has_teacher[clips]
+    there = seen & stored.valid[clips]
     scored = clips[there]
     if not len(scored):
         raise RunError(
             f"{run}: none of the {len(clips)} clips of split {split!r} has both {description.view.modality} and "
             f"features of teacher {name!r}"
         )
-    chosen = None if logits is None else torch.from_numpy(logits[scored])
-    if chosen is not None and isinstance(method, Robust):
+    features = stored.select(scored)
+    if features.logits is not None and isinstance(method, Robust):
         mismatch_score_from = dict.fromkeys(_GROUPS, "mismatch_probability")
-    elif chosen is not None:
+    elif features.logits is not None:
         mismatch_score_from = {"labeled": "teacher_nll", "unlabeled": "disagreement"}
     elif isinstance(method, MNFCSC):
         mismatch_score_from = dict.fromkeys(_GROUPS, "similarity")
@@ -271,7 +269,7 @@ def _open(run: Path, dataset: ClipDataset, split: str, asked: str | None) -> _Ca
         unscored=[
             (int(clip), "teacher" if s else "student") for clip, s in zip(clips[~there], seen[~there], strict=True)
         ],
-        features=Features(torch.from_numpy(embedding[scored]), chosen),
+        features=features,
         labels=encode_labels(dataset, scored, description.classes, description.multi_label),
         indices=_places(run, dataset.columns["id"][scored].tolist()),
         mismatch_score_from=mismatch_score_from,

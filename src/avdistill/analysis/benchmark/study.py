@@ -32,7 +32,7 @@ from avdistill.config_io import encode
 from avdistill.corruption.apply import corrupt
 from avdistill.corruption.spec import Corruption, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import clips_of_splits, labeled_clips, videos_of
+from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, method_class, parse_method
@@ -265,7 +265,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     check_datasets(study, dataset, methods, network)
     teacher = dataset.teachers.get(study.teacher)
     needed = {method_class(config).needs for config in methods.values()} - {""}
-    features = dataset.teacher_record(study.teacher, tokens="tokens" in needed) if needed and teacher else None
+    features = dataset.features_manifest(study.teacher, tokens="tokens" in needed) if needed and teacher else None
     record = encode(study) | {
         "dataset": str(study.dataset.resolve()),
         "test_dataset": str((study.test_dataset or study.dataset).resolve()),
@@ -327,7 +327,7 @@ def write_report(
     """
     dataset = ClipDataset(study.test_dataset or study.dataset)
     clips = labeled_clips(dataset, study.test_split)
-    groups = np.unique(videos_of(dataset, clips), return_inverse=True)[1].tolist()
+    groups = np.unique(dataset.columns["group"][clips], return_inverse=True)[1].tolist()
     base = encode(study.base)
     keep = ("steps", "batch_size", "labeled_per_batch", "val_fraction", "student", "optimizer")
     record = {

@@ -248,7 +248,7 @@ def import_clips(
             dataset,
             "audio",
             modality="audio",
-            source=f"{embeddings}/*.npy of the release",
+            provenance={"name": f"{embeddings}/*.npy of the release"},
             embedding=np.stack([features.get(name, absent) for name in ids]),
             logits=None,
             classes=(),

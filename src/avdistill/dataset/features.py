@@ -1,0 +1,119 @@
+"""A teacher's features in a dataset's folder: written, replaced, read.
+
+features-<name>.npy             float32 (clips, D), row i for row i of clips.parquet; NaN where a clip has none
+features-<name>-logits.npy      float32 (clips, C)
+features-<name>-tokens.npy      float32 (clips, K, D)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from avdistill.config_io import encode
+from avdistill.dataset.schema import DatasetDescription, TeacherEntry, read_description
+from avdistill.errors import DatasetError
+from avdistill.fsio import (
+    as_json,
+    error_message,
+    file_checksum,
+    open_lock,
+    sync_folder,
+    write_array,
+    write_json,
+    write_text,
+)
+from avdistill.types import StoredFeatures
+
+
+def feature_files(name: str) -> tuple[str, str, str]:
+    """File names of a teacher's embedding, logits and tokens."""
+    return f"features-{name}.npy", f"features-{name}-logits.npy", f"features-{name}-tokens.npy"
+
+
+def read_features(folder: Path, entry: TeacherEntry, clips: int) -> StoredFeatures:
+    """The features that `entry` describes.
+
+    Raises:
+        DatasetError: a file is missing, damaged or of another shape.
+    """
+    C, D, K = len(entry.classes), entry.embedding_dim, entry.num_tokens
+    files = feature_files(entry.name)
+    embedding = _load(folder / files[0], (clips, D))
+    logits = _load(folder / files[1], (clips, C)) if C else None
+    tokens = _load(folder / files[2], (clips, K, D), mapped=True) if K else None
+    # NaN marks "no embedding" on disk, where a mask would be one more file; it never leaves this function.
+    valid = ~np.isnan(embedding[:, 0])
+    embedding[~valid] = 0
+    if logits is not None:
+        logits[~valid] = 0
+    return StoredFeatures(embedding, logits, tokens, valid, entry.classes, entry.provenance)
+
+
+def _load(file: Path, shape: tuple[int, ...], *, mapped: bool = False) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r" if mapped else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`") from error
+    if array.shape != shape or array.dtype != np.float32:
+        raise DatasetError(f"{file}: expected float32 {shape}, found {array.dtype} {array.shape}")
+    return array
+
+
+def write_features(
+    folder: Path,
+    entry: TeacherEntry,
+    embedding: np.ndarray,
+    logits: np.ndarray | None,
+    tokens: np.ndarray | None,
+) -> DatasetDescription:
+    """Write or replace the features of a teacher; returns the new content of dataset.json.
+
+    A kill in between leaves the old features, the new ones or none, never an embedding of one and logits of the other.
+    Other processes may write theirs at the same time.
+
+    Raises:
+        DatasetError: the name is not usable as part of a file name, or the folder cannot be written; the old features
+            then stay.
+    """
+    name = entry.name
+    if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
+        raise DatasetError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
+    arrays = dict(zip(feature_files(name), (embedding, logits, tokens), strict=True))
+    try:
+        with open_lock(folder, wait=True):
+            return _replace(folder, entry, arrays)
+    except OSError as error:
+        raise DatasetError(f"{folder}: teacher {name!r} cannot be written: {error_message(error)}") from error
+
+
+def _replace(folder: Path, entry: TeacherEntry, arrays: dict[str, np.ndarray | None]) -> DatasetDescription:
+    description = read_description(folder)  # another process may have added features since the dataset was opened
+    files = {file: digest for file, digest in description.files.items() if file not in arrays}
+    others = {key: other for key, other in description.features.items() if key != entry.name}
+    without = replace(description, files=dict(files), features=others)
+    kept = {file: array for file, array in arrays.items() if array is not None}
+    finished = folder / "dataset.json.added"
+    try:
+        # First all that takes room on the disk, under other names; then what cannot be taken back.
+        for file, array in kept.items():
+            write_array(folder / f"{file}.tmp", np.ascontiguousarray(array, np.float32))
+            files[file] = file_checksum(folder / f"{file}.tmp")
+        added = replace(description, files=files, features={**others, entry.name: entry})
+        write_text(finished, as_json(encode(added)))
+        if entry.name in description.features:
+            write_json(folder / "dataset.json", encode(without))
+        for file in arrays:
+            if file in kept:
+                (folder / f"{file}.tmp").replace(folder / file)
+            else:
+                (folder / file).unlink(missing_ok=True)
+        sync_folder(folder)  # the names of the arrays before the one that vouches for them
+        finished.replace(folder / "dataset.json")
+        sync_folder(folder)
+        return added
+    finally:
+        for temporary in (finished, *(folder / f"{file}.tmp" for file in kept)):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""The two tables of contents of a dataset: `dataset.json` and `clips.parquet` (`docs/formats/dataset.md`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avdistill.config_io import decode
+from avdistill.errors import ConfigError, DatasetError
+from avdistill.fsio import error_message
+from avdistill.types import Provenance
+
+FORMAT_VERSION = 3
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("group", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("has_video", pa.bool_()),
+        ("frame_shard", pa.int32()),
+        ("frame_offset", pa.int64()),
+        ("frame_count", pa.int64()),
+        ("has_audio", pa.bool_()),
+        ("silent", pa.bool_()),
+        ("audio_shard", pa.int32()),
+        ("audio_offset", pa.int64()),
+        ("audio_count", pa.int64()),
+        ("notes", pa.list_(pa.string())),
+        ("extra", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TeacherEntry:
+    """A teacher's features in `dataset.json`.
+
+    Attributes:
+        name: by which methods ask for it, the key of the entry.
+        modality: "audio" or "video", which the embeddings were computed from.
+        embedding_dim: D.
+        num_tokens: K; 0 without tokens.
+        classes: names of the logits' columns, empty without logits.
+        provenance: what computed the embeddings.
+        clips: how many clips have an embedding.
+        fitted_head: whether the logits are those of a linear head fitted on this dataset's labels.
+        head_split: the split of those labels; several splits are joined by "+".
+        head: `labeled_clips` and the regularization `C` of such a head, empty where it had too few labels.
+    """
+
+    name: str
+    modality: Literal["audio", "video"]
+    embedding_dim: int
+    num_tokens: int
+    classes: tuple[str, ...]
+    provenance: Provenance
+    clips: int
+    fitted_head: bool = False
+    head_split: str = "train"
+    head: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """The content of `dataset.json`.
+
+    Attributes:
+        version: `FORMAT_VERSION`.
+        frame_encoding: "raw" uint8 arrays, or "jpeg".
+        fps: frames a second; None where every frame was taken.
+        sample_rate_hz: of the audio.
+        classes: sorted names of all labels that occur.
+        clips, skipped: how many were read, and how many could not be.
+        checksum: SHA-256 over the clips' content; features do not change it.
+        files: SHA-256 of every file.
+        features: teachers by name.
+        settings: of the preparation.
+        corruption: what the dataset was made from and how; empty for one that was prepared from files.
+    """
+
+    version: int
+    frame_encoding: Literal["raw", "jpeg"]
+    fps: float | None
+    sample_rate_hz: int
+    classes: tuple[str, ...]
+    clips: int
+    skipped: int
+    checksum: str
+    files: dict[str, str]
+    features: dict[str, TeacherEntry]
+    settings: dict[str, Any]
+    corruption: dict[str, Any] = field(default_factory=dict)
+
+
+def read_description(folder: Path) -> DatasetDescription:
+    """`dataset.json` of a folder.
+
+    Raises:
+        DatasetError: no dataset there, a damaged one, or another format than `FORMAT_VERSION`.
+    """
+    path, again = folder / "dataset.json", "prepare it again with `avdistill prepare`"
+    if not path.is_file():
+        if (folder / "store.json").is_file():
+            raise DatasetError(f"{folder}: expected format {FORMAT_VERSION}, found store.json of an older one; {again}")
+        hint = "; its preparation was interrupted: run the same `avdistill prepare` again"
+        hint = hint if staging_dir(folder).is_dir() else ""
+        raise DatasetError(f"{folder}: no dataset here (dataset.json is missing{hint})")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("version") != FORMAT_VERSION:
+            found = content.get("version")
+            raise DatasetError(f"{folder}: expected dataset format {FORMAT_VERSION}, found {found!r}; {again}")
+        return decode(DatasetDescription, content, "dataset.json")
+    except ConfigError as error:
+        raise DatasetError(f"{folder}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder}: dataset.json is damaged: {error_message(error)}") from error
+
+
+def read_clips(folder: Path, clips: int) -> pa.Table:
+    """`clips.parquet` of a folder, the columns of `CLIP_SCHEMA`.
+
+    Raises:
+        DatasetError: the file is missing or damaged, a column is missing or of another type, or there are not as many
+            rows as `clips`.
+    """
+    try:
+        table = pq.read_table(folder / "clips.parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{folder}: clips.parquet is missing or damaged: {error_message(error)}") from error
+    for column in CLIP_SCHEMA:
+        found = table.schema.field(column.name).type if column.name in table.column_names else "none"
+        if found != column.type:
+            raise DatasetError(
+                f"{folder}: clips.parquet: expected a column {column.name!r} of {column.type}, found {found}"
+            )
+    if table.num_rows != clips:
+        raise DatasetError(f"{folder}: clips.parquet: expected {clips} rows as in dataset.json, found {table.num_rows}")
+    return table
+
+
+def staging_dir(dataset: Path) -> Path:
+    """Where a dataset lives until it is whole."""
+    dataset = dataset.resolve()  # "." has no name
+    return dataset.with_name(dataset.name + ".partial")

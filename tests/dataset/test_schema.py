@@ -1,0 +1,106 @@
+"""What of `dataset.json`, `clips.parquet` and a teacher's files is refused, in one line; groups; stored features."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from avdistill.annotations.readers import Annotation
+from avdistill.cli import main
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import DatasetError
+from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.media_files import SMALL, numbered_frames, write_video
+
+CONFIG = PrepareConfig(fps=10, short_side=32)
+
+
+def damaged(prepared, folder, change):
+    """The one line that a dataset is refused with whose `dataset.json` is what `change` makes of it."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(prepared / "clips.parquet", folder)
+    description = json.loads((prepared / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(change(description)))
+    with pytest.raises(DatasetError) as refused:
+        ClipDataset(folder)
+    assert "\n" not in str(refused.value)
+    return str(refused.value).removeprefix(f"{folder}: ")
+
+
+ENTRY = {"name": "x", "modality": "audio", "embedding_dim": 2, "num_tokens": 0, "classes": [], "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: [], "dataset.json: expected an object with keys, got []"),
+        (lambda d: {"version": 1}, "expected dataset format 3, found 1; prepare it again"),
+        (lambda d: {}, "expected dataset format 3, found None; prepare it again"),
+        (lambda d: d | {"version": 4}, "expected dataset format 3, found 4; prepare it again"),
+        (lambda d: {"version": 3}, "dataset.json.frame_encoding: missing"),
+        (lambda d: d | {"frame_encoding": "png"}, "dataset.json.frame_encoding: expected one of 'raw', 'jpeg'"),
+        (lambda d: d | {"sample_rate_hz": "16000"}, "dataset.json.sample_rate_hz: expected int, got '16000'"),
+        (lambda d: d | {"features": []}, "dataset.json.features: expected dict"),
+        (lambda d: d | {"features": {"x": ENTRY}}, "dataset.json.features.x.clips: missing"),
+        (lambda d: d | {"features": {"x": ENTRY | {"clips": 1, "a": 2}}}, "dataset.json.features.x.a: unknown key"),
+        (lambda d: d | {"clips": 1}, f"clips.parquet: expected 1 rows as in dataset.json, found {len(SMALL)}"),
+    ],
+)
+def test_a_damaged_or_newer_description_is_refused_in_one_line(prepared, tmp_path, change, message):
+    assert damaged(prepared, tmp_path / "dataset", change).startswith(message)
+
+
+def test_a_description_that_is_no_json_is_refused_in_one_line(prepared, tmp_path, capsys):
+    (tmp_path / "dataset.json").write_bytes(b"\xff\x00{")
+    assert main(["info", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"avdistill: {tmp_path}: dataset.json is damaged: ")
+    assert said.count("\n") == 1
+
+
+def test_columns_that_are_missing_or_of_another_type_are_named(prepared, tmp_path):
+    shutil.copy(prepared / "dataset.json", tmp_path)
+    table = pq.read_table(prepared / "clips.parquet")
+    pq.write_table(table.drop_columns("group"), tmp_path / "clips.parquet")
+    with pytest.raises(DatasetError, match=r"clips\.parquet: expected a column 'group' of string, found none$"):
+        ClipDataset(tmp_path)
+    place, texts = table.column_names.index("frame_count"), [str(n) for n in table["frame_count"].to_pylist()]
+    pq.write_table(table.set_column(place, "frame_count", pa.array(texts)), tmp_path / "clips.parquet")
+    with pytest.raises(DatasetError, match=r"clips\.parquet: expected a column 'frame_count' of int64, found string$"):
+        ClipDataset(tmp_path)
+    (tmp_path / "clips.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"clips\.parquet is missing or damaged"):
+        ClipDataset(tmp_path)
+
+
+def test_features_whose_file_is_gone_or_of_another_shape_are_refused(taught, tmp_path):
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    np.save(dataset.folder / "features-audio-logits.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(
+        DatasetError, match=r"features-audio-logits\.npy: expected float32 \(\d+, 3\), found float32 \(2, 3\)"
+    ):
+        dataset.features("audio")
+    (dataset.folder / "features-audio.npy").unlink()
+    with pytest.raises(DatasetError, match=r"features-audio\.npy: damaged or missing"):
+        dataset.features("audio")
+
+
+def test_parts_of_one_video_are_a_group(tmp_path):
+    names = ["v_Typing_g01_c01", "v_Typing_g01_c02", "other"]
+    for name in names:
+        write_video(tmp_path / f"{name}.mp4", frames=numbered_frames(4))
+    listed = [Annotation(name, f"{name}.mp4", (), "train") for name in names]
+    dataset = prepare(listed, tmp_path, tmp_path / "dataset", CONFIG, workers=1)
+    assert dataset.columns["group"].tolist() == ["v_Typing_g01", "v_Typing_g01", "other.mp4"]
+
+
+def test_logits_come_in_the_order_of_the_classes_asked_for(taught):
+    stored = taught.features("audio")
+    turned = stored.with_classes(taught.classes[::-1])
+    np.testing.assert_array_equal(turned.logits, stored.logits[:, ::-1])
+    assert turned.classes == taught.classes[::-1]
+    assert stored.with_classes(("unknown",)).logits is None
+    np.testing.assert_array_equal(stored.select(np.array([2, 0])).logits.numpy(), stored.logits[[2, 0]])
