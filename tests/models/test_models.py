@@ -90,7 +90,7 @@ def test_frames_are_normalized_as_imagenet_was():
 
 
 def test_stacked_frames_takes_its_number_only():
-    with pytest.raises(ValueError, match="takes 16 frames, got 8"):
+    with pytest.raises(ValueError, match="expected 16 frames, found 8"):
         build_model("stacked_frames", 3)(torch.zeros(1, 3, 8, 24, 24))
 
 
@@ -244,7 +244,7 @@ def test_options_are_checked_before_the_network_is_built(monkeypatch):
         ("cnn14_emb32", {"embedding_dim": 64}, "model 'cnn14_emb32': unknown option 'embedding_dim'"),
         ("torchvision:s3d", {"network": "r3d_18"}, "unknown option 'network'; known: kinetics"),
         ("yamnet", {"width": 8}, "unknown option 'width'; known: none"),
-        ("r2plus1d_xia2023", {"depth": 50}, "model 'r2plus1d_xia2023': depth must be 18 or 34, got 50"),
+        ("r2plus1d_xia2023", {"depth": 50}, "model 'r2plus1d_xia2023': depth: expected 18 or 34, found 50"),
     ):
         with pytest.raises(ConfigError, match=f"^{message}" if message.startswith("model") else message):
             build_model(name, 3, options)

@@ -80,7 +80,7 @@ def test_other_rates_have_the_windows_of_panns_and_short_audio_is_repeated():
     network = build_model("cnn10", 3, {"sample_rate_hz": 16000}).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 100)).embedding.shape == (2, 512)
-    with pytest.raises(Exception, match="8000, 16000 or 32000, got 44100"):
+    with pytest.raises(Exception, match="8000, 16000 or 32000, found 44100"):
         build_model("cnn10", 3, {"sample_rate_hz": 44100})
 
 
@@ -121,9 +121,9 @@ def test_a_wrong_or_damaged_checkpoint_is_one_line(checkpoint, tmp_path):
     whole = file.read_bytes()
     files = {
         "missing": (None, "no such file"),
-        "short": (whole[: len(whole) // 2], "damaged or something else"),
-        "text": (b"hello", "damaged or something else"),
-        "empty": (b"", "damaged or something else"),
+        "short": (whole[: len(whole) // 2], "found a damaged or other file"),
+        "text": (b"hello", "found a damaged or other file"),
+        "empty": (b"", "found a damaged or other file"),
         "plain": ({"a": torch.zeros(1)}, "with the key 'model', found a"),
         "list": ([1, 2], "with the key 'model', found list"),
         "less": ({"model": {k: v for k, v in model.items() if k != "fc1.bias"}}, "1 missing: fc1.bias"),
@@ -152,7 +152,7 @@ def test_code_inside_a_checkpoint_is_not_run(tmp_path):
             return (Path.touch, (ran,))
 
     torch.save({"model": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(CheckpointError, match="damaged or something else"):
+    with pytest.raises(CheckpointError, match="found a damaged or other file"):
         load_panns(build_model("cnn6", 527), tmp_path / "trap.pth")
     assert not ran.exists()
 

@@ -175,7 +175,10 @@ def test_a_view_that_does_not_fit_is_refused_before_anything_is_written(taught, 
 def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp_path):
     plateau = OptimizerConfig(schedule="plateau")
     for message, changes in (
-        ("method 'mnf_csc': the student's 16 channels must be divisible by 3 heads", {"method": MNFCSCConfig(heads=3)}),
+        (
+            "method 'mnf_csc': student_dim: expected a multiple of 3 heads and of 2, found 16",
+            {"method": MNFCSCConfig(heads=3)},
+        ),
         ("width must be at least 1", {"method": CRDConfig(width=0)}),
         ("drawn must be at least 1", {"method": CRDConfig(drawn=0)}),
         ("'plateau' needs validation", {"optimizer": plateau, "val_fraction": 0.0}),

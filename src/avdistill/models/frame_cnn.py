@@ -12,7 +12,7 @@ from avdistill.types import StudentFeatures, StudentNetwork
 
 
 class StackedFrames(StudentNetwork):
-    """A small 2-D residual network that takes the T frames as 3T channels: the cheapest student that sees motion."""
+    """A small 2-D residual network on T frames stacked as 3T channels: the cheapest student that models motion."""
 
     modality = "video"
 
@@ -32,10 +32,10 @@ class StackedFrames(StudentNetwork):
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, 3, T, H, W) with exactly `frames` frames; the map has stride 8, one position in time."""
+        """inputs: float (B, 3, T, H, W), normalized, T = `frames`. Tokens: one position in time, stride 8 in space."""
         if inputs.shape[2] != self.frames:
-            raise ValueError(f"this student takes {self.frames} frames, got {inputs.shape[2]}")
-        # Channels last: a sixth faster on a CPU, the same numbers.
+            raise ValueError(f"stacked_frames: expected {self.frames} frames, found {inputs.shape[2]}")
+        # Channels last: a sixth faster on CPUs, equal values.
         x = self.stem(inputs.flatten(1, 2).contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
@@ -45,8 +45,9 @@ class StackedFrames(StudentNetwork):
 
 
 class ShiftedFrames(StudentNetwork):
-    """A small 2-D residual network on every frame that hands an eighth of its channels to the next frame and an eighth
-    to the previous one before each block (temporal shift: Lin, Gan and Han, ICCV 2019), so that motion is seen.
+    """A small 2-D residual network on each frame with temporal shift (Lin, Gan and Han, ICCV 2019).
+
+    Before each block, an eighth of the channels moves to the next frame and an eighth to the previous one.
     """
 
     modality = "video"
@@ -63,7 +64,7 @@ class ShiftedFrames(StudentNetwork):
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, 3, T, H, W), normalized; any T, H, W. The map's stride: 1 in time, 16 in space."""
+        """inputs: float (B, 3, T, H, W), normalized; any T, H, W. Tokens have stride 1 in time and 16 in space."""
         B, _, T = inputs.shape[:3]
         x = self.stem(inputs.transpose(1, 2).flatten(0, 1))  # (B T, width, H / 2, W / 2)
         for stage in self.stages:
@@ -75,7 +76,7 @@ class ShiftedFrames(StudentNetwork):
 
 
 def _shift(x: Tensor, T: int) -> Tensor:
-    """Move the first eighth of the channels of (B T, channels, h, w) one frame on, the second eighth one frame back."""
+    """Shift the first eighth of the channels of (B T, channels, h, w) one frame forward, the second one frame back."""
     eighth = x.shape[1] // 8
     frames = x.unflatten(0, (-1, T))
     shifted = torch.zeros_like(frames)

@@ -1,4 +1,4 @@
-"""Networks that hear: mono waveform (B, S) -> `StudentFeatures`, tokens in (time, frequency) order."""
+"""A log-mel CNN: mono waveform (B, S) -> `StudentFeatures`, tokens in (time, frequency) order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(self.length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """waveform: (B, S), shorter than one window is repeated."""
+        """waveform: float (B, S); audio shorter than one window is repeated."""
         if waveform.shape[1] < self.points:
             waveform = waveform.repeat(1, -(-self.points // waveform.shape[1]))
         spectrum = torch.stft(
@@ -62,9 +62,9 @@ class LogMel(nn.Module):
 
 
 class LogMelCNN(StudentNetwork):
-    """A small convolutional network on log-mel: the audio teacher of the first day, under 1 M parameters.
+    """A small convolutional network on a log-mel spectrogram, under 1 M parameters: a first audio teacher.
 
-    Embeddings are means of a map behind a ReLU, so they are non-negative, as those of PANNs' CNN14.
+    Embeddings are means over a ReLU's output and thus non-negative, as those of PANNs' CNN14.
     """
 
     modality = "audio"
@@ -84,12 +84,12 @@ class LogMelCNN(StudentNetwork):
         Args:
             num_classes: C.
             embedding_dim: D.
-            sample_rate_hz: of the waveforms it will be given.
+            sample_rate_hz: of the waveforms.
             bands: mel bands.
             width: channels of the first block, doubled by the second and third.
-            spec_augment: while training, blank two bands of frequencies and two of times (Park et al. 2019).
-            time_position: a further input channel tells where in the window a frame lies, -1 to 1 (Liu et al. 2018,
-                CoordConv). The mean over the map forgets it, and a word in the middle is then taken for its neighbors.
+            spec_augment: in training, mask two bands of frequencies and two of times (Park et al. 2019).
+            time_position: add an input channel with each frame's position in the window, -1 to 1 (CoordConv, Liu et
+                al. 2018): the mean over tokens loses the position, and a word in the middle is confused with others.
         """
         super().__init__()
         self.embedding_dim, self.sample_rate_hz = embedding_dim, sample_rate_hz
@@ -104,31 +104,31 @@ class LogMelCNN(StudentNetwork):
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, S) mono in [-1, 1]; any S, shorter than 32 ms is repeated."""
+        """inputs: float (B, S) mono in [-1, 1]; audio shorter than 32 ms is repeated."""
         x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bands_norm(x.transpose(1, 3)).transpose(1, 3)
         if self.training and self.spec_augment:
-            x = blank_bands(blank_bands(x, axis=2), axis=3)
+            x = mask_bands(mask_bands(x, axis=2), axis=3)
         if self.time_position:
             place = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)
             x = torch.cat([x, place[None, None, :, None].expand_as(x)], 1)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index < 3:
-                # A short audio may be one frame long by now: time is halved only while there is something to halve.
+                # Of short audio one frame may be left: the time axis is halved only while it is longer.
                 x = F.avg_pool2d(x, (min(2, x.shape[2]), 2))
         tokens = x.flatten(2).transpose(1, 2)  # (B, time * frequency, D)
         embedding = tokens.mean(1)
         return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
 
 
-def blank_bands(x: Tensor, axis: int, bands: int = 2, share: float = 0.15) -> Tensor:
-    """Set `bands` random stretches of up to `share` of the axis to the mean (zero), each clip its own."""
+def mask_bands(x: Tensor, axis: int, bands: int = 2, ratio: float = 0.15) -> Tensor:
+    """SpecAugment: set `bands` random ranges of up to `ratio` of the axis to zero (the mean), drawn for each clip."""
     size = x.shape[axis]
     positions = torch.arange(size, device=x.device)
     keep = torch.ones(len(x), size, dtype=torch.bool, device=x.device)
     for _ in range(bands):
-        length = torch.rand(len(x), 1, device=x.device) * share * size
+        length = torch.rand(len(x), 1, device=x.device) * ratio * size
         start = torch.rand(len(x), 1, device=x.device) * (size - length)
         keep &= (positions < start) | (positions >= start + length)
     return x * (keep[:, None, :, None] if axis == 2 else keep[:, None, None, :])

@@ -15,15 +15,15 @@ Attention = Literal["guided", "mean"]
 
 @dataclass(frozen=True)
 class FilterOutput:
-    """What the filter makes of a batch.
+    """Output of the filter for a batch, all float.
 
     Attributes:
-        gate: (B, D) in (0, 1); 1 where the gate is open.
-        teacher: (B, D) the teacher's embedding in the student's width (the input itself where the widths agree).
-        embedding: (B, D) purified teacher, gate * teacher.
-        guided: (B, D) what the purified teacher points at in the student's map, non-negative.
+        gate: (B, D) in (0, 1); all 1 with an open gate.
+        teacher: (B, D) the teacher's embedding, projected where its size is not D.
+        embedding: (B, D) purified teacher embedding, gate * teacher.
+        guided: (B, D) the student's tokens attended by the teacher, non-negative.
         logits: (B, C) classification of `guided`.
-        attention: (B, K) weights over the map's positions, mean of the heads, rows sum to 1.
+        attention: (B, K) weights over the tokens, mean of the heads, rows sum to 1.
     """
 
     gate: Tensor
@@ -35,12 +35,12 @@ class FilterOutput:
 
 
 class NoiseFilter(nn.Module):
-    """Removes from a teacher's embedding what is not the student's clip's, and asks the student's map with the rest.
+    """Gates out of a teacher's embedding what is not of the student's clip, and attends to the tokens with the rest.
 
-    The release's filter is `order="gate_attention"` with equal widths; its BatchNorm layers are kept. Where the
-    widths differ (the release cannot do that) a linear layer and ReLU bring the teacher to the student's width first:
-    ReLU, because the pairwise temperature is made for embeddings that are not negative, as those of the paper.
-    A batch of one row uses BatchNorm's running statistics.
+    The release's filter is `order="gate_attention"` with teacher and student embeddings of one size; its BatchNorm
+    layers are kept. Embeddings of another size, which the release does not support, are projected first, by a linear
+    layer and ReLU: the pairwise temperature assumes non-negative embeddings, as those of the paper. A batch of one row
+    uses BatchNorm's running statistics.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class NoiseFilter(nn.Module):
         """Build the filter.
 
         Args:
-            student_dim: D, channels of the student's map; divisible by `heads` and by 2.
+            student_dim: D of the student's tokens; divisible by `heads` and by 2.
             num_classes: C.
-            teacher_dim: width of the teacher's embedding; None means D.
+            teacher_dim: D of the teacher's embedding; None means the student's.
             heads: of the attention, 2 in the release.
-            order: "gate_attention" gates by [teacher; mean of the map], then attends with the gated teacher (released);
-                "attention_gate" attends with the teacher as it is and gates by [teacher; attended]; "parallel" gates
-                by [teacher; mean of the map] and attends with the teacher as it is.
-            gate: "open" lets the whole teacher through: what the gate is worth can be told by leaving it out.
-            attention: "mean" takes the mean of the map where the teacher would point at positions, for the same end.
+            order: "gate_attention" gates by [teacher; mean of the tokens], then attends with the gated teacher (as
+                released); "attention_gate" attends with the ungated teacher and gates by [teacher; attended];
+                "parallel" gates by [teacher; mean of the tokens] and attends with the ungated teacher.
+            gate: "open" replaces the gate by ones, for ablation.
+            attention: "mean" replaces the attention by the mean of the tokens, for ablation.
 
         Raises:
-            ValueError: D is not divisible as it must be.
+            ValueError: `student_dim` is not divisible by `heads` and by 2.
         """
         super().__init__()
         D = student_dim
         if heads < 1 or D % heads or D % 2:
-            raise ValueError(f"the student's {D} channels must be divisible by {heads} heads and by 2")
+            raise ValueError(f"student_dim: expected a multiple of {heads} heads and of 2, found {D}")
         self.order = order
         self.projection = nn.Identity() if teacher_dim in (None, D) else nn.Linear(int(teacher_dim or D), D)
         self.gate, self.attention = None, None
@@ -89,22 +89,22 @@ class NoiseFilter(nn.Module):
         """Filter a batch.
 
         Args:
-            teacher: (B, teacher_dim) frozen embedding, all rows present.
-            tokens: (B, K, D) the student's map.
-            embedding: (B, D) the student's embedding; None means the mean of `tokens`, as in the release.
+            teacher: (B, teacher_dim) frozen embedding, all rows valid.
+            tokens: (B, K, D) of the student.
+            embedding: (B, D) of the student; None means the mean of `tokens`, as in the release.
         """
-        seen = tokens.mean(1) if embedding is None else embedding
+        student = tokens.mean(1) if embedding is None else embedding
         if isinstance(self.projection, nn.Linear):
             teacher = torch.relu(self.projection(teacher))
         if self.order == "gate_attention":
-            gate = self._gated(teacher, seen)
+            gate = self._gate(teacher, student)
             attended, attention = self._attend(gate * teacher, tokens)
         elif self.order == "parallel":
-            gate = self._gated(teacher, seen)
+            gate = self._gate(teacher, student)
             attended, attention = self._attend(teacher, tokens)
         else:
             attended, attention = self._attend(teacher, tokens)
-            gate = self._gated(teacher, attended)
+            gate = self._gate(teacher, attended)
         guided = self._batch_independent(self.guide, attended)
         return FilterOutput(
             gate=gate,
@@ -115,10 +115,10 @@ class NoiseFilter(nn.Module):
             attention=attention,
         )
 
-    def _gated(self, teacher: Tensor, seen: Tensor) -> Tensor:
+    def _gate(self, teacher: Tensor, student: Tensor) -> Tensor:
         if self.gate is None:
             return torch.ones_like(teacher)
-        return self._batch_independent(self.gate, torch.cat([teacher, seen], 1))
+        return self._batch_independent(self.gate, torch.cat([teacher, student], 1))
 
     def _attend(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.attention is None:
@@ -127,7 +127,7 @@ class NoiseFilter(nn.Module):
         return attended[:, 0], weights[:, 0]
 
     def _batch_independent(self, layers: nn.Sequential, x: Tensor) -> Tensor:
-        """Statistics of a single row are no statistics (and an error in BatchNorm): use the running ones there."""
+        """Apply the layers, to a single training row (which has no variance) with BatchNorm's running statistics."""
         if not self.training or len(x) > 1:
             return layers(x)
         for layer in layers:

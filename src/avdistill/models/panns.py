@@ -1,6 +1,6 @@
 """PANNs (Kong et al. 2020, arXiv 1912.10211): networks trained on AudioSet, in plain PyTorch.
 
-Written after the authors' qiuqiangkong/audioset_tagging_cnn; parameters have the names of the published checkpoints.
+After the authors' qiuqiangkong/audioset_tagging_cnn; parameters have the names of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.models.logmel_cnn import blank_bands
+from avdistill.models.logmel_cnn import mask_bands
 from avdistill.types import StudentFeatures, StudentNetwork
 
 AUDIOSET_CLASSES = 527
@@ -51,7 +51,7 @@ class PowerLogMel(nn.Module):
     def __init__(self, sample_rate_hz: int) -> None:
         super().__init__()
         if sample_rate_hz not in (8000, 16000, 32000):
-            raise ValueError(f"sample_rate_hz must be 8000, 16000 or 32000, got {sample_rate_hz}")
+            raise ValueError(f"sample_rate_hz: expected 8000, 16000 or 32000, found {sample_rate_hz}")
         self.length, self.hop = sample_rate_hz * 32 // 1000, sample_rate_hz // 100
         filters = slaney_mel_filters(
             bands=64,
@@ -65,7 +65,7 @@ class PowerLogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(self.length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """waveform: (B, S), shorter than 0.31 s is repeated."""
+        """waveform: float (B, S); audio shorter than 0.31 s is repeated."""
         minimum = (_MINIMUM_FRAMES - 1) * self.hop
         if waveform.shape[1] < minimum:
             waveform = waveform.repeat(1, -(-minimum // waveform.shape[1]))
@@ -77,7 +77,7 @@ class PowerLogMel(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """(B, in, time, bands) -> (B, out, time / 2, bands / 2): two 3 x 3 convolutions, or one of 5 x 5, then a mean."""
+    """(B, in, time, bands) -> (B, out, time / 2, bands / 2): two 3 x 3 convolutions or one 5 x 5, average pooling."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, pool: int = 2) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class ConvBlock(nn.Module):
 class PANN(StudentNetwork):
     """A network of the PANNs family: log-mel, convolutions, fc1, classifier.
 
-    The embedding is PANNs' `embedding`: relu(fc1(max + mean over time of the map's mean over frequency)). It goes to
-    the student's losses without the dropout that PANNs' training code puts on it, as the classifier's input does there.
-    The map is of another width and from before fc1, so a token is relu(fc1(2 x position)): it lies in the embedding's
-    space, and tokens of a map that is the same everywhere equal the embedding (max + mean doubles such a map).
+    The embedding is PANNs' `embedding`, relu(fc1(max + mean over time of the feature map's mean over frequency)),
+    without the dropout of PANNs' training code. The feature map has another width, so a token is
+    relu(fc1(2 x position)): it lies in the embedding's space, and tokens of a constant map equal the embedding, because
+    max + mean doubles such a map.
     """
 
     modality = "audio"
@@ -118,15 +118,12 @@ class PANN(StudentNetwork):
         sample_rate_hz: int,
         spec_augment: bool,
     ) -> None:
-        """Build the network; see `cnn14`.
+        """Build the network.
 
         Args:
-            body: name -> part, (B, 1, time, 64) -> (B, map_channels, time, bands) one after the other.
-            map_channels: of the last part.
-            num_classes: C.
-            embedding_dim: D.
-            sample_rate_hz: of the waveforms it will be given: 32000, 16000 or 8000.
-            spec_augment: while training, blank two bands of frequencies and two of times.
+            body: name -> module, in order: (B, 1, time, 64) -> (B, map_channels, time, bands).
+            map_channels: of the last module.
+            num_classes, embedding_dim, sample_rate_hz, spec_augment: see `cnn14`.
         """
         super().__init__()
         self.embedding_dim, self.sample_rate_hz, self.spec_augment = embedding_dim, sample_rate_hz, spec_augment
@@ -148,7 +145,7 @@ class PANN(StudentNetwork):
         x = self.log_mel(inputs)[:, None]  # (B, 1, time, bands)
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         if self.training and self.spec_augment:
-            x = blank_bands(blank_bands(x, axis=2), axis=3)
+            x = mask_bands(mask_bands(x, axis=2), axis=3)
         for name in self.body:
             x = self.get_submodule(name)(x)
         times = x.mean(3)  # (B, channels, time)
@@ -169,8 +166,8 @@ def cnn14(
     Args:
         num_classes: C.
         embedding_dim: D.
-        sample_rate_hz: of the waveforms it will be given: 32000, 16000 or 8000.
-        spec_augment: while training, blank two bands of frequencies and two of times (Park et al. 2019).
+        sample_rate_hz: of the waveforms: 32000, 16000 or 8000.
+        spec_augment: in training, mask two bands of frequencies and two of times (Park et al. 2019).
     """
     widths = (1, 64, 128, 256, 512, 1024, 2048)
     body = {f"conv_block{i + 1}": ConvBlock(widths[i], widths[i + 1], pool=1 if i == 5 else 2) for i in range(6)}
@@ -215,7 +212,7 @@ def panns_mobilenet_v1(
         nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.AvgPool2d(2), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
     )
     widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
-    # Every change of width but the first halves the map.
+    # Every change of width but the first halves the feature map.
     rest = [_separable(a, b, 2 if a != b and a > 32 else 1) for a, b in pairwise(widths)]
     return PANN(
         {"features": nn.Sequential(first, *rest)},

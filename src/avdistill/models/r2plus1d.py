@@ -1,4 +1,4 @@
-"""Networks that see: normalized video (B, 3, T, H, W) -> `StudentFeatures`, tokens in (time, height, width) order."""
+"""R(2+1)D: normalized video (B, 3, T, H, W) -> `StudentFeatures`, tokens in (time, height, width) order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from avdistill.types import StudentFeatures, StudentNetwork
 
 
 def _every(x: Tensor, *strides: int) -> Tensor:
-    """Every `stride`-th position along the last dimensions, for a convolution with a kernel of 1 to step over none.
+    """Every `stride`-th position along the last dimensions: a strided convolution with a kernel of 1 needs no more.
 
-    The gradient of such a step writes beyond its memory for fewer than 16 channels (oneDNN in PyTorch 2.14.1, AVX-512):
-    from (16, 8, 56, 56) with stride 2 the process is killed.
+    The gradient of such a strided convolution writes out of bounds for fewer than 16 channels (oneDNN in PyTorch
+    2.14.1, AVX-512): from (16, 8, 56, 56) with stride 2 the process is killed.
     """
     for axis, stride in zip(range(-len(strides), 0), strides, strict=True):
         x = x if stride == 1 else x[(slice(None),) * (x.ndim + axis) + (slice(None, None, stride),)]
@@ -45,9 +45,8 @@ class _FactoredConv(nn.Module):
         self.kernel, self.stride = (t, d), stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Both are 2-D convolutions: over the video with time in the batch, and along time with a video's positions
-        # in one row. A processor has fast kernels for those and for some widths none for the 3-D ones; of a tensor in
-        # channels_last_3d neither change of shape moves a number.
+        # Both run as 2-D convolutions: over space with the frames in the batch, and over time with the positions of a
+        # frame in one row. CPUs lack fast 3-D kernels for some widths; in channels_last_3d both reshapes are views.
         (t, d), (over_time, *over_frame) = self.kernel, self.stride
         if d == 1:
             x, over_frame = _every(x, *over_frame), [1, 1]
@@ -93,10 +92,10 @@ class _Stage(nn.Module):
 
 
 class R2Plus1D(StudentNetwork):
-    """R(2+1)D as the released implementation builds it (METHOD: released student); parameter names follow its files.
+    """R(2+1)D as in the released implementation (METHOD: released student), with its parameter names.
 
-    It differs from torchvision's in the stem (3x7x7, whose middle width follows the same formula as every other
-    layer), and in the shortcut, which is factored like the rest.
+    It differs from torchvision's in the stem (3 x 7 x 7, with a middle width by the same formula as all other layers)
+    and in the shortcut, which is factored as well (Tran et al. 2018, arXiv 1711.11248).
     """
 
     modality = "video"
@@ -117,7 +116,7 @@ class R2Plus1D(StudentNetwork):
         self.cls = nn.Linear(stages[3], num_classes)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, 3, T, H, W), normalized; any T, H, W. The map's stride: 8 in time, 16 in space."""
+        """inputs: float (B, 3, T, H, W), normalized; any T, H, W. Tokens have stride 8 in time and 16 in space."""
         x = inputs.contiguous(memory_format=torch.channels_last_3d)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))
@@ -127,11 +126,11 @@ class R2Plus1D(StudentNetwork):
 
 
 def r2plus1d_xia2023(num_classes: int, depth: int = 18, embedding_dim: int = 512) -> R2Plus1D:
-    """The paper's student: 14.39 M parameters at 51 classes and depth 18.
+    """The student of Xia et al. 2023: 14.39 M parameters at 51 classes and depth 18.
 
     Args:
         num_classes: C.
-        depth: 18 means one block per stage, 34 means (3, 4, 6, 3), the release's names for them.
+        depth: 18 means one block per stage, 34 means (3, 4, 6, 3), as the release names them.
         embedding_dim: D, the last stage's width.
 
     Raises:
@@ -139,10 +138,10 @@ def r2plus1d_xia2023(num_classes: int, depth: int = 18, embedding_dim: int = 512
     """
     layouts = {18: (1, 1, 1, 1), 34: (3, 4, 6, 3)}
     if depth not in layouts:
-        raise ValueError(f"depth must be 18 or 34, got {depth}")
+        raise ValueError(f"depth: expected 18 or 34, found {depth}")
     return R2Plus1D(num_classes, (64, 64, 128, 256, embedding_dim), layouts[depth])
 
 
 def tiny_r2plus1d(num_classes: int, embedding_dim: int = 128) -> R2Plus1D:
-    """The same network, narrow: under 1 M parameters, for two cores and an afternoon."""
+    """The same network with narrow stages: under 1 M parameters, to be trained on a CPU."""
     return R2Plus1D(num_classes, (16, 16, 32, 64, embedding_dim), (1, 1, 1, 1))

@@ -52,15 +52,15 @@ def read_bundle(folder: Path) -> dict[str, np.ndarray]:
 
 def _tensor(name: str, entry: dict[int, Any], values: bytes) -> np.ndarray:
     offset, size = entry.get(4, 0), entry.get(5, 0)
-    held = values[offset : offset + size]
+    content = values[offset : offset + size]
     shape = [
         _message(dimension).get(1, 0) for message in entry.get(2, []) for dimension in _message(message).get(2, [])
     ]
-    if len(held) != size or size != 4 * int(np.prod(shape)):
-        raise ValueError(f"{name}: expected {4 * int(np.prod(shape))} bytes at {offset}, found {len(held)}")
-    if masked_crc32c(held) != entry.get(6):
+    if len(content) != size or size != 4 * int(np.prod(shape)):
+        raise ValueError(f"{name}: expected {4 * int(np.prod(shape))} bytes at {offset}, found {len(content)}")
+    if masked_crc32c(content) != entry.get(6):
         raise ValueError(f"{name}: wrong checksum")
-    return np.frombuffer(held, dtype="<f4").reshape(shape)
+    return np.frombuffer(content, dtype="<f4").reshape(shape)
 
 
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -78,52 +78,52 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(file: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a block; each key tells how many bytes it shares with the one before."""
-    held, trailer = file[offset : offset + size], file[offset + size : offset + size + 5]
-    if len(held) != size or len(trailer) != 5 or size < 4:
+    """(key, value) of a block; each key starts with the number of bytes it shares with the previous one."""
+    content, trailer = file[offset : offset + size], file[offset + size : offset + size + 5]
+    if len(content) != size or len(trailer) != 5 or size < 4:
         raise ValueError(f"a block of {size} bytes at {offset} lies outside the index")
     if trailer[0] != 0:
         raise ValueError("the index is compressed, TensorFlow's are not")
-    if masked_crc32c(held + trailer[:1]) != struct.unpack("<I", trailer[1:])[0]:
+    if masked_crc32c(content + trailer[:1]) != struct.unpack("<I", trailer[1:])[0]:
         raise ValueError("the index has a wrong checksum")
-    end = size - 4 - 4 * int(struct.unpack("<I", held[-4:])[0])
+    end = size - 4 - 4 * int(struct.unpack("<I", content[-4:])[0])
     position, key = 0, b""
     while position < end:
-        shared, position = _varint(held, position)
-        own, position = _varint(held, position)
-        length, position = _varint(held, position)
-        key = key[:shared] + held[position : position + own]
+        shared, position = _varint(content, position)
+        own, position = _varint(content, position)
+        length, position = _varint(content, position)
+        key = key[:shared] + content[position : position + own]
         position += own
-        yield key, held[position : position + length]
+        yield key, content[position : position + length]
         position += length
 
 
-def _message(held: bytes) -> dict[int, Any]:
-    """Fields of a protocol buffer by number: integers, and lists of the bytes of whatever has a length."""
+def _message(content: bytes) -> dict[int, Any]:
+    """Fields of a protocol buffer by number: integers, and lists of bytes for length-delimited ones."""
     fields: dict[int, Any] = {}
     position = 0
-    while position < len(held):
-        tag, position = _varint(held, position)
+    while position < len(content):
+        tag, position = _varint(content, position)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            fields[number], position = _varint(held, position)
+            fields[number], position = _varint(content, position)
         elif wire == 5:
-            fields[number] = struct.unpack_from("<I", held, position)[0]
+            fields[number] = struct.unpack_from("<I", content, position)[0]
             position += 4
         elif wire == 2:
-            length, position = _varint(held, position)
-            fields.setdefault(number, []).append(held[position : position + length])
+            length, position = _varint(content, position)
+            fields.setdefault(number, []).append(content[position : position + length])
             position += length
         else:
             raise ValueError(f"unknown wire type {wire}")
     return fields
 
 
-def _varint(held: bytes, position: int) -> tuple[int, int]:
-    """(value, position behind it) of an integer of seven bits a byte."""
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    """(value, position after it) of an integer of seven bits a byte."""
     value = shift = 0
     while True:
-        byte = held[position]
+        byte = content[position]
         value |= (byte & 127) << shift
         position, shift = position + 1, shift + 7
         if byte < 128:
@@ -140,28 +140,28 @@ def _crc_table() -> np.ndarray:
 _CRC = _crc_table()
 
 
-def masked_crc32c(held: bytes) -> int:
-    """CRC-32C as TensorFlow datasets it: turned by 15 bits, plus a constant.
+def masked_crc32c(content: bytes) -> int:
+    """CRC-32C as TensorFlow stores it: rotated by 15 bits, plus a constant.
 
-    The checksum is linear, so all chunks are worked out side by side and then joined: NumPy does the loop over bytes.
+    The checksum is linear, so chunks are computed in parallel by NumPy and then combined.
     """
-    length = 1 << len(held).bit_length() // 2  # about the root: as many chunks as bytes in a chunk
-    head = len(held) % length
+    length = 1 << len(content).bit_length() // 2  # about the square root: as many chunks as bytes in a chunk
+    head = len(content) % length
     state = 0xFFFFFFFF
-    for byte in held[:head]:
+    for byte in content[:head]:
         state = int(_CRC[(state ^ byte) & 255]) ^ (state >> 8)
-    if chunks := len(held) // length:
-        # The last 32 columns tell what becomes of each bit of the state while a chunk of zeros goes by.
+    if chunks := len(content) // length:
+        # The last 32 columns hold the effect of a chunk of zeros on each bit of the state.
         columns = np.zeros((length, chunks + 32), dtype=np.uint8)
-        columns[:, :chunks] = np.frombuffer(held, dtype=np.uint8, offset=head).reshape(chunks, length).T
+        columns[:, :chunks] = np.frombuffer(content, dtype=np.uint8, offset=head).reshape(chunks, length).T
         states = np.zeros(chunks + 32, dtype=np.uint32)
         states[chunks:] = np.uint32(1) << np.arange(32, dtype=np.uint32)
         for column in columns:
             states = _CRC[(states ^ column) & 255] ^ (states >> 8)
-        images: list[int] = states[chunks:].tolist()
+        effects: list[int] = states[chunks:].tolist()
         for chunk in states[:chunks].tolist():
-            for bit, image in enumerate(images):
-                chunk ^= image if state >> bit & 1 else 0
+            for bit, effect in enumerate(effects):
+                chunk ^= effect if state >> bit & 1 else 0
             state = chunk
     crc = state ^ 0xFFFFFFFF
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

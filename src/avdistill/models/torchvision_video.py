@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from avdistill.types import StudentFeatures, StudentNetwork
 
-# Where each torchvision network keeps its last map, its classifier, and how the map lies: channels first or last.
-_TORCHVISION = {
+# By name: the module of the last feature map, that of the classifier, and the map's layout.
+NETWORKS = {
     "r3d_18": ("layer4", "fc", "first"),
     "mc3_18": ("layer4", "fc", "first"),
     "r2plus1d_18": ("layer4", "fc", "first"),
@@ -31,42 +31,40 @@ class OutputHook(list[Any]):
 
 
 class TorchvisionVideo(StudentNetwork):
-    """A torchvision video network with a new classifier; its own last map becomes the tokens."""
+    """A torchvision video network with a new classifier; the tokens are the positions of its last feature map."""
 
     modality = "video"
 
     def __init__(self, num_classes: int, network: str, kinetics: bool = False) -> None:
-        """Build `network`.
+        """Build the network.
 
         Args:
             num_classes: C of the new linear classifier.
             network: a name of torchvision.models.video, such as "r2plus1d_18" or "mvit_v2_s".
-            kinetics: start from the Kinetics-400 weights, which torchvision downloads once. Never without asking.
+            kinetics: start from the Kinetics-400 weights, which torchvision downloads on first use.
 
         Raises:
-            ValueError: no such network.
+            ValueError: unknown network.
         """
         super().__init__()
         import torchvision.models.video as networks
 
-        if network not in _TORCHVISION:
-            raise ValueError(
-                f"torchvision has no video network {network!r} that we know; known: {', '.join(_TORCHVISION)}"
-            )
-        map_name, head_name, self._layout = _TORCHVISION[network]
+        if network not in NETWORKS:
+            raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, found {network!r}")
+        map_name, head_name, self._layout = NETWORKS[network]
         self.backbone: Any = getattr(networks, network)(weights="KINETICS400_V1" if kinetics else None)
         head = getattr(self.backbone, head_name)
         last = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
         self.embedding_dim = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)
         setattr(self.backbone, head_name, nn.Identity())
-        if network == "s3d":  # its pooling window is fixed to 224 pixels; the mean is the same there and works below
+        if network == "s3d":  # its pooling window is made for 224 pixels; the mean equals it at that size and fits all
             self.backbone.avgpool = nn.AdaptiveAvgPool3d(1)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
         self._map = OutputHook()
         getattr(self.backbone, map_name).register_forward_hook(self._map)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, 3, T, H, W), of the size the network was made for (MViT: 16 frames of 224x224)."""
+        """inputs: float (B, 3, T, H, W), normalized, of the network's own size (MViT: 16 frames of 224 x 224)."""
         self._map.clear()
         embedding = self.backbone(inputs).flatten(1)
         x = self._map.pop()

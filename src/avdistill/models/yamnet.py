@@ -1,6 +1,6 @@
 """YAMNet (Google 2019): MobileNet-v1 on log-mel patches of 0.96 s, trained on AudioSet, in plain PyTorch.
 
-Written after tensorflow/models, research/audioset/yamnet; the published weights give its outputs to 1e-3.
+After tensorflow/models, research/audioset/yamnet; with the published weights its outputs agree to 1e-3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PATCH_HOP_SAMPLES = _PATCH_HOP_FRAMES * _HOP
 
 
 def mel_linear_filters() -> Tensor:
-    """Filters (257, 64) from 125 to 7500 Hz on the HTK mel scale whose flanks are straight over mel, not over hertz."""
+    """Filters (257, 64) from 125 to 7500 Hz on the HTK mel scale, triangular over mel, not over hertz."""
 
     def to_mel(hz: Tensor) -> Tensor:
         return 1127 * torch.log1p(hz / 700)
@@ -49,11 +49,11 @@ class LogMelPatches(nn.Module):
         self.register_buffer("window", torch.hann_window(_WINDOW), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """waveform: (B, S), completed with silence to a whole number of patches, as the reference does."""
+        """waveform: float (B, S), padded with silence to a whole number of patches, as the reference does."""
         further = max(0, -(-(waveform.shape[1] - PATCH_SAMPLES) // _PATCH_HOP_SAMPLES))
         missing = PATCH_SAMPLES + further * _PATCH_HOP_SAMPLES - waveform.shape[1]
-        # The transform sets the window in the middle of its 512 points: the same margin at both ends of the waveform
-        # makes frame i begin at sample 160 i.
+        # The STFT centers the window in its 512 points: with the same margin at both ends of the waveform, frame i
+        # begins at sample 160 i.
         margin = (_POINTS - _WINDOW) // 2
         waveform = F.pad(waveform, (margin, missing + margin))
         spectrum = torch.stft(waveform, _POINTS, _HOP, _WINDOW, self.window, center=False, return_complex=True)
@@ -64,9 +64,8 @@ class LogMelPatches(nn.Module):
 class YAMNet(StudentNetwork):
     """MobileNet-v1 on patches of 0.96 s.
 
-    The embedding is the mean over patches. The logits are those whose sigmoid is YAMNet's score of the clip, which is
-    the mean of the patches' sigmoids; with one patch they are the patch's. Tokens are the 3 x 2 positions of each
-    patch's last map, patches in time order, so the embedding is their mean.
+    The sigmoid of the logits is YAMNet's score of the clip: the mean of the patches' sigmoids. Tokens are the 3 x 2
+    positions of each patch's last feature map, patches in time order; the embedding is their mean.
     """
 
     modality = "audio"
@@ -84,19 +83,19 @@ class YAMNet(StudentNetwork):
         widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
         layers = [_convolution(1, 32, stride=2)]
         for a, b in pairwise(widths):
-            # Every change of width but the first halves the map.
+            # Every change of width but the first halves the feature map.
             layers += [_convolution(a, a, stride=2 if a != b and a > 32 else 1, groups=a), _convolution(a, b, kernel=1)]
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
-        """inputs: float (B, S) mono in [-1, 1] at 16 kHz; silence completes the last patch."""
+        """inputs: float (B, S) mono in [-1, 1] at 16 kHz; the last patch is padded with silence."""
         patches = self.patches(inputs)
         B, P = patches.shape[:2]
         maps = self.layers(patches.flatten(0, 1)[:, None]).unflatten(0, (B, P))  # (B, P, D, 3, 2)
         tokens = maps.flatten(3).transpose(2, 3).flatten(1, 2)  # (B, P * 6, D)
         logits = self.classifier(maps.mean((3, 4)))  # (B, P, C)
-        # log of the mean probability less log of the mean of its complement, without ever leaving the logarithm.
+        # Log of the mean probability minus log of the mean of its complement, computed in logarithms.
         logits = F.logsigmoid(logits).logsumexp(1) - F.logsigmoid(-logits).logsumexp(1)
         return StudentFeatures(embedding=tokens.mean(1), logits=logits, tokens=tokens)
 
@@ -104,9 +103,9 @@ class YAMNet(StudentNetwork):
 def _convolution(
     in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution, BatchNorm and ReLU. TensorFlow's "same" padding of an even axis at stride 2 is (0, 1).
+    """Convolution, BatchNorm (without gamma in the published weights: it stays 1) and ReLU.
 
-    YAMNet's BatchNorm has no gamma: the published weights leave ours at 1.
+    TensorFlow's "same" padding of an even axis at stride 2 is (0, 1).
     """
     padding: list[nn.Module] = [nn.ZeroPad2d((0, 1, 0, 1))] if stride == 2 else []
     conv = nn.Conv2d(
