@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avdistill.errors import ConfigError, ProcessLostError
 
+M = TypeVar("M", bound=nn.Module)
 # A process may be alone for long: rank 0 fits a head on a large dataset. One that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
 
@@ -38,6 +39,20 @@ def best_device(wanted: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {wanted!r}: there is no GPU that this PyTorch ({torch.__version__}) can use")
     return device
+
+
+def supports_float64(device: torch.device) -> bool:
+    """Whether the device computes in double precision; Apple's MPS does not."""
+    return device.type != "mps"
+
+
+def move_module(module: M, device: torch.device) -> M:
+    """The module on the device; its float64 buffers become float32 on a device without double precision."""
+    if not supports_float64(device):
+        for buffer in module.buffers():
+            if buffer.dtype == torch.float64:
+                buffer.data = buffer.data.float()
+    return module.to(device)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power cut: atomic writing, locks, checksums, errors in one line."""
+"""Files that are complete or absent, also after a power cut: atomic writing, locks, checksums, errors in one line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def file_checksum(path: Path) -> str:
 
 
 def open_lock(folder: Path, *, wait: bool = False) -> IO[str]:
-    """The folder's lock file, locked until it is closed or this process ends, in whatever way.
+    """The folder's lock file, locked until it is closed or this process ends.
 
-    On a file system without locks (some network drives, clusters) it is only opened: others are then not noticed.
+    On a file system without locks (some network drives) it is only opened: other processes are then not noticed.
 
     Raises:
-        BlockingIOError: another process has it, and we do not `wait`.
+        BlockingIOError: another process holds the lock, and `wait` is False.
     """
     file = (folder / LOCK).open("a")
     try:
@@ -41,23 +41,38 @@ def open_lock(folder: Path, *, wait: bool = False) -> IO[str]:
     return file
 
 
-def acquire_staging_dir(folder: Path, target: Path) -> IO[str] | None:
-    """Make the folder that gets the target's name when it is whole, and lock it.
+def follow_link(path: str | os.PathLike[str]) -> Path:
+    """Where a symbolic link leads; another path as it is.
 
-    None: the target is there, perhaps since another process has just finished it.
+    A folder is renamed from beside its target, which must be the same file system.
+    """
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a new folder may take this name: it is free, or an empty folder other than the working directory."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()) and folder.resolve() != Path.cwd())
+
+
+def acquire_staging_dir(folder: Path, target: Path) -> IO[str] | None:
+    """Make and lock the folder that is renamed to the target when it is complete.
+
+    Returns:
+        The lock; None where the target exists, perhaps since another process has just finished it.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
-    while not target.exists():
+    while is_vacant(target):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = open_lock(folder)
         except FileNotFoundError:
-            continue  # the folder got the target's name after our mkdir
-        # What is locked is a file. It may have gone with the folder to the target's name, or the target came before it.
+            continue  # the folder was renamed to the target after our mkdir
+        # The lock is a file: it may have been renamed with the folder, or the target was finished before we locked.
         ours = (folder / LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
-        if ours and not target.exists():
+        if ours and is_vacant(target):
             return lock
         if ours:
             with suppress(OSError):
@@ -68,7 +83,7 @@ def acquire_staging_dir(folder: Path, target: Path) -> IO[str] | None:
 
 
 def error_message(error: Exception) -> str:
-    """What an error says, as one line that can be printed and stored whatever the names in it."""
+    """The message of an error as one line of valid Unicode, whatever file names it contains."""
     text = str(error)
     if isinstance(error, OSError) and error.errno:
         text = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
@@ -92,30 +107,30 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def as_json(value: object) -> str:
-    """As our JSON files are written."""
+    """The text of our JSON files."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text and have it on the disk."""
+    """Write a text and flush it to the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         sync(file)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file and have it on the disk."""
+    """Write an .npy file and flush it to the disk."""
     with path.open("wb") as file:
-        # Not np.save: on a full disk its error would not say so.
+        # Not np.save: its error on a full disk does not name the cause.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)
         sync(file)
 
 
 def commit(finished: Path, target: Path) -> None:
-    """Give a file or a folder that is whole its name: first all it holds is on the disk, then the name is.
+    """Rename a complete file or folder to its target, content on the disk first, then the name.
 
-    Without the first a power cut may leave the name with empty files behind it.
+    In the other order a power cut may leave the name with empty files behind it.
     """
     sync_all(finished)
     finished.rename(target)
@@ -123,7 +138,7 @@ def commit(finished: Path, target: Path) -> None:
 
 
 def sync_all(path: Path) -> None:
-    """Have a file, or a folder with all in it, on the disk."""
+    """Flush a file, or a folder with all its content, to the disk."""
     for each in [path, *path.rglob("*")]:
         if each.is_dir():
             sync_folder(each)
@@ -133,13 +148,13 @@ def sync_all(path: Path) -> None:
 
 
 def sync(file: IO[Any]) -> None:
-    """Have everything written so far on the disk."""
+    """Flush everything written so far to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk: what was made, renamed or removed in it."""
+    """Flush a folder's names to the disk: what was made, renamed or removed in it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -147,6 +162,6 @@ def sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Some file systems know no such thing, and a folder that may be written need not be readable.
+        # Some file systems do not support it, and a folder that may be written need not be readable.
         if error.errno not in (errno.EINVAL, errno.EACCES):
             raise

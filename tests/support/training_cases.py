@@ -33,7 +33,7 @@ def config(dataset, out, **changes):
 
 
 def state(run):
-    weights = {k: v for f in ("student", "helpers") for k, v in load_file(run / "last" / f"{f}.safetensors").items()}
+    weights = {k: v for f in ("model", "helpers") for k, v in load_file(run / "last" / f"{f}.safetensors").items()}
     return weights, torch.load(run / "last" / "state.pt", weights_only=True)
 
 

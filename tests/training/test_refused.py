@@ -112,7 +112,7 @@ def test_the_folder_that_one_stands_in_takes_no_run(taught, tmp_path, monkeypatc
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for out in (".", "../here"):
-        with pytest.raises(RunError, match="is the folder this was called in"):
+        with pytest.raises(RunError, match="found the working directory"):
             train(config(taught.folder, out, steps=1))
 
 

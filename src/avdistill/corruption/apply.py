@@ -29,7 +29,7 @@ from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
 from avdistill.dataset.shards import AudioShards
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
-from avdistill.fsio import LOCK, acquire_staging_dir, commit, error_message, file_checksum, write_json
+from avdistill.fsio import LOCK, acquire_staging_dir, commit, error_message, file_checksum, follow_link, write_json
 
 # What is written into the partial folder. A preparation has other files too, from its first moment on.
 _OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json(\.tmp)?")
@@ -49,7 +49,7 @@ def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike
             different label is missing, there are fewer labeled videos than asked for, or it cannot be written.
     """
     checksum = hashlib.sha256(json.dumps([dataset.checksum, encode(corruption)]).encode()).hexdigest()
-    out = Path(out)
+    out = follow_link(out)
     folder = staging_dir(out)
     try:
         lock = acquire_staging_dir(folder, out)

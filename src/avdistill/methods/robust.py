@@ -149,7 +149,7 @@ class NoiseModel(nn.Module):
 
     def __init__(self, classes: int, clips: int) -> None:
         super().__init__()
-        # float64: beyond what float32 adds up. The last of each is the number of clips.
+        # float64 where the device has it: beyond what float32 adds up. The last of each is the number of clips.
         self.register_buffer("prior_counts", torch.zeros(classes + 1, dtype=torch.float64))
         self.register_buffer("clean_counts", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("posterior_sum", torch.zeros(clips))
@@ -176,9 +176,10 @@ class NoiseModel(nn.Module):
     @torch.no_grad()
     def update(self, teacher: Tensor, log_ratio: Tensor, multi_label: bool) -> None:
         """Add a batch: the teacher's logits of all its clips (B, C), and the log-fits of those with a label."""
-        said = teacher.double().sigmoid() if multi_label else teacher.double().softmax(1)
+        teacher = teacher.to(self.prior_counts.dtype)
+        said = teacher.sigmoid() if multi_label else teacher.softmax(1)
         self.prior_counts += torch.cat([said.sum(0), said.new_tensor([len(said)])])
-        clean_counts = torch.sigmoid(log_ratio.double() + self.share.logit())
+        clean_counts = torch.sigmoid(log_ratio.to(self.clean_counts.dtype) + self.share.logit())
         self.clean_counts += torch.stack([clean_counts.sum(), clean_counts.new_tensor(len(clean_counts))])
 
 

@@ -27,7 +27,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import read_description, staging_dir
 from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
-from avdistill.fsio import acquire_staging_dir, commit, error_message
+from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_link
 from avdistill.preparation.clip_reader import (
     PrepareConfig,
     Reader,
@@ -89,7 +89,7 @@ def prepare(
         raise ConfigError(
             f"read: expected a function that worker processes can import, {read.__qualname__} is a script's"
         )
-    videos, out = Path(videos), Path(out)
+    videos, out = Path(videos), follow_link(out)
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
     if read is not read_media:
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"

@@ -89,7 +89,7 @@ class TrainingSetup:
         )
         student = _build_student(config, dataset, begun=saved_folder(run, "last") is not None)
         context = _context(config, dataset.classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
-        method = build_method(config.method, student, context).to(device)
+        method = distributed.move_module(build_method(config.method, student, context), device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
         optimizer = build_optimizer(config.optimizer, method)

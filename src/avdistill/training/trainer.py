@@ -26,7 +26,7 @@ from avdistill.dataset.splits import encode_labels
 from avdistill.errors import NotFiniteError, RunError
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.executors.prefetch import prefetch
-from avdistill.fsio import write_json
+from avdistill.fsio import follow_link, is_vacant, write_json
 from avdistill.inference.runner import run_network
 from avdistill.models.checkpoint import saved_folder
 from avdistill.training.checkpoint import load_last, save_best, save_last
@@ -64,12 +64,12 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
             is in `last/`), the folder cannot be written, or another process of the run was lost.
         DatasetError: the dataset does not hold what the config asks for.
     """
-    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
-        raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
-    if config.out.resolve() == Path.cwd():  # it is replaced whole: whoever stands in it would see nothing of it
-        raise RunError(f"{config.out}: is the folder this was called in; name another")
     # Where the run is resumed from must not matter.
-    config = replace(config, dataset=config.dataset.resolve())
+    config = replace(config, dataset=config.dataset.resolve(), out=follow_link(config.out))
+    if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run
+        raise RunError(f"{config.out}: expected a new folder, found the working directory")
+    if not is_vacant(config.out):
+        raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
     with _joined(config.out, config.device) as device:
         session = TrainingSetup.open(config, config.out, device)
         distributed.barrier()

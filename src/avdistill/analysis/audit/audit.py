@@ -31,7 +31,7 @@ from avdistill.analysis.audit.scores import (
 )
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import Labels, clips_of_split, encode_labels, has_modality
-from avdistill.distributed import init_distributed
+from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
 from avdistill.fsio import write_json
@@ -106,7 +106,7 @@ def audit(
     case = _open(run, dataset, split, teacher)
     with init_distributed(device) as own_device:
         looked = look(
-            case.method.to(own_device),
+            move_module(case.method, own_device),
             dataset,
             case.scored,
             case.features,
