@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from avdistill.analysis.demo import DEMO_DATA, run_demo
-from avdistill.commands.console import progress_bar, say
+from avdistill.commands.console import progress_bar
 from avdistill.config_io import encode
 from avdistill.fsio import write_json
 from avdistill.training.run_dir import environment
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="the demo, recorded")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    result = run_demo(arguments.out, seeds=(0, 1, 2), workers=2, say=say, bar=progress_bar)
+    result = run_demo(arguments.out, seeds=(0, 1, 2), workers=2, bar=progress_bar)
     told = {key: result[key] for key in ("students", "teacher", "test_clips")}
     write_json(
         ROOT / "results" / "demo.json",

@@ -1,6 +1,7 @@
 """The demo on a few clips and steps: whole, resumable, and its report holds what it says."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -17,21 +18,23 @@ def small(monkeypatch):
     monkeypatch.setattr(demo, "RECIPES", recipes)
 
 
-def test_demo_is_whole_and_resumable(small, tmp_path):
-    told, bars = [], []
+def test_demo_is_whole_and_resumable(small, tmp_path, caplog):
+    bars = []
+    caplog.set_level(logging.INFO, "avdistill")
 
     class Bar:
         def __init__(self, title):
             bars.append(title)
 
         def __enter__(self):
-            return lambda finished, total, note="": None
+            return lambda progress: None
 
         def __exit__(self, *error):
             return None
 
-    result = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
+    result = demo.run_demo(tmp_path, seeds=(5,), workers=2, bar=Bar)
     assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train students"]
+    assert f"audio teacher: top-1 accuracy {result['teacher']['top1_accuracy']:.3f}" in caplog.text
     assert result["test_clips"] == 12
     runs = [(row["method"], row["seed"]) for row in result["students"]]
     assert runs == [(m, 5) for m in ("supervised", "kd", "mnf_csc")]
@@ -46,5 +49,5 @@ def test_demo_is_whole_and_resumable(small, tmp_path):
 
     # Interrupted after one student: the others stay as they are, that one is taken up from its last save.
     (tmp_path / "study" / "runs" / "clean" / "kd_temperature=2" / "seed-5" / "metrics.json").unlink()
-    again = demo.run_demo(tmp_path, seeds=(5,), workers=2, say=told.append, bar=Bar)
+    again = demo.run_demo(tmp_path, seeds=(5,), workers=2, bar=Bar)
     assert again["students"] == result["students"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -56,16 +57,13 @@ _VALUES = ("top1_accuracy", "hit@1", "map")
 Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
-def run_demo(
-    out: Path, *, seeds: tuple[int, ...], workers: int, say: Callable[[str], None], bar: Bar
-) -> dict[str, Any]:
+def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> dict[str, Any]:
     """Make the data, train an audio teacher, compare three methods, and write `report.html`.
 
     Args:
         out: folder for everything; what an earlier call finished is kept.
         seeds: of the students; the data and the teacher are the same for all.
         workers: processes at a time; each training run takes one core.
-        say: called with one line about each result.
         bar: makes a progress bar of a title.
 
     Returns:
@@ -82,7 +80,9 @@ def run_demo(
         with bar("embed") as update:
             embed(dataset, load_teacher(teacher_run), "audio", on_progress=update)
     teacher = evaluate(teacher_run, dataset).metrics.to_dict()
-    say(f"audio teacher: top-1 accuracy {teacher['top1_accuracy']:.3f} on test clips with much mismatched audio")
+    logging.getLogger(__name__).info(
+        "audio teacher: top-1 accuracy %.3f on test clips with much mismatched audio", teacher["top1_accuracy"]
+    )
     study = Study(
         dataset=dataset.folder,
         out=out / "study",

@@ -165,6 +165,6 @@ def demo(arguments: list[str]) -> None:
     a = tyro.cli(_Demo, args=arguments, prog="avdistill demo")
     if not a.seeds or a.workers < 1:
         raise ConfigError("demo: expected at least one seed and one worker")
-    result = run_demo(a.out, seeds=a.seeds, workers=a.workers, say=say, bar=progress_bar)
+    result = run_demo(a.out, seeds=a.seeds, workers=a.workers, bar=progress_bar)
     lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}"]
     output(result, lines, a.json)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
+import logging
 import os
 import pickle
 import re
-import sys
 import urllib.request
 from collections import defaultdict
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 
 def fetch(download: Download) -> Path:
-    """The file in the cache folder, downloaded on first use, with a line on standard error.
+    """The file in the cache folder, downloaded on first use, with a line in the log.
 
     Raises:
         CheckpointError: it cannot be downloaded, or its MD5 differs.
@@ -56,7 +56,7 @@ def fetch(download: Download) -> Path:
     file = cache_folder() / download.file
     if file.is_file():
         return file
-    print(f"downloading {download.url} to {file}", file=sys.stderr)
+    logging.getLogger(__name__).warning("downloading %s to %s", download.url, file)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     digest = hashlib.md5(usedforsecurity=False)
     try:

@@ -263,7 +263,7 @@ def _stop_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT and number in received and distributed.world_size() == 1:
             raise KeyboardInterrupt
         if number == signal.SIGINT and not received:
-            logging.getLogger(__name__).info("stopping after this step; a second Ctrl-C ends at once, without a save")
+            logging.getLogger(__name__).warning("stopping after this step; a second Ctrl-C ends without a save")
         received.append(number)
 
     previous = {
