@@ -18,7 +18,8 @@ from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.inference.runner import run_network
 from avdistill.inputs import VideoInput
-from avdistill.methods import MethodContext, MNFCSCConfig, build_method
+from avdistill.methods import MethodContext, build_method
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.models.registry import build_model
 
 

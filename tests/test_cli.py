@@ -163,7 +163,11 @@ def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
             2,
             "must be above 0, got -1",
         ),
-        ("train demo_kd --dataset {dataset} --out {out} --method.temperature -1", 2, "temperature must be above 0"),
+        (
+            "train demo_kd --dataset {dataset} --out {out} --method.temperature -1",
+            2,
+            "temperature: expected a number above 0",
+        ),
         ("train --config {binary} --out {out}", 2, "not JSON"),
         ("teacher train {dataset} --out {out} --student.view.seconds 0", 2, "view.seconds: must be above 0"),
         ("prepare {list} --videos {here} --out {out} --teacher nothere", 1, "nothere"),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from avdistill.config_io import decode, encode
 from avdistill.errors import ConfigError
 from avdistill.inputs import AudioInput
-from avdistill.methods import METHODS, KDConfig, MNFCSCConfig
+from avdistill.methods import METHODS
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.training import TrainConfig, read_config
 from avdistill.training.recipes import RECIPES
 

@@ -82,7 +82,7 @@ def test_results_say_how_they_were_made():
 def test_every_method_is_on_the_page_of_methods_with_what_it_needs():
     page = (ROOT / "docs" / "methods" / "README.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (\w+) \| \[\w+\]\(\w+\.md\) \|$", page, re.MULTILINE))
-    assert rows == {name: method.needs or "nothing" for name, method in METHODS.items()}
+    assert rows == {name: str(method.requires(method.config_class())) for name, method in METHODS.items()}
 
 
 def test_links_between_documents_lead_somewhere():

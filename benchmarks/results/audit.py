@@ -26,7 +26,7 @@ from avdistill.corruption.spec import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
-from avdistill.methods import MNFCSCConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training.run_dir import environment, run_config
 

@@ -32,7 +32,7 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.inference.predictor import Student
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import METHODS
+from avdistill.methods import METHODS, teacher_requirement
 from avdistill.models.checkpoint import load_student
 from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare
@@ -87,7 +87,8 @@ def content(dataset: ClipDataset) -> dict[str, str]:
 def trained(dataset: ClipDataset, out: Path, name: str, steps: int) -> dict[str, Any]:
     """The losses of each step and the checksum of the student's last weights, in the order of its state."""
     losses: list[dict[str, float]] = []
-    teacher, method = "audio" if METHODS[name].needs else None, METHODS[name].config_class()
+    method = METHODS[name].config_class()
+    teacher = "audio" if teacher_requirement(method) else None
     config = TrainConfig(dataset.folder, out, STUDENT, method, teacher, steps=steps, optimizer=OPTIMIZER, **SETTINGS)
     train(config, on_step=lambda _step, values: losses.append(values))
     state = load_student(out / "last")[0].state_dict()

@@ -32,7 +32,10 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import write_json
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods import MethodConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher

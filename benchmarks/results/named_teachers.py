@@ -27,7 +27,10 @@ from avdistill.errors import MediaError
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.media.decoder import read_clip
-from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods import MethodConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.preparation.prepare import prepare
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed

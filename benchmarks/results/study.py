@@ -42,7 +42,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, labeled_clips
 from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
-from avdistill.methods import method_class, parse_method
+from avdistill.methods import parse_method, teacher_requirement
 from avdistill.reporting.tables import summarize
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
@@ -149,7 +149,7 @@ def make_job(
         dataset=dataset.folder,
         out=out / f"{folder_name(name)}{'-' + folder_name(setting) if setting else ''}-{seed}",
         method=method,
-        teacher="audio" if method_class(method).needs else None,
+        teacher="audio" if teacher_requirement(method) else None,
         train_split="train+teacher" if name == "supervised_plus" else "train",
         seed=seed,
     )

@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avdistill.fsio import write_json
 from avdistill.media.decoder import read_clip
-from avdistill.methods import MNFCSCConfig, SupervisedConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.training.malloc import configure_malloc
 from measuring import RESULTS, NotHereError, in_turn, machine, process_of, seconds
 from preparation import decode, video

@@ -30,7 +30,8 @@ from avdistill.analysis.benchmark.jobs import Job
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
-from avdistill.methods import MethodContext, SupervisedConfig, build_method
+from avdistill.methods import MethodContext, build_method
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
 from avdistill.types import Batch, Option

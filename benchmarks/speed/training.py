@@ -17,8 +17,10 @@ from functools import partial
 import torch
 
 import baseline
-from avdistill.methods import MethodContext, MNFCSCConfig, SupervisedConfig, build_method
+from avdistill.methods import MethodContext, build_method
 from avdistill.methods.base import Method
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.imagenet import normalize_frames
 from avdistill.models.registry import build_model
 from avdistill.training.config import OptimizerConfig

@@ -146,10 +146,15 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over the processes in the backward pass (DDP); with one, the module."""
+    """The module with its gradients averaged over the processes in the backward pass (DDP); with one, the module.
+
+    Buffers are not sent at each forward pass: helpers, which get the whole batch, have the same everywhere, and of the
+    student's running statistics those of process 0 count (`broadcast_buffers`).
+    """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
 @contextmanager

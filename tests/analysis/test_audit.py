@@ -13,7 +13,9 @@ from avdistill.analysis.audit.scores import SCORES, contrast_batches, percentile
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, RunError
-from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
@@ -227,7 +229,7 @@ def test_a_run_without_a_teacher_takes_one_by_name(taught, runs):
         audit(runs["supervised"], taught)
     rows = by_id(audit(runs["supervised"], taught, teacher="audio"))
     assert [score for score in SCORES if rows["train_1"][score] is not None] == ["teacher_nll", "disagreement"]
-    with pytest.raises(RunError, match="has a teacher of its own, 'audio'"):
+    with pytest.raises(RunError, match="trained with teacher 'audio'"):
         audit(runs["kd"], taught, teacher="other")
     with pytest.raises(DatasetError, match="no teacher 'nobody'"):
         audit(runs["supervised"], taught, teacher="nobody")

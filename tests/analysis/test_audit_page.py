@@ -14,7 +14,7 @@ import pytest
 from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.audit.page import write_audit_page
 from avdistill.media.encoder import displayed_size, encode_clip, encode_image
-from avdistill.methods import MNFCSCConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from support.audit_cases import changed, trained
 from support.chromium import NAMES, chromium, find_browser, screenshot
 

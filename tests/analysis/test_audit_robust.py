@@ -17,7 +17,8 @@ from avdistill.analysis.audit.audit import audit
 from avdistill.cli import main
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import RunError
-from avdistill.methods import KDConfig, RobustConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.robust import RobustConfig
 from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, by_id, changed, trained
@@ -67,7 +68,7 @@ def student_says(run, dataset, name):
 def mismatch_probability(noise_model, class_logits, logits, *, several=False):
     """1 - P(belongs) of a clip of which `class_logits` is class_logits, a list of C probabilities."""
     *prior_counts, clips = noise_model["prior_counts"]
-    clean_counts, told = noise_model["related"]
+    clean_counts, told = noise_model["clean_counts"]
     C, share = len(class_logits), (clean_counts + 1) / (told + 2)
     class_prior = [(h + (0.5 if several else 1 / C)) / (clips + 1) for h in prior_counts]
     logits = [z / CONFIG.temperature for z in logits]
@@ -93,7 +94,7 @@ def hot(labels):
 
 def test_mismatch_probability_is_that_of_the_loops(taught, runs):
     rows, noise_model = by_id(audit(runs["robust"], taught)), audio_of(runs["robust"])
-    assert noise_model["related"][1] > 0
+    assert noise_model["clean_counts"][1] > 0
     for name in (*LABELED, *UNLABELED):
         class_logits = (
             hot([f"class_{int(name[6:]) % 3}"]) if name in LABELED else student_says(runs["robust"], taught, name)
@@ -176,7 +177,7 @@ def test_other_methods_have_no_mismatch_probability(taught, runs, capsys):
 
 
 def test_what_a_run_of_robust_is_refused_for(taught, runs, tmp_path):
-    with pytest.raises(RunError, match="has a teacher of its own, 'audio'"):
+    with pytest.raises(RunError, match="trained with teacher 'audio'"):
         audit(runs["robust"], taught, teacher="other")
     dataset = changed(taught, tmp_path / "dataset", logits=None, classes=())
     with pytest.raises(RunError, match="'audio' has no logits in the student's classes"):

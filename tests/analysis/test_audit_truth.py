@@ -19,7 +19,8 @@ from avdistill.analysis.audit.scores import SCORES
 from avdistill.cli import main
 from avdistill.dataset.splits import clips_of_split
 from avdistill.errors import DatasetError
-from avdistill.methods import KDConfig, MNFCSCConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.training.setup import load_method
 from support.audit_cases import by_id, changed, trained
 

@@ -27,7 +27,9 @@ from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
-from avdistill.methods import METHODS, CustomMethodConfig, KDConfig, MNFCSCConfig, parse_method
+from avdistill.methods import METHODS, CustomMethodConfig, parse_method
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.teachers.extraction import add_features
 from avdistill.training.recipes import RECIPES
 from support.features import feature_arrays

@@ -7,8 +7,10 @@ import scipy.stats
 import torch
 
 from avdistill.errors import ConfigError
-from avdistill.methods import C2KDConfig, DKDConfig, MethodContext, build_method
+from avdistill.methods import MethodContext, build_method
 from avdistill.methods.base import student_features
+from avdistill.methods.c2kd import C2KDConfig
+from avdistill.methods.dkd import DKDConfig
 from avdistill.types import Batch
 from support.method_cases import B, C, Float64, batch, built, student
 

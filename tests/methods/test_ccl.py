@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avdistill.methods import CCLConfig
 from avdistill.methods.base import student_features
+from avdistill.methods.ccl import CCLConfig
 from support.method_cases import B, D, Float64, batch, built, student
 
 
@@ -41,8 +41,8 @@ def literal_terms(method, data):
     rows = data.has_teacher.nonzero()[:, 0]
     t, labels = data.teacher.embedding[rows], data.labels[rows].tolist()
     v = features.embedding[rows]
-    if not isinstance(method.bridge, torch.nn.Identity):
-        v = v @ method.bridge.weight.T + method.bridge.bias
+    if not isinstance(method.projection, torch.nn.Identity):
+        v = v @ method.projection.weight.T + method.projection.bias
     unit = [x / x.norm(dim=1, keepdim=True) for x in (t, v)]
     c = t + torch.cat(unit, dim=1) @ method.head.residual.weight.T + method.head.residual.bias
     p_c = c @ method.head.classifier.weight.T + method.head.classifier.bias
@@ -62,7 +62,7 @@ def literal_two_passes(method, data, head_keeps_both):
     of_student, of_head = literal_terms(method, data)
     of_head.backward(retain_graph=True)
     method.student.zero_grad()
-    method.bridge.zero_grad()
+    method.projection.zero_grad()
     own = {name: p.grad.clone() for name, p in method.head.named_parameters()}
     of_student.backward()
     if not head_keeps_both:
@@ -174,6 +174,6 @@ def test_zero_and_equal_embeddings_are_finite(rows):
 def test_groups_name_the_layer_between_widths_where_there_is_one():
     assert [g["name"] for g in built(CCLConfig()).parameter_groups()] == ["student", "head"]
     method = built(CCLConfig(), teacher_dim=7)
-    assert [g["name"] for g in method.parameter_groups()] == ["student", "head", "bridge"]
+    assert [g["name"] for g in method.parameter_groups()] == ["student", "head", "projection"]
     grouped = [id(p) for group in method.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in method.parameters())

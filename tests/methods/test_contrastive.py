@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avdistill.methods import CMCConfig, CRDConfig, MethodContext, build_method
+from avdistill.methods import MethodContext, build_method
+from avdistill.methods.cmc import CMCConfig
+from avdistill.methods.crd import CRDConfig
 from avdistill.types import Features
-from support.method_cases import B, C, D, Float64, N, batch, built, student
+from support.method_cases import B, C, D, Float64, N, batch, built, step, student
 
 
 def random_batch(seed, *, has_teacher=None, indices=None, dtype=torch.float64):
@@ -95,7 +97,7 @@ def test_crd_equals_loops_over_single_clips_through_several_steps():
     for seen, data in steps:
         parameters = [*method.student_projection.parameters(), *method.teacher_projection.parameters()]
         expected = literal(seen, data)
-        value = method.losses(seen, data)["contrast"]
+        value = step(method, seen, data)["contrast"]
         number = float(expected.detach()) if isinstance(expected, torch.Tensor) else expected
         assert float(value.detach()) == pytest.approx(number, rel=1e-9, abs=1e-12)
         seen_loss += float(value.detach())
@@ -117,16 +119,16 @@ def test_a_clip_that_never_had_a_teacher_is_no_negative():
     first, second = crd(), crd()
     lacking = [True, True, False, True, False, True]
     for seen, data in (random_batch(1, has_teacher=lacking), random_batch(2, has_teacher=lacking)):
-        first.losses(seen, data)
-        second.losses(seen, data)
+        step(first, seen, data)
+        step(second, seen, data)
     assert 0 < int(first.memory.filled.sum()) < N
     assert not first.memory.filled[random_batch(1)[1].indices[2]]
     for memory in (second.memory.student, second.memory.teacher):
         memory[~second.memory.filled] = 1e6
-    values = [float(m.losses(*random_batch(3))["contrast"].detach()) for m in (first, second)]
+    values = [float(step(m, *random_batch(3))["contrast"].detach()) for m in (first, second)]
     assert values[0] == values[1] > 0
     second.memory.teacher[second.memory.filled] *= -1
-    other = [float(m.losses(*random_batch(4))["contrast"].detach()) for m in (first, second)]
+    other = [float(step(m, *random_batch(4))["contrast"].detach()) for m in (first, second)]
     assert other[0] != other[1]
 
 
@@ -134,7 +136,7 @@ def test_the_first_batch_only_fills_the_memory():
     method = crd()
     seen, data = random_batch(1)
     random = method.memory.student.clone()
-    assert float(method.losses(seen, data)["contrast"].detach()) == 0
+    assert float(step(method, seen, data)["contrast"].detach()) == 0
     assert method.memory.filled.nonzero()[:, 0].tolist() == sorted(data.indices.tolist())
     assert torch.equal(method.memory.student[~method.memory.filled], random[~method.memory.filled])
     lengths = method.memory.student[method.memory.filled].norm(dim=1)
@@ -151,8 +153,8 @@ def test_random_entries_have_unit_length_on_average():
 def test_evaluation_leaves_no_trace():
     method = crd().eval()
     before = {name: value.clone() for name, value in method.memory.named_buffers()}
-    assert torch.isfinite(method.losses(*random_batch(1))["contrast"])
-    method.train().losses(*random_batch(1))
+    assert torch.isfinite(step(method, *random_batch(1))["contrast"])
+    step(method.train(), *random_batch(1))
     assert float(method.memory.student_normalizer) > 0
     trained = {name: value.clone() for name, value in method.memory.named_buffers()}
     assert all(not torch.equal(before[name], trained[name]) for name in before)
@@ -162,18 +164,18 @@ def test_evaluation_leaves_no_trace():
 
 def test_the_normalisers_are_those_of_the_first_batch_with_a_teacher():
     method = crd()
-    method.losses(*random_batch(1, has_teacher=[False] * 6))
+    step(method, *random_batch(1, has_teacher=[False] * 6))
     assert float(method.memory.student_normalizer) == 0
-    method.losses(*random_batch(2))
+    step(method, *random_batch(2))
     kept = float(method.memory.student_normalizer)
-    method.losses(*random_batch(3))
+    step(method, *random_batch(3))
     assert float(method.memory.student_normalizer) == kept > 0
 
 
 def test_drawn_negatives_are_filled_entries_and_evenly_drawn():
     method = crd(drawn=5)
     for seed in range(2):
-        method.losses(*random_batch(seed, has_teacher=[True] * 5 + [False]))
+        step(method, *random_batch(seed, has_teacher=[True] * 5 + [False]))
     filled = set(method.memory.filled.nonzero()[:, 0].tolist())
     assert len(filled) > 5
     indices = torch.tensor([min(filled), max(filled)])
@@ -192,10 +194,10 @@ def test_drawn_negatives_are_filled_entries_and_evenly_drawn():
 
 def test_all_others_are_taken_without_randomness_where_there_are_fewer():
     method = crd()
-    method.losses(*random_batch(1))
+    step(method, *random_batch(1))
     state = torch.get_rng_state()
     seen, data = random_batch(2)
-    method.losses(seen, data)
+    step(method, seen, data)
     assert torch.equal(torch.get_rng_state(), state)
     columns, used = method.memory.negatives(data.indices, 16384)
     filled = set(method.memory.filled.nonzero()[:, 0].tolist())
@@ -208,13 +210,13 @@ def test_a_resumed_run_goes_on_bit_equal(drawn):
     straight, resumed = crd(drawn=drawn), crd(drawn=drawn)
     torch.manual_seed(3)
     for seed in range(4):
-        straight.losses(*random_batch(seed))
+        step(straight, *random_batch(seed))
     resumed.load_state_dict(straight.state_dict())
     state = torch.get_rng_state()
     values = []
     for method in (straight, resumed):
         torch.set_rng_state(state)
-        values.append([float(method.losses(*random_batch(seed))["contrast"].detach()) for seed in range(4, 8)])
+        values.append([float(step(method, *random_batch(seed))["contrast"].detach()) for seed in range(4, 8)])
     assert values[0] == values[1]
 
 
@@ -232,7 +234,7 @@ def test_equal_and_zero_embeddings_are_finite():
         method.student_projection.bias.zero_()
     for values in (torch.zeros(B, D), torch.ones(B, D)):
         seen = Features(embedding=values.clone().requires_grad_(), logits=torch.zeros(B, C))
-        value = method.losses(seen, batch())["contrast"] + method.losses(seen, batch())["contrast"]
+        value = step(method, seen, batch())["contrast"] + step(method, seen, batch())["contrast"]
         assert torch.isfinite(value)
         value.backward()
         assert torch.isfinite(seen.embedding.grad).all()
@@ -252,7 +254,7 @@ def test_the_batch_form_has_no_memory_and_is_cmc_at_another_weight():
     assert not [name for name, _ in within.named_buffers() if name.startswith("memory")]
     seen, data = random_batch(1, has_teacher=[True, True, False] * 2)
     data = replace(data, indices=None)
-    ours, theirs = within.losses(seen, data)["contrast"], cmc.losses(seen, data)["contrast"]
+    ours, theirs = step(within, seen, data)["contrast"], step(cmc, seen, data)["contrast"]
     assert float(ours.detach()) == pytest.approx(0.8 * float(theirs.detach()))
 
 
@@ -267,7 +269,7 @@ def test_cmc_equals_loops_over_pairs():
         for i in clips:
             exps = {j: math.exp(float((anchors[i] * others[j]).sum()) / 0.07) for j in clips}
             expected -= math.log(exps[i] / sum(exps.values())) / len(clips)
-    value = method.losses(seen, data)["contrast"]
+    value = step(method, seen, data)["contrast"]
     assert float(value.detach()) == pytest.approx(expected, rel=1e-9)
 
 

@@ -67,8 +67,7 @@ def test_helpers_that_were_not_saved_are_not_made_up(many_clips, tmp_path, monke
     """A method that got a layer: random weights would pass for trained ones."""
     from avdistill.errors import CheckpointError
     from avdistill.inputs import VideoInput
-    from avdistill.methods import KDConfig
-    from avdistill.methods.kd import KD
+    from avdistill.methods.kd import KD, KDConfig
     from avdistill.training import ModelConfig, TrainConfig, resume, train
 
     student = ModelConfig("shifted_frames", VideoInput(frames=4, size=(16, 24)), {"width": 8, "embedding_dim": 16})

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avdistill.methods import ATConfig, FitNetConfig, NSTConfig, VIDConfig
+from avdistill.methods.attention_transfer import ATConfig
 from avdistill.methods.base import student_features
+from avdistill.methods.fitnet import FitNetConfig
+from avdistill.methods.neuron_selectivity import NSTConfig
+from avdistill.methods.vid import VIDConfig
 from avdistill.types import Batch
 from support.method_cases import B, D, batch, built
 

@@ -5,8 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
-from avdistill.methods import METHODS, KDConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods import METHODS
 from avdistill.methods.base import student_features
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Batch
 from support.method_cases import B, Float64, batch, built, student
 

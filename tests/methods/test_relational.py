@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from avdistill.losses import correlation_congruence, ifd_loss
-from avdistill.methods import METHODS, CCConfig, IFDConfig, PKTConfig, RKDConfig, SPConfig
+from avdistill.methods import METHODS
 from avdistill.methods.base import student_features
+from avdistill.methods.cc import CCConfig
+from avdistill.methods.information_flow import IFDConfig
+from avdistill.methods.pkt import PKTConfig
+from avdistill.methods.rkd import RKDConfig
+from avdistill.methods.sp import SPConfig
 from avdistill.types import Batch
 from support.method_cases import Float64, batch, built, student
 
@@ -144,12 +149,6 @@ def test_cc_trains_its_layers_and_through_one_of_them_the_student():
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.student.parameters())
 
 
-@pytest.mark.parametrize("config", [CCConfig(embedding_dim=-1), CCConfig(order=-1)], ids=str)
-def test_cc_refuses_what_makes_no_kernel(config):
-    with pytest.raises(ValueError, match="cc needs"):
-        built(config)
-
-
 def test_ifd_decays_the_embedding_by_the_epoch():
     """Batches of 6 out of 20 clips: pass 4 begins the second epoch, pass 7 the third, pass 10 the fourth."""
     method, data = in_float64(IFDConfig()), batch(torch.float64)
@@ -165,14 +164,14 @@ def test_ifd_decays_the_embedding_by_the_epoch():
 def test_ifd_does_not_count_evaluation_and_resumes_where_it_was():
     first = built(IFDConfig())
     first.eval()(batch())
-    assert int(first.counter.passes) == 0
+    assert int(first.counter.iterations) == 0
     first.train()
     for _ in range(5):
         first(batch())
     again = built(IFDConfig())
     again.load_state_dict(first.state_dict())
     assert metrics(again(batch())) == metrics(first(batch()))
-    assert int(again.counter.passes) == 6
+    assert int(again.counter.iterations) == 6
 
 
 def test_ifd_can_use_the_divergence_of_the_release():
@@ -180,8 +179,6 @@ def test_ifd_can_use_the_divergence_of_the_release():
     features = student_features(method.student, data)
     expected = 6 * ifd_loss(student=features.logits, teacher=data.teacher.logits)
     assert metrics(method(data))["logits_flow"] == pytest.approx(float(expected.detach()), rel=1e-9)
-    with pytest.raises(ValueError, match="divergence"):
-        built(IFDConfig(divergence="other"))
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, IFDConfig(divergence="hybrid")], ids=str)

@@ -10,10 +10,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from avdistill.methods import MethodContext, RobustConfig, SupervisedConfig, build_method
-from avdistill.methods.robust import label_logits, log_likelihood_ratio
+from avdistill.methods import MethodContext, build_method
+from avdistill.methods.robust import RobustConfig, label_logits, log_likelihood_ratio
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Batch, Features
-from support.method_cases import C, D, N, batch, built, student
+from support.method_cases import C, D, N, batch, built, step, student
 
 # Of 12 clips: every third is labeled, every fourth has no teacher. Clips 2 and 0 come twice in the third batch, 5 (no
 # teacher), 9 (labeled, no teacher) and 11 (never seen before) in the fourth.
@@ -135,12 +136,12 @@ def test_it_equals_loops_over_single_clips_through_several_steps(config, several
         seen = Features(seen.embedding, seen.logits.detach().double().requires_grad_())
         data = replace(data, teacher=Features(data.teacher.embedding, data.teacher.logits.double()))
         expected, gradient = literal(seen, data)
-        losses = method.losses(seen, data)
+        losses = step(method, seen, data)
         assert value(losses)["likelihood"] == pytest.approx(expected, rel=1e-9)
         (found,) = torch.autograd.grad(losses["likelihood"], seen.logits)
         assert (found - torch.tensor(gradient, dtype=torch.float64)).abs().max() <= 1e-9
         assert found.abs().max() > 1e-3
-        assert float(method.noise_model.share) == pytest.approx(literal.share, rel=1e-9)
+        assert float(method.noise_model.clean_rate) == pytest.approx(literal.share, rel=1e-9)
         assert method.noise_model.class_prior(several).tolist() == pytest.approx(literal.class_prior(), rel=1e-9)
         for clip in range(N):
             past = literal.posterior_sum.get(clip, [])
@@ -158,7 +159,7 @@ def test_mismatch_probability_equal_loops_over_single_clips(several):
     for seed, indices in enumerate(STEPS):
         seen, data = random_batch(indices, seed, several=several)
         literal(seen, data)
-        method.losses(seen, data)
+        step(method, seen, data)
     seen, data = random_batch(list(range(12)), 9, several=several)
     asked = torch.tensor([literal.probabilities(row) for row in seen.logits.tolist()], dtype=torch.float64)
     before = asked.clone()
@@ -266,8 +267,8 @@ def test_audio_of_other_clips_are_doubted(several):
         logits = looks(hot, several, generator)
         views.append(logits.sigmoid() if several else logits.softmax(1))
         for rows in torch.randperm(clips, generator=generator).split(100):
-            method.losses(Features(torch.zeros(100, D), logits[rows]), everything.map(lambda x, r=rows: x[r]))
-    assert float(method.noise_model.share) == pytest.approx(0.6, abs=0.06)
+            step(method, Features(torch.zeros(100, D), logits[rows]), everything.map(lambda x, r=rows: x[r]))
+    assert float(method.noise_model.clean_rate) == pytest.approx(0.6, abs=0.06)
     seen = torch.stack(views).mean(0)
     mismatch_probability = method.mismatch_probability(torch.full(hot.shape, 1 / classes), everything)
     for rows in (labeled, ~labeled):
@@ -296,11 +297,11 @@ def test_without_any_label_the_share_stays_even():
     method = built(RobustConfig())
     for seed, indices in enumerate(STEPS):
         seen, data = random_batch(indices, seed)
-        losses = method.losses(seen, replace(data, labeled=torch.zeros_like(data.labeled)))
+        losses = step(method, seen, replace(data, labeled=torch.zeros_like(data.labeled)))
         sum(losses.values()).backward()
         assert torch.isfinite(seen.logits.grad).all()
         assert seen.logits.grad.abs().max() > 0.01
-    assert float(method.noise_model.share) == 0.5
+    assert float(method.noise_model.clean_rate) == 0.5
     assert value(losses)["classification"] == 0
 
 
@@ -313,8 +314,8 @@ def test_what_means_nothing_changes_nothing(several):
         logits[~data.has_teacher] = torch.nan
         labels[~data.labeled] = torch.nan if several else -1
         other = replace(data, labels=labels, teacher=replace(data.teacher, logits=logits))
-        losses = value(first.losses(seen, data))
-        assert value(second.losses(seen, other)) == losses
+        losses = value(step(first, seen, data))
+        assert value(step(second, seen, other)) == losses
     assert losses["likelihood"] != 0
     for (name, x), (_, y) in zip(first.noise_model.named_buffers(), second.noise_model.named_buffers(), strict=True):
         assert torch.equal(x, y), name
@@ -323,25 +324,23 @@ def test_what_means_nothing_changes_nothing(several):
 def test_evaluation_remembers_nothing():
     method = built(RobustConfig())
     for seed, indices in enumerate(STEPS):
-        method.losses(*random_batch(indices, seed))
+        step(method, *random_batch(indices, seed))
     before = {name: x.clone() for name, x in method.noise_model.named_buffers()}
     seen, data = random_batch(STEPS[0], 9)
     evaluated = value(method.eval().losses(seen, data))
     method.mismatch_probability(seen.logits.detach().softmax(1), data)
     assert all(torch.equal(x, before[n]) for n, x in method.noise_model.named_buffers())
-    assert value(method.train().losses(seen, data)) == evaluated
+    assert value(step(method.train(), seen, data)) == evaluated
     assert all(not torch.equal(x, before[name]) for name, x in method.noise_model.named_buffers())
 
 
 def test_a_resumed_run_goes_on_bit_equal():
     straight, resumed = built(RobustConfig()), built(RobustConfig())
     for seed, indices in enumerate(STEPS[:3]):
-        straight.losses(*random_batch(indices, seed))
+        step(straight, *random_batch(indices, seed))
     resumed.load_state_dict(straight.state_dict())
     for seed, indices in enumerate(STEPS[2:], start=3):
-        assert value(straight.losses(*random_batch(indices, seed))) == value(
-            resumed.losses(*random_batch(indices, seed))
-        )
+        assert value(step(straight, *random_batch(indices, seed))) == value(step(resumed, *random_batch(indices, seed)))
 
 
 @pytest.mark.parametrize("loud", [1e4, -1e4])
@@ -355,7 +354,7 @@ def test_extremes_are_finite(classes, several, spoken, loud):
             mask = F.one_hot(torch.tensor(indices) % classes, classes) if one else 1
             logits = (torch.zeros_like(seen.logits) + loud * mask).detach().requires_grad_()
             teacher = replace(data.teacher, logits=torch.zeros_like(logits.detach()) + spoken * mask)
-            losses = method.losses(replace(seen, logits=logits), replace(data, teacher=teacher))
+            losses = step(method, replace(seen, logits=logits), replace(data, teacher=teacher))
             assert all(math.isfinite(x) for x in value(losses).values())
             sum(losses.values()).backward()
             assert torch.isfinite(logits.grad).all()
@@ -363,11 +362,11 @@ def test_extremes_are_finite(classes, several, spoken, loud):
             mismatch_probability = method.mismatch_probability(said, replace(data, teacher=teacher))
             assert torch.isfinite(mismatch_probability[data.has_teacher]).all()
     assert all(torch.isfinite(values).all() for values in method.noise_model.buffers())
-    assert 0 < float(method.noise_model.share) < 1
+    assert 0 < float(method.noise_model.clean_rate) < 1
 
 
 def test_mistakes_have_clear_errors():
     with pytest.raises(ValueError, match=r"Batch\.indices"):
         built(RobustConfig())(replace(batch(), indices=None))
-    with pytest.raises(ValueError, match="number of training clips"):
+    with pytest.raises(ValueError, match="training clips"):
         build_method(RobustConfig(), student(), MethodContext(C, teacher_dim=D))

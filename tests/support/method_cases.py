@@ -42,8 +42,17 @@ def batch(dtype=torch.float32, *, teacher_dim=D, has_teacher=None, labeled=None,
 def built(config: MethodConfig, *, student_network: Network | None = None, teacher_dim: int = D) -> Method:
     """The method with the weights of a fixed seed; it lives in float32 unless `.double()` is called on it."""
     torch.manual_seed(2)
-    context = MethodContext(C, teacher_dim=teacher_dim, training_clips=N, batch_size=B, passes=100)
+    context = MethodContext(C, teacher_dim=teacher_dim, training_clips=N, batch_size=B, total_iterations=100)
     return build_method(config, student_network or student(), context)
+
+
+def step(method, student_features, data):
+    """The losses of a training iteration on given features of the student; the method's state moves after them."""
+    losses = method.losses(student_features, data)
+    if method.training:
+        with torch.no_grad():
+            method.update(student_features.detach(), data)
+    return losses
 
 
 class Float64(Network):

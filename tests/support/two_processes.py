@@ -18,7 +18,9 @@ from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.inputs import VideoInput
-from avdistill.methods import METHODS, CRDConfig, MethodContext, MNFCSCConfig, build_method
+from avdistill.methods import METHODS, MethodContext, build_method
+from avdistill.methods.crd import CRDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 from avdistill.types import Features, Network
@@ -66,7 +68,7 @@ def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
         method = build_method(
             config,
             student,
-            MethodContext(len(dataset.classes), 24, training_clips=len(clips), batch_size=12, passes=10),
+            MethodContext(len(dataset.classes), 24, training_clips=len(clips), batch_size=12, total_iterations=10),
         ).double()
         model = distributed.wrap_ddp(method, torch.device("cpu"))
         for module in method.student.modules():

@@ -19,7 +19,9 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.errors import DatasetError, RunError, TeacherError
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import ATConfig, FitNetConfig, NSTConfig
+from avdistill.methods.attention_transfer import ATConfig
+from avdistill.methods.fitnet import FitNetConfig
+from avdistill.methods.neuron_selectivity import NSTConfig
 from avdistill.models.checkpoint import save_student
 from avdistill.models.efficientnet_lite import EfficientNetLite0
 from avdistill.models.registry import build_model

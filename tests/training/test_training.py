@@ -23,7 +23,9 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import file_checksum
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import KDConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.checkpoint import load_student
 from avdistill.models.registry import build_model
 from avdistill.teachers.extraction import embed

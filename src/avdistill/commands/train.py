@@ -13,7 +13,7 @@ from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say,
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import ConfigError
-from avdistill.methods import METHODS, method_class, parse_method
+from avdistill.methods import METHODS, parse_method, teacher_requirement
 from avdistill.models.registry import MODELS
 from avdistill.teachers.extraction import embed as embed_dataset
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
@@ -56,8 +56,8 @@ def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, 
     if given is None:
         return base, rest
     method = parse_method(given)
-    needs = method_class(method).needs
-    return replace(base, method=method, teacher=(base.teacher or "audio") if needs else None), rest
+    teacher = (base.teacher or "audio") if teacher_requirement(method) else None
+    return replace(base, method=method, teacher=teacher), rest
 
 
 def train_teacher(arguments: list[str]) -> None:

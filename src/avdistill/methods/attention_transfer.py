@@ -7,40 +7,47 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import attention_transfer, masked_cross_entropy
-from avdistill.methods.base import Method
+from avdistill.losses import attention_transfer
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
-class ATConfig:
-    """Where the teacher's map is active, the student's is to be, on every clip that has a teacher.
+class ATConfig(BaseMethodConfig):
+    """The student's tokens are to be active where the teacher's are, on every clip that has a teacher.
 
     Attributes:
         weight: of the attention term, beta of the paper.
     """
 
     name: Literal["at"] = "at"
-    weight: float = 1000.0
+    weight: NonNegative = 1000.0
 
 
+@register_method("at")
 class AT(Method):
     """Activation-based attention transfer at the last feature map."""
 
     config: ATConfig
     config_class = ATConfig
     tuning: ClassVar = {"weight": (10.0, 100.0, 1000.0)}
-    needs = "tokens"
     uses_tokens = True
+
+    @classmethod
+    def requires(cls, config: ATConfig) -> TeacherRequirement:
+        """Tokens."""
+        return TeacherRequirement.TOKENS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `attention`."""
-        assert student.tokens is not None
-        assert batch.teacher is not None
-        assert batch.teacher.tokens is not None
-        rows = batch.has_teacher
-        attention = attention_transfer(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "attention": self.config.weight * attention,
-        }
+        student_tokens, teacher_tokens = paired(student, batch, "tokens")
+        attention = attention_transfer(student=student_tokens, teacher=teacher_tokens)
+        return classification_loss(student, batch) | {"attention": self.config.weight * attention}

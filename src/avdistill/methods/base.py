@@ -1,60 +1,161 @@
-"""What a method is: the module that owns all that trains, and turns a batch into named losses."""
+"""The interface of a method: the module that owns everything that trains and turns a batch into named losses."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from avdistill.distributed import all_gather_with_grad
+from avdistill.errors import ConfigError
+from avdistill.losses import masked_cross_entropy
 from avdistill.models.imagenet import normalize_frames
-from avdistill.types import Batch, Option, StudentFeatures, StudentNetwork
+from avdistill.types import Batch, Features, Option, StudentFeatures, StudentNetwork
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field of a config may have: finite, from `low` (exclusive where `above`) to `high`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        least = f"{'above' if self.above else 'of at least'} {self.low:g}"
+        return least if math.isinf(self.high) else f"{least} and at most {self.high:g}"
+
+
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Fraction = Annotated[float, Range(0, 1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveInt = Annotated[int, Range(1)]
+
+
+@dataclass(frozen=True)
+class BaseMethodConfig:
+    """The settings of a method; a subclass is a frozen dataclass with a `name` and a default for every field.
+
+    Raises:
+        ConfigError: a value outside the `Range` or the `Literal` of its field's type.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def name(self) -> str:
+            """The name that the method is registered under."""
+
+    def __post_init__(self) -> None:
+        for key, hint in get_type_hints(type(self), include_extras=True).items():
+            value, expected = getattr(self, key), ""
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                expected = " or ".join(map(repr, get_args(hint)))
+            elif get_origin(hint) is Annotated and value not in hint.__metadata__[0]:
+                expected = f"a number {hint.__metadata__[0]}"
+            if expected:
+                raise ConfigError(f"config.method.{key}: expected {expected}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class TeacherRequirement:
+    """The teacher's features that a method learns from; false where it learns from none.
+
+    Attributes:
+        embedding: (B, D); comes with logits and tokens.
+        logits: (B, C) in the classes of the dataset.
+        tokens: (B, K, D).
+    """
+
+    NOTHING: ClassVar[TeacherRequirement]
+    EMBEDDING: ClassVar[TeacherRequirement]
+    LOGITS: ClassVar[TeacherRequirement]
+    TOKENS: ClassVar[TeacherRequirement]
+
+    embedding: bool = False
+    logits: bool = False
+    tokens: bool = False
+
+    def __bool__(self) -> bool:
+        return self.embedding or self.logits or self.tokens
+
+    def __str__(self) -> str:
+        beyond = [name for name in ("logits", "tokens") if getattr(self, name)]
+        return " and ".join(beyond) or ("embedding" if self.embedding else "nothing")
+
+
+TeacherRequirement.NOTHING = TeacherRequirement()
+TeacherRequirement.EMBEDDING = TeacherRequirement(embedding=True)
+TeacherRequirement.LOGITS = TeacherRequirement(embedding=True, logits=True)
+TeacherRequirement.TOKENS = TeacherRequirement(embedding=True, tokens=True)
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method may size its parts and schedules by.
+    """The sizes of a run, by which a method sizes its helpers and schedules.
 
     Attributes:
         num_classes: C.
         teacher_dim: D of the teacher's embedding; 0 without a teacher.
         training_clips: N; `Batch.indices` lie in [0, N).
         batch_size: B of a forward pass, over all processes.
-        passes: forward passes of the whole run.
+        total_iterations: forward passes of the whole run: optimizer steps x gradient accumulation.
     """
 
     num_classes: int
     teacher_dim: int = 0
     training_clips: int = 0
     batch_size: int = 1
-    passes: int = 1
+    total_iterations: int = 1
+
+
+@dataclass(frozen=True)
+class AuditInputs:
+    """The clips that an audit asks a method about, on the CPU.
+
+    Attributes:
+        probabilities: (N, C) the student's, mean over a clip's windows.
+        embedding: (N, D) the student's.
+        batch: labels, masks, the teacher's features, and `indices`, -1 for a clip that the run did not train on.
+        helpers: (N, ...) tensors, what `Method.audit_helpers` returned.
+    """
+
+    probabilities: Tensor
+    embedding: Tensor
+    batch: Batch
+    helpers: Mapping[str, Tensor]
 
 
 class Method(nn.Module, ABC):
-    """A student and whatever trains with it; never the teacher, whose features come with the batch.
+    """A student and the helper networks that train with it; never the teacher, whose features come with the batch.
 
-    A subclass says what it is made of (`config_class`, `tuning`) and what it needs (`needs`, `uses_unlabeled`,
-    `multi_label`, `uses_tokens`), and computes its `losses`, named and weighted: their sum is what is minimized, in
-    one backward pass. A helper network that must not move the student is fed detached features. Where several processes
-    share a batch, `losses` sees all of it in each of them. Under autocast only the student runs in half precision.
+    A subclass declares its settings (`config_class`, `tuning`) and what it uses (`requires`, `supports_multi_label`,
+    `uses_unlabeled`, `uses_tokens`), and computes its `losses`. Their sum is minimized in one backward pass; a helper
+    that must not move the student is fed detached features. Where several processes share a batch, `losses` gets all
+    of it in each of them. Under autocast only the student runs in half precision.
     """
 
     #: frozen dataclass of its settings; `Method.config` is one
     config_class: ClassVar[type]
-    #: field of the config -> values that `avdistill compare` may try; what is not here stays as published
+    #: field of the config -> values that `avdistill compare` may try; other fields stay as published
     tuning: ClassVar[Mapping[str, tuple[Option, ...]]] = {}
-    #: of the teacher's features: nothing, "embedding", "logits" or "tokens" (the last two include the embedding)
-    needs: ClassVar[str] = ""
-    #: whether clips without a label contribute; where not, none is drawn
+    #: whether clips without a label contribute; otherwise none is drawn
     uses_unlabeled: ClassVar[bool] = True
-    #: whether it has a meaning for clips with several labels; where not, such a dataset is refused
-    multi_label: ClassVar[bool] = True
-    #: whether the losses look at the student's map; where not, it does not travel between processes
+    #: whether the losses use the student's tokens; otherwise they do not travel between processes
     uses_tokens: ClassVar[bool] = False
+    #: buffers with a row per training clip, of which `update` changes those of the batch's clips only
+    clip_buffers: ClassVar[tuple[str, ...]] = ()
+    #: names of the scores that `audit_scores` returns, keys of `analysis.audit.scores.SCORES`
+    audits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, student: StudentNetwork, config: Any, context: MethodContext) -> None:
         """Build the helpers.
@@ -67,28 +168,74 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student, self.config, self.context = student, config, context
 
+    @classmethod
+    def requires(cls, config: Any) -> TeacherRequirement:
+        """The teacher's features that the method needs with these settings; nothing unless a subclass asks for them."""
+        return TeacherRequirement.NOTHING
+
+    @classmethod
+    def supports_multi_label(cls, config: Any) -> bool:
+        """Whether the method with these settings is defined for clips with several labels; else they are refused."""
+        return True
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted scalar losses of a batch, of which this process may hold only its share of the rows."""
+        """The losses of a batch, of which this process may hold only its share of the rows; in training, `update` too.
+
+        Returns:
+            Name -> weighted scalar.
+        """
         student = student_features(self.student, batch)
         if not self.uses_tokens:
             student = replace(student, tokens=None)
         # A divergence of what is nearly alike is lost in bfloat16.
         student = student.map(lambda x: all_gather_with_grad(x.to(torch.promote_types(x.dtype, torch.float32))))
         with torch.autocast(batch.labels.device.type, enabled=False):
-            return self.losses(student, replace(batch, frames=None, audio=None).map(all_gather_with_grad))
+            batch = replace(batch, frames=None, audio=None).map(all_gather_with_grad)
+            losses = self.losses(student, batch)
+            if self.training:
+                with torch.no_grad():
+                    self.update(student.detach(), batch)
+            return losses
 
     @abstractmethod
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted scalar losses.
+        """Named, weighted scalar losses. Changes no state but the running statistics of helpers' BatchNorm layers.
 
         Args:
-            student: its features of the whole batch, without `tokens` where not `uses_tokens`.
+            student: its features of the whole batch, without `tokens` unless `uses_tokens`.
             batch: without `frames` and `audio`; `clip_ids` are those of this process.
+        """
+
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Move the method's state (memories, counters) after the losses of a training batch; without gradient.
+
+        Args:
+            student, batch: as in `losses`.
         """
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups with `name`, `params` and `lr_scale`; gradients are clipped group by group."""
         return [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
+
+    def audit_helpers(self, student: Features, teacher: Tensor) -> dict[str, Tensor]:
+        """Outputs of the helpers for a few clips of an audit, which does not keep the clips' tokens.
+
+        Args:
+            student: embedding (B, D), and tokens (B, K, D) if `uses_tokens`.
+            teacher: (B, D) embeddings.
+
+        Returns:
+            Name -> (B, ...) values, which `audit_scores` gets for all clips.
+        """
+        return {}
+
+    def audit_scores(self, inputs: AuditInputs) -> dict[str, Tensor]:
+        """Scores of an audit that only this method can give: float64 (N,), HIGHER for a clip that is more suspicious.
+
+        Returns:
+            The scores named in `audits`, or none of them where the teacher's features do not suffice.
+        """
+        return {}
 
 
 def student_features(student: StudentNetwork, batch: Batch) -> StudentFeatures:
@@ -103,18 +250,57 @@ def student_features(student: StudentNetwork, batch: Batch) -> StudentFeatures:
     return student(inputs)
 
 
-class PassCounter(nn.Module):
-    """Counts a run's forward passes for losses that change over time; saved and resumed with the method's buffers."""
+def classification_loss(student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
+    """`classification`, the loss of the labeled clips that all methods share (`masked_cross_entropy`)."""
+    loss = masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
+    return {"classification": loss}
 
-    passes: Tensor
+
+def rows_with_teacher(student: StudentFeatures, batch: Batch) -> tuple[StudentFeatures, Features]:
+    """The features of student and teacher of the clips that have a teacher; no gradient reaches the teacher's."""
+    assert batch.teacher is not None
+    return student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher).detach()
+
+
+def paired(
+    student: StudentFeatures, batch: Batch, field: Literal["embedding", "logits", "tokens"]
+) -> tuple[Tensor, Tensor]:
+    """(N, ...) that field of student and teacher of the N clips that have a teacher, which `requires` asked for."""
+    student_rows, teacher_rows = rows_with_teacher(student, batch)
+    return getattr(student_rows, field), getattr(teacher_rows, field)
+
+
+class IterationCounter(nn.Module):
+    """Counts a run's training iterations for losses that change over time; saved and resumed with the method.
+
+    Attributes:
+        iterations: int64 (), forward passes in training so far.
+    """
+
+    iterations: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
-    def advance(self) -> int:
-        """How many training passes there were before this one, which is then counted; evaluation is not."""
-        before = int(self.passes)
-        if self.training:
-            self.passes += 1
-        return before
+
+_METHODS: dict[str, type[Method]] = {}
+_Class = TypeVar("_Class", bound=type[Method])
+
+
+def register_method(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator: puts a method into `METHODS`, the command line and the strict reader of configs.
+
+    Every module of `avdistill.methods` is imported, so a file with a decorated class is all that a method needs.
+
+    Args:
+        name: also the value of the config's field `name`.
+    """
+
+    def register(method: _Class) -> _Class:
+        if name in _METHODS or method.config_class().name != name:
+            raise ValueError(f"method {name!r}: its config has another name, or the name is taken")
+        _METHODS[name] = method
+        return method
+
+    return register

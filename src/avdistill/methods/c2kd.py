@@ -13,13 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avdistill.errors import ConfigError
 from avdistill.losses import kd_loss, kendall_tau, masked_cross_entropy, non_target_divergence
-from avdistill.methods.base import Method, MethodContext
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    register_method,
+    rows_with_teacher,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class C2KDConfig:
+class C2KDConfig(BaseMethodConfig):
     """Defaults are the release's, where every term has weight 1 and every softmax temperature 1.
 
     Attributes:
@@ -32,8 +42,8 @@ class C2KDConfig:
 
     name: Literal["c2kd"] = "c2kd"
     threshold: float = 0.0
-    proxy_weight: float = 1.0
-    weight: float = 1.0
+    proxy_weight: NonNegative = 1.0
+    weight: NonNegative = 1.0
     target_logit: Literal["removed", "zero"] = "removed"
 
 
@@ -61,23 +71,32 @@ class Proxy(nn.Module):
         return self.classifier(F.leaky_relu(x, 0.1))
 
 
+@register_method("c2kd")
 class C2KD(Method):
-    """Each network and its proxy teach one another; the proxies exchange what they say of the non-target classes.
+    """Each network and its proxy distil into one another; the proxies exchange their non-target classes.
 
-    One label per clip. An unlabeled clip's target is the class that the teacher's classifier finds.
+    One label per clip. The target of an unlabeled clip is the decision of the teacher's classifier.
     """
 
     config: C2KDConfig
     config_class = C2KDConfig
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
-    needs = "embedding"
-    multi_label = False
+
+    @classmethod
+    def requires(cls, config: C2KDConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
+
+    @classmethod
+    def supports_multi_label(cls, config: C2KDConfig) -> bool:
+        """No: the target class is set apart from the others."""
+        return False
 
     def __init__(self, student: StudentNetwork, config: C2KDConfig, context: MethodContext) -> None:
-        """Raises ValueError where there are fewer than two classes."""
+        """Raises ConfigError for fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
-            raise ValueError("c2kd needs two classes or more: it sets the target class apart from the others")
+            raise ConfigError(f"method 'c2kd': expected two classes or more, found {context.num_classes}")
         self.teacher_classifier = nn.Linear(context.teacher_dim, context.num_classes)
         self.teacher_proxy = Proxy(context.teacher_dim, context.num_classes)
         self.student_proxy = Proxy(student.embedding_dim, context.num_classes)
@@ -97,22 +116,18 @@ class C2KD(Method):
             ValueError: clips with several labels.
         """
         if batch.labels.ndim != 1:
-            raise ValueError("method 'c2kd' needs one label per clip: it sets the target class apart from the others")
+            raise ValueError("method 'c2kd': expected one label per clip, found several")
         c = self.config
-        assert batch.teacher is not None
-        losses = {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
-        }
-        rows = batch.has_teacher
-        seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
-        labels, labeled = batch.labels[rows], batch.labeled[rows]
-        if len(labels) == 0:  # nothing to look at, but the heads stay in the graph
-            nothing = sum(p.sum() for p in self._helpers()) * 0.0 + seen.embedding.sum()
+        losses = classification_loss(student, batch)
+        student_rows, teacher_rows = rows_with_teacher(student, batch)
+        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
+        if len(labels) == 0:  # the heads stay in the graph
+            zero_loss = sum(p.sum() for p in self._helpers()) * 0.0 + student_rows.embedding.sum()
             names = ("teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher")
-            return losses | dict.fromkeys(names, nothing)
+            return losses | dict.fromkeys(names, zero_loss)
 
-        z_s, z_t = seen.logits, self.teacher_classifier(teacher.embedding)
-        proxy_s, proxy_t = self.student_proxy(seen.embedding), self.teacher_proxy(teacher.embedding)
+        z_s, z_t = student_rows.logits, self.teacher_classifier(teacher_rows.embedding)
+        proxy_s, proxy_t = self.student_proxy(student_rows.embedding), self.teacher_proxy(teacher_rows.embedding)
         targets = torch.where(labeled, labels, z_t.argmax(1))
         keep = kendall_tau(student=proxy_s, teacher=proxy_t) > c.threshold
         exchange: dict[str, Any] = {"targets": targets, "keep": keep, "target_logit": c.target_logit}
@@ -125,8 +140,7 @@ class C2KD(Method):
         }
 
 
-def _both_ways(own: Tensor, proxy: Tensor) -> Tensor:
-    """KL(own || proxy) + KL(proxy || own); in each the first is the fixed target of the second."""
-    to_proxy = kd_loss(student=proxy, teacher=own, temperature=1.0)
-    to_own = kd_loss(student=own, teacher=proxy, temperature=1.0)
-    return to_proxy + to_own
+def _both_ways(logits: Tensor, proxy: Tensor) -> Tensor:
+    """KL(logits || proxy) + KL(proxy || logits); in each the first is the fixed target of the second."""
+    to_proxy = kd_loss(student=proxy, teacher=logits, temperature=1.0)
+    return to_proxy + kd_loss(student=logits, teacher=proxy, temperature=1.0)

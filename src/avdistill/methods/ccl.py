@@ -1,8 +1,8 @@
 """Compositional contrastive learning (Chen et al. 2021, arXiv 2104.10955).
 
-Gradient routing. The release runs two backward passes: the head's objective, whose student gradients it throws away,
-then the student's, through the same live head, whose gradients the head keeps. The same gradients come from one pass:
-the student's objective on its live features, and the head's objective on detached copies of them.
+Gradient routing. The release runs two backward passes: the head's objective, whose student gradients it discards, then
+the student's, through the same head, whose gradients the head keeps. The same gradients come from one pass: the
+student's objective on its features, and the head's objective on detached copies of them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,34 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from avdistill.losses import ccl_nce, masked_cross_entropy, two_way_divergence
-from avdistill.methods.base import Method, MethodContext
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    Positive,
+    TeacherRequirement,
+    classification_loss,
+    register_method,
+    rows_with_teacher,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class CCLConfig:
-    """Defaults are the release's for a teacher that hears.
+class CCLConfig(BaseMethodConfig):
+    """Defaults are the release's for an audio teacher.
 
     Attributes:
-        temperature: of the contrasts; 0.5 for a teacher that hears, the release has 0.1 for one that sees.
+        temperature: of the contrasts; 0.5 for an audio teacher, in the release 0.1 for a video teacher.
         weight: of contrasts and divergences, of student and head alike.
         released_head_gradients: the student's objective also trains the head, as in the release since its commit
-            b590483; off, the head has its own objective only, as in the first one.
+            b590483; off, only its own objective does, as in the first one.
     """
 
     name: Literal["ccl"] = "ccl"
-    temperature: float = 0.5
-    weight: float = 1.0
+    temperature: Positive = 0.5
+    weight: NonNegative = 1.0
     released_head_gradients: bool = True
 
 
@@ -51,53 +61,53 @@ class CompositionHead(nn.Module):
         return StudentFeatures(embedding=composed, logits=self.classifier(composed))
 
 
+@register_method("ccl")
 class CCL(Method):
     """The paper's method with one teacher. Rows without a teacher take part in the classification only."""
 
     config: CCLConfig
     config_class = CCLConfig
     tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
-    needs = "embedding"
+
+    @classmethod
+    def requires(cls, config: CCLConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CCLConfig, context: MethodContext) -> None:
         """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""
         super().__init__(student, config, context)
         D = context.teacher_dim
-        self.bridge = nn.Identity() if student.embedding_dim == D else nn.Linear(student.embedding_dim, D)
+        self.projection = nn.Identity() if student.embedding_dim == D else nn.Linear(student.embedding_dim, D)
         self.head = CompositionHead(D, context.num_classes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Student, head and, where there is one, the layer between the widths, at the same rate."""
-        groups = [
-            *super().parameter_groups(),
-            {"name": "head", "params": list(self.head.parameters()), "lr_scale": 1.0},
-        ]
-        bridge = list(self.bridge.parameters())
-        return [*groups, {"name": "bridge", "params": bridge, "lr_scale": 1.0}] if bridge else groups
+        parts = {"head": list(self.head.parameters()), "projection": list(self.projection.parameters())}
+        groups = [{"name": name, "params": params, "lr_scale": 1.0} for name, params in parts.items() if params]
+        return [*super().parameter_groups(), *groups]
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `contrast`, `divergence`; head: the same three, with `head_` before them."""
         c = self.config
-        assert batch.teacher is not None
-        rows = batch.has_teacher
-        seen, t = student.select(rows), batch.teacher.embedding[rows].detach()
-        v, labels, labeled = self.bridge(seen.embedding), batch.labels[rows], batch.labeled[rows]
+        student_rows, teacher_rows = rows_with_teacher(student, batch)
+        v, t = self.projection(student_rows.embedding), teacher_rows.embedding
+        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
 
         def contrast(first: Tensor, second: Tensor) -> Tensor:
             return ccl_nce(first=first, second=second, labels=labels, labeled=labeled, temperature=c.temperature)
 
-        def divergence(own: Tensor, composed: StudentFeatures) -> Tensor:
-            return two_way_divergence(first=own, second=composed.logits, multi_label=labels.ndim == 2)
+        def divergence(logits: Tensor, composed: StudentFeatures) -> Tensor:
+            return two_way_divergence(first=logits, second=composed.logits, multi_label=labels.ndim == 2)
 
-        live = self._composed(t, v, train_head=c.released_head_gradients)
-        apart = self._composed(t, v.detach())
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "contrast": c.weight * (contrast(v, live.embedding) + contrast(v, t)),
-            "divergence": c.weight * divergence(seen.logits, live),
-            "head_classification": masked_cross_entropy(logits=apart.logits, labels=labels, labeled=labeled),
-            "head_contrast": c.weight * (contrast(v.detach(), apart.embedding) + contrast(apart.embedding, t)),
-            "head_divergence": c.weight * divergence(seen.logits.detach(), apart),
+        with_grad = self._composed(t, v, train_head=c.released_head_gradients)
+        detached = self._composed(t, v.detach())
+        return classification_loss(student, batch) | {
+            "contrast": c.weight * (contrast(v, with_grad.embedding) + contrast(v, t)),
+            "divergence": c.weight * divergence(student_rows.logits, with_grad),
+            "head_classification": masked_cross_entropy(logits=detached.logits, labels=labels, labeled=labeled),
+            "head_contrast": c.weight * (contrast(v.detach(), detached.embedding) + contrast(detached.embedding, t)),
+            "head_divergence": c.weight * divergence(student_rows.logits.detach(), detached),
         }
 
     def _composed(self, teacher: Tensor, student: Tensor, *, train_head: bool = True) -> StudentFeatures:

@@ -7,13 +7,24 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from avdistill.losses import masked_cross_entropy, symmetric_info_nce
-from avdistill.methods.base import Method, MethodContext
+from avdistill.losses import symmetric_info_nce
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class CMCConfig:
+class CMCConfig(BaseMethodConfig):
     """Contrast of the clips of a batch that have a teacher, classification on the labeled.
 
     Attributes:
@@ -23,18 +34,23 @@ class CMCConfig:
     """
 
     name: Literal["cmc"] = "cmc"
-    weight: float = 1.0
-    temperature: float = 0.07
-    width: int = 128
+    weight: NonNegative = 1.0
+    temperature: Positive = 0.07
+    width: PositiveInt = 128
 
 
+@register_method("cmc")
 class CMC(Method):
     """Symmetric contrast between two views, of which only the student's network trains."""
 
     config: CMCConfig
     config_class = CMCConfig
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
-    needs = "embedding"
+
+    @classmethod
+    def requires(cls, config: CMCConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""
@@ -49,14 +65,10 @@ class CMC(Method):
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `contrast`."""
-        assert batch.teacher is not None
-        rows = batch.has_teacher
+        student_rows, teacher_rows = paired(student, batch, "embedding")
         contrast = symmetric_info_nce(
-            student=self.student_projection(student.embedding[rows]),
-            teacher=self.teacher_projection(batch.teacher.embedding[rows].detach()),
+            student=self.student_projection(student_rows),
+            teacher=self.teacher_projection(teacher_rows),
             temperature=self.config.temperature,
         )
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "contrast": self.config.weight * contrast,
-        }
+        return classification_loss(student, batch) | {"contrast": self.config.weight * contrast}

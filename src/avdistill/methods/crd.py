@@ -1,8 +1,8 @@
 """Contrastive representation distillation (Tian et al. 2020, arXiv 1910.10699).
 
-The memory holds, for every training clip and side, the moving average of what that side's projection made of it. An
-entry says nothing before its clip was seen with a teacher: until then it is nobody's negative, and the clip's positive
-is what the other side makes of it now.
+The memory holds, for every training clip and side, the moving average of that side's projection. An entry is random
+until its clip first comes with a teacher: until then it is nobody's negative, and the clip's positive is the other
+side's present projection.
 """
 
 from __future__ import annotations
@@ -14,13 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import masked_cross_entropy, noise_contrastive_estimation, symmetric_info_nce
-from avdistill.methods.base import Method, MethodContext
+from avdistill.errors import ConfigError
+from avdistill.losses import noise_contrastive_estimation, symmetric_info_nce
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Fraction,
+    Method,
+    MethodContext,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class CRDConfig:
+class CRDConfig(BaseMethodConfig):
     """Contrast of the clips that have a teacher, classification on the labeled. Defaults are the paper's.
 
     Attributes:
@@ -28,21 +41,21 @@ class CRDConfig:
         weight: of the contrast.
         temperature: tau.
         width: of the space both sides are projected into.
-        drawn: negatives of an anchor; all other clips where the memory holds no more.
+        drawn: negatives of an anchor; all other clips if the memory holds no more.
         momentum: of the memory.
     """
 
     name: Literal["crd"] = "crd"
     negatives: Literal["memory", "batch"] = "memory"
-    weight: float = 0.8
-    temperature: float = 0.07
-    width: int = 128
-    drawn: int = 16384
-    momentum: float = 0.5
+    weight: NonNegative = 0.8
+    temperature: Positive = 0.07
+    width: PositiveInt = 128
+    drawn: PositiveInt = 16384
+    momentum: Fraction = 0.5
 
 
 class Memory(nn.Module):
-    """One entry per training clip for each side, filled when its clip is first seen with a teacher.
+    """One entry per training clip and side, filled when its clip first comes with a teacher.
 
     Attributes:
         student: (N, D) unit vectors.
@@ -67,10 +80,10 @@ class Memory(nn.Module):
         self.register_buffer("filled", torch.zeros(clips, dtype=torch.bool))
 
     def negatives(self, indices: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
-        """Entries to hold clips against: (columns int64 (B, K) or (1, N), bool (B, K) which of them count).
+        """Entries to contrast clips with: (columns int64 (B, K) or (1, N), bool (B, K) which of them count).
 
-        All filled entries but the own one, or `drawn` of them with replacement where there are more; a draw that hits
-        the own entry does not count.
+        All filled entries but the clip's, or `drawn` of them with replacement if there are more; a draw of the clip's
+        entry does not count.
         """
         columns = self.filled.nonzero()[:, 0]
         if len(columns) > drawn:
@@ -79,18 +92,9 @@ class Memory(nn.Module):
             columns = columns.expand(len(indices), -1)
         return columns, columns != indices[:, None]
 
-    def normalizer(self, kept: Tensor, scores: Tensor) -> Tensor:
-        """Z of a side's scores (B, N), estimated on the first training batch over the whole memory, then `kept`."""
-        if kept > 0:
-            return kept
-        estimate = scores.detach().exp().mean() * len(self.filled)
-        if self.training:
-            kept.copy_(estimate)
-        return estimate
-
     @torch.no_grad()
     def update(self, indices: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
-        """Move the entries of a batch's clips to what the projections (B, D) made of them now."""
+        """Move the entries of a batch's clips towards their present projections (B, D)."""
         # A batch over the end of an epoch may hold a clip twice; the first counts, in every process.
         first = ~(indices[:, None] == indices[None, :]).tril(-1).any(1)
         indices = indices[first]
@@ -102,31 +106,28 @@ class Memory(nn.Module):
         self.filled[indices] = True
 
 
+@register_method("crd")
 class CRD(Method):
     """Contrastive representation distillation at the embedding."""
 
     config: CRDConfig
     config_class = CRDConfig
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
-    needs = "embedding"
+    clip_buffers = ("memory.student", "memory.teacher", "memory.filled")
+
+    @classmethod
+    def requires(cls, config: CRDConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CRDConfig, context: MethodContext) -> None:
-        """A linear projection for each side, and the memory.
-
-        Raises:
-            ValueError: unknown `negatives`, a `width` or number `drawn` below 1, or a memory of no clips.
-        """
+        """A linear projection for each side, and the memory. Raises ConfigError for a memory of no clips."""
         super().__init__(student, config, context)
-        if config.negatives not in ("memory", "batch"):
-            raise ValueError(f"negatives must be 'memory' or 'batch', got {config.negatives!r}")
-        for name in ("width", "drawn"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
         self.teacher_projection = nn.Linear(context.teacher_dim, config.width)
         if config.negatives == "memory":
             if context.training_clips < 1:
-                raise ValueError("crd with negatives='memory' needs the number of training clips")
+                raise ConfigError("method 'crd' with negatives='memory': expected training clips, found none")
             self.memory = Memory(context.training_clips, config.width)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -135,47 +136,59 @@ class CRD(Method):
         return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `contrast`.
-
-        Raises:
-            ValueError: the memory is asked for and the batch does not say which clips it holds.
-        """
-        assert batch.teacher is not None
-        rows = batch.has_teacher
-        s = F.normalize(self.student_projection(student.embedding[rows]), dim=1)
-        t = F.normalize(self.teacher_projection(batch.teacher.embedding[rows].detach()), dim=1)
+        """Returns `classification` and `contrast`. Raises ValueError if the memory needs `Batch.indices`, missing."""
+        s, t = self._projections(student, batch)
         if self.config.negatives == "batch":
             contrast = symmetric_info_nce(student=s, teacher=t, temperature=self.config.temperature)
         elif batch.indices is None:
             raise ValueError("crd with negatives='memory' needs Batch.indices")
         else:
-            contrast = self._against_memory(s, t, batch.indices[rows])
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "contrast": self.config.weight * contrast,
-        }
+            contrast = self._against_memory(s, t, batch.indices[batch.has_teacher])
+        return classification_loss(student, batch) | {"contrast": self.config.weight * contrast}
+
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Move the memory; Z of each side is estimated on the first batch with a teacher, over the whole memory."""
+        if self.config.negatives == "batch" or not batch.has_teacher.any():
+            return
+        assert batch.indices is not None
+        s, t = self._projections(student, batch)
+        for normalizer, anchor, entries in self._sides(s, t):
+            if not normalizer > 0:
+                normalizer.copy_(self._normalizer(normalizer, self._scores(anchor, entries)))
+        self.memory.update(batch.indices[batch.has_teacher], s, t, self.config.momentum)
+
+    def _projections(self, student: StudentFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
+        student_rows, teacher_rows = paired(student, batch, "embedding")
+        s, t = self.student_projection(student_rows), self.teacher_projection(teacher_rows)
+        return F.normalize(s, dim=1), F.normalize(t, dim=1)
+
+    def _sides(self, s: Tensor, t: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """Of each side the normalizer, the anchors and the entries that they are contrasted with."""
+        memory = self.memory
+        return (memory.student_normalizer, s, memory.teacher), (memory.teacher_normalizer, t, memory.student)
+
+    def _scores(self, anchor: Tensor, entries: Tensor) -> Tensor:
+        return anchor @ entries.T / self.config.temperature  # (B, N)
+
+    def _normalizer(self, kept: Tensor, scores: Tensor) -> Tensor:
+        """Z as it is kept; before that, the estimate from scores (B, N)."""
+        return kept if kept > 0 else scores.detach().exp().mean() * scores.shape[1]
 
     def _against_memory(self, s: Tensor, t: Tensor, indices: Tensor) -> Tensor:
         if len(s) == 0:
             return s.sum() + t.sum()
-        memory = self.memory
-        columns, used = memory.negatives(indices, self.config.drawn)
-        known = memory.filled[indices][:, None]
+        columns, used = self.memory.negatives(indices, self.config.drawn)
+        known = self.memory.filled[indices][:, None]
         total = s.new_zeros(())
-        for anchor, other, remembered, kept in (
-            (s, t, memory.teacher, memory.student_normalizer),
-            (t, s, memory.student, memory.teacher_normalizer),
-        ):
-            entries = remembered.clone()  # the memory changes below, before the backward pass
-            scores = anchor @ entries.T / self.config.temperature  # (B, N)
-            own = torch.where(known, entries[indices], other.detach())
+        for (normalizer, anchor, remembered), other in zip(self._sides(s, t), (t, s), strict=True):
+            entries = remembered.clone()  # the memory moves before the backward pass
+            scores = self._scores(anchor, entries)
+            positive = torch.where(known, entries[indices], other.detach())
             total = total + noise_contrastive_estimation(
-                positive=(anchor * own).sum(1) / self.config.temperature,
+                positive=(anchor * positive).sum(1) / self.config.temperature,
                 negative=scores.gather(1, columns),
                 used=used,
-                normalizer=memory.normalizer(kept, scores),
+                normalizer=self._normalizer(normalizer, scores),
                 clips=len(entries),
             )
-        if self.training:
-            memory.update(indices, s, t, self.config.momentum)
         return total

@@ -1,4 +1,4 @@
-"""Methods from a file of the user's custom: they take part wherever a built-in one does, without being registered."""
+"""Custom methods: a class in a user's file takes part wherever a built-in method does, without being registered."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Literal
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError
 from avdistill.fsio import file_checksum
-from avdistill.methods.base import Method
+from avdistill.methods.base import BaseMethodConfig, Method
 from avdistill.types import Option
 
 
 @dataclass(frozen=True)
-class CustomMethodConfig:
-    """A method of the user's custom.
+class CustomMethodConfig(BaseMethodConfig):
+    """A custom method.
 
     Attributes:
         source: "FILE.py:Class"; the class is a `Method` with a `config_class`.
@@ -39,9 +39,9 @@ def load_custom(source: str) -> type[Method]:
     file, _, name = source.rpartition(":")
     path = Path(file).resolve()
     if not file.endswith(".py") or not name or not path.is_file():
-        raise ConfigError(f"method {source!r}: expected FILE.py:Class, and the file to be there")
-    # The same file is loaded once: two classes of one name would not be each other's instances.
-    module_name = "avdistill_own_" + hashlib.sha256(path.read_bytes() + str(path).encode()).hexdigest()[:16]
+        raise ConfigError(f"method {source!r}: expected FILE.py:Class, found no such file")
+    # A file is loaded once: an object of its first load would be no instance of a class of its second.
+    module_name = "avdistill_custom_" + hashlib.sha256(path.read_bytes() + str(path).encode()).hexdigest()[:16]
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
@@ -51,25 +51,25 @@ def load_custom(source: str) -> type[Method]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever a file of somebody else's may raise
+        except Exception as error:  # a user's file may raise anything
             del sys.modules[module_name]
             raise ConfigError(f"method {source!r}: {path.name} fails: {type(error).__name__}: {error}") from error
     found: Any = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ConfigError(f"method {source!r}: {path.name} has no class {name!r} that is an avdistill.Method")
+        raise ConfigError(f"method {source!r}: expected a Method {name!r} in {path.name}, found none")
     if not hasattr(found, "config_class"):
-        raise ConfigError(f"method {source!r}: {name} has no config_class, a frozen dataclass of its settings")
+        raise ConfigError(f"method {source!r}: expected a config_class, a frozen dataclass, found none in {name}")
     return found
 
 
 def custom_checksum(config: object) -> str | None:
-    """SHA-256 of the file that a method of the user's custom is from; None for another method."""
+    """SHA-256 of a custom method's file; None for a built-in method. Raises ConfigError where the file is missing."""
     if not isinstance(config, CustomMethodConfig):
         return None
-    load_custom(config.source)  # says it if the file is gone
+    load_custom(config.source)
     return file_checksum(Path(config.source.rpartition(":")[0]))
 
 
 def custom_config(config: CustomMethodConfig) -> Any:
-    """The settings of a method of the user's custom, as its class wants them. Raises ConfigError for unknown ones."""
+    """The settings of a custom method, an instance of its `config_class`. Raises ConfigError for unknown ones."""
     return decode(load_custom(config.source).config_class, dict(config.options), "config.method.options")

@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import dist_inter_loss, dist_intra_loss, masked_cross_entropy
-from avdistill.methods.base import Method
+from avdistill.losses import dist_inter_loss, dist_intra_loss
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    NonNegative,
+    Positive,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
-class DISTConfig:
+class DISTConfig(BaseMethodConfig):
     """Defaults are those of the released loss.
 
     Attributes:
         beta: weight of the correlation over classes, clip by clip.
         gamma: weight of the correlation over clips, class by class.
         temperature: T of the softmax; both terms are scaled by T^2. 1 for ImageNet, 4 for CIFAR-100.
-        weight: of both; the released trainings have 2.
+        weight: of both terms; 2 in the released trainings.
     """
 
     name: Literal["dist"] = "dist"
-    beta: float = 1.0
-    gamma: float = 1.0
-    temperature: float = 1.0
-    weight: float = 1.0
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    temperature: Positive = 1.0
+    weight: NonNegative = 1.0
 
 
+@register_method("dist")
 class DIST(Method):
     """The student's probabilities correlate with the teacher's, within a clip and within a class."""
 
     config: DISTConfig
     config_class = DISTConfig
     tuning: ClassVar = {"temperature": (1.0, 4.0), "weight": (0.3, 1.0, 2.0)}
-    needs = "logits"
+
+    @classmethod
+    def requires(cls, config: DISTConfig) -> TeacherRequirement:
+        """Logits."""
+        return TeacherRequirement.LOGITS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `inter_class` and `intra_class`."""
-        assert batch.teacher is not None
-        assert batch.teacher.logits is not None
-        c, rows = self.config, batch.has_teacher
-        logits, teacher, several = student.logits[rows], batch.teacher.logits[rows].detach(), batch.labels.ndim == 2
-        inter = dist_inter_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
-        intra = dist_intra_loss(student=logits, teacher=teacher, temperature=c.temperature, multi_label=several)
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "inter_class": c.weight * c.beta * inter,
-            "intra_class": c.weight * c.gamma * intra,
+        c = self.config
+        student_logits, teacher_logits = paired(student, batch, "logits")
+        pair: dict[str, Any] = {"student": student_logits, "teacher": teacher_logits}
+        pair |= {"temperature": c.temperature, "multi_label": batch.labels.ndim == 2}
+        return classification_loss(student, batch) | {
+            "inter_class": c.weight * c.beta * dist_inter_loss(**pair),
+            "intra_class": c.weight * c.gamma * dist_intra_loss(**pair),
         }

@@ -8,13 +8,26 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from avdistill.losses import dkd_loss, masked_cross_entropy
-from avdistill.methods.base import Method, MethodContext, PassCounter
+from avdistill.errors import ConfigError
+from avdistill.losses import dkd_loss
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Fraction,
+    IterationCounter,
+    Method,
+    MethodContext,
+    NonNegative,
+    Positive,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class DKDConfig:
+class DKDConfig(BaseMethodConfig):
     """Defaults are the published ones for CIFAR-100.
 
     Attributes:
@@ -27,56 +40,60 @@ class DKDConfig:
     """
 
     name: Literal["dkd"] = "dkd"
-    alpha: float = 1.0
-    beta: float = 8.0
-    temperature: float = 4.0
-    warmup_share: float = 20 / 240
-    weight: float = 1.0
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 8.0
+    temperature: Positive = 4.0
+    warmup_share: Fraction = 20 / 240
+    weight: NonNegative = 1.0
 
 
+@register_method("dkd")
 class DKD(Method):
-    """Target class and other classes distilled with weights of their own. One label per clip."""
+    """Target class and other classes distilled with separate weights. One label per clip."""
 
     config: DKDConfig
     config_class = DKDConfig
     tuning: ClassVar = {"beta": (0.5, 2.0, 8.0), "temperature": (1.0, 4.0), "weight": (0.1, 0.3, 1.0)}
-    needs = "logits"
-    multi_label = False
+
+    @classmethod
+    def requires(cls, config: DKDConfig) -> TeacherRequirement:
+        """Logits."""
+        return TeacherRequirement.LOGITS
+
+    @classmethod
+    def supports_multi_label(cls, config: DKDConfig) -> bool:
+        """No: the target class is set apart from the others."""
+        return False
 
     def __init__(self, student: StudentNetwork, config: DKDConfig, context: MethodContext) -> None:
-        """Raises ValueError where there are fewer than two classes."""
+        """Raises ConfigError for fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
-            raise ValueError("dkd needs two classes or more: it sets the target class apart from the others")
-        self.counter = PassCounter()
+            raise ConfigError(f"method 'dkd': expected two classes or more, found {context.num_classes}")
+        self.counter = IterationCounter()
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `decoupled`.
-
-        Raises:
-            ValueError: clips with several labels.
-        """
+        """Returns `classification` and `decoupled`. Raises ValueError for clips with several labels."""
         if batch.labels.ndim != 1:
-            raise ValueError("method 'dkd' needs one label per clip: it sets the target class apart from the others")
-        assert batch.teacher is not None
-        assert batch.teacher.logits is not None
+            raise ValueError("method 'dkd': expected one label per clip, found several")
         c, rows = self.config, batch.has_teacher
-        teacher = batch.teacher.logits[rows].detach()
+        student_logits, teacher_logits = paired(student, batch, "logits")
         divergence = dkd_loss(
-            student=student.logits[rows],
-            teacher=teacher,
-            targets=torch.where(batch.labeled[rows], batch.labels[rows], teacher.argmax(1)),
+            student=student_logits,
+            teacher=teacher_logits,
+            targets=torch.where(batch.labeled[rows], batch.labels[rows], teacher_logits.argmax(1)),
             alpha=c.alpha,
             beta=c.beta,
             temperature=c.temperature,
         )
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "decoupled": c.weight * self._warmup() * divergence,
-        }
+        return classification_loss(student, batch) | {"decoupled": c.weight * self._warmup() * divergence}
+
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Count the iteration."""
+        self.counter.iterations += 1
 
     def _warmup(self) -> float:
-        """The term's share of its weight in this pass; the last pass of the warm-up is the first with all of it."""
-        passes = self.config.warmup_share * self.context.passes
-        done = self.counter.advance() + 1
-        return done / passes if done < passes else 1.0
+        """The factor of the term's weight in this iteration: 1 from the last iteration of the warm-up."""
+        warmup = self.config.warmup_share * self.context.total_iterations
+        iteration = int(self.counter.iterations) + 1
+        return iteration / warmup if iteration < warmup else 1.0

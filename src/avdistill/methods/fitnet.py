@@ -1,4 +1,4 @@
-"""FitNet: a regressor takes the student's embedding to the teacher's (Romero et al. 2015, arXiv 1412.6550)."""
+"""FitNet: a regressor maps the student's embedding to the teacher's (Romero et al. 2015, arXiv 1412.6550)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from avdistill.losses import hint_regression, masked_cross_entropy
-from avdistill.methods.base import Method, MethodContext
+from avdistill.losses import hint_regression
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class FitNetConfig:
+class FitNetConfig(BaseMethodConfig):
     """Regression of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
@@ -21,16 +30,21 @@ class FitNetConfig:
     """
 
     name: Literal["fitnet"] = "fitnet"
-    weight: float = 1.0
+    weight: NonNegative = 1.0
 
 
+@register_method("fitnet")
 class FitNet(Method):
     """Hint regression at the embedding, in one stage with the classification."""
 
     config: FitNetConfig
     config_class = FitNetConfig
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
-    needs = "embedding"
+
+    @classmethod
+    def requires(cls, config: FitNetConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: FitNetConfig, context: MethodContext) -> None:
         """The regressor is a linear layer from the student's width to the teacher's."""
@@ -44,10 +58,6 @@ class FitNet(Method):
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `hint`."""
-        assert batch.teacher is not None
-        rows = batch.has_teacher
-        hint = hint_regression(student=self.regressor(student.embedding[rows]), teacher=batch.teacher.embedding[rows])
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "hint": self.config.weight * hint,
-        }
+        student_embedding, teacher_embedding = paired(student, batch, "embedding")
+        hint = hint_regression(student=self.regressor(student_embedding), teacher=teacher_embedding)
+        return classification_loss(student, batch) | {"hint": self.config.weight * hint}

@@ -1,7 +1,7 @@
 """Information-flow distillation (Passalis, Tzelepi and Tefas, CVPR 2020, arXiv 2005.00727).
 
-A student copies how strongly the clips of a batch hang together, layer by layer; early in training the layers below the
-last count most, later almost only the last one does.
+The student copies how similar the clips of a batch are, layer by layer; early in training the layers below the last
+weigh most, later almost only the last.
 """
 
 from __future__ import annotations
@@ -11,13 +11,24 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import ifd_loss, masked_cross_entropy, pkt_loss
-from avdistill.methods.base import Method, MethodContext, PassCounter
+from avdistill.losses import ifd_loss, pkt_loss
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Fraction,
+    IterationCounter,
+    Method,
+    MethodContext,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class IFDConfig:
+class IFDConfig(BaseMethodConfig):
     """Defaults are the released code's on CIFAR-10, but for the divergence.
 
     Attributes:
@@ -28,44 +39,45 @@ class IFDConfig:
     """
 
     name: Literal["ifd"] = "ifd"
-    weight: float = 1.0
-    initial_weight: float = 100.0
-    decay: float = 0.7
+    weight: NonNegative = 1.0
+    initial_weight: NonNegative = 100.0
+    decay: Fraction = 0.7
     divergence: Literal["pkt", "hybrid"] = "pkt"
 
 
+@register_method("ifd")
 class IFD(Method):
     """Two layers: the embedding, with a weight that decays, and the logits."""
 
     config: IFDConfig
     config_class = IFDConfig
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
-    needs = "logits"
+
+    @classmethod
+    def requires(cls, config: IFDConfig) -> TeacherRequirement:
+        """Logits."""
+        return TeacherRequirement.LOGITS
 
     def __init__(self, student: StudentNetwork, config: IFDConfig, context: MethodContext) -> None:
-        """Raises ValueError for another divergence."""
+        """A counter of iterations, for the decay."""
         super().__init__(student, config, context)
-        if config.divergence not in ("pkt", "hybrid"):
-            raise ValueError(f"divergence must be 'pkt' or 'hybrid', got {config.divergence!r}")
-        self.counter = PassCounter()
+        self.counter = IterationCounter()
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `embedding_flow` and `logits_flow`."""
-        c = self.config
-        epoch = self.counter.advance() * self.context.batch_size // max(self.context.training_clips, 1)
-        assert batch.teacher is not None
-        seen, teacher = student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher)
-        assert teacher.logits is not None
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "embedding_flow": c.weight
-            * c.initial_weight
-            * c.decay**epoch
-            * self._divergence(seen.embedding, teacher.embedding),
-            "logits_flow": c.weight * self._divergence(seen.logits, teacher.logits),
+        c, context = self.config, self.context
+        epoch = int(self.counter.iterations) * context.batch_size // max(context.training_clips, 1)
+        embedding_flow = self._divergence(*paired(student, batch, "embedding"))
+        return classification_loss(student, batch) | {
+            "embedding_flow": c.weight * c.initial_weight * c.decay**epoch * embedding_flow,
+            "logits_flow": c.weight * self._divergence(*paired(student, batch, "logits")),
         }
 
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Count the iteration."""
+        self.counter.iterations += 1
+
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean over rows, which, unlike the mean over pairs, does not fade as the batch grows."""
+        """The mean over rows, which, unlike the mean over pairs, does not vanish as the batch grows."""
         loss = pkt_loss if self.config.divergence == "pkt" else ifd_loss
         return len(student) * loss(student=student, teacher=teacher)

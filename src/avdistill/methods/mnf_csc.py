@@ -1,30 +1,42 @@
 """Modality Noise Filter + Contrastive Semantic Calibration (Xia et al. 2023, arXiv 2304.07775).
 
-Gradient routing. The release runs two backward passes through the whole student, one for the filter's objective
-(whose student gradients it throws away) and one for the student's. The same gradients come from one pass: the filter
-sees the student's live features for the calibration, and detached copies of them for its own objective. The second
-look must leave no trace in BatchNorm's running statistics, so it runs on copies of the buffers.
+Gradient routing. The release runs two backward passes through the whole student, one for the filter's objective (whose
+student gradients it discards) and one for the student's. The same gradients come from one pass: the filter gets the
+student's features for the calibration, and detached copies of them for its own objective. The second filter pass must
+not move BatchNorm's running statistics, so it runs on copies of the buffers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from avdistill.errors import ConfigError
 from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity, masked_cross_entropy
-from avdistill.losses.calibration import Temperature
-from avdistill.methods.base import Method, MethodContext
+from avdistill.losses.calibration import Temperature, temperatures
+from avdistill.methods.base import (
+    AuditInputs,
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    PositiveInt,
+    TeacherRequirement,
+    classification_loss,
+    register_method,
+    rows_with_teacher,
+)
 from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
 from avdistill.types import Batch, Features, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class MNFCSCConfig:
+class MNFCSCConfig(BaseMethodConfig):
     """Defaults are the release's on UCF51 where it is right; METHOD's variants are the other values.
 
     Attributes:
@@ -40,29 +52,30 @@ class MNFCSCConfig:
         order: of gate and attention, "gate_attention" in the release.
         heads: of the guided attention.
         filter_lr_scale: the filter's learning rate over the student's.
-        unlabeled: "excluded": an unlabeled clip is its own only positive and no other's negative; "pseudo_label":
-            in the contrast it takes the class the teacher's head finds (needs a teacher with logits).
+        unlabeled: "excluded": an unlabeled clip is its own only positive and no other's negative; "pseudo_label": its
+            class in the contrast is the teacher's decision (needs a teacher with logits, and one label per clip).
         log_epsilon: 1e-10 reproduces the release's logarithm.
     """
 
     name: Literal["mnf_csc"] = "mnf_csc"
     temperature: Temperature = "pairwise"
-    threshold: float = 0.07
+    threshold: NonNegative = 0.07
     sparsity: Literal["both", "last"] = "both"
-    sparsity_weight: float = 0.001
-    margin: float = 0.2
-    triplet_weight: float = 1.0
+    sparsity_weight: NonNegative = 0.001
+    margin: NonNegative = 0.2
+    triplet_weight: NonNegative = 1.0
     gate: Gate = "learned"
     attention: Attention = "guided"
-    calibration_weight: float = 1.0
+    calibration_weight: NonNegative = 1.0
     calibration_into_filter: bool = True
     order: Order = "gate_attention"
-    heads: int = 2
-    filter_lr_scale: float = 0.2
+    heads: PositiveInt = 2
+    filter_lr_scale: NonNegative = 0.2
     unlabeled: Literal["excluded", "pseudo_label"] = "excluded"
-    log_epsilon: float = 0.0
+    log_epsilon: NonNegative = 0.0
 
 
+@register_method("mnf_csc")
 class MNFCSC(Method):
     """The paper's method. Rows without a teacher take part in the classification only."""
 
@@ -73,11 +86,22 @@ class MNFCSC(Method):
         "calibration_weight": (0.1, 0.3, 1.0),
         "unlabeled": ("excluded", "pseudo_label"),
     }
-    needs = "embedding"
     uses_tokens = True
+    audits = ("gate", "similarity", "calibration")
+
+    @classmethod
+    def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:
+        """The embedding; logits for pseudo-labels."""
+        pseudo_label = config.unlabeled == "pseudo_label"
+        return TeacherRequirement.LOGITS if pseudo_label else TeacherRequirement.EMBEDDING
+
+    @classmethod
+    def supports_multi_label(cls, config: MNFCSCConfig) -> bool:
+        """Unless with pseudo-labels, which are one class per clip."""
+        return config.unlabeled != "pseudo_label"
 
     def __init__(self, student: StudentNetwork, config: MNFCSCConfig, context: MethodContext) -> None:
-        """student: its features must have tokens; the teacher's embedding may have any width."""
+        """The student's features must have tokens; the teacher's embedding may have any width."""
         super().__init__(student, config, context)
         self.filter = NoiseFilter(
             student.embedding_dim,
@@ -89,47 +113,41 @@ class MNFCSC(Method):
             attention=config.attention,
         )
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, object]]:
         """Student and filter, the filter at its own rate."""
-        filter_group = {
-            "name": "filter",
-            "params": list(self.filter.parameters()),
-            "lr_scale": self.config.filter_lr_scale,
-        }
-        return [*super().parameter_groups(), filter_group]
+        params, scale = list(self.filter.parameters()), self.config.filter_lr_scale
+        return [*super().parameter_groups(), {"name": "filter", "params": params, "lr_scale": scale}]
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `calibration`; filter: `filter_classification`, `triplet`, `sparsity`."""
         c = self.config
-        assert batch.teacher is not None
-        losses = {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
-        }
-        rows = batch.has_teacher
-        seen, teacher = student.select(rows), batch.teacher.select(rows).detach()
-        labels, labeled = batch.labels[rows], batch.labeled[rows]
-        if len(labels) == 0:  # the filter has nothing to look at, but its parameters stay in the graph
-            nothing = sum(p.sum() for p in self.filter.parameters()) * 0.0 + seen.embedding.sum()
-            return (
-                losses | dict.fromkeys(("calibration", "filter_classification", "triplet"), nothing) | self._sparsity()
-            )
+        losses = classification_loss(student, batch)
+        student_rows, teacher_rows = rows_with_teacher(student, batch)
+        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
+        if len(labels) == 0:  # the filter's parameters stay in the graph
+            zero_loss = sum(p.sum() for p in self.filter.parameters()) * 0.0 + student_rows.embedding.sum()
+            names = ("calibration", "filter_classification", "triplet")
+            return losses | dict.fromkeys(names, zero_loss) | self._sparsity()
 
-        live = self._filtered(teacher, seen, train_filter=c.calibration_into_filter)
-        contrast_labels, contrast_labeled = self._contrast_labels(labels, labeled, teacher)
+        with_grad = self._filtered(teacher_rows, student_rows, train_filter=c.calibration_into_filter)
+        contrast_labels, contrast_labeled = self._contrast_labels(labels, labeled, teacher_rows)
         losses["calibration"] = c.calibration_weight * contrastive_semantic_calibration(
-            student=seen.embedding,
-            guided=live.guided,
-            filtered_teacher=live.embedding,
+            student=student_rows.embedding,
+            guided=with_grad.guided,
+            filtered_teacher=with_grad.embedding,
             labels=contrast_labels,
             labeled=contrast_labeled,
             temperature=c.temperature,
             threshold=c.threshold,
             log_epsilon=c.log_epsilon,
         )
-        own = self._filtered(teacher, seen.detach(), on_copied_buffers=True)
-        losses["filter_classification"] = masked_cross_entropy(logits=own.logits, labels=labels, labeled=labeled)
+        detached = self._filtered(teacher_rows, student_rows.detach(), on_copied_buffers=True)
+        losses["filter_classification"] = masked_cross_entropy(logits=detached.logits, labels=labels, labeled=labeled)
         losses["triplet"] = c.triplet_weight * filter_triplet(
-            student=seen.embedding.detach(), teacher=own.teacher, filtered_teacher=own.embedding, margin=c.margin
+            student=student_rows.embedding.detach(),
+            teacher=detached.teacher,
+            filtered_teacher=detached.embedding,
+            margin=c.margin,
         )
         return losses | self._sparsity()
 
@@ -139,19 +157,58 @@ class MNFCSC(Method):
         return {"sparsity": gate_sparsity(self.filter, self.config.sparsity, self.config.sparsity_weight)}
 
     def _filtered(
-        self, teacher: Features, seen: StudentFeatures, *, train_filter: bool = True, on_copied_buffers: bool = False
+        self, teacher: Features, student: StudentFeatures, *, train_filter: bool = True, on_copied_buffers: bool = False
     ) -> FilterOutput:
         replaced: dict[str, Tensor] = {}
         if not train_filter:
             replaced |= {name: p.detach() for name, p in self.filter.named_parameters()}
         if on_copied_buffers:
             replaced |= {name: b.clone() for name, b in self.filter.named_buffers()}
-        arguments = {"teacher": teacher.embedding, "tokens": seen.tokens, "embedding": seen.embedding}
+        arguments = {"teacher": teacher.embedding, "tokens": student.tokens, "embedding": student.embedding}
         return functional_call(self.filter, replaced, args=(), kwargs=arguments)
 
     def _contrast_labels(self, labels: Tensor, labeled: Tensor, teacher: Features) -> tuple[Tensor, Tensor]:
         if self.config.unlabeled == "excluded":
             return labels, labeled
-        if teacher.logits is None or labels.ndim != 1:
-            raise ConfigError("unlabeled='pseudo_label' needs a teacher with logits and one label per clip")
+        assert teacher.logits is not None
         return torch.where(labeled, labels, teacher.logits.argmax(1)), torch.ones_like(labeled)
+
+    def audit_helpers(self, student: Features, teacher: Tensor) -> dict[str, Tensor]:
+        """The filter's `gate`, `purified` (the purified teacher) and `guided`, (B, D) each."""
+        out = self.filter(teacher=teacher, tokens=student.tokens, embedding=student.embedding)
+        return {"gate": out.gate, "purified": out.embedding, "guided": out.guided}
+
+    def audit_scores(self, inputs: AuditInputs) -> dict[str, Tensor]:
+        """`gate`: 1 - mean gate; `similarity`: 1 - cos(v, a'); `calibration`: its gradient weight in the contrast."""
+        gate, purified, guided = (inputs.helpers[name].double() for name in ("gate", "purified", "guided"))
+        v, a, s = (F.normalize(x, dim=1) for x in (inputs.embedding.double(), purified, guided))
+        labeled, teacher = inputs.batch.labeled, inputs.batch.teacher
+        if self.config.unlabeled == "pseudo_label" and teacher and teacher.logits is not None:
+            labeled = torch.ones_like(labeled)
+        weight = torch.empty(len(v), dtype=torch.float64)
+        for rows in contrast_batches(labeled.numpy(), self.context.batch_size):
+            weight[rows] = self._gradient_weight(v[rows], s[rows], a[rows], labeled[rows])
+        return {"gate": 1 - gate.mean(1), "similarity": 1 - (v * a).sum(1), "calibration": weight}
+
+    def _gradient_weight(self, v: Tensor, s: Tensor, a: Tensor, labeled: Tensor) -> Tensor:
+        """(B,) (1 - P_ii) / T_ii of a batch: minus the gradient of -log P_ii by cos(v_i, s_i)."""
+        T = temperatures(v, a, self.config.temperature, self.config.threshold).expand(len(v), len(v))
+        itself = torch.eye(len(v), dtype=torch.bool)
+        scores = ((v @ s.T) / T).masked_fill(~(labeled[None, :] | itself), -torch.inf)
+        return (1 - scores.softmax(1).diagonal()) / T.diagonal()
+
+
+def contrast_batches(labeled: np.ndarray, batch_size: int) -> list[Tensor]:
+    """Batches of about `batch_size` rows (int64) for the `calibration` score, the same for the same input.
+
+    Labeled and unlabeled rows are shuffled (seed 0) and dealt out like cards: batches differ by at most one of each,
+    so that every clip is contrasted with equally many columns, but for one.
+
+    Args:
+        labeled: bool (N,).
+        batch_size: of the run.
+    """
+    rng = np.random.default_rng(0)
+    cards = np.concatenate([rng.permutation(np.flatnonzero(labeled)), rng.permutation(np.flatnonzero(~labeled))])
+    hands = -(-len(cards) // batch_size)
+    return [torch.from_numpy(cards[hand::hands]) for hand in range(hands)]

@@ -7,13 +7,21 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avdistill.losses import masked_cross_entropy, neuron_selectivity
-from avdistill.methods.base import Method
+from avdistill.losses import neuron_selectivity
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
-class NSTConfig:
+class NSTConfig(BaseMethodConfig):
     """The student's channels are to select positions as the teacher's do, on every clip that has a teacher.
 
     Attributes:
@@ -21,26 +29,25 @@ class NSTConfig:
     """
 
     name: Literal["nst"] = "nst"
-    weight: float = 50.0
+    weight: NonNegative = 50.0
 
 
+@register_method("nst")
 class NST(Method):
     """Neuron selectivity transfer with the polynomial kernel at the last feature map."""
 
     config: NSTConfig
     config_class = NSTConfig
     tuning: ClassVar = {"weight": (0.5, 5.0, 50.0)}
-    needs = "tokens"
     uses_tokens = True
+
+    @classmethod
+    def requires(cls, config: NSTConfig) -> TeacherRequirement:
+        """Tokens."""
+        return TeacherRequirement.TOKENS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `selectivity`."""
-        assert student.tokens is not None
-        assert batch.teacher is not None
-        assert batch.teacher.tokens is not None
-        rows = batch.has_teacher
-        selectivity = neuron_selectivity(student=student.tokens[rows], teacher=batch.teacher.tokens[rows])
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "selectivity": self.config.weight * selectivity,
-        }
+        student_tokens, teacher_tokens = paired(student, batch, "tokens")
+        selectivity = neuron_selectivity(student=student_tokens, teacher=teacher_tokens)
+        return classification_loss(student, batch) | {"selectivity": self.config.weight * selectivity}

@@ -1,145 +1,160 @@
-"""Robust distillation: the student predicts what its clips audio like, and some audio belongs to another video.
+"""Robust distillation: a noise model of the teacher's modality decides how much each unlabeled clip teaches.
 
-Ours, within the idea of Xia et al. 2023: filter what is irrelevant in the teacher, let each clip teach as far as its
-two sides are about the same thing. For a student that sees:
+Ours, within the idea of Xia et al. 2023 (filter what is irrelevant in the teacher; weight a clip by the correspondence
+of its two modalities). In the words of a video student with an audio teacher:
 
-1. Audio is either about its video's class or about something else, like the audio of any other clip.
-2. Bayes: what the teacher says of audio, over what it says of any, is how much likelier a class makes that audio.
-3. The mean of that under the student's own prediction is the log_ratio: how much likelier than by chance the audio is.
-4. The share of noise_model that are about their video is measured where the class is class_logits: on the labeled
-clips. 5. The loss is -log of the likelihood of the audio, share x log_ratio + 1 - share: audio at odds with what the
-student has
-   learned from the others is explained by chance and teaches nothing.
+1. Noise model: the audio of a clip either belongs to the class of its video, or (noisy correspondence) is drawn like
+   the audio of any other clip.
+2. Class prior pi: the mean of the teacher's probabilities over all audio. By Bayes' rule p_c / pi_c, the teacher's
+   probability over the prior, is proportional to the likelihood of the audio given class c.
+3. Log-likelihood ratio: log sum_c q_c p_c / pi_c with the student's probabilities q: how much likelier the audio is
+   under its video's class than by chance.
+4. Clean rate rho: the fraction of clips whose audio matches; measured on the labeled clips, where the class is known.
+5. Loss: -log(rho x ratio + 1 - rho), the negative log-likelihood of the audio under the noise model. Audio at odds
+   with what the student has learned from other clips is explained by chance and has no gradient.
 
-In docs/methods/robust.md `class_prior` is pi, `share` is rho, and the probability that audio belongs, the sigmoid of
-its log-log_ratio and the share's logit, is w.
+The posterior probability that the audio matches, sigmoid(log ratio + logit rho), is w in docs/methods/robust.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.losses import masked_cross_entropy
-from avdistill.methods.base import Method, MethodContext
+from avdistill.errors import ConfigError
+from avdistill.methods.base import (
+    AuditInputs,
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    Positive,
+    TeacherRequirement,
+    classification_loss,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class RobustConfig:
+class RobustConfig(BaseMethodConfig):
     """Settings; symbols as in docs/methods/robust.md.
 
     Attributes:
-        weight: of the likelihood of the unlabeled clips' noise_model.
-        temperature: divides the teacher's logits; 1 takes its probabilities for what they say.
+        weight: of the likelihood of the unlabeled clips' audio.
+        temperature: divides the teacher's logits; 1 takes its probabilities as calibrated.
     """
 
     name: Literal["robust"] = "robust"
-    weight: float = 1.0
-    temperature: float = 1.0
+    weight: NonNegative = 1.0
+    temperature: Positive = 1.0
 
 
+@register_method("robust")
 class Robust(Method):
-    """The likelihood of each unlabeled clip's audio, of which a share is about something else."""
+    """Likelihood of each unlabeled clip's audio under a noise model with mismatched audio."""
 
     config: RobustConfig
     config_class = RobustConfig
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "temperature": (0.5, 1.0, 2.0)}
-    needs = "logits"
+    clip_buffers = ("noise_model.posterior_sum", "noise_model.visits")
+    audits = ("mismatch_probability",)
+
+    @classmethod
+    def requires(cls, config: RobustConfig) -> TeacherRequirement:
+        """Logits."""
+        return TeacherRequirement.LOGITS
 
     def __init__(self, student: StudentNetwork, config: RobustConfig, context: MethodContext) -> None:
-        """What is class_logits of the noise_model lies in `noise_model`; nothing trains but the student.
-
-        Raises:
-            ValueError: no training clips.
-        """
+        """The noise model; nothing trains but the student. Raises ConfigError without training clips."""
         super().__init__(student, config, context)
         if context.training_clips < 1:
-            raise ValueError("robust needs the number of training clips")
+            raise ConfigError("method 'robust': expected training clips, found none")
         self.noise_model = NoiseModel(context.num_classes, context.training_clips)
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `likelihood`, the mean over the unlabeled clips (0 for one without a teacher).
+        """Returns `classification` and `likelihood`.
 
-        With several labels per clip `likelihood` is divided by C, as `classification` is.
-
-        Raises:
-            ValueError: the batch does not say which clips it holds.
+        `likelihood` is the mean over the unlabeled clips, with 0 for a clip without a teacher; with several labels per
+        clip it is divided by C, as `classification` is.
         """
+        unlabeled, multi_label = ~batch.labeled, batch.labels.ndim == 2
+        teacher, logits = self._teacher_logits(batch), student.logits[unlabeled]
+        clean_rate = self.noise_model.clean_rate.to(teacher.dtype)
+        log_ratio = self._log_ratio(logits, teacher[unlabeled], multi_label)
+        likelihood = torch.logaddexp(log_ratio + clean_rate.log(), (1 - clean_rate).log())
+        likelihood = likelihood.where(batch.has_teacher[unlabeled], 0.0)
+        loss = -likelihood.mean() / (logits.shape[1] if multi_label else 1) if len(logits) else logits.sum()
+        return classification_loss(student, batch) | {"likelihood": self.config.weight * loss}
+
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Move the noise model. Raises ValueError for a batch without `indices`."""
         if batch.indices is None:
             raise ValueError("robust needs Batch.indices")
-        several, there = batch.labels.ndim == 2, batch.has_teacher
-        teacher = self._teacher(batch)
-        class_prior, share = (
-            x.to(teacher.dtype) for x in (self.noise_model.class_prior(several), self.noise_model.share)
-        )
-        rows = ~batch.labeled
-        logits = student.logits[rows]
-        log_ratio = log_likelihood_ratio(logits, teacher[rows], class_prior, several)
-        likelihood = torch.logaddexp(log_ratio + share.log(), (1 - share).log()).where(there[rows], 0.0)
-        loss = -likelihood.mean() / (logits.shape[1] if several else 1) if len(logits) else logits.sum()
-        if self.training:
-            told = there & batch.labeled
-            class_logits = label_logits(batch.labels[told], teacher.shape[1])
-            self.noise_model.judge(batch.indices[there & rows], log_ratio.detach()[there[rows]])
-            self.noise_model.update(
-                teacher[there], log_likelihood_ratio(class_logits, teacher[told], class_prior, several), several
-            )
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "likelihood": self.config.weight * loss,
-        }
+        multi_label, teacher = batch.labels.ndim == 2, self._teacher_logits(batch)
+        unlabeled, labeled = batch.has_teacher & ~batch.labeled, batch.has_teacher & batch.labeled
+        labels = label_logits(batch.labels[labeled], teacher.shape[1])
+        of_unlabeled = self._log_ratio(student.logits[unlabeled], teacher[unlabeled], multi_label)
+        of_labeled = self._log_ratio(labels, teacher[labeled], multi_label)
+        self.noise_model.add_visits(batch.indices[unlabeled], of_unlabeled)
+        self.noise_model.add_batch(teacher[batch.has_teacher], of_labeled, multi_label)
 
-    def mismatch_probability(self, predicted: Tensor, batch: Batch) -> Tensor:
-        """How improbable it is that each clip's audio is about its video: (B,) in [0, 1], NaN without a teacher.
+    def mismatch_probability(self, probabilities: Tensor, batch: Batch) -> Tensor:
+        """The posterior probability that a clip's audio is mismatched: (B,) in [0, 1], NaN without a teacher.
 
-        A labeled clip is posterior_sum by its label, a clip trained on without one as it was on all visits in the
-            mean: the
-        student learns many a wrong audio in the end. Others are posterior_sum by what the student predicts.
+        For a labeled clip it is computed from its label; for a clip that was trained on without a label it is the mean
+        over its visits in training, because a student that has seen a mismatched clip often enough learns to agree
+        with it; for any other clip it is computed from the student's prediction.
 
         Args:
-            predicted: (B, C) the student's probabilities.
+            probabilities: (B, C) the student's.
             batch: `labels`, `labeled`, `has_teacher`, the teacher's logits, and `indices`, -1 for a clip that is not
                 among the run's training clips.
         """
         assert batch.indices is not None
-        several, teacher = batch.labels.ndim == 2, self._teacher(batch)
-        class_prior, share = (
-            x.to(teacher.dtype) for x in (self.noise_model.class_prior(several), self.noise_model.share)
-        )
-        class_logits = predicted.logit() if several else predicted.log()
-        class_logits[batch.labeled] = label_logits(batch.labels[batch.labeled], class_logits.shape[1]).to(
-            class_logits.dtype
-        )
-        mismatch_probability = torch.sigmoid(
-            -(log_likelihood_ratio(class_logits, teacher, class_prior, several) + share.logit())
-        )
+        multi_label, teacher = batch.labels.ndim == 2, self._teacher_logits(batch)
+        class_logits = probabilities.logit() if multi_label else probabilities.log()
+        labels = label_logits(batch.labels[batch.labeled], class_logits.shape[1])
+        class_logits[batch.labeled] = labels.to(class_logits.dtype)
+        clean_rate = self.noise_model.clean_rate.to(teacher.dtype)
+        mismatch = torch.sigmoid(-(self._log_ratio(class_logits, teacher, multi_label) + clean_rate.logit()))
         past = 1 - self.noise_model.posterior_sum / self.noise_model.visits  # NaN before the first visit
-        past = past[batch.indices.clamp(min=0)].to(mismatch_probability.dtype)
-        mismatch_probability = torch.where(
-            (batch.indices >= 0) & ~batch.labeled & ~past.isnan(), past, mismatch_probability
-        )
-        return mismatch_probability.masked_fill(~batch.has_teacher, torch.nan)
+        past = past[batch.indices.clamp(min=0)].to(mismatch.dtype)
+        mismatch = torch.where((batch.indices >= 0) & ~batch.labeled & ~past.isnan(), past, mismatch)
+        return mismatch.masked_fill(~batch.has_teacher, torch.nan)
 
-    def _teacher(self, batch: Batch) -> Tensor:
-        """(B, C) logits, zeros without a teacher: what stands there may be anything."""
+    def audit_scores(self, inputs: AuditInputs) -> dict[str, Tensor]:
+        """`mismatch_probability`, unless the teacher has no logits."""
+        teacher = inputs.batch.teacher
+        if teacher is None or teacher.logits is None:
+            return {}
+        batch = replace(inputs.batch, teacher=replace(teacher, logits=teacher.logits.double()))
+        return {"mismatch_probability": self.mismatch_probability(inputs.probabilities.double(), batch)}
+
+    def _teacher_logits(self, batch: Batch) -> Tensor:
+        """(B, C) logits over the temperature; zeros for a clip without a teacher, whose row may hold anything."""
         assert batch.teacher is not None
         assert batch.teacher.logits is not None
         return batch.teacher.logits.detach().where(batch.has_teacher[:, None], 0.0) / self.config.temperature
 
+    def _log_ratio(self, class_logits: Tensor, teacher: Tensor, multi_label: bool) -> Tensor:
+        class_prior = self.noise_model.class_prior(multi_label).to(teacher.dtype)
+        return log_likelihood_ratio(class_logits, teacher, class_prior, multi_label)
+
 
 class NoiseModel(nn.Module):
-    """What is class_logits of the training clips' noise_model, saved and resumed with the method: 8 bytes a clip, 8
-    a class.
+    """Class prior and clean rate of the run, and each unlabeled clip's posterior; saved and resumed with the method.
 
     Attributes:
-        posterior_sum: (N,) sums over the visits of each clip without a label, of the probability that its audio
-            belongs. Only `mismatch_probability` looks at it; to learn from it was no better.
-        visits: (N,) how many those are.
+        prior_counts: float64 (C + 1,), sums of the teacher's probabilities over all visits of clips, and the visits.
+        clean_counts: float64 (2,), the sum of the labeled clips' posteriors of matching audio, and their visits.
+        posterior_sum: (N,) sums of an unlabeled clip's posterior over its visits. Only `mismatch_probability` uses it;
+            to weight the loss by it was no better.
+        visits: (N,) their number.
     """
 
     prior_counts: Tensor
@@ -149,53 +164,51 @@ class NoiseModel(nn.Module):
 
     def __init__(self, classes: int, clips: int) -> None:
         super().__init__()
-        # float64 where the device has it: beyond what float32 adds up. The last of each is the number of clips.
+        # float64 where the device has it: in float32 a count stops to grow at 2^24.
         self.register_buffer("prior_counts", torch.zeros(classes + 1, dtype=torch.float64))
         self.register_buffer("clean_counts", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("posterior_sum", torch.zeros(clips))
         self.register_buffer("visits", torch.zeros(clips))
 
     @property
-    def share(self) -> Tensor:
-        """Of the labeled clips, those whose audio is about their video; even odds before any was seen."""
-        # One of each kind more than there are: never 0 or 1.
+    def clean_rate(self) -> Tensor:
+        """rho: the fraction of labeled clips whose audio matches, never 0 or 1 (one more of each kind is counted)."""
         return (self.clean_counts[0] + 1) / (self.clean_counts[1] + 2)
 
     def class_prior(self, multi_label: bool) -> Tensor:
-        """(C,) what the teacher says of any audio, in (0, 1): its mean over all visits and one of even odds."""
-        even = 0.5 if multi_label else 1 / (len(self.prior_counts) - 1)
-        class_prior = (self.prior_counts[:-1] + even) / (self.prior_counts[-1] + 1)
+        """pi: (C,) the teacher's mean probabilities over all visits and one that is uniform, in (0, 1)."""
+        uniform = 0.5 if multi_label else 1 / (len(self.prior_counts) - 1)
+        class_prior = (self.prior_counts[:-1] + uniform) / (self.prior_counts[-1] + 1)
         return class_prior.clamp(max=1 - 1e-6) if multi_label else class_prior
 
-    def judge(self, indices: Tensor, log_ratio: Tensor) -> None:
-        """Add a visit of these clips, of which none has a label, with their log-fits (B,)."""
-        belongs = torch.sigmoid(log_ratio + self.share.logit()).to(self.posterior_sum.dtype)
-        self.posterior_sum.index_add_(0, indices, belongs)  # a batch over the end of an epoch may hold a clip twice
-        self.visits.index_add_(0, indices, torch.ones_like(belongs))
+    def add_visits(self, indices: Tensor, log_ratio: Tensor) -> None:
+        """Add a visit of unlabeled clips, int64 (B,), with their log-likelihood ratios (B,)."""
+        posterior = torch.sigmoid(log_ratio + self.clean_rate.logit()).to(self.posterior_sum.dtype)
+        self.posterior_sum.index_add_(0, indices, posterior)  # a batch over the end of an epoch may hold a clip twice
+        self.visits.index_add_(0, indices, torch.ones_like(posterior))
 
-    @torch.no_grad()
-    def update(self, teacher: Tensor, log_ratio: Tensor, multi_label: bool) -> None:
-        """Add a batch: the teacher's logits of all its clips (B, C), and the log-fits of those with a label."""
+    def add_batch(self, teacher: Tensor, log_ratio: Tensor, multi_label: bool) -> None:
+        """Add the teacher's logits (B, C) of a batch, and the log-likelihood ratios of its labeled clips."""
         teacher = teacher.to(self.prior_counts.dtype)
-        said = teacher.sigmoid() if multi_label else teacher.softmax(1)
-        self.prior_counts += torch.cat([said.sum(0), said.new_tensor([len(said)])])
-        clean_counts = torch.sigmoid(log_ratio.to(self.clean_counts.dtype) + self.share.logit())
-        self.clean_counts += torch.stack([clean_counts.sum(), clean_counts.new_tensor(len(clean_counts))])
+        probabilities = teacher.sigmoid() if multi_label else teacher.softmax(1)
+        posterior = torch.sigmoid(log_ratio.to(self.clean_counts.dtype) + self.clean_rate.logit())
+        self.prior_counts += torch.cat([probabilities.sum(0), probabilities.new_tensor([len(probabilities)])])
+        self.clean_counts += torch.stack([posterior.sum(), posterior.new_tensor(len(posterior))])
 
 
 def log_likelihood_ratio(
     class_logits: Tensor, teacher: Tensor, class_prior: Tensor, multi_label: bool = False
 ) -> Tensor:
-    """How much likelier than by chance audio is, given what is class_logits of its video: log, (B,); 0 is chance.
+    """The log-likelihood ratio of a clip's audio, given its video's class, over chance: (B,); 0 says nothing.
 
     log sum_c q_c p_c / pi_c with q and p the softmax of `class_logits` and `teacher`; with several labels the sum
     over the classes of log(q p / pi + (1 - q) (1 - p) / (1 - pi)), q and p the sigmoids.
 
     Args:
-        class_logits: (B, C) logits of the classes without the teacher; infinite ones are certain.
-        teacher: (B, C) its logits.
-        class_prior: (C,) pi, its probabilities for any audio, in (0, 1).
-        multi_label: every class is a yes or no of its own.
+        class_logits: (B, C) logits of the video's class, of a prediction or of a label; infinite ones are certain.
+        teacher: (B, C) logits of the audio.
+        class_prior: (C,) pi, the teacher's mean probabilities, in (0, 1).
+        multi_label: every class is a binary decision.
     """
     if not multi_label:
         return torch.logsumexp(class_logits.log_softmax(1) + teacher.log_softmax(1) - class_prior.log(), 1)
@@ -205,6 +218,6 @@ def log_likelihood_ratio(
 
 
 def label_logits(labels: Tensor, classes: int) -> Tensor:
-    """(B, C) logits of what is certain: `labels` int64 (B,), or multi-hot (B, C)."""
+    """(B, C) logits of certain labels: int64 (B,), or multi-hot (B, C)."""
     certain = labels > 0.5 if labels.ndim == 2 else F.one_hot(labels, classes).bool()
     return torch.where(certain, torch.inf if labels.ndim == 2 else 0.0, -torch.inf)

@@ -7,26 +7,24 @@ from typing import Literal
 
 from torch import Tensor
 
-from avdistill.losses import masked_cross_entropy
-from avdistill.methods.base import Method
+from avdistill.methods.base import BaseMethodConfig, Method, classification_loss, register_method
 from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
-    """No distillation: the baseline every method is held against. It has no settings."""
+class SupervisedConfig(BaseMethodConfig):
+    """No distillation and no settings."""
 
     name: Literal["supervised"] = "supervised"
 
 
+@register_method("supervised")
 class Supervised(Method):
-    """ClassificationResult of the labeled clips."""
+    """Classification of the labeled clips."""
 
     config_class = SupervisedConfig
     uses_unlabeled = False
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`."""
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled)
-        }
+        return classification_loss(student, batch)

@@ -1,25 +1,36 @@
-"""Variational information distillation (Ahn et al. 2019, arXiv 1904.05835): the student tells the teacher's embedding.
+"""Variational information distillation (Ahn et al. 2019, arXiv 1904.05835) at the embedding.
 
-A Gaussian about what a mean network makes of the student's embedding bounds their mutual information from below.
+A Gaussian of the teacher's embedding, about a mean that a network computes from the student's, bounds their mutual
+information from below.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from avdistill.losses import masked_cross_entropy, variational_information
+from avdistill.losses import variational_information
 from avdistill.losses.features import VARIANCE_FLOOR
-from avdistill.methods.base import Method, MethodContext
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    MethodContext,
+    NonNegative,
+    Range,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class VIDConfig:
+class VIDConfig(BaseMethodConfig):
     """Likelihood of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
@@ -28,27 +39,26 @@ class VIDConfig:
     """
 
     name: Literal["vid"] = "vid"
-    weight: float = 1.0
-    initial_variance: float = 5.0
+    weight: NonNegative = 1.0
+    initial_variance: Annotated[float, Range(VARIANCE_FLOOR, above=True)] = 5.0
 
 
+@register_method("vid")
 class VID(Method):
     """Variational information distillation at the embedding."""
 
     config: VIDConfig
     config_class = VIDConfig
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
-    needs = "embedding"
+
+    @classmethod
+    def requires(cls, config: VIDConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: VIDConfig, context: MethodContext) -> None:
-        """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear.
-
-        Raises:
-            ValueError: `initial_variance` is not above the least variance there is.
-        """
+        """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear."""
         super().__init__(student, config, context)
-        if config.initial_variance <= VARIANCE_FLOOR:
-            raise ValueError(f"initial_variance must be above {VARIANCE_FLOOR:g}, got {config.initial_variance}")
         D = context.teacher_dim
         self.mean = nn.Sequential(
             nn.Linear(student.embedding_dim, D, bias=False),
@@ -68,14 +78,8 @@ class VID(Method):
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `information`."""
-        assert batch.teacher is not None
-        rows = batch.has_teacher
+        student_rows, teacher_rows = paired(student, batch, "embedding")
         information = variational_information(
-            mean=self.mean(student.embedding[rows]),
-            raw_variance=self.raw_variance,
-            teacher=batch.teacher.embedding[rows],
+            mean=self.mean(student_rows), raw_variance=self.raw_variance, teacher=teacher_rows
         )
-        return {
-            "classification": masked_cross_entropy(logits=student.logits, labels=batch.labels, labeled=batch.labeled),
-            "information": self.config.weight * information,
-        }
+        return classification_loss(student, batch) | {"information": self.config.weight * information}

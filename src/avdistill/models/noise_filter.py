@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from avdistill.errors import ConfigError
+
 Order = Literal["gate_attention", "attention_gate", "parallel"]
 Gate = Literal["learned", "open"]
 Attention = Literal["guided", "mean"]
@@ -67,12 +69,12 @@ class NoiseFilter(nn.Module):
             attention: "mean" replaces the attention by the mean of the tokens, for ablation.
 
         Raises:
-            ValueError: `student_dim` is not divisible by `heads` and by 2.
+            ConfigError: `student_dim` is not divisible by `heads` and by 2.
         """
         super().__init__()
         D = student_dim
         if heads < 1 or D % heads or D % 2:
-            raise ValueError(f"student_dim: expected a multiple of {heads} heads and of 2, found {D}")
+            raise ConfigError(f"student_dim: expected a multiple of {heads} heads and of 2, found {D}")
         self.order = order
         self.projection = nn.Identity() if teacher_dim in (None, D) else nn.Linear(int(teacher_dim or D), D)
         self.gate, self.attention = None, None

@@ -10,7 +10,8 @@ from typing import Literal
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError
 from avdistill.inputs import VideoInput, View
-from avdistill.methods import MethodConfig, SupervisedConfig
+from avdistill.methods import MethodConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Option
 
 

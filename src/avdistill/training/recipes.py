@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import KDConfig, MethodConfig, MNFCSCConfig, SupervisedConfig
+from avdistill.methods import MethodConfig
+from avdistill.methods.kd import KDConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supervised import SupervisedConfig
 from avdistill.training.config import ModelConfig, OptimizerConfig, TrainConfig
 
 _UNSET = Path()

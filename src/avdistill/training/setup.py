@@ -16,7 +16,15 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, clips_of_splits, encode_labels, has_modality, split_validation
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.inputs import VideoInput
-from avdistill.methods import Method, MethodContext, build_method, custom_checksum, method_class
+from avdistill.methods import (
+    Method,
+    MethodContext,
+    build_method,
+    custom_checksum,
+    method_class,
+    supports_multi_label,
+    teacher_requirement,
+)
 from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
 from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
@@ -66,15 +74,14 @@ class TrainingSetup:
             )
         check_view_fits(dataset, clips, config.student.view)
         multi_label = dataset.multi_label
-        chosen = method_class(config.method)
-        if multi_label and not chosen.multi_label:
+        if multi_label and not supports_multi_label(config.method):
             raise ConfigError(
                 f"method {config.method.name!r} needs one label per clip; clips of {dataset.folder} have several"
             )
         training, validation = split_validation(dataset, clips, config.val_fraction, config.seed)
         if config.optimizer.schedule == "plateau" and not len(validation):
             raise ConfigError("config.optimizer.schedule: 'plateau' needs validation, and no video is set aside for it")
-        teacher = _teacher_features(dataset, config, chosen)
+        teacher = _teacher_features(dataset, config)
         batches = TrainingBatches(
             dataset,
             training,
@@ -82,7 +89,7 @@ class TrainingSetup:
             config.student.view,
             batch_size=config.batch_size,
             labeled_per_batch=config.labeled_per_batch,
-            use_unlabeled=chosen.uses_unlabeled,
+            use_unlabeled=method_class(config.method).uses_unlabeled,
             teacher=teacher,
             seed=config.seed,
             share=(distributed.rank(), processes),
@@ -125,10 +132,10 @@ class TrainingSetup:
 
     def teacher_record(self) -> dict[str, Any] | None:
         """Which features the run learns from; None where its method needs none."""
-        needs = method_class(self.config.method).needs
-        if not needs or self.config.teacher is None:
+        required = teacher_requirement(self.config.method)
+        if not required or self.config.teacher is None:
             return None
-        return self.dataset.features_manifest(self.config.teacher, tokens=needs == "tokens")
+        return self.dataset.features_manifest(self.config.teacher, tokens=required.tokens)
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
         """Raise RunError unless dataset, teacher's features and a method's own file are those the run was started with.
@@ -203,7 +210,7 @@ def _context(config: TrainConfig, classes: Sequence[str], teacher_dim: int, trai
         teacher_dim=teacher_dim,
         training_clips=training_clips,
         batch_size=config.batch_size,
-        passes=config.steps * config.gradient_accumulation_steps,
+        total_iterations=config.steps * config.gradient_accumulation_steps,
     )
 
 
@@ -241,20 +248,21 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> St
     return student
 
 
-def _teacher_features(dataset: ClipDataset, config: TrainConfig, method: type[Method]) -> StoredFeatures | None:
+def _teacher_features(dataset: ClipDataset, config: TrainConfig) -> StoredFeatures | None:
     """What the method needs of the teacher, with logits in the order of the dataset's classes."""
-    if not method.needs:
+    required = teacher_requirement(config.method)
+    if not required:
         return None
     if config.teacher is None:
         raise RunError(
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
         )
     teacher = dataset.features(config.teacher).with_classes(dataset.classes)
-    if method.needs == "logits" and teacher.logits is None:
+    if required.logits and teacher.logits is None:
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"
         )
-    if method.needs != "tokens":
+    if not required.tokens:
         return replace(teacher, tokens=None)
     if teacher.tokens is None:
         having = [name for name, entry in dataset.teachers.items() if entry.num_tokens]

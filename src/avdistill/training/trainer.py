@@ -135,11 +135,11 @@ def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop
     with _stop_signals() as received, _log(session.run, config.tensorboard) as log, closing(loader):
         while state.step < stop_at and not distributed.all_reduce_any(bool(received)):
             began = time.perf_counter()
-            statistics = [buffer.clone() for buffer in method.buffers()]
-            losses = _backward(session, model, loader, state, statistics)
+            before = _snapshot(session, state)
+            losses = _backward(session, model, loader, state, before)
             norms = clip_gradients(optimizer, config.optimizer.max_grad_norm)
             if not all(map(math.isfinite, norms.values())):
-                raise _not_finite(session, state, {f"gradient of {n}": v for n, v in norms.items()}, statistics)
+                raise _not_finite(session, state, {f"gradient of {n}": v for n, v in norms.items()}, before)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not plateau:
@@ -176,7 +176,7 @@ def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop
 
 
 def _backward(
-    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], state: TrainState, statistics: list[Tensor]
+    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], state: TrainState, before: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Forward and backward of one step's batches; returns the mean of each loss, the gradients stay in the method."""
     config = session.config
@@ -188,7 +188,7 @@ def _backward(
                 terms = model(batch)
             total = sum(terms.values()) / config.gradient_accumulation_steps
             if distributed.all_reduce_any(not torch.isfinite(total)):
-                raise _not_finite(session, state, {n: float(t.detach()) for n, t in terms.items()}, statistics)
+                raise _not_finite(session, state, {n: float(t.detach()) for n, t in terms.items()}, before)
             total.backward()
         losses = {
             name: losses.get(name, 0) + term.detach() / config.gradient_accumulation_steps
@@ -225,14 +225,11 @@ def _validate(session: TrainingSetup, step: int) -> float:
 
 
 def _not_finite(
-    session: TrainingSetup, state: TrainState, values: dict[str, float], statistics: list[Tensor]
+    session: TrainingSetup, state: TrainState, values: dict[str, float], before: dict[str, Tensor]
 ) -> RunError:
-    """Save the state before this step, running statistics included, and name the clips of the step."""
-    for buffer, before in zip(session.method.buffers(), statistics, strict=True):
-        buffer.copy_(before)
-    first = state.step * session.config.gradient_accumulation_steps
-    rows = np.concatenate([session.batches.rows(first + i) for i in range(session.config.gradient_accumulation_steps)])
-    clips = session.dataset.columns["id"][session.batches.clips[rows]].tolist()
+    """Save the state before this step, running statistics and memories included, and name the clips of the step."""
+    _restore(session, state, before)
+    clips = session.dataset.columns["id"][session.batches.clips[_step_rows(session, state)]].tolist()
     if distributed.rank() == 0:
         told = {"step": state.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
         write_json(session.run / "not_finite.json", told)
@@ -245,6 +242,26 @@ def _not_finite(
         f"{session.run}: {bad} at step {state.step}; the weights before this step are in last/, "
         f"the clips of the batch in not_finite.json"
     )
+
+
+def _step_rows(session: TrainingSetup, state: TrainState) -> np.ndarray:
+    """Indices among the run's training clips of those of the next step, in all processes."""
+    batches = session.config.gradient_accumulation_steps
+    return np.concatenate([session.batches.rows(state.step * batches + i) for i in range(batches)])
+
+
+def _snapshot(session: TrainingSetup, state: TrainState) -> dict[str, Tensor]:
+    """Copies of what the next step changes in the buffers: of a memory only the rows of the step's clips."""
+    buffers, memories = session.method.named_buffers(), session.method.clip_buffers
+    rows = torch.from_numpy(_step_rows(session, state)) if memories else None
+    return {name: buffer[rows] if name in memories else buffer.clone() for name, buffer in buffers}
+
+
+def _restore(session: TrainingSetup, state: TrainState, before: dict[str, Tensor]) -> None:
+    """Undo what the step has changed in the buffers since `_snapshot`."""
+    rows = torch.from_numpy(_step_rows(session, state))
+    for name, buffer in session.method.named_buffers():
+        buffer[rows if name in session.method.clip_buffers else ...] = before[name]
 
 
 @contextmanager

@@ -1,14 +1,13 @@
-"""Which clips' audio says little about their video: every clip of a split scored by a run and its teacher, ranked.
+"""Audit of audio-visual correspondence: every clip of a split scored by a run and its teacher, and ranked.
 
-More generally: where the teacher's modality says little about the student's. Every score is HIGHER for a clip that is
-MORE suspicious. Where a dataset knows the truth (synthetic clips, controlled corruptions), it is told how well each
-score finds it; the truth is never an input of a score.
+A clip is suspicious where the teacher's modality carries little information about the student's. Every score is HIGHER
+for a clip that is MORE suspicious. Where a dataset records the truth (synthetic clips, controlled corruptions), the
+metrics include how well each score finds it; the truth is never an input of a score.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,27 +21,23 @@ from torch import Tensor
 
 from avdistill.analysis.audit.scores import (
     SCORES,
-    Looked,
-    filter_scores,
+    audit_inputs,
     label_scores,
-    look,
-    mismatch_probability_scores,
     percentiles,
 )
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
-from avdistill.dataset.splits import Labels, clips_of_split, encode_labels, has_modality
+from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
 from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
 from avdistill.fsio import write_json
 from avdistill.inference.compatibility import check_rates
 from avdistill.methods import CustomMethodConfig, Method
-from avdistill.methods.mnf_csc import MNFCSC
-from avdistill.methods.robust import Robust
+from avdistill.methods.base import AuditInputs
 from avdistill.progress import OnProgress
 from avdistill.training.run_dir import data_manifest, environment, run_config, wrap_io_errors
 from avdistill.training.setup import load_method
-from avdistill.types import Features, StudentConfig, format_provenance
+from avdistill.types import Batch, StudentConfig, format_provenance
 
 Score = Literal[
     "mismatch_score", "gate", "similarity", "calibration", "teacher_nll", "disagreement", "mismatch_probability"
@@ -53,7 +48,7 @@ TRUTHS = ("mismatched", "related", "kept", "noisy", "silent", "dropped", "time_s
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Attributes:
         rows: a row per clip of the split, most suspicious first; clips that could not be scored or have not the score
@@ -89,43 +84,43 @@ def audit(
         run: run folder. Its `last/` is taken, where student and helpers are of the same step.
         dataset: usually the one the run was trained on; it holds the teacher's features.
         split: of the dataset.
-        by: the score to rank by. "mismatch_score" is `teacher_nll` for a labeled clip and `disagreement` for an
-            unlabeled one; each group is ranked for itself and the two are merged by percentile, because the two
-            scores have different scales. In a run of method robust it is `mismatch_probability`, one scale for all
-            clips. Where the teacher has no logits it is `similarity`.
-        teacher: whose features to use; only for a run that has no teacher of its own.
-        batch_size: clips, and windows, at a time: maps of this many clips are held.
+        by: the score to rank by. "mismatch_score" is `mismatch_probability`, one scale for all clips, if the run's
+            method gives it (robust); otherwise `teacher_nll` for a labeled clip and `disagreement` for an unlabeled
+            one, each group ranked separately and merged by percentile, because their scales differ; `similarity` if
+            the teacher has no logits.
+        teacher: whose features to use; only for a run without a teacher.
+        batch_size: clips, and windows, at a time: tokens of this many clips are held.
         device: "auto", "cpu", "cuda", ...
         on_progress: called after each batch, in clips.
 
     Raises:
-        RunError: no such run, no teacher, nothing that could be scored, or the score that ranks needs what is missing.
+        RunError: no such run, no teacher, no clip that can be scored, or no values of the score that ranks.
         DatasetError: no such split or teacher, a label the student does not know.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
     case = _open(run, dataset, split, teacher)
-    with init_distributed(device) as own_device:
-        looked = look(
-            move_module(case.method, own_device),
+    with init_distributed(device) as chosen_device:
+        inputs = audit_inputs(
+            move_module(case.method, chosen_device),
             dataset,
             case.scored,
-            case.features,
+            case.batch,
             case.description,
             batch_size=batch_size,
             on_progress=on_progress,
         )
-    scores, made_of = _scores(case, looked), case.mismatch_score_from
+    scores, made_of = _scores(case, inputs), case.mismatch_score_from
     if bool(scores[by].isnan().all()):
         raise RunError(f"{run}: cannot rank by {by!r}: it needs {SCORES[by]}")
-    apart = by == "mismatch_score" and made_of["labeled"] != made_of["unlabeled"]
-    scores["percentile"] = percentiles(scores[by], case.labels.labeled, apart=apart)
+    by_group = by == "mismatch_score" and made_of["labeled"] != made_of["unlabeled"]
+    scores["percentile"] = percentiles(scores[by], case.batch.labeled, by_group=by_group)
 
     order = scores["percentile"].nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
-    rows = _rows(dataset, case, looked, scores, order)
+    rows = _rows(dataset, case, inputs, scores, order)
     metrics = (
         {"split": split}
         | _counts(rows)
-        | {"mismatch_score_from": made_of, "merged_by_percentile": apart}
+        | {"mismatch_score_from": made_of, "merged_by_percentile": by_group}
         | truth_metrics(rows)
     )
     settings = case.settings(dataset) | {"run": str(run), "split": split, "by": by}
@@ -133,7 +128,7 @@ def audit(
 
 
 def write_audit(out: Path, result: Audit) -> None:
-    """Write `clips.csv` and `audit.json` into a folder, which is made where it is missing."""
+    """Write `clips.csv` and `audit.json` into a folder, made if it is missing."""
     with wrap_io_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
@@ -145,7 +140,7 @@ def write_audit(out: Path, result: Audit) -> None:
 
 
 def truth_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How well the scores find mismatched audio, labeled and unlabeled clips apart.
+    """How well the scores find mismatched audio, for labeled and for unlabeled clips.
 
     Args:
         rows: as in `Audit.rows`; those that were not scored or have no known truth do not count.
@@ -161,18 +156,18 @@ def truth_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     table: list[dict[str, Any]] = []
     for group, members in groups.items():
         for score in ("mismatch_score", *SCORES):
-            there = [row for row in members if row[score] is not None]
-            if not there:
+            scored = [row for row in members if row[score] is not None]
+            if not scored:
                 continue
-            positive = torch.tensor([[row["audio"] == TRUTHS[0]] for row in there])
-            values = torch.tensor([[row[score]] for row in there], dtype=torch.float64)
+            positive = torch.tensor([[row["audio"] == TRUTHS[0]] for row in scored])
+            values = torch.tensor([[row[score]] for row in scored], dtype=torch.float64)
             found = tagging_table(scores=values, labels=positive, class_names=TRUTHS[:1])[0]
             table.append(
                 {
                     "group": group,
                     "score": score,
                     "positives": found["clips"],
-                    "negatives": len(there) - found["clips"],
+                    "negatives": len(scored) - found["clips"],
                     "auroc": found["auc"],
                     "average_precision": found["average_precision"],
                 }
@@ -181,18 +176,17 @@ def truth_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 _GROUPS = ("labeled", "unlabeled")
-_SAID = ("teacher_class", "teacher_probability", "student_class", "student_probability")
+_DECISIONS = ("teacher_class", "teacher_probability", "student_class", "student_probability")
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What is audited: a method with its saved weights, the clips it can be asked about, and what their teacher said.
+    """An audit before its scores: a method with its saved weights, the clips, and their teacher's features.
 
     Attributes:
         scored: rows of the dataset that hold both modalities.
-        unscored: the split's other rows, and whether it is the teacher or what the student looks at that is missing.
-        features: the teacher's of the scored clips, logits in the order of the student's classes or None.
-        indices: int64, which of the run's training clips each scored clip is, by its id; -1 for none.
+        unscored: the split's other rows, and whether the "teacher"'s or the "student"'s modality is missing.
+        batch: the scored clips, as in `AuditInputs`; the teacher's logits, if any, in the student's classes.
         mismatch_score_from: group -> the score that it is ranked by.
     """
 
@@ -202,11 +196,8 @@ class _Case:
     teacher: TeacherEntry
     scored: np.ndarray
     unscored: list[tuple[int, str]]
-    features: Features
-    labels: Labels
-    indices: Tensor
+    batch: Batch
     mismatch_score_from: dict[str, str]
-    contrast_batch_size: int
 
     def settings(self, dataset: ClipDataset) -> dict[str, Any]:
         return {
@@ -217,7 +208,7 @@ class _Case:
             "teacher_modality": self.teacher.modality,
             "teacher_head_fitted_on_this_dataset": self.teacher.fitted_head,
             "student_modality": self.description.view.modality,
-            "contrast_batch_size": self.contrast_batch_size,
+            "contrast_batch_size": self.method.context.batch_size,
         }
 
 
@@ -231,35 +222,44 @@ def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
         )
 
 
-def _open(run: Path, dataset: ClipDataset, split: str, asked: str | None) -> _Case:
+def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None) -> _Case:
     config = run_config(run)
-    name = _teacher_name(run, config.teacher, dataset, asked)
+    name = _teacher_name(run, config.teacher, dataset, requested)
     method, description = load_method(run, dataset)
-    if name == config.teacher and isinstance(method, MNFCSC):
+    if name == config.teacher and method.audits:
         _check_maker(run, dataset, name)
     check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(dataset, split)
     stored = replace(dataset.features(name), tokens=None).with_classes(description.classes)
-    seen = has_modality(dataset, clips, description.view)
-    there = seen & stored.valid[clips]
-    scored = clips[there]
+    has_student = has_modality(dataset, clips, description.view)
+    complete = has_student & stored.valid[clips]
+    scored = clips[complete]
     if not len(scored):
         raise RunError(
             f"{run}: none of the {len(clips)} clips of split {split!r} has both {description.view.modality} and "
             f"features of teacher {name!r}"
         )
     features = stored.select(scored)
-    if features.logits is not None and isinstance(method, Robust):
+    if features.logits is not None and "mismatch_probability" in method.audits:
         mismatch_score_from = dict.fromkeys(_GROUPS, "mismatch_probability")
     elif features.logits is not None:
         mismatch_score_from = {"labeled": "teacher_nll", "unlabeled": "disagreement"}
-    elif isinstance(method, MNFCSC):
+    elif "similarity" in method.audits:
         mismatch_score_from = dict.fromkeys(_GROUPS, "similarity")
     else:
         raise RunError(
             f"{run}: teacher {name!r} has no logits in the student's classes, and the run no noise filter (method "
             "mnf_csc): there is no score to rank by"
         )
+    labels = encode_labels(dataset, scored, description.classes, description.multi_label)
+    batch = Batch(
+        labels=labels.values,
+        labeled=labels.labeled,
+        has_teacher=torch.ones_like(labels.labeled),
+        clip_ids=tuple(dataset.columns["id"][scored].tolist()),
+        teacher=features,
+        indices=_training_indices(run, dataset.columns["id"][scored].tolist()),
+    )
     return _Case(
         method=method,
         method_name=config.method.source if isinstance(config.method, CustomMethodConfig) else config.method.name,
@@ -267,60 +267,56 @@ def _open(run: Path, dataset: ClipDataset, split: str, asked: str | None) -> _Ca
         teacher=dataset.teachers[name],
         scored=scored,
         unscored=[
-            (int(clip), "teacher" if s else "student") for clip, s in zip(clips[~there], seen[~there], strict=True)
+            (int(clip), "teacher" if has else "student")
+            for clip, has in zip(clips[~complete], has_student[~complete], strict=True)
         ],
-        features=features,
-        labels=encode_labels(dataset, scored, description.classes, description.multi_label),
-        indices=_places(run, dataset.columns["id"][scored].tolist()),
+        batch=batch,
         mismatch_score_from=mismatch_score_from,
-        contrast_batch_size=config.batch_size,
     )
 
 
-def _teacher_name(run: Path, own: str | None, dataset: ClipDataset, asked: str | None) -> str:
-    if own is not None and asked not in (None, own):
-        raise RunError(f"{run}: this run has a teacher of its own, {own!r}; it cannot be audited with {asked!r}")
-    name = own if asked is None else asked
+def _teacher_name(run: Path, trained_with: str | None, dataset: ClipDataset, requested: str | None) -> str:
+    if trained_with is not None and requested not in (None, trained_with):
+        raise RunError(f"{run}: trained with teacher {trained_with!r}; it cannot be audited with {requested!r}")
+    name = trained_with if requested is None else requested
     if name is None:
-        there = ", ".join(sorted(dataset.teachers)) or "none"
-        raise RunError(f"{run}: this run has no teacher; name one of the dataset's with --teacher (there: {there})")
+        names = ", ".join(sorted(dataset.teachers)) or "none"
+        raise RunError(f"{run}: this run has no teacher; name one of the dataset's with --teacher (found: {names})")
     return name
 
 
-def _places(run: Path, ids: Sequence[str]) -> Tensor:
-    """Where the run's list of training clips has each id, which is how its method numbers them; -1 where it has not."""
-    training = json.loads((run / "data.json").read_text(encoding="utf-8"))["training"]  # `load_method` could read it
-    place = {name: i for i, name in enumerate(training)}
-    return torch.tensor([place.get(name, -1) for name in ids])
+def _training_indices(run: Path, ids: Sequence[str]) -> Tensor:
+    """The index of each id in the run's list of training clips, by which its method numbers them; -1 if not in it."""
+    index = {name: i for i, name in enumerate(data_manifest(run)["training"])}
+    return torch.tensor([index.get(name, -1) for name in ids])
 
 
-def _scores(case: _Case, looked: Looked) -> dict[str, Tensor]:
-    """Every score and `mismatch_score`, float64 (N,)."""
-    method, labels, logits = case.method.cpu(), case.labels, case.features.logits  # all that was looked at is there
-    scores = label_scores(looked.probabilities, logits, labels, case.description.multi_label)
-    scores |= filter_scores(method, looked, logits, labels, case.contrast_batch_size)
-    scores |= mismatch_probability_scores(method, looked, case.features, labels, case.indices)
+def _scores(case: _Case, inputs: AuditInputs) -> dict[str, Tensor]:
+    """Every score and `mismatch_score`, float64 (N,), NaN where a clip has none."""
+    missing = torch.full((len(case.scored),), torch.nan, dtype=torch.float64)
+    scores = dict.fromkeys(SCORES, missing) | label_scores(inputs) | case.method.cpu().audit_scores(inputs)
     first, second = (scores[case.mismatch_score_from[group]] for group in _GROUPS)
-    return scores | {"mismatch_score": first.where(labels.labeled, second)}
+    return scores | {"mismatch_score": first.where(case.batch.labeled, second)}
 
 
-def _said(student: Tensor, logits: Tensor | None, description: StudentConfig) -> dict[str, list[Any]]:
-    """What teacher and student hold for most probable, and with what probability."""
-    said: dict[str, list[Any]] = {}
+def _decisions(student: Tensor, logits: Tensor | None, description: StudentConfig) -> dict[str, list[Any]]:
+    """The most probable class of teacher and student, and its probability."""
+    decisions: dict[str, list[Any]] = {}
     teacher = None if logits is None else logits.sigmoid() if description.multi_label else logits.softmax(1)
     for who, probabilities in (("teacher", teacher), ("student", student)):
         if probabilities is not None:
             best, index = probabilities.max(1)
-            said[f"{who}_class"] = [description.classes[i] for i in index.tolist()]
-            said[f"{who}_probability"] = best.tolist()
-    return said
+            decisions[f"{who}_class"] = [description.classes[i] for i in index.tolist()]
+            decisions[f"{who}_probability"] = best.tolist()
+    return decisions
 
 
 def _rows(
-    dataset: ClipDataset, case: _Case, looked: Looked, scores: Mapping[str, Tensor], order: Sequence[int]
+    dataset: ClipDataset, case: _Case, inputs: AuditInputs, scores: Mapping[str, Tensor], order: Sequence[int]
 ) -> list[dict[str, Any]]:
     columns = {key: values.tolist() for key, values in scores.items()}
-    columns |= _said(looked.probabilities, case.features.logits, case.description)
+    teacher = inputs.batch.teacher
+    columns |= _decisions(inputs.probabilities, None if teacher is None else teacher.logits, case.description)
     rows = [_row(dataset, int(case.scored[i]), {key: values[i] for key, values in columns.items()}) for i in order]
     for rank, row in enumerate(rows, 1):
         row["rank"] = rank if row["percentile"] is not None else None
@@ -342,7 +338,7 @@ def _row(dataset: ClipDataset, clip: int, values: Mapping[str, Any]) -> dict[str
         "split": str(c["split"][clip]),
         "labeled": bool(dataset.labels[clip]),
     }
-    for key in ("mismatch_score", "percentile", *SCORES, *_SAID):
+    for key in ("mismatch_score", "percentile", *SCORES, *_DECISIONS):
         value = values.get(key)
         row[key] = _number(value) if isinstance(value, float) else value
     row |= {key: (truth.get(key) or "") if known else "" for key in ("audio", "audio_source", "true_label")}

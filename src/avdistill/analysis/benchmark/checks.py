@@ -18,7 +18,7 @@ from avdistill.dataset.splits import (
 )
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.inference.compatibility import check_rates
-from avdistill.methods import MethodConfig, method_class
+from avdistill.methods import MethodConfig, supports_multi_label, teacher_requirement
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import check_teacher
 
@@ -39,7 +39,7 @@ def check_datasets(
     """
     test, view = ClipDataset(study.test_dataset or study.dataset), study.base.student.view
     trained = clips_of_splits(dataset, study.base.train_split)
-    for_one = [name for name, config in methods.items() if not method_class(config).multi_label]
+    for_one = [name for name, config in methods.items() if not supports_multi_label(config)]
     if for_one and dataset.multi_label:
         raise ConfigError(
             f"study.methods: {', '.join(for_one)} need one label per clip; clips of {dataset.folder} have several"
@@ -62,14 +62,14 @@ def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, Me
     """Raise DatasetError where a method needs features that are missing; too few labels leave a head without logits."""
     teacher = dataset.teachers.get(study.teacher)
     for name, config in methods.items():
-        needs = method_class(config).needs
-        if needs and teacher is None:
+        required = teacher_requirement(config)
+        if required and teacher is None:
             raise DatasetError(
                 f"{dataset.folder}: method {name!r} needs teacher {study.teacher!r}: `avdistill embed` first"
             )
-        if teacher and (needs, True) in {("logits", not teacher.classes), ("tokens", not teacher.num_tokens)}:
-            hint = " (`avdistill embed --tokens`)" if needs == "tokens" else ""
-            raise DatasetError(f"{dataset.folder}: method {name!r} needs {needs} of teacher {study.teacher!r}{hint}")
+        if teacher and ((required.logits and not teacher.classes) or (required.tokens and not teacher.num_tokens)):
+            hint = " (`avdistill embed --tokens`)" if required.tokens else ""
+            raise DatasetError(f"{dataset.folder}: method {name!r} needs {required} of teacher {study.teacher!r}{hint}")
 
 
 def _check_untouched(study: Study, dataset: ClipDataset, tested: np.ndarray, trained: np.ndarray) -> None:

@@ -35,7 +35,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import write_json
-from avdistill.methods import METHODS, MethodConfig, custom_checksum, method_class, parse_method
+from avdistill.methods import METHODS, MethodConfig, custom_checksum, parse_method, teacher_requirement
 from avdistill.progress import OnProgress, Progress
 from avdistill.reporting.page import Section
 from avdistill.teachers.base import Teacher
@@ -234,7 +234,7 @@ class _MethodSweep:
             dataset=self.dataset,
             out=study.run_folder(self.corruption, self.name, run),
             method=setting.method,
-            teacher=study.teacher if method_class(setting.method).needs else None,
+            teacher=study.teacher if teacher_requirement(setting.method) else None,
             optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * setting.learning_rate_scale),
             seed=seed,
             steps=study.base.steps if run.startswith("seed") else study.trial_steps or study.base.steps,
@@ -264,8 +264,10 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     dataset = ClipDataset(study.dataset)
     check_datasets(study, dataset, methods, network)
     teacher = dataset.teachers.get(study.teacher)
-    needed = {method_class(config).needs for config in methods.values()} - {""}
-    features = dataset.features_manifest(study.teacher, tokens="tokens" in needed) if needed and teacher else None
+    required = [teacher_requirement(config) for config in methods.values()]
+    features = None
+    if any(required) and teacher:
+        features = dataset.features_manifest(study.teacher, tokens=any(each.tokens for each in required))
     record = encode(study) | {
         "dataset": str(study.dataset.resolve()),
         "test_dataset": str((study.test_dataset or study.dataset).resolve()),

@@ -61,4 +61,4 @@ def settings_to_try(name: str, published: MethodConfig, trials: int, seed: int) 
 def _changed(method: MethodConfig, options: dict[str, Option]) -> MethodConfig:
     if isinstance(method, CustomMethodConfig):
         return replace(method, options=method.options | options)
-    return replace(method, **options)  # type: ignore[arg-type]
+    return replace(method, **options)

@@ -1,0 +1,52 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from avdistill.losses import pkt_loss
+from avdistill.methods.base import (
+    BaseMethodConfig,
+    Method,
+    NonNegative,
+    TeacherRequirement,
+    classification_loss,
+    paired,
+    register_method,
+)
+from avdistill.types import Batch, StudentFeatures
+
+
+@dataclass(frozen=True)
+class PKTConfig(BaseMethodConfig):
+    """Divergence over the clips that have a teacher, classification on the labeled.
+
+    Attributes:
+        weight: of the divergence, which is a mean over all pairs of clips; 30000 as in the CRD benchmark.
+    """
+
+    name: Literal["pkt"] = "pkt"
+    weight: NonNegative = 30000.0
+
+
+@register_method("pkt")
+class PKT(Method):
+    """The probability with which a clip picks another as its neighbor is brought to the teacher's."""
+
+    config: PKTConfig
+    config_class = PKTConfig
+    tuning: ClassVar = {"weight": (300.0, 3000.0, 30000.0)}
+
+    @classmethod
+    def requires(cls, config: PKTConfig) -> TeacherRequirement:
+        """The embedding."""
+        return TeacherRequirement.EMBEDDING
+
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification` and `transfer`."""
+        student_embedding, teacher_embedding = paired(student, batch, "embedding")
+        transfer = pkt_loss(student=student_embedding, teacher=teacher_embedding)
+        return classification_loss(student, batch) | {"transfer": self.config.weight * transfer}
