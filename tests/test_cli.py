@@ -182,7 +182,7 @@ def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
         ("synthesize --out {out} --seed -1", 2, "seed: must not be negative"),
         ("corrupt {dataset} mismatched=0.4,seed=-1 --out {out}", 2, "seed must be at least 0"),
         ("corrupt {dataset} noisy=0.4,snr_db=nan --out {out}", 2, "snr_db must be a finite number"),
-        ("prepare {list} --videos {here} --out {out} --teacher {run} {other}/run", 2, "two would be called 'run'"),
+        ("prepare {list} --videos {here} --out {out} --teacher {run} {other}/run", 2, "two have the name 'run'"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(taught, tmp_path, capsys, monkeypatch, words, code, message):

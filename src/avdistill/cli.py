@@ -1,4 +1,4 @@
-"""The command line: a table of verbs. A verb's module is imported when it is called, so `--help` costs nothing."""
+"""The command line: a table of verbs. The module of a verb is imported when the verb is called."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from importlib import import_module
 
 # verb: (module:function, what it does)
 VERBS: dict[str, tuple[str, str]] = {
-    "synthesize": ("dataset:synthesize", "make videos of moving things with related and mismatched audio"),
-    "prepare": ("dataset:prepare", "videos and a list -> a dataset of frames and audio"),
+    "synthesize": ("dataset:synthesize", "make videos of moving objects with matched and mismatched audio"),
+    "prepare": ("dataset:prepare", "read videos and a list of clips into a dataset of frames and audio"),
     "info": ("dataset:info", "describe a dataset and verify its checksums"),
-    "teacher": ("teachers:teacher", "train a teacher, or look at what one knows: `teacher train`, `teacher probe`"),
-    "embed": ("train:embed", "put a teacher's embeddings and logits into a dataset"),
+    "teacher": ("teachers:teacher", "train a teacher, probe its embeddings, or list the pretrained ones"),
+    "embed": ("train:embed", "add a teacher's embeddings and logits to a dataset"),
     "train": ("train:train", "train a student: `train RECIPE --dataset DATASET --out RUN`"),
     "resume": ("train:resume", "continue an interrupted run exactly"),
-    "evaluate": ("evaluate:evaluate", "classification metrics of a run on a dataset"),
-    "retrieve": ("evaluate:retrieve", "retrieval metrics of a run on a dataset"),
-    "audit": ("audit:audit", "rank a dataset's clips by how little their audio says about their video"),
-    "compare": ("compare:compare", "many methods, seeds and corruptions on one dataset: which help?"),
-    "corrupt": (
-        "compare:corrupt",
-        "a copy of a dataset with audio mismatched, dropped, shifted in time or noisy, or fewer labels",
-    ),
-    "predict": ("predict:predict", "label video files with a run: each whole, and what is when"),
-    "export": ("predict:export", "the student alone as ONNX or safetensors, compared with the run"),
-    "reference": ("reference:reference", "files and metrics of the paper's released implementation"),
-    "demo": ("evaluate:demo", "the whole pipeline on synthetic videos, with a report"),
+    "evaluate": ("evaluate:evaluate", "compute classification metrics of a model on a dataset"),
+    "retrieve": ("evaluate:retrieve", "compute retrieval metrics of a model on a dataset"),
+    "audit": ("audit:audit", "rank clips by how likely their audio is mismatched"),
+    "compare": ("compare:compare", "train several methods alike and test which are better"),
+    "corrupt": ("compare:corrupt", "copy a dataset with mismatched, dropped, shifted or noisy audio, or fewer labels"),
+    "predict": ("predict:predict", "label video and audio files, as a whole and over time"),
+    "export": ("predict:export", "write a student as ONNX or safetensors and compare the two"),
+    "reference": ("reference:reference", "import the paper's released files and compute its metrics"),
+    "demo": ("evaluate:demo", "run the whole pipeline on synthetic videos and write a report"),
     "recipes": ("train:recipes", "list recipes, models and methods"),
 }
 

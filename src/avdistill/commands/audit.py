@@ -1,4 +1,4 @@
-"""The verb that looks for clips whose audio says little about their video."""
+"""The verb that searches for clips with mismatched audio."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from avdistill.reporting.tables import format_value
 
 @dataclass(frozen=True)
 class _Audit:
-    """Rank the clips of a split by how little their audio says about their video; table and page into a folder."""
+    """Rank the clips of a split by how likely their audio is mismatched; write a table and a page."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """The run folder of a distilled student."""
     dataset: tyro.conf.Positional[Path]
-    """A dataset with the teacher's features, usually the one the run was trained on."""
+    """A dataset with the teacher's features, usually the one that the run was trained on."""
     split: str = "train"
-    """Clips to score, labeled or not."""
+    """The split whose clips are scored, labeled or not."""
     by: Score = "mismatch_score"
-    """Score to rank by; mismatch_score is teacher_nll for labeled and disagreement for unlabeled clips,
-    and mismatch_probability for both in a run of method robust."""
+    """The score that ranks the clips: mismatch_score is teacher_nll for labeled and disagreement for unlabeled clips,
+    and mismatch_probability for both in a run of the method robust."""
     teacher: str | None = None
-    """Name of the features in the dataset, for a run that has no teacher of its own."""
+    """The name of the teacher's features in the dataset, for a run without a teacher; by default the run's teacher."""
     cards: int = 40
-    """Most suspicious clips to show on the page."""
+    """The number of top-ranked clips that the page shows."""
     batch_size: int = 32
-    """Clips at a time."""
+    """Clips per batch."""
     out: Path | None = None
-    """Folder for clips.csv, audit.json and audit.html; default: RUN/audit-SPLIT."""
+    """Folder for clips.csv, audit.json and audit.html; the default is RUN/audit-SPLIT."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def audit(arguments: list[str]) -> None:
@@ -66,13 +66,13 @@ def _lines(result: Audit) -> list[str]:
     lines = [
         f"{f['scored']} of {f['clips']} clips of split {f['split']!r} scored "
         f"({f['labeled']} labeled, {f['unlabeled']} unlabeled), {f['without_teacher']} without a teacher, "
-        f"{f['without_student']} without what the student looks at"
+        f"{f['without_student']} without the student's modality"
     ]
     score = result.settings["by"]
     ranked = [row for row in result.rows[:5] if row["rank"] is not None]
-    lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_said(row)}" for row in ranked]
+    lines += [f"{row['rank']:>4}  {format_value(row[score]):>7}  {row['id']}{_classes(row)}" for row in ranked]
     if f["truth"]:
-        lines.append("how well mismatched audio is found (AUROC, average precision):")
+        lines.append("detection of mismatched audio (AUROC, average precision):")
     return lines + [
         f"  {row['group']:<11}{row['score']:<16}{format_value(row['auroc']):>6}  "
         f"{format_value(row['average_precision']):>6}   {row['positives']} of {row['positives'] + row['negatives']}"
@@ -80,7 +80,7 @@ def _lines(result: Audit) -> list[str]:
     ]
 
 
-def _said(row: dict[str, Any]) -> str:
+def _classes(row: dict[str, Any]) -> str:
     label = row["label"] if row["labeled"] else "unlabeled"
-    heard = f", teacher {row['teacher_class']}" if row["teacher_class"] is not None else ""
-    return f"  ({label}{heard}, student {row['student_class']})"
+    teacher = f", teacher {row['teacher_class']}" if row["teacher_class"] is not None else ""
+    return f"  ({label}{teacher}, student {row['student_class']})"

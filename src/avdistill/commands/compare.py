@@ -1,4 +1,4 @@
-"""Verbs that set methods against each other: compare, corruption."""
+"""Verbs of a benchmark study: compare, corrupt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from avdistill.teachers.transfer import check_teacher, transfer_teachers
 from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 
-# Of the report's columns; the others make lines too long for a terminal.
+# The other columns of the report make lines too long for a terminal.
 _SHOWN = {
     "corruption",
     "method",
@@ -38,44 +38,45 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class _Compare:
-    """Train many methods alike on one dataset, and say which are better than no distillation."""
+    """Train several methods alike on one dataset and test which are better than training without distillation."""
 
     dataset: tyro.conf.Positional[Path]
-    """A prepared dataset with a teacher's features; no file of it is touched."""
+    """A prepared dataset with a teacher's features; it is not changed."""
     out: Path
-    """The study's folder; a stopped study goes on when the same command is given."""
+    """The study's folder; the same command resumes an interrupted study."""
     methods: tuple[str, ...] = tuple(sorted(METHODS))
-    """Names (`avdistill recipes` lists them) or FILE.py:Class, each optionally with settings: crd:negatives=batch.
-    at and nst need the teacher's maps (`embed --tokens`), dkd and c2kd one label per clip."""
+    """Methods by name (`avdistill recipes` lists them) or as FILE.py:Class, each optionally with settings, as in
+    crd:negatives=batch. The default is all methods; at and nst need the teacher's tokens (`embed --tokens`), dkd and
+    c2kd one label per clip."""
     corruptions: tuple[str, ...] = ("clean",)
-    """clean, or pairs: mismatched=0.4,label_fraction=0.25. Shares: mismatched, dropped, time_shifted, noisy (with
-    snr_db), label_fraction.
-    Numbers, in place of the share of labels: labeled_videos, labeled_per_class."""
+    """Corruptions: clean, or pairs such as mismatched=0.4,label_fraction=0.25. Fractions of clips are mismatched,
+    dropped, time_shifted and noisy (with snr_db in dB); labels are reduced by label_fraction, or to the counts
+    labeled_videos or labeled_per_class."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the runs that count."""
+    """The seeds of the runs that are compared."""
     trials: int = 1
-    """Settings tried for each method under each corruption, 1 to 5; 1 takes the published one."""
+    """The number of settings tried for each method under each corruption, 1 to 5; with 1 the published one is taken."""
     trial_steps: int | None = None
-    """Of a trial; default: as many as of a run that counts."""
+    """The optimizer steps of a trial; by default as many as of a compared run."""
     tuning_seed: int = 1000
-    """Of the trials."""
+    """The seed of the trials."""
     teacher: str = "audio"
-    """Name of the teacher's features in the dataset."""
+    """The name of the teacher's features in the dataset."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), for corruptions that make new audio: time_shifted, noisy. It must be
-    what made the features."""
+    """The teacher that computed the features (a run folder or a name), for corruptions that make new audio:
+    time_shifted and noisy."""
     test_dataset: Path | None = None
-    """Another dataset to test on; default: the same, without any corruption."""
+    """Another dataset to test on; the default is DATASET without corruption."""
     test_split: str = "test"
-    """Its labeled clips are classified."""
+    """The split whose labeled clips are classified."""
     workers: int = 1
-    """Runs at a time."""
+    """The number of runs at a time."""
     threads: int | None = None
-    """Of each run; default: the cores shared between the workers."""
+    """The threads of each run; by default the cores divided by the workers."""
     base: TrainConfig = RECIPES["tiny_supervised"]
-    """What all runs have in common; `--recipe NAME` names another."""
+    """The config that all runs share; `--recipe NAME` takes another."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def compare(arguments: list[str]) -> None:
@@ -117,22 +118,21 @@ def compare(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Corruption:
-    """A new dataset: the given one with some audio swapped, dropped, time_shifted or noisy, and fewer labels."""
+    """Make a copy of a dataset with some audio mismatched, dropped, time-shifted or noisy, or with fewer labels."""
 
     dataset: tyro.conf.Positional[Path]
-    """The dataset's folder; no file of it is touched."""
+    """The dataset's folder; it is not changed."""
     corruption: tyro.conf.Positional[str]
-    """Pairs, such as mismatched=0.4,label_fraction=0.25. Shares: mismatched, dropped, time_shifted, noisy (with
-    snr_db), label_fraction.
-    Numbers, in place of the share of labels: labeled_videos, labeled_per_class."""
+    """Pairs such as mismatched=0.4,label_fraction=0.25. Fractions of clips are mismatched, dropped, time_shifted and
+    noisy (with snr_db in dB); labels are reduced by label_fraction, or to the counts labeled_videos or
+    labeled_per_class."""
     out: Path
-    """The new dataset's folder."""
+    """The folder of the new dataset."""
     teacher_run: str | None = None
-    """The teacher itself (a run folder or a name), where time_shifted or noisy audio must be embedded anew. Other
-    teachers
-    that hear are then left out; the same command with theirs brings them."""
+    """The teacher (a run folder or a name) that embeds new time_shifted or noisy audio. The features of other audio
+    teachers are left out; the same command with their --teacher-run adds them."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def corrupt(arguments: list[str]) -> None:
@@ -144,7 +144,7 @@ def corrupt(arguments: list[str]) -> None:
         check_teacher(base, base.teachers, teacher)
     made = corrupt_dataset(base, wanted, a.out)
     for name in transfer_teachers(base, made, teacher=teacher):
-        say(f"teacher {name!r} is left out: {a.teacher_run} is another, and cannot hear the new audio for it")
+        say(f"teacher {name!r} is left out: {a.teacher_run} is another teacher and cannot embed the new audio for it")
     found = ClipDataset(a.out)
     lines = [f"{len(found)} clips; teachers: {', '.join(found.teachers) or 'none'}"]
     output({"dataset": str(a.out), "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)

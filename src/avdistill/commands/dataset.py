@@ -1,4 +1,4 @@
-"""Verbs from videos to a dataset: synthesize, prepare, info."""
+"""Verbs of videos and datasets: synthesize, prepare, info."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from avdistill.synthetic.generator import synthesize as synthesize_videos
 
 @dataclass(frozen=True)
 class _Synthesize:
-    """Make real video files of twelve classes of moving things, some with their own audio, some with another's."""
+    """Make video files of twelve classes of moving objects, some with their own audio, some with mismatched audio."""
 
     out: Path
-    """Folder to write videos/, annotations.csv and synthetic.json into."""
+    """Folder for videos/, annotations.csv and synthetic.json."""
     config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
     workers: int = os.cpu_count() or 1
-    """Processes that draw and encode."""
+    """The processes that draw and encode; the default is the number of cores."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def synthesize(arguments: list[str]) -> None:
@@ -48,15 +48,15 @@ def synthesize(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Prepare:
-    """Read the listed videos into a dataset of frames and audio. Interrupted, the same command goes on."""
+    """Read the listed videos into a dataset of frames and audio; the same command resumes an interrupted one."""
 
     list: tyro.conf.Positional[tuple[Path, ...]]
-    """CSV or JSONL list, a folder per class, or the list of UCF101, ActivityNet, VGGSound, Kinetics, AudioSet or the
-    release; several are taken as one."""
+    """Lists of clips, taken as one: a CSV or JSONL file, a folder per class, or the list of UCF101, ActivityNet,
+    VGGSound, Kinetics, AudioSet or the release."""
     videos: Path
-    """Folder that the list's paths start from; lists without paths look for their files in it."""
+    """The folder that the paths of the list start from, and that is searched where a list has no paths."""
     out: Path
-    """The dataset's folder."""
+    """The folder of the dataset to make."""
     format: Literal[
         "auto",
         "csv",
@@ -70,31 +70,32 @@ class _Prepare:
         "audioset",
         "gewu_lab",
     ] = "auto"
-    """What kind of list it is; auto tells by its content."""
+    """The format of the list; auto recognizes it by its content."""
     labels: Path | None = None
-    """File with a label a line: clips without one of them are left out."""
+    """A file with a label per line; clips with other labels are left out."""
     fps: float = 4.0
-    """Frames a second; 0 takes every frame."""
+    """Frames per second to store; 0 stores every frame."""
     short_side: int | None = None
-    """Pixels of the shorter side (default 128)."""
+    """The length of the shorter side in pixels; the default is 128."""
     size: tuple[int, int] | None = None
-    """Height and width instead of --short-side."""
+    """The height and width in pixels, in place of --short-side."""
     region: str | None = None
-    """x,y,width,height of the video, cut out before scaling."""
+    """The region x,y,width,height in pixels that is cut out before scaling; by default the whole frame."""
     sample_rate: int = 16000
-    """Of the stored audio, in Hz."""
+    """The sample rate of the stored audio in Hz."""
     jpeg: int | None = None
-    """ClipDataset frames as JPEG of this quality (1 to 100, 90 is good), ten times smaller and slower to read."""
+    """The JPEG quality of stored frames, 1 to 100; 90 is good, ten times smaller and slower to read. By default frames
+    are stored uncompressed."""
     teacher: tuple[str, ...] = ()
-    """Run folders of teachers to embed with at once; each is named after its folder."""
+    """Run folders of teachers that embed the new dataset; each gives its features the name of its folder."""
     workers: int = os.cpu_count() or 1
-    """Processes that decode."""
+    """The processes that decode; the default is the number of cores."""
     time_limit: float = 1800.0
-    """Seconds one clip may take to read before it is skipped; 0: no limit."""
+    """The seconds that reading one clip may take before it is skipped; 0 sets no limit."""
     strict: bool = False
-    """Fail on the first file that cannot be read, or was skipped before."""
+    """Stop at the first file that cannot be read or was skipped before."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def prepare(arguments: list[str]) -> None:
@@ -118,11 +119,11 @@ def prepare(arguments: list[str]) -> None:
     if a.teacher:
         from avdistill.teachers.registry import load_teacher
 
-        for run in a.teacher:  # one that is not there is told now, not after all is decoded
+        for run in a.teacher:  # a missing one is reported now, not after everything is decoded
             load_teacher(run)
         names = [_name_of(run) for run in a.teacher]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"--teacher: two would be called {twice[0]!r}; embed them by `avdistill embed --name`")
+            raise ConfigError(f"--teacher: two have the name {twice[0]!r}; embed them by `avdistill embed --name`")
     with progress_bar("prepare") as update:
         dataset = prepare_dataset(
             annotations,
@@ -148,7 +149,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 def _name_of(run: str) -> str:
-    """What the features of a teacher are called where nobody says it: its folder's name."""
+    """The default name of a teacher's features: the name of its folder."""
     return re.sub(r"[^\w.]", "_", Path(run).resolve().name if Path(run).exists() else Path(run).name).lstrip(".")
 
 
@@ -170,9 +171,9 @@ class _Info:
     dataset: tyro.conf.Positional[Path]
     """The dataset's folder."""
     verify: bool = True
-    """Recompute every checksum."""
+    """Recompute and compare every checksum."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def info(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Verbs around a run: teacher train, embed, train, resume, recipes."""
+"""Verbs of a run: train, resume, teacher train, embed, recipes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ from avdistill.types import format_provenance
 
 
 def train(arguments: list[str]) -> None:
-    """`avdistill train RECIPE --dataset DATASET --out RUN`, or `--config FILE.json`; further options change the
-    config.
-    """
+    """`avdistill train RECIPE --dataset DATASET --out RUN`, or `--config FILE.json`; options change the config."""
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print("usage: avdistill train RECIPE --dataset DATASET --out RUN [--OPTION VALUE ...]")
         print("       avdistill train --config FILE.json [--OPTION VALUE ...]")
-        print("       --method NAME, or --method FILE.py:Class, puts another method into it\n\nrecipes:")
+        print("       --method NAME or --method FILE.py:Class replaces the recipe's method\n\nrecipes:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print("\noptions: avdistill train RECIPE --help")
         return
@@ -51,7 +49,7 @@ def train(arguments: list[str]) -> None:
 
 
 def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
-    """`--method NAME` or `--method FILE.py:Class` puts another method into a recipe."""
+    """`--method NAME` or `--method FILE.py:Class` replaces the method of a recipe."""
     given, rest = take_option(arguments, "--method")
     if given is None:
         return base, rest
@@ -99,12 +97,12 @@ def _report_run(run: Path) -> None:
 
 @dataclass(frozen=True)
 class _Resume:
-    """Continue an interrupted run exactly where its last save left it."""
+    """Continue an interrupted run exactly from its last save."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
     dataset: Path | None = None
-    """Where the run's dataset lies now, if it was moved."""
+    """The folder of the run's dataset, if it was moved."""
 
 
 def resume(arguments: list[str]) -> None:
@@ -117,27 +115,27 @@ def resume(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class _Embed:
-    """Put a frozen teacher's embedding and logits of every clip into the dataset."""
+    """Add a frozen teacher's embedding and logits of every clip to the dataset."""
 
     dataset: tyro.conf.Positional[Path]
     """The dataset's folder."""
     teacher: str
-    """A teacher's name (`avdistill teacher list`), or the run folder of a trained one."""
+    """A teacher's name (`avdistill teacher list`), the run folder of a trained one, or precomputed:FILE.npz."""
     weights: Path | None = None
-    """A named teacher's weights, where they are not found by themselves; `random`: random ones, to try things out."""
+    """The file of a named teacher's weights, where it is not found; `random` gives random weights, for trials."""
     name: str | None = None
-    """Name of the features in the dataset; default: the teacher's modality."""
+    """The name of the features in the dataset; the default is the teacher's modality."""
     modality: Literal["audio", "video"] | None = None
-    """What `precomputed:` embeddings were computed from, audio by default; other teachers know theirs."""
+    """The modality that `precomputed:` embeddings were computed from, audio by default; not for other teachers."""
     batch_size: int = 32
-    """Windows at a time."""
+    """Windows per batch."""
     tokens: bool = False
-    """Also dataset the teacher's feature tokens, which the methods `at` and `nst` look at."""
+    """Store the teacher's tokens as well, which the methods at and nst need."""
     head_split: str = "train"
-    """Whose labeled clips a linear head is fitted on, where the teacher has no logits in the dataset's classes; several
-    splits: train+teacher."""
+    """The split whose labeled clips a linear head is fitted on, where the teacher has no logits for the dataset's
+    classes; "+" joins several, as in train+teacher."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def embed(arguments: list[str]) -> None:
@@ -145,7 +143,7 @@ def embed(arguments: list[str]) -> None:
     a = tyro.cli(_Embed, args=arguments, prog="avdistill embed")
     dataset = ClipDataset(a.dataset)
     if a.head_split != _Embed.head_split:
-        clips_of_splits(dataset, a.head_split)  # one that is not there is told now, not after all is embedded
+        clips_of_splits(dataset, a.head_split)  # a missing one is reported now, not after everything is embedded
     if a.teacher.startswith(PRECOMPUTED):
         if a.tokens:
             raise ConfigError(f"--tokens: {a.teacher} holds embeddings, no tokens")
@@ -190,7 +188,7 @@ class _Recipes:
     """List recipes, models and methods."""
 
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def recipes(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a training run is: frozen values, written whole into the run folder."""
+"""The config of a training run: frozen dataclasses, written to `config.json` of the run folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from avdistill.types import Option
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network that is trained.
+    """The student: the network that is trained.
 
     Attributes:
-        model: a name of `MODELS` (`avdistill recipes` lists them).
-        view: what it is shown; its modality is the student's.
-        options: further arguments of the model.
+        model: The name of a model; `avdistill recipes` lists them.
+        view: The part of a clip that the model is given; its modality is the student's.
+        options: Further arguments of the model, as names and values.
     """
 
     model: str = "tiny_r2plus1d"
@@ -32,19 +32,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer and its schedule; every count is in optimizer steps.
+    """The optimizer and its learning rate schedule.
 
     Attributes:
-        name: "adam" (L2 weight decay, as in the release), "adamw" or "sgd" (momentum 0.9).
-        learning_rate: of the student; a method may scale it for its helpers.
-        weight_decay: as the optimizer means it.
-        schedule: "constant", "multistep" (x `gamma` at each of `milestones`), "cosine" (to zero at the last step) or
-            "plateau" (x `gamma` after `patience` validations without a better one).
-        milestones: shares of the run.
-        gamma: factor of multistep and plateau.
-        patience: validations.
-        warmup_steps: linear rise from zero, before any schedule but plateau.
-        max_grad_norm: largest gradient norm of each parameter group; None does not clip.
+        name: The optimizer: "adam" (with L2 weight decay), "adamw", or "sgd" with momentum 0.9.
+        learning_rate: The learning rate of the student; a method may scale it for its helper networks.
+        weight_decay: The weight decay, as the optimizer defines it.
+        schedule: The learning rate over the run: "constant", "multistep" (times `gamma` at each of `milestones`),
+            "cosine" (to zero at the last step) or "plateau" (times `gamma` after `patience` validations without
+            improvement).
+        milestones: The steps at which multistep acts, as fractions of the run.
+        gamma: The factor of multistep and plateau.
+        patience: The number of validations that plateau waits for an improvement.
+        warmup_steps: The optimizer steps of a linear rise from zero, before any schedule but plateau.
+        max_grad_norm: The largest gradient norm of each parameter group; None does not clip.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -58,7 +59,7 @@ class OptimizerConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that no run can have."""
+        """Raise ConfigError for an impossible value."""
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"config.optimizer.learning_rate: must be above 0, got {self.learning_rate:g}")
         for name in ("weight_decay", "warmup_steps", "patience"):
@@ -74,32 +75,32 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run, from a dataset to a run folder.
+    """A training run, from a dataset to a run folder.
 
     Attributes:
-        dataset: the prepared dataset.
-        out: the run folder; must not exist yet.
-        student: the network.
-        method: how it is trained.
-        teacher: name of the features in the dataset; needed by methods that distil.
-        train_split: clips to train on; several splits are joined by "+", as in "train+teacher".
-        val_fraction: share of the labeled *videos* of `train_split` set aside to choose the best model by;
-            0 takes the last one.
-        steps: optimizer steps. An epoch of N clips is N / batch_size of them.
-        batch_size: clips of one forward pass; the contrast of a method spans these.
-        labeled_per_batch: labeled clips in each batch, the rest unlabeled; None draws from all alike. A method
-            that has no use for unlabeled clips draws labeled ones only.
-        gradient_accumulation_steps: forward passes per optimizer step. It does not enlarge the contrast.
-        optimizer: and schedule.
-        precision: "auto" is bfloat16 where the device computes it natively, else float32.
-        eval_every: steps.
-        validation_windows: evenly spaced windows per clip.
-        save_every: steps between saves of `last/`.
-        log_every: steps between lines of `metrics.jsonl`.
-        workers: threads that read ahead; 0 reads each batch when it is needed.
-        device: "auto", "cpu", "cuda", ...
-        tensorboard: also write TensorBoard events (extra `log`).
-        seed: of weights, order, windows and crops.
+        dataset: The folder of the prepared dataset.
+        out: The run folder to make; an empty folder is taken, another is refused.
+        student: The network that is trained.
+        method: The training method and its settings.
+        teacher: The name of the teacher's features in the dataset, which distillation methods need.
+        train_split: The split to train on; "+" joins several, as in "train+teacher".
+        val_fraction: The fraction of the labeled source videos of `train_split` that is held out to choose the best
+            model; with 0 the best model is the last one.
+        steps: The number of optimizer steps; an epoch of N clips is N / batch_size steps.
+        batch_size: The clips of one forward pass, over all processes; a contrastive loss spans these.
+        labeled_per_batch: The labeled clips in each batch, the rest is unlabeled. None draws from all clips alike; a
+            method that cannot use unlabeled clips draws labeled clips only.
+        gradient_accumulation_steps: The forward passes per optimizer step; they do not enlarge a contrastive loss.
+        optimizer: The optimizer and its schedule.
+        precision: The precision of the forward pass; "auto" is bfloat16 on GPUs that compute it natively, else float32.
+        eval_every: The optimizer steps between validations.
+        validation_windows: The evenly spaced windows per clip in validation.
+        save_every: The optimizer steps between saves of `last/`.
+        log_every: The optimizer steps between lines of `metrics.jsonl`.
+        workers: The threads that read batches ahead; 0 reads each batch when it is needed.
+        device: The device: "cpu", "cuda", "cuda:1", "mps" or the like; "auto" is CUDA where available, else the CPU.
+        tensorboard: Write TensorBoard events as well (needs the extra `log`).
+        seed: The seed of weights, order, windows and crops.
     """
 
     dataset: Path
@@ -125,16 +126,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that no run can have."""
-        least = {
-            "steps": 1,
-            "batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "eval_every": 1,
-            "save_every": 1,
-            "log_every": 1,
-        }
-        for name, minimum in (least | {"workers": 0, "validation_windows": 1}).items():
+        """Raise ConfigError for an impossible value."""
+        counts = ("steps", "batch_size", "gradient_accumulation_steps", "validation_windows")
+        for name in (*counts, "eval_every", "save_every", "log_every", "workers"):
+            minimum = 0 if name == "workers" else 1
             if getattr(self, name) < minimum:
                 raise ConfigError(f"config.{name}: must be at least {minimum}, got {getattr(self, name)}")
         if self.seed < 0:
@@ -146,10 +141,10 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """A TrainConfig from a JSON file, strictly.
+    """A TrainConfig from a JSON file.
 
     Raises:
-        ConfigError: the file is missing or no JSON, or a key is unknown, missing or of the wrong type.
+        ConfigError: the file is missing or not JSON, or a key is unknown, missing or of the wrong type.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
