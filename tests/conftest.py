@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import audible_videos, small_videos

@@ -8,8 +8,7 @@ import torch
 
 from avdistill import distributed
 from avdistill.analysis.audit.audit import audit, write_audit
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import parse_corruption
+from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, RunError
 from avdistill.fsio import is_vacant

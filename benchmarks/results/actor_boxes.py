@@ -25,9 +25,8 @@ from typing import Any
 import av
 import numpy as np
 
-from avdistill.annotations.readers import read_annotations
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import parse_corruption
+from avdistill.annotations import read_annotations
+from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.precomputed import embed_precomputed

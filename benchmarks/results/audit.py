@@ -21,8 +21,7 @@ from typing import Any
 import grid
 from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.audit.page import write_audit_page
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import parse_corruption
+from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from avdistill.analysis.demo import DEMO_DATA, DEMO_DATASET
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from avdistill.analysis.audit.audit import audit
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve

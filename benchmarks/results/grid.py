@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate

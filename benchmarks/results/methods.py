@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json

@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
+from avdistill.synthetic.audio import scale_to_snr
 
 RATE = 16000
 
@@ -27,9 +28,7 @@ def mix(own: np.ndarray, others: list[np.ndarray], snr_db: float) -> np.ndarray:
     10 log10(mean own^2 / mean noise^2) over the whole clip is `snr_db`; a sum beyond full scale is turned down whole.
     """
     noise = np.sum([np.resize(other, len(own)) for other in others], axis=0)
-    power = float(np.mean(noise**2))
-    gain = np.sqrt(float(np.mean(own**2)) / power * 10 ** (-snr_db / 10)) if power else 0.0
-    mixed = own + gain * noise
+    mixed = own + scale_to_snr(own.astype(np.float64), noise.astype(np.float64), snr_db)
     return (mixed / max(1.0, float(np.abs(mixed).max()))).astype(np.float32)
 
 

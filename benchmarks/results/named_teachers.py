@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 import grid
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import MediaError
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.methods import MethodConfig
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig

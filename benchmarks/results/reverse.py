@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import grid
-from avdistill.annotations.readers import Annotation, read_annotations
+from avdistill.annotations import Annotation, read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate

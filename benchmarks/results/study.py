@@ -36,8 +36,7 @@ from avdistill.analysis.audit.audit import audit
 from avdistill.analysis.benchmark.jobs import Job, Pool
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.analysis.benchmark.study import folder_name
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption, parse_corruption
+from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, labeled_clips
 from avdistill.fsio import write_json

@@ -25,7 +25,7 @@ import av
 import numpy as np
 
 import baseline
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from measuring import NotHereError, Row, against, in_turn, measure, seconds, within
 from synthetic_datasets import draw_image
 from tools import run, write_clip, write_list

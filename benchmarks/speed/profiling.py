@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from avdistill.fsio import write_json
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.training.malloc import configure_malloc

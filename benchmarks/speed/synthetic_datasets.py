@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.media.decoder import Clip
+from avdistill.media import Clip
 from avdistill.preparation.journal import Journal, remove_journal
 
 CLASSES = 51

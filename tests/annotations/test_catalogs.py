@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avdistill.annotations.readers import Annotation, keep_labels, read_annotations
+from avdistill.annotations import Annotation, read_annotations
+from avdistill.annotations.readers import keep_labels
 from avdistill.cli import main
 from avdistill.errors import AnnotationError
 from avdistill.preparation.prepare import PrepareConfig, prepare

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.errors import AnnotationError
 from support.list_files import make_videos, refusal, write
 

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avdistill.annotations.readers import UCF51_CLASSES, Annotation, assign_ucf51, read_annotations
+import avdistill.annotations
+from avdistill.annotations import Annotation, read_annotations
+from avdistill.annotations.catalogs import UCF51_CLASSES, assign_ucf51
 from avdistill.errors import AnnotationError
 
 UCF51_NAMES = Path(__file__).parents[2] / "../shared/data/ucf51_sound/cnn14_embed512.npz"
@@ -393,6 +395,12 @@ def test_jsonl_round_trip(tmp_path: Path, clips: list[Annotation], ascii_only: b
 def test_derived_ids_are_unique(tmp_path: Path, paths: set[str]) -> None:
     clips = read_annotations(write(tmp_path / "l.csv", "path,label\n" + "".join(f"{path},x\n" for path in paths)))
     assert len({clip.clip_id for clip in clips}) == len(paths)
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "list.csv", "path,label\na.mp4,x\n")
+    assert read_annotations(str(file)) == read_annotations([str(file)]) == read_annotations(file, videos=str(tmp_path))
+    assert avdistill.annotations.read_annotations is read_annotations
 
 
 def test_reading_lists_does_not_load_torch() -> None:

@@ -1,6 +1,5 @@
 """Datasets under a corruption: what changed, what did not, and that nothing was touched."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -11,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.labels import _beyond_each_label
-from avdistill.corruption.spec import Corruption, parse_corruption
+from avdistill.corruption import Corruption, corrupt, parse_corruption
+from avdistill.corruption.labels import surplus_of_each_label
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError
@@ -42,13 +40,13 @@ def test_a_share_of_the_audio_is_another_clips_with_a_different_label(many_clips
     changed = [i for i in range(len(many_clips)) if not np.array_equal(many_clips.audio(i), made.audio(i))]
     assert len(changed) == round(0.4 * len(train))
     assert set(changed) <= set(train.tolist())
-    for i, told in enumerate(extra(made)):
+    for i, truth in enumerate(extra(made)):
         assert np.array_equal(many_clips.frames(i), made.frames(i))
         if i not in changed:
-            assert told.get("audio") == ("kept" if i in train else None)
+            assert truth.get("audio") == ("kept" if i in train else None)
             continue
-        donor = ids.index(told["audio_source"])
-        assert told["audio"] == "mismatched"
+        donor = ids.index(truth["audio_source"])
+        assert truth["audio"] == "mismatched"
         assert np.array_equal(made.audio(i), many_clips.audio(donor))
         assert many_clips.labels[donor] != many_clips.labels[i]
         assert many_clips.columns["split"][donor] == "train"
@@ -67,15 +65,16 @@ def test_images_take_no_room(many_clips, tmp_path):
     assert many_clips.folder.joinpath("clips.parquet").is_file()
 
 
-def test_silent_shifted_and_drowned(many_clips, tmp_path):
+def test_dropped_time_shifted_and_noisy(many_clips, tmp_path):
     made = corrupt(
         many_clips,
         Corruption(dropped=0.2, time_shifted=0.3, noisy=0.3, snr_db=-5, label_fraction=1.0),
         tmp_path / "made",
     )
-    told = extra(made)
+    truth = extra(made)
     by_kind = {
-        kind: [i for i, t in enumerate(told) if t.get("audio") == kind] for kind in ("dropped", "time_shifted", "noisy")
+        kind: [i for i, t in enumerate(truth) if t.get("audio") == kind]
+        for kind in ("dropped", "time_shifted", "noisy")
     }
     n = int((many_clips.columns["split"] == "train").sum())
     assert {k: len(v) for k, v in by_kind.items()} == {
@@ -92,12 +91,12 @@ def test_silent_shifted_and_drowned(many_clips, tmp_path):
     ids = many_clips.columns["id"].tolist()
     for i in by_kind["noisy"]:
         own = many_clips.audio(i).astype(float)
-        donor = np.resize(many_clips.audio(ids.index(told[i]["audio_source"])), len(own)).astype(float)
+        donor = np.resize(many_clips.audio(ids.index(truth[i]["audio_source"])), len(own)).astype(float)
         # The mix is a times own plus b times the other: solved by least squares, the ratio is the one asked for.
         (a, b), *_ = np.linalg.lstsq(np.stack([own, donor], 1), made.audio(i).astype(float), rcond=None)
         ratio = 10 * np.log10(np.mean((a * own) ** 2) / np.mean((b * donor) ** 2))
         assert ratio == pytest.approx(-5, abs=0.1)
-        assert told[i]["snr_db"] == "-5"
+        assert truth[i]["snr_db"] == "-5"
     assert made.verify() == []
 
 
@@ -115,14 +114,14 @@ def test_a_share_of_labels_is_kept_in_every_class_and_the_rest_is_remembered_for
 
 
 def test_unlabeled_clips_get_another_label_too_where_it_is_known(many_clips, tmp_path):
-    """Labels are taken after audio are swapped; a dataset that already lacks them remembers them as true_label."""
+    """Labels are removed after audio is mismatched; a dataset that already lacks them remembers them as true_label."""
     few = corrupt(many_clips, Corruption(label_fraction=0.2), tmp_path / "few")
     made = corrupt(few, Corruption(mismatched=0.9, seed=5), tmp_path / "made")
     ids = many_clips.columns["id"].tolist()
     swapped = [(i, t) for i, t in enumerate(extra(made)) if t.get("audio") == "mismatched"]
     assert any(not made.labels[i] for i, _ in swapped)
-    for i, told in swapped:
-        assert many_clips.labels[ids.index(told["audio_source"])] != many_clips.labels[i]
+    for i, truth in swapped:
+        assert many_clips.labels[ids.index(truth["audio_source"])] != many_clips.labels[i]
 
 
 def test_the_same_corruption_is_the_same_dataset_and_another_is_refused(many_clips, tmp_path):
@@ -141,7 +140,7 @@ def test_a_larger_share_holds_the_smaller_one(many_clips, tmp_path):
     assert chosen[0] < chosen[1]
 
 
-def hearing(dataset, seed=0):
+def audio_teacher(dataset, seed=0):
     import torch
 
     torch.manual_seed(seed)
@@ -150,30 +149,30 @@ def hearing(dataset, seed=0):
     return Teacher(network, view, dataset.classes, False, None, dataset.sample_rate_hz, {"name": "a test's"})
 
 
-def test_carried_features_are_those_that_embedding_anew_gives(many_clips, tmp_path):
-    teacher = hearing(many_clips)
-    embed(many_clips, teacher, "ears", tokens=True)
+def test_transferred_features_are_those_of_embedding_anew(many_clips, tmp_path):
+    teacher = audio_teacher(many_clips)
+    embed(many_clips, teacher, "audio", tokens=True)
     made = corrupt(ClipDataset(many_clips.folder), Corruption(mismatched=0.3, dropped=0.2), tmp_path / "made")
-    transfer_features(ClipDataset(many_clips.folder), made, "ears")
+    transfer_features(ClipDataset(many_clips.folder), made, "audio")
     embed(made, teacher, "anew", tokens=True)
     made = ClipDataset(made.folder)
-    transferred, anew = feature_arrays(made, "ears"), feature_arrays(made, "anew")
+    transferred, anew = feature_arrays(made, "audio"), feature_arrays(made, "anew")
     assert np.array_equal(transferred[2], anew[2])
     assert not transferred[2].all()
     for a, b in zip(transferred[:2], anew[:2], strict=True):
         assert np.allclose(a, b, atol=1e-5)
-    assert np.allclose(made.features("ears").tokens, made.features("anew").tokens, atol=1e-5)
+    assert np.allclose(made.features("audio").tokens, made.features("anew").tokens, atol=1e-5)
 
 
-def test_new_audio_must_be_heard_by_the_teacher_itself(many_clips, tmp_path):
-    teacher = hearing(many_clips)
-    embed(many_clips, teacher, "ears")
+def test_new_audio_needs_the_teacher(many_clips, tmp_path):
+    teacher = audio_teacher(many_clips)
+    embed(many_clips, teacher, "audio")
     base = ClipDataset(many_clips.folder)
     made = corrupt(base, Corruption(noisy=0.5), tmp_path / "made")
     with pytest.raises(DatasetError, match="must be given"):
-        transfer_features(base, made, "ears")
-    transfer_features(base, made, "ears", teacher=teacher)
-    after, before = feature_arrays(ClipDataset(made.folder), "ears")[0], feature_arrays(base, "ears")[0]
+        transfer_features(base, made, "audio")
+    transfer_features(base, made, "audio", teacher=teacher)
+    after, before = feature_arrays(ClipDataset(made.folder), "audio")[0], feature_arrays(base, "audio")[0]
     moved = np.abs(after - before).max(1) > 1e-4
     assert np.array_equal(moved, audio_sources(base, made) == -2)
 
@@ -251,10 +250,10 @@ def under(dataset, tmp_path, text):
 
 def assert_only_labels_were_taken(filmed, made):
     assert made.classes == filmed.classes
-    for i, told in enumerate(extra(made)):
+    for i, truth in enumerate(extra(made)):
         assert made.labels[i] in (filmed.labels[i], ())
         taken = filmed.labels[i] != made.labels[i]
-        assert told.get("true_label") == ("|".join(filmed.labels[i]) if taken else None)
+        assert truth.get("true_label") == ("|".join(filmed.labels[i]) if taken else None)
     assert labeled(made, "test") == labeled(filmed, "test")
     assert made.verify() == []
 
@@ -283,11 +282,11 @@ def test_classes_may_be_left_without_a_labeled_clip(filmed, tmp_path):
     assert made.classes == ("class_0", "class_1", "class_2")
     mixed = under(filmed, tmp_path, "labeled_videos=3,mismatched=0.4")
     assert len({mixed.columns["path"][i] for i in labeled(mixed)}) == 3
-    assert sum(told.get("audio") == "mismatched" for told in extra(mixed)) == round(0.4 * 30)
+    assert sum(truth.get("audio") == "mismatched" for truth in extra(mixed)) == round(0.4 * 30)
 
 
 def test_more_videos_than_there_are(filmed, tmp_path):
-    with pytest.raises(DatasetError, match="10 labeled videos asked for, split 'train' has 9"):
+    with pytest.raises(DatasetError, match="10 labeled videos requested, split 'train' has 9"):
         under(filmed, tmp_path, "labeled_videos=10")
     assert not (tmp_path / "labeled_videos=10").exists()
 
@@ -329,9 +328,9 @@ def relabeled(dataset, labels):
     for row, names in zip(rows, labels, strict=False):
         row["labels"] = names
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
-    told = json.loads((dataset.folder / "dataset.json").read_text())
+    described = json.loads((dataset.folder / "dataset.json").read_text())
     classes = sorted({name for row in rows for name in row["labels"]})
-    (dataset.folder / "dataset.json").write_text(json.dumps(told | {"classes": classes}))
+    (dataset.folder / "dataset.json").write_text(json.dumps(described | {"classes": classes}))
     return ClipDataset(dataset.folder)
 
 
@@ -383,7 +382,7 @@ def test_many_clips_with_up_to_three_of_fifty_labels():
         (Corruption(label_fraction=0.1), {name: round(0.1 * count) for name, count in size.items()}, (90, 120)),
         (Corruption(labeled_per_class=5), dict.fromkeys(size, 5), (100, 150)),
     ):
-        lost = {id(row) for row in _beyond_each_label(corruption, rows)}
+        lost = {id(row) for row in surplus_of_each_label(corruption, rows)}
         kept = [row for row in rows if id(row) not in lost]
         counts = Counter(name for row in kept for name in row["labels"])
         assert clips[0] <= len(kept) <= clips[1]
@@ -396,18 +395,6 @@ def test_the_order_of_a_clips_labels_does_not_matter(tagged, tmp_path):
     assert labeled(corrupt(turned, Corruption(label_fraction=0.3), tmp_path / "turned")) == first
 
 
-def test_a_dataset_whose_combinations_were_drawn_by_an_older_version_is_not_taken_for_this(tagged, tmp_path):
-    told = {"mismatched": 0.0, "dropped": 0.0, "time_shifted": 0.0, "noisy": 0.0, "snr_db": 0.0, "label_fraction": 0.3}
-    old = json.dumps([tagged.checksum, told | {"split": "train", "seed": 0}])
-    made = under(tagged, tmp_path, "label_fraction=0.3")
-    written = json.loads((made.folder / "dataset.json").read_text())
-    (made.folder / "dataset.json").write_text(
-        json.dumps(written | {"checksum": hashlib.sha256(old.encode()).hexdigest()})
-    )
-    with pytest.raises(DatasetError, match="already there"):
-        under(tagged, tmp_path, "label_fraction=0.3")
-
-
 def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
     rows = many_clips.table.to_pylist()
     for i, row in enumerate(rows[:30]):
@@ -418,8 +405,8 @@ def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
     assert corruption == parse_corruption("labeled_per_class=2,mismatched=0.5,split=training+more")
     made = corrupt(dataset, corruption, tmp_path / "made")
     assert len([i for i in range(30) if made.labels[i]]) == 6
-    assert sum(told.get("audio") == "mismatched" for told in extra(made)[:30]) == 15
-    assert all("audio" not in told for told in extra(made)[30:])
+    assert sum(truth.get("audio") == "mismatched" for truth in extra(made)[:30]) == 15
+    assert all("audio" not in truth for truth in extra(made)[30:])
     with pytest.raises(DatasetError, match="no clip in split 'none'; splits there: more, test"):
         corrupt(dataset, parse_corruption("label_fraction=0.5", "training+none"), tmp_path / "absent")
 
@@ -496,6 +483,6 @@ def test_the_verb_makes_the_dataset_and_brings_the_teachers(many_clips, tmp_path
     assert main(["corrupt", str(many_clips.folder), "labeled_videos=7", "--out", str(tmp_path / "few")]) == 0
     assert len(labeled(ClipDataset(tmp_path / "few"))) == 7
     assert main(["corrupt", str(many_clips.folder), "labeled_videos=31", "--out", str(tmp_path / "more")]) == 1
-    assert "31 labeled videos asked for, split 'train' has 30" in capsys.readouterr().err
+    assert "31 labeled videos requested, split 'train' has 30" in capsys.readouterr().err
     assert main(["corrupt", str(many_clips.folder), "mismatched=5", "--out", str(tmp_path / "x")]) == 2
     assert "at most 1" in capsys.readouterr().err

@@ -11,15 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption
+from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.dataset.shards import Shard
 from avdistill.errors import DatasetError
 
 
-def told(dataset):
+def audio_truth(dataset):
     return [dict(row or ()).get("audio") for row in dataset.table["extra"].to_pylist()]
 
 
@@ -33,9 +32,9 @@ def test_as_many_shards_as_it_needs(many_clips, tmp_path, monkeypatch, shard_byt
     assert len(shards) > 3
     # One array after the other they are what a single shard holds.
     assert np.array_equal(np.concatenate([np.load(file) for file in shards]), np.load(one.folder / "audio-00001.npy"))
-    for i, change in enumerate(told(several)):
+    for i, change in enumerate(audio_truth(several)):
         assert np.array_equal(several.audio(i), one.audio(i))
-        assert np.array_equal(several.audio(i), many_clips.audio(i)) == (change not in ("shifted", "noisy"))
+        assert np.array_equal(several.audio(i), many_clips.audio(i)) == (change not in ("time_shifted", "noisy"))
     assert several.verify() == []
     assert several.checksum == one.checksum
     assert set(json.loads((several.folder / "dataset.json").read_text())["files"]) >= {file.name for file in shards}
@@ -63,12 +62,12 @@ def test_it_is_never_all_in_memory(many_clips, tmp_path):
 
 def test_a_shard_that_no_clip_points_into_any_more_is_not_written_into(many_clips, tmp_path):
     """It is a link: the dataset it was made for would have another audio."""
-    shifted = corrupt(many_clips, Corruption(time_shifted=1.0), tmp_path / "shifted")
+    shifted = corrupt(many_clips, Corruption(time_shifted=1.0), tmp_path / "time_shifted")
     silent = corrupt(shifted, Corruption(dropped=1.0), tmp_path / "silent")
     assert not (silent.columns["audio_shard"] == 1).any()
     again = corrupt(silent, Corruption(time_shifted=1.0, split="test"), tmp_path / "again")
     assert [dataset.verify() for dataset in (many_clips, shifted, silent, again)] == [[]] * 4
-    assert told(again).count("shifted") == 10
+    assert audio_truth(again).count("time_shifted") == 10
 
 
 def test_a_full_disk_half_way(many_clips, tmp_path, monkeypatch):

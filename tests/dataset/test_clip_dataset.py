@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError, MediaError
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.features import feature_arrays
 from support.media_files import SMALL, numbered_frames, tone, write_video

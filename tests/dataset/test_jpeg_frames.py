@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from avdistill.annotations.readers import Annotation
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import parse_corruption
+from avdistill.annotations import Annotation
+from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir

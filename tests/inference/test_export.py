@@ -24,7 +24,7 @@ from avdistill.errors import CheckpointError, DatasetError, ExportError, Teacher
 from avdistill.inference import export as export_module
 from avdistill.inference.export import export
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.imagenet import normalize_frames
 from avdistill.models.registry import build_model

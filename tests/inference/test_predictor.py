@@ -27,7 +27,7 @@ from avdistill.inference.file_windows import FileItems, read_windows
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare

@@ -6,10 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.errors import EmptySegmentError
+from avdistill.media import read_clip
 from avdistill.media.audio_stream import AudioTrack
-from avdistill.media.decoder import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import numbered_frames, tone, write_video
 from support.timed_files import level, with_constant_rate, write_runs

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from support.media_files import numbered_frames, tone, write_video
 
 # The outside oracle (ffprobe and ffmpeg 5.1) has an entry for each. What is special about a file, if anything:

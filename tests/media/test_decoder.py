@@ -1,6 +1,9 @@
 """Reading real files: the frame rule, audio, every kind of oddity a file has."""
 
 import itertools
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -9,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import avdistill.media
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
-from avdistill.media import decoder
-from avdistill.media.decoder import read_clip
+from avdistill.media import decoder, read_clip
 from support.media_files import numbered_frames, tone, write_video
 
 
@@ -250,9 +253,24 @@ def test_damaged_packets_are_counted(tmp_path):
         ({"short_side": 10, "size": (10, 10)}, "not both"),
         ({"short_side": 0}, "pixel"),
         ({"region": (0, 0, 0, 5)}, "region"),
-        ({"sample_rate": 0}, "sample_rate"),
+        ({"sample_rate_hz": 0}, "sample_rate_hz"),
     ],
 )
 def test_contradictory_arguments(plain, arguments, message):
     with pytest.raises(ValueError, match=message):
         read_clip(plain, **arguments)
+
+
+def test_the_room_exports_read_clip_and_loads_ffmpeg_on_first_use(plain):
+    code = "import sys, avdistill.media; sys.exit('av' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert avdistill.media.read_clip is read_clip
+    with pytest.raises(AttributeError, match="no attribute 'read'"):
+        avdistill.media.read  # noqa: B018
+
+
+def test_a_path_may_be_text_and_the_sample_rate_is_named(plain):
+    text, path = (read_clip(each, sample_rate_hz=8000) for each in (str(plain), plain))
+    assert text.sample_rate_hz == 8000
+    assert np.array_equal(text.frames, path.frames)
+    assert np.array_equal(text.waveform, path.waveform)

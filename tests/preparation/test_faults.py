@@ -13,11 +13,10 @@ import av
 import numpy as np
 import pytest
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import ConfigError, DatasetError, EmptySegmentError, MediaError, SpoolError
-from avdistill.media import audio_stream, video_stream
-from avdistill.media.decoder import read_clip
+from avdistill.media import audio_stream, read_clip, video_stream
 from avdistill.preparation import clip_reader
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.faulty_readers import read_nonsense, read_or_fail
@@ -46,8 +45,8 @@ def test_a_reader_that_fails_in_any_way_costs_its_clip(small_set, tmp_path, work
         assert (dataset.frames(i) == read_clip(folder / annotation.path, fps=10, short_side=32).frames).all()
     file, reasons = folder / annotations[0].path, skipped(tmp_path / "dataset")
     assert reasons.pop("hangs") == f"{file}: took longer than 1.5 s"
-    assert reasons.pop("crashes") == f"{file}: the process reading it was ended by SIGSEGV"
-    assert reasons.pop("exits") == f"{file}: the process reading it ended with exit code 0"
+    assert reasons.pop("crashes") == f"{file}: the worker process was ended by SIGSEGV"
+    assert reasons.pop("exits") == f"{file}: the worker process ended with exit code 0"
     assert reasons.pop("grows").startswith(f"{file}: too large for memory")
     assert reasons.pop("refuses") == f"{file}: Permission denied"
     assert not reasons
@@ -180,7 +179,7 @@ def test_damaged_copies_are_read_or_skipped(tmp_path):
     assert len(reasons) >= 3
     for name, reason in reasons.items():
         assert reason.startswith(f"{tmp_path / name}: ")
-        assert "process reading it" not in reason
+        assert "worker process" not in reason
 
 
 def test_names_that_tools_trip_over(tmp_path, monkeypatch):

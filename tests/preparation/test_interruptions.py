@@ -151,8 +151,9 @@ def test_going_on_with_changed_files_stops(small_set, tmp_path):
     one_line(error)
     shutil.rmtree(videos)  # a dataset does not need the videos any more
     assert len(prepare(annotations[:6], videos, out, CONFIG)) == 6
-    (out / "sources.csv").unlink()  # as datasets made before it was written
-    assert len(prepare(annotations[:6], videos, out, CONFIG)) == 6
+    (out / "sources.csv").unlink()
+    with pytest.raises(DatasetError, match=r"sources\.csv"):
+        prepare(annotations[:6], videos, out, CONFIG)
 
 
 def test_the_date_of_a_file_is_not_in_the_checksum(prepared, small_set, tmp_path):
@@ -180,7 +181,7 @@ def test_workers_end_with_their_parent(small_set, tmp_path):
         shutil.copy(folder / annotations[i].path, tmp_path / f"spins_{i}.mp4")
     program = (
         "from pathlib import Path\n"
-        "from avdistill.annotations.readers import Annotation\n"
+        "from avdistill.annotations import Annotation\n"
         "from avdistill.preparation.prepare import PrepareConfig, prepare\n"
         "from support.faulty_readers import read_or_fail\n"
         "clips = [Annotation(f'spins_{i}', f'spins_{i}.mp4', (), 'train') for i in range(2)]\n"

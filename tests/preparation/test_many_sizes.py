@@ -10,10 +10,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
-from avdistill.media.decoder import read_clip
+from avdistill.media import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import numbered_frames, tone, write_video
 
@@ -23,7 +23,7 @@ RAW, JPEG = PrepareConfig(fps=10, short_side=16), PrepareConfig(fps=10, short_si
 PROGRAM = f"""
 import json, os, resource, sys
 from pathlib import Path
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.preparation.prepare import PrepareConfig, prepare
 
 resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from avdistill.cli import main
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption
+from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError

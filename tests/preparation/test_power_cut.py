@@ -3,15 +3,13 @@
 The oracle is the dataset of a run that nobody disturbed, file by file.
 """
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption
+from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
 from avdistill.dataset.shards import JpegShardRecovery, ShardRecovery
@@ -179,20 +177,6 @@ def test_two_power_cuts_in_a_row(whole, small_set, tmp_path, monkeypatch):
         monkeypatch.setattr(kind, "crc", lambda *given, crc=crc: looked_at.append(given) or crc(*given))
     assert go_on(small_set, tmp_path / "dataset", config, dataset) == CLIPS - 4
     assert len({first for _, first, *_ in looked_at}) <= 2
-
-
-def test_a_journal_from_before_there_were_marks(whole, small_set, tmp_path):
-    """Its clips stay where the shards are long enough for them."""
-    config, dataset = whole
-    folder = begin(small_set, tmp_path / "dataset", config, 6)
-    journal = folder / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    for line in lines:
-        del line["row"]["crc"]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    audio = folder / "audio-00000.npy"
-    cut(audio, audio.stat().st_size - 2)
-    assert CLIPS - 6 < go_on(small_set, tmp_path / "dataset", config, dataset) <= CLIPS - 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files through /proc")

@@ -1,16 +1,14 @@
 """What was skipped does not stay so in silence: whoever asks again may have mended it."""
 
 import csv
-import json
 import os
 import shutil
 
 import pytest
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.cli import main
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption
+from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError, MediaError
 from avdistill.preparation.prepare import PrepareConfig, prepare
@@ -121,24 +119,6 @@ def test_a_higher_time_limit(small_set, tmp_path):
     for limit in (2, None):
         message = refused(DatasetError, folder, clips, tmp_path / "dataset", **given | {"time_limit_seconds": limit})
         assert f"took too long then and may take longer now: {annotations[1].path}; " in message
-
-
-def test_what_earlier_versions_skipped_stays_so(begun):
-    videos, clips, out, folder = begun
-    if folder == out:
-        rows = [[row["clip"], row["file"], row["reason"]] for row in skipped(out).values()]
-        with (out / "skipped.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["clip", "file", "reason"], *rows])
-    else:
-        lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-        for line in lines:
-            for key in RECORDED:
-                line.get("skipped", {}).pop(key, None)
-        (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shutil.copy2(videos / clips[0].path, videos / "late.mp4")
-    assert len(prepare(clips, videos, out, CONFIG)) == 6
-    assert len(prepare(clips, videos, out, CONFIG)) == 6
-    assert "2 skipped" in refused(MediaError, videos, clips, out, strict=True)
 
 
 def test_the_verb_says_it_in_one_line(small_set, tmp_path, capsys):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avdistill.annotations.readers import Annotation
-from avdistill.media.decoder import Clip
+from avdistill.annotations import Annotation
+from avdistill.media import Clip
 from avdistill.preparation.prepare import PrepareConfig, read_media
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.errors import AnnotationError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 
 
 def write_video(

@@ -1,4 +1,4 @@
-"""The synthetic data set: the same bytes from the same seed, the truth it states, audio and video in step."""
+"""The synthetic dataset: the same bytes from the same seed, the truth it states, audio and video in step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import av
 import numpy as np
 import pytest
 
+from avdistill.errors import DatasetError
+from avdistill.synthetic.audio import scale_to_snr
 from avdistill.synthetic.generator import (
     CLASSES,
     HEADER,
@@ -127,7 +129,7 @@ def test_file_number_does_not_tell_the_class() -> None:
     same_place = labels.reshape(100, 12)
     assert (
         max(Counter(column).most_common(1)[0][1] for column in same_place.T.tolist()) < 30
-    )  # 8 by chance, 100 if told
+    )  # 8 by chance, 100 if the order revealed it
 
 
 def test_snr_of_noisy_clips_is_the_stated_one_and_parts_sum_to_the_whole() -> None:
@@ -235,7 +237,7 @@ def test_another_configuration_in_the_folder_is_refused(tmp_path: Path) -> None:
     synthesize(tmp_path, config, workers=1)
     before = digests(tmp_path)
     changed = replace(config, seed=7, difficulty=Difficulty(contrast=0.9))
-    with pytest.raises(FileExistsError, match=r"difficulty\.contrast is 0\.8, asked for 0\.9; seed is 0, asked for 7"):
+    with pytest.raises(DatasetError, match=r"difficulty\.contrast is 0\.8, requested 0\.9; seed is 0, requested 7"):
         synthesize(tmp_path, changed, workers=1)
     assert digests(tmp_path) == before
 
@@ -248,6 +250,14 @@ def test_impossible_configurations_are_refused(change: dict[str, float], message
     base = {"noisy": 0.0, "mismatched": 0.4, "silent": 0.4}
     with pytest.raises(ValueError, match=message):
         SyntheticConfig(**(base | change))  # type: ignore[arg-type]
+
+
+def test_scale_to_snr_leaves_silence_alone() -> None:
+    foreground, background = np.random.default_rng(0).normal(size=(2, 1000))
+    scaled = scale_to_snr(foreground, background, 7.0)
+    assert 10 * np.log10(np.mean(foreground**2) / np.mean(scaled**2)) == pytest.approx(7.0)
+    assert not scale_to_snr(foreground, np.zeros(1000), 7.0).any()
+    assert not scale_to_snr(np.zeros(1000), background, 7.0).any()
 
 
 def test_workers_start_without_torch() -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from avdistill.cli import main
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption
+from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.inputs import AudioInput, VideoInput

@@ -11,7 +11,7 @@ from typing import Any
 
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json

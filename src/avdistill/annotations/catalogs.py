@@ -1,6 +1,6 @@
-"""The lists of published data sets: UCF101, UCF51, ActivityNet, VGGSound, Kinetics, AudioSet, and the release's own.
+"""Lists of published datasets: UCF101, UCF51, ActivityNet, VGGSound, Kinetics, AudioSet, and the reference release's.
 
-None of them but UCF101 says where the files are: they are looked up by the names under which the data sets are usually
+Only UCF101's lists contain paths. The files of the others are found by the names under which the datasets are usually
 stored, see `VideoFiles` and docs/formats/annotations.md.
 """
 
@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import (
-    AUDIO_SUFFIXES,
     SURROGATE,
     Annotation,
     LocatedAnnotation,
     annotation_error,
     csv_rows,
     csv_table,
-    find_videos,
     format_path,
     numbered_lines,
     parse_extra,
@@ -36,10 +33,11 @@ from avdistill.annotations.schema import (
     read_text,
     truncate_repr,
 )
+from avdistill.annotations.video_files import StoredClip, VideoFiles, find_videos
 from avdistill.errors import AnnotationError
 
 # fmt: off
-# As UCF101 spells its class folders; the files of HandstandPushups, and the release's label, say HandStandPushups:
+# UCF101's class folders. The files of HandstandPushups, and the reference release's label, spell it HandStandPushups:
 # names of UCF101 are compared without case.
 UCF51_CLASSES: tuple[str, ...] = (
     "ApplyEyeMakeup", "ApplyLipstick", "Archery", "BabyCrawling", "BalanceBeam", "BandMarching", "BasketballDunk",
@@ -52,87 +50,16 @@ UCF51_CLASSES: tuple[str, ...] = (
     "WallPushups", "WritingOnBoard",
 )
 # fmt: on
-UCF_NAME = re.compile(r"v_(?P<label>[A-Za-z]+)_g(?P<group>0[1-9]|1\d|2[0-5])_c\d{2}")
 UCF_LIST = re.compile(r"(?P<split>train|test)list(?P<fold>\d+)\.txt", re.IGNORECASE)
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 _UCF51_BY_FOLDED_NAME = {name.casefold(): name for name in UCF51_CLASSES}
 _VGGSOUND_SECONDS = 10
 
-# A name without suffix under which a clip may be stored, and which part of that file is the clip.
-_Stored = tuple[str, float, float | None]
-
-
-class VideoFiles:
-    """The files of a folder of videos by their names without suffix; with no folder, nothing is ever found."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def locate(
-        self, where: str, stored: list[_Stored], labels: tuple[str, ...], suffix: str = ".mp4"
-    ) -> tuple[str, float, float | None]:
-        """(path, start, end) of the first name that there is a file of; with none, of the first name and `suffix`.
-
-        Raises:
-            AnnotationError: two files have the name, and not just one lies in a folder called like the label.
-        """
-        for stem, start, end in stored:
-            path = self.find(where, stem, labels)
-            if path is not None:
-                return path, start, end
-        stem, start, end = stored[0]
-        return parse_path(where, stem + suffix), start, end
-
-    def find(self, where: str, stem: str, labels: tuple[str, ...]) -> str | None:
-        """The one file called `stem`, whatever its folder and suffix; the errors of `locate`."""
-        paths = self._by_name.get(_folded(stem), [])
-        if len(paths) > 1:  # Kinetics: one upload may be in two classes, and its files in two class folders
-            classes = {_as_folder(label) for label in labels}
-            in_class = [path for path in paths if _as_folder(path.parent.name) in classes]
-            if len(in_class) != 1:
-                found = " and ".join(truncate_repr(str(path)) for path in (in_class or paths)[:2])
-                raise annotation_error(where, f"one file called {truncate_repr(stem)}", found)
-            paths = in_class
-        return parse_path(where, str(paths[0])) if paths else None
-
-    def holds(self, path: str) -> bool:
-        """Whether there is a file at this very path."""
-        return PurePosixPath(path) in self._by_name.get(_folded(PurePosixPath(path).stem), [])
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, list[PurePosixPath]]:
-        if self._folder is None:
-            return {}
-        try:
-            videos = find_videos(self._folder)
-            audio_files = find_videos(self._folder, AUDIO_SUFFIXES)
-        except OSError as error:
-            raise annotation_error(
-                format_path(self._folder), "a readable folder of videos", str(error.strerror)
-            ) from error
-        by_name: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-        for path in videos:
-            by_name[_folded(path.stem)].append(path)
-        seen = set(by_name)
-        for path in audio_files:  # of a data set that is only heard; beside its video it is that one's audio track
-            if _folded(path.stem) not in seen:
-                by_name[_folded(path.stem)].append(path)
-        return by_name
-
-
-def _folded(stem: str) -> str:
-    """Names of UCF101 are compared without case; ids of YouTube may differ in nothing else."""
-    return stem.casefold() if UCF_NAME.fullmatch(stem) else stem
-
-
-def _as_folder(label: str) -> str:
-    return label.replace("_", " ").casefold()
-
 
 def assign_ucf51(name: str) -> tuple[str, str] | None:
-    """Label and UCF51 split of the UCF101 clip `v_Class_gNN_cMM` (no suffix); None if its class has no audio.
+    """Label and UCF51 split of the UCF101 clip `v_Class_gNN_cMM` (no suffix), or None if its class has no audio.
 
-    Groups 01 to 07 are "test", all others "train". A group holds the clips cut from one video, so no video is in both.
+    Groups 01 to 07 are "test", all others "train". A group consists of the clips of one video, so no video is in both.
     """
     match = UCF_NAME.fullmatch(name)
     if match is None:
@@ -141,9 +68,8 @@ def assign_ucf51(name: str) -> tuple[str, str] | None:
     return None if label is None else (label, "test" if int(match["group"]) <= 7 else "train")
 
 
-def read_ucf51(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
-    """The UCF51 clips of a folder of UCF101 videos."""
-    listed = []
+def _read_ucf51(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """The UCF51 clips in a folder of UCF101 videos."""
     for path in find_videos(source):
         where = format_path(source / path)
         try:
@@ -152,32 +78,31 @@ def read_ucf51(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
             raise AnnotationError(f"{where}: {error}") from None
         if assigned is not None:
             label, split = assigned
-            listed.append((where, Annotation("", parse_path(where, str(path)), (label,), split)))
-    return listed
+            yield where, Annotation("", parse_path(where, str(path)), (label,), split)
 
 
-def read_ucf101(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """One official list, or both lists of a fold of a folder. A path that holds no file gives way to one that does."""
+def _read_ucf101(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """An official list, or both lists of one fold in a folder. A missing file is looked up by its name."""
     if source.is_dir():
-        return [clip for list_file in _choose_ucf_fold(source) for clip in read_ucf101(list_file, files)]
+        for list_file in _choose_ucf_fold(source):
+            yield from _read_ucf101(list_file, files)
+        return
     name = UCF_LIST.fullmatch(source.name)
     if name is None:
         raise annotation_error(format_path(source), "a file named trainlistNN.txt or testlistNN.txt", repr(source.name))
-    listed = []
     for where, line in numbered_lines(source):
-        path = parse_path(where, re.sub(r"\s+\d+$", "", line.strip()))  # the class number repeats the folder
+        path = parse_path(where, re.sub(r"\s+\d+$", "", line.strip()))  # the class number is redundant
         label, _, video = path.partition("/")
         if not video or "/" in video:
             raise annotation_error(where, "Class/video.avi or Class/video.avi 1", truncate_repr(line))
         labels = parse_labels(where, [_UCF51_BY_FOLDED_NAME.get(label.casefold(), label)])
         if not files.holds(path):
             path = files.find(where, PurePosixPath(video).stem, labels) or path
-        listed.append((where, Annotation("", path, labels, name["split"].lower())))
-    return listed
+        yield where, Annotation("", path, labels, name["split"].lower())
 
 
 def _choose_ucf_fold(source: Path) -> list[Path]:
-    """The training and the test list of fold 1, or of the only fold that the folder holds."""
+    """The training and the test list of fold 1, or of the only fold in the folder."""
     names = sorted(entry.name for entry in source.iterdir() if UCF_LIST.fullmatch(entry.name))
     folds = {re.sub(r"\D", "", name) for name in names}
     fold = folds.pop() if len(folds) == 1 else "01"
@@ -188,9 +113,8 @@ def _choose_ucf_fold(source: Path) -> list[Path]:
     return [source / name for name in reversed(lists)]
 
 
-def read_activitynet(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """ActivityNet's JSON: a clip for every annotated segment; a video without any is one clip without a label."""
-    listed = []
+def _read_activitynet(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """ActivityNet's JSON: a clip for each annotated segment; a video without segments is one unlabeled clip."""
     for where, name, entry in _entries(source, _load_database(source)):
         split = parse_split(where, _required_name(where, "subset", entry))
         annotations = _required(where, "annotations", entry)
@@ -206,13 +130,11 @@ def read_activitynet(source: Path, files: VideoFiles) -> list[LocatedAnnotation]
             segments.append((*_parse_segment(where, _required(where, "segment", annotation)), (label,)))
         for start, end, labels in segments or [(0.0, None, ())]:
             path, *_ = files.locate(where, [(f"v_{name}", start, end), (name, start, end)], labels)
-            listed.append((where, Annotation("", path, labels, split, start, end)))
-    return _merge_repeats(listed)
+            yield where, Annotation("", path, labels, split, start, end)
 
 
-def read_vggsound(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """vggsound.csv: YouTube id, start in whole seconds, label, split; a clip lasts ten seconds."""
-    listed = []
+def _read_vggsound(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """vggsound.csv: YouTube id, start in whole seconds, label, split; clips of ten seconds."""
     for where, cells in csv_rows(source):
         if len(cells) != 4:
             expected = "YouTube id, start, label, split (a comma inside a label needs double quotes)"
@@ -221,7 +143,7 @@ def read_vggsound(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
         name, labels = _parse_file_name(where, "id", row), parse_labels(where, [row["label"]])
         start = _parse_whole_seconds(where, "start", row)
         end = start + _VGGSOUND_SECONDS
-        stored: list[_Stored] = [
+        stored: list[StoredClip] = [
             (f"{name}_{start:06d}", 0.0, None),
             (f"{name}_{start:06d}_{end:06d}", 0.0, None),
             (f"{name}_{start * 1000}_{end * 1000}", 0.0, None),
@@ -229,25 +151,22 @@ def read_vggsound(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
         ]
         path, begin, stop = files.locate(where, stored, labels)
         split = parse_split(where, _required_name(where, "split", row))
-        listed.append((where, Annotation("", path, labels, split, begin, stop)))
-    return _merge_repeats(listed)
+        yield where, Annotation("", path, labels, split, begin, stop)
 
 
-def read_kinetics(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """A list of Kinetics 400, 600 or 700; the lists of test clips have no column `label`."""
-    listed = []
+def _read_kinetics(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """A list of Kinetics 400, 600 or 700; lists of test clips have no column `label`."""
     for where, row in csv_table(source, _check_kinetics_header):
         name, labels = _parse_file_name(where, "youtube_id", row), parse_labels(where, [row.get("label")])
         start = _parse_whole_seconds(where, "time_start", row)
         end = _parse_whole_seconds(where, "time_end", row)
         if start >= end:
             raise annotation_error(where, "time_start < time_end", f"{start} and {end}")
-        stored: list[_Stored] = [(f"{name}_{start:06d}_{end:06d}", 0.0, None), (name, float(start), float(end))]
+        stored: list[StoredClip] = [(f"{name}_{start:06d}_{end:06d}", 0.0, None), (name, float(start), float(end))]
         path, begin, stop = files.locate(where, stored, labels)
         split = parse_split(where, _required_name(where, "split", row))
         extra = parse_extra(row, KINETICS_COLUMNS)
-        listed.append((where, Annotation("", path, labels, split, begin, stop, extra)))
-    return _merge_repeats(listed)
+        yield where, Annotation("", path, labels, split, begin, stop, extra)
 
 
 def _check_kinetics_header(where: str, header: list[str]) -> None:
@@ -256,18 +175,18 @@ def _check_kinetics_header(where: str, header: list[str]) -> None:
         raise annotation_error(where, f"a column {missing[0]!r}", truncate_repr(", ".join(header)))
 
 
-def read_audioset(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """AudioSet's segments: YouTube id, start, end, labels; the name of the list tells the split.
+def _read_audioset(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """AudioSet's segments: YouTube id, start, end, labels; the split follows from the list's name.
 
-    A folder gives `balanced_train_segments.csv` and `eval_segments.csv`. Labels are the display names where
-    `class_labels_indices.csv` lies beside the list, else the identifiers (`/m/068hy`).
+    A folder stands for its `balanced_train_segments.csv` and `eval_segments.csv`. Labels are the display names if
+    `class_labels_indices.csv` is beside the list, otherwise the identifiers (`/m/068hy`).
     """
     if source.is_dir():
-        parts = [source / f"{name}_segments.csv" for name in ("balanced_train", "eval")]
-        return [clip for part in parts for clip in read_audioset(part, files)]
+        for name in ("balanced_train", "eval"):
+            yield from _read_audioset(source / f"{name}_segments.csv", files)
+        return
     split = "test" if source.name.startswith("eval") else "train"
     names = _audioset_names(source.with_name("class_labels_indices.csv"))
-    listed = []
     for where, cells in csv_rows(source):
         if cells[0].lstrip().startswith("#"):  # three lines of counts and column names
             continue
@@ -279,7 +198,7 @@ def read_audioset(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
         if start is None or end is None or start >= end:
             raise annotation_error(where, "start_seconds < end_seconds", truncate_repr(cells))
         labels = parse_labels(where, [names.get(item.strip(), item) for item in row["labels"].split(",")])
-        stored: list[_Stored] = [
+        stored: list[StoredClip] = [
             (f"{name}_{round(start * 1000)}_{round(end * 1000)}", 0.0, None),
             (f"{name}_{round(start):06d}", 0.0, None),
             (f"{name}_{round(start)}_{round(end)}", 0.0, None),
@@ -287,12 +206,11 @@ def read_audioset(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
             (name, start, end),
         ]
         path, begin, stop = files.locate(where, stored, labels)
-        listed.append((where, Annotation("", path, labels, split, begin, stop)))
-    return _merge_repeats(listed)
+        yield where, Annotation("", path, labels, split, begin, stop)
 
 
 def _audioset_names(table: Path) -> dict[str, str]:
-    """Display names by identifier, from `class_labels_indices.csv` (index, mid, display_name); empty without it."""
+    """Display names by identifier, from `class_labels_indices.csv`; empty if there is no such file."""
     if not table.is_file():
         return {}
     rows = [cells for _, cells in csv_rows(table)]
@@ -301,18 +219,17 @@ def _audioset_names(table: Path) -> dict[str, str]:
     return {mid: name for _, mid, name in rows[1:]}
 
 
-def read_gewu_lab(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
-    """annotation.json of the released implementation: a clip for every name, and the name is its id."""
+def _read_gewu_lab(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
+    """annotation.json of the reference implementation: a clip for each name, which is its id."""
     content = _load_database(source)
     classes = content.get("labels")
     if not isinstance(classes, list):
         raise annotation_error(format_path(source), "a list as 'labels'", truncate_repr(classes))
-    listed = []
     for where, name, entry in _entries(source, content):
         label = _required_name(where, "label", entry)
         if label not in classes:
-            raise annotation_error(where, "a label that stands in 'labels'", truncate_repr(label))
-        stored: list[_Stored] = [(name, 0.0, None)]
+            raise annotation_error(where, "a label that is in 'labels'", truncate_repr(label))
+        stored: list[StoredClip] = [(name, 0.0, None)]
         if "segment" in entry:
             start, end = _parse_segment(where, entry["segment"])
             upload = re.sub(r"_[0-9]+$", "", name)
@@ -322,8 +239,7 @@ def read_gewu_lab(source: Path, files: VideoFiles) -> list[LocatedAnnotation]:
             label, suffix = _UCF51_BY_FOLDED_NAME.get(label.casefold(), label), ".avi"
         path, begin, stop = files.locate(where, stored, (label,), suffix)
         split = parse_split(where, _required_name(where, "subset", entry))
-        listed.append((where, Annotation(name, path, (label,), split, begin, stop)))
-    return _merge_repeats(listed)
+        yield where, Annotation(name, path, (label,), split, begin, stop)
 
 
 def _load_database(source: Path) -> dict[str, object]:
@@ -334,7 +250,7 @@ def _load_database(source: Path) -> dict[str, object]:
 
 
 def _entries(source: Path, content: Mapping[str, object]) -> Iterator[tuple[str, str, dict[str, object]]]:
-    """(place, name, values) of every entry of the database."""
+    """(where, name, values) of every entry of the database."""
     database = content["database"]
     assert isinstance(database, dict)
     for name, entry in database.items():
@@ -358,16 +274,16 @@ def _required_name(where: str, key: str, values: Mapping[str, object]) -> str:
 
 
 def _parse_file_name(where: str, key: str, values: Mapping[str, object]) -> str:
-    """An id that stands in the name of a file, so it must not lead into another folder."""
+    """An id that is part of a file name, so it must not lead into another folder."""
     name = _required_name(where, key, values)
-    if re.search(r"[/\\\0]|\.\.|\.$", name):  # "." and its suffix are ".." again
+    if re.search(r"[/\\\0]|\.\.|\.$", name):  # "." followed by a suffix begins with ".."
         raise annotation_error(where, f"{key} without '/', '\\', '..', NUL and a dot at the end", truncate_repr(name))
     return name
 
 
 def _parse_whole_seconds(where: str, key: str, values: Mapping[str, object]) -> int:
     seconds = parse_seconds(where, key, values[key])
-    if seconds is None or not seconds.is_integer():  # the names of the files have room for whole seconds only
+    if seconds is None or not seconds.is_integer():  # file names contain whole seconds only
         raise annotation_error(where, f"{key} in whole seconds", truncate_repr(values[key]))
     return int(seconds)
 
@@ -376,13 +292,13 @@ def _parse_segment(where: str, value: object) -> tuple[float, float]:
     times = [parse_seconds(where, "segment", item) for item in value] if isinstance(value, list) else []
     if len(times) != 2 or times[0] is None or times[1] is None or times[0] > times[1]:
         raise annotation_error(where, "a segment [start, end] in seconds", truncate_repr(value))
-    # ActivityNet has segments of length zero, such as [0, 0]. No clip may have this length, so the shortest there is
-    # stands for it: no frame lies in it, and the preparation lists the clip among those it skipped.
+    # ActivityNet has segments of length zero, such as [0, 0], which no clip may have. They get the smallest length
+    # instead: it contains no frame, so the preparation lists the clip as skipped.
     return times[0], max(times[1], math.nextafter(times[0], math.inf))
 
 
-def _merge_repeats(listed: list[LocatedAnnotation]) -> list[LocatedAnnotation]:
-    """One clip of each segment of a file: segments annotated twice, often with different labels, are the rule."""
+def merge_repeats(listed: list[LocatedAnnotation]) -> list[LocatedAnnotation]:
+    """One clip per segment of a file: many segments are annotated twice, often with different labels."""
     merged: dict[tuple[str, float, float | None, str], LocatedAnnotation] = {}
     for where, clip in listed:
         key = (clip.path, clip.start_seconds, clip.end_seconds, clip.split)
@@ -390,3 +306,11 @@ def _merge_repeats(listed: list[LocatedAnnotation]) -> list[LocatedAnnotation]:
         labels = tuple(dict.fromkeys((*first.labels, *clip.labels)))
         merged[key] = (first_where, replace(first, labels=labels))
     return list(merged.values())
+
+
+CATALOG_READERS: dict[str, Callable[[Path, VideoFiles], Iterator[LocatedAnnotation]]] = {
+    "ucf101": _read_ucf101, "ucf51": _read_ucf51, "activitynet": _read_activitynet, "vggsound": _read_vggsound,
+    "kinetics": _read_kinetics, "audioset": _read_audioset, "gewu_lab": _read_gewu_lab,
+}  # fmt: skip
+# Of these, segments that are listed several times become one clip.
+REPEATING = ("activitynet", "vggsound", "kinetics", "audioset", "gewu_lab")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-# Files that are parts of one video: UCF101's v_Class_gNN_cMM, and v_<id>_<number> of the release's lists.
-PART_NAME = re.compile(r"(v_.+_g\d+)_c\d+|(v_[\w-]{11})_\d+")
+# UCF101's v_Class_gNN_cMM: the clips of a group are parts of one video.
+UCF_NAME = re.compile(r"v_(?P<label>[A-Za-z]+)_g(?P<group>0[1-9]|1\d|2[0-5])_c\d{2}")
+# The same in other classes, and v_<YouTube id>_<number> of the reference implementation's lists.
+_PART_NAME = re.compile(r"(v_.+_g\d+)_c\d+|(v_[\w-]{11})_\d+")
 
 
 def video_of(path: str) -> str:
-    """The video that a clip's file is a part of, as far as its name tells (`PART_NAME`); else the file itself.
+    """The source video that a clip's file is a part of, by the file's name; otherwise the path itself.
 
-    Clips of one video are alike: they never stand on both sides of a cut, and are drawn together in a bootstrap.
+    Clips of one video are alike, so they are never split between training and evaluation, and a bootstrap resamples
+    them together.
     """
-    match = PART_NAME.fullmatch(PurePosixPath(path).stem)
+    match = _PART_NAME.fullmatch(PurePosixPath(path).stem)
     return (match[1] or match[2]) if match else path

@@ -1,7 +1,6 @@
-"""Which clips there are, what they show and which split they belong to: every list format becomes `Annotation` rows.
+"""Reading of annotations: a folder per class, CSV, JSON lines, and lists of published datasets (`catalogs`).
 
-Read are a folder per class, CSV, JSON lines, and the lists that published data sets come with (published.py).
-docs/formats/annotations.md has an example of each. No video is opened here.
+docs/formats/annotations.md has an example of each format. No video is opened here.
 """
 
 from __future__ import annotations
@@ -10,25 +9,12 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from avdistill.annotations.catalogs import (
-    KINETICS_COLUMNS,
-    UCF51_CLASSES,
-    UCF_LIST,
-    UCF_NAME,
-    VideoFiles,
-    assign_ucf51,
-    read_activitynet,
-    read_audioset,
-    read_gewu_lab,
-    read_kinetics,
-    read_ucf51,
-    read_ucf101,
-    read_vggsound,
-)
+from avdistill.annotations.catalogs import CATALOG_READERS, KINETICS_COLUMNS, REPEATING, UCF_LIST, merge_repeats
+from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import (
     SPLIT_ALIASES,
     SURROGATE,
@@ -37,7 +23,6 @@ from avdistill.annotations.schema import (
     annotation_error,
     csv_rows,
     csv_table,
-    find_videos,
     format_path,
     numbered_lines,
     parse_extra,
@@ -50,9 +35,7 @@ from avdistill.annotations.schema import (
     read_text,
     truncate_repr,
 )
-from avdistill.errors import AnnotationError
-
-__all__ = ["UCF51_CLASSES", "Annotation", "AnnotationError", "assign_ucf51", "read_annotations"]
+from avdistill.annotations.video_files import VideoFiles, find_videos
 
 _KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id")
 
@@ -68,12 +51,12 @@ def read_annotations(
     Args:
         path: a list file or a folder, see docs/formats/annotations.md; or several, read as one list.
         format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
-            "gewu_lab", or "auto" to tell from the suffix, the first line or the folder's content.
-        videos: the folder of videos. In it the lists of published data sets look for their files, by name; what is
-            not there, or without a folder, gets the usual name. The other formats say themselves where files are.
+            "gewu_lab", or "auto" to recognize it by the suffix, the first line or the folder's content.
+        videos: the folder of videos, in which the files of published datasets are looked up by name; a file that is
+            not found gets the usual name. The other formats contain paths.
 
     Raises:
-        AnnotationError: for anything that cannot be read, is not well formed, is listed twice or leaks between splits.
+        AnnotationError: a list cannot be read or is malformed, or a clip is listed twice or in two splits.
     """
     if format != "auto" and format not in _READERS:
         raise annotation_error("annotation format", f"auto, {', '.join(_READERS)}", repr(format))
@@ -87,16 +70,17 @@ def read_annotations(
 
 def _read_list(source: Path, list_format: str, files: VideoFiles) -> list[LocatedAnnotation]:
     try:
-        listed = _READERS[_recognize(source) if list_format == "auto" else list_format](source, files)
+        list_format = _recognize(source) if list_format == "auto" else list_format
+        listed = list(_READERS[list_format](source, files))
     except OSError as error:
         raise annotation_error(format_path(source), "a readable list file or folder", str(error.strerror)) from error
     if not listed:
         raise annotation_error(format_path(source), "at least one clip", "none")
-    return listed
+    return merge_repeats(listed) if list_format in REPEATING else listed
 
 
 def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]:
-    """The clips with a label that the file `labels` names, one a line, reduced to these; for a subset of a data set.
+    """Keep the labels that the file `labels` names, one per line, and the clips that have one of them.
 
     Raises:
         AnnotationError: the file cannot be read, or no clip has one of its labels.
@@ -157,19 +141,17 @@ def _recognize_folder(source: Path) -> list[str]:
     return possible
 
 
-def _read_csv(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
-    return [_parse_row(where, row) for where, row in csv_table(source, _check_keys)]
+def _read_csv(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
+    return (_parse_row(where, row) for where, row in csv_table(source, _check_keys))
 
 
-def _read_jsonl(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
-    listed = []
+def _read_jsonl(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
     for where, line in numbered_lines(source):
         values = parse_json(where, line)
         if not isinstance(values, dict) or SURROGATE.search(json.dumps(values, ensure_ascii=False)):
             raise annotation_error(where, "one JSON object of valid text", truncate_repr(values))
         _check_keys(where, list(values))
-        listed.append(_parse_row(where, values))
-    return listed
+        yield _parse_row(where, values)
 
 
 def _check_keys(where: str, keys: list[str]) -> None:
@@ -181,7 +163,7 @@ def _check_keys(where: str, keys: list[str]) -> None:
 
 
 def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
-    """One row of a CSV or JSON list: an empty cell and null both mean that the value is not given."""
+    """One row of a CSV or JSON list; an empty cell and null both mean that the value is not given."""
     start = parse_seconds(where, "start_seconds", values.get("start_seconds")) or 0.0
     end = parse_seconds(where, "end_seconds", values.get("end_seconds"))
     if end is not None and start >= end:
@@ -197,10 +179,9 @@ def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
     )
 
 
-def _read_folder(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
+def _read_folder(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
     paths = find_videos(source)
     by_split = _has_split_folders(source, paths)
-    listed = []
     for path in paths:
         where = format_path(source / path)
         folders = list(path.parts[:-1])
@@ -209,12 +190,11 @@ def _read_folder(source: Path, _: VideoFiles) -> list[LocatedAnnotation]:
             raise annotation_error(
                 where, "split/class/video" if by_split else "class/video", "a video outside any class folder"
             )
-        listed.append((where, Annotation("", parse_path(where, str(path)), parse_labels(where, folders[:1]), split)))
-    return listed
+        yield where, Annotation("", parse_path(where, str(path)), parse_labels(where, folders[:1]), split)
 
 
 def _has_split_folders(source: Path, paths: list[PurePosixPath]) -> bool:
-    """Whether the top folders are splits. A class may be called "train" as well: beside cars and ships it is one."""
+    """Whether the top folders are splits. A class may be called "train" as well, beside others such as "car"."""
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     splits = {name for name in tops if name.casefold() in SPLIT_ALIASES}
     if splits and splits != tops and any(path.parts[0] in splits and len(path.parts) > 2 for path in paths):
@@ -225,14 +205,14 @@ def _has_split_folders(source: Path, paths: list[PurePosixPath]) -> bool:
 
 
 def _refuse_repeats(listed: list[LocatedAnnotation]) -> None:
-    """No clip twice, and no second of a video in two splits."""
+    """Raise if a clip is listed twice, or a part of a video is in two splits."""
     by_path: defaultdict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
     for where, clip in listed:
         end = math.inf if clip.end_seconds is None else clip.end_seconds
         by_path[clip.path].append((clip.start_seconds, end, clip.split, where))
     for path, segments in by_path.items():
         clips: dict[tuple[float, float], str] = {}
-        latest: dict[str, tuple[float, str]] = {}  # of each split, the segment that reaches furthest so far
+        latest: dict[str, tuple[float, str]] = {}  # by split, the segment with the latest end so far
         for start, end, split, where in sorted(segments, key=lambda segment: segment[:2]):
             for other, (other_end, other_where) in latest.items():
                 if other != split and start < other_end:
@@ -247,7 +227,7 @@ def _refuse_repeats(listed: list[LocatedAnnotation]) -> None:
 
 
 def _name_clips(listed: list[LocatedAnnotation]) -> list[Annotation]:
-    """Give every clip its id: the list's own, else one from the path, in full where the short form is taken."""
+    """Give every clip an id: that of the list, or one made from the path, in full if the short form is ambiguous."""
     places: dict[str, str] = {}
     for where, clip in listed:
         if clip.clip_id and places.setdefault(clip.clip_id, where) != where:
@@ -259,7 +239,7 @@ def _name_clips(listed: list[LocatedAnnotation]) -> list[Annotation]:
     for where, clip in listed:
         name = clip.clip_id
         if not name:
-            # a.mp4 beside a.avi: neither takes "a", whatever their order.
+            # Beside a.avi, a.mp4 does not get the id "a", in whatever order.
             name = stem = _derive_id(clip, exact=uses[_derive_id(clip, exact=False)] > 1)
             number = 2
             while name in places:
@@ -277,8 +257,6 @@ def _derive_id(clip: Annotation, *, exact: bool) -> str:
     return f"{path}@{'-'.join('end' if t is None else str(t) if exact else f'{t:.3f}' for t in times)}"
 
 
-_READERS: dict[str, Callable[[Path, VideoFiles], list[LocatedAnnotation]]] = {
-    "folder": _read_folder, "csv": _read_csv, "jsonl": _read_jsonl, "ucf101": read_ucf101, "ucf51": read_ucf51,
-    "activitynet": read_activitynet, "vggsound": read_vggsound, "kinetics": read_kinetics, "audioset": read_audioset,
-    "gewu_lab": read_gewu_lab,
+_READERS: dict[str, Callable[[Path, VideoFiles], Iterator[LocatedAnnotation]]] = {
+    "folder": _read_folder, "csv": _read_csv, "jsonl": _read_jsonl, **CATALOG_READERS
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""What the readers of lists share: the clip they give back, reading text, CSV, JSON and folders, parsing one value.
+"""What all readers share: the `Annotation`, reading of text, CSV and JSON, and parsing of single values.
 
-Every function takes the place (`where`: file, line or entry) that a message about it points at.
+`where` is the place (file, line or entry) that an error message names.
 """
 
 from __future__ import annotations
@@ -17,30 +17,27 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from avdistill.errors import AnnotationError
 
 # fmt: off
-VIDEO_SUFFIXES: tuple[str, ...] = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-                                   ".ogv", ".ts", ".webm", ".wmv")
-AUDIO_SUFFIXES: tuple[str, ...] = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "test": "test", "testing": "test",
 }
 # fmt: on
-# From JSON's "\ud800" or a file name in another encoding: text that can be neither printed nor stored.
+# From JSON's "\ud800" or a file name in another encoding; such text can be neither printed nor stored.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One clip: a whole video or the half-open segment [start, end) of it.
+    """One clip: a whole video, or the segment [start, end) of it.
 
     Attributes:
-        clip_id: unique in its list; the path without suffix (and `@start-end`) where the list gives no `id`.
-        path: relative to the folder of videos, POSIX separators.
+        clip_id: unique in its list; if the list has no `id`, the path without suffix (and `@start-end`).
+        path: relative to the folder of videos, with POSIX separators.
         labels: names of the classes; empty for an unlabeled clip.
-        split: a free name; "train", "validation" and "test" are the usual ones.
-        start_seconds: where the clip begins in its video.
-        end_seconds: where it ends, or None for the end of the video.
-        extra: the other columns of the list, kept as they stand; never used for training.
+        split: any name; usually "train", "validation" or "test".
+        start_seconds: start of the clip in its video.
+        end_seconds: end of the clip in its video, or None for the end of the video.
+        extra: (name, value) of the list's other columns, unchanged; never used for training.
     """
 
     clip_id: str
@@ -52,22 +49,22 @@ class Annotation:
     extra: tuple[tuple[str, str], ...] = ()
 
 
-# A clip and the place a message about it points at. Until the ids are made, its id is the list's own, or empty.
+# (where, clip): the place that a message about the clip names. Before `_name_clips` the id may be empty.
 LocatedAnnotation = tuple[str, Annotation]
 
 
 def annotation_error(where: str, expected: str, found: str) -> AnnotationError:
-    """The error to raise: one line with the place, what was expected there and what was found."""
+    """An error with a message of one line: the place, what was expected and what was found."""
     return AnnotationError(f"{where}: expected {expected}, found {found}")
 
 
 def format_path(path: Path) -> str:
-    """A path as it stands in a message, quoted where it would not stay on one line."""
+    """A path for a message, quoted if it would not stay on one line."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def truncate_repr(value: object) -> str:
-    """A value as it stands in a message, quoted and not longer than 120 characters."""
+    """A value for a message, quoted and cut to 120 characters."""
     return f"{value!r:.120}"
 
 
@@ -80,16 +77,16 @@ def read_text(source: Path) -> str:
 
 
 def numbered_lines(source: Path) -> Iterator[tuple[str, str]]:
-    """(place, line) of every line that is not blank."""
-    # Not str.splitlines(): it also splits at U+2028 and its like, which may stand inside a name.
+    """(where, line) of every line that is not blank."""
+    # Not str.splitlines(): it also splits at U+2028 and others, which may occur in a name.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(source)), start=1):
         if line.strip():
             yield f"{format_path(source)}, line {number}", line
 
 
 def csv_rows(source: Path) -> Iterator[tuple[str, list[str]]]:
-    """(place, cells) of every row that is not blank."""
-    # Spaces after a comma are layout; a quoted cell keeps its own.
+    """(where, cells) of every row that is not blank."""
+    # Spaces after a comma are ignored, those in a quoted cell are not.
     reader = csv.reader(io.StringIO(read_text(source), newline=""), strict=True, skipinitialspace=True)
     line = 1
     try:
@@ -102,7 +99,7 @@ def csv_rows(source: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def csv_table(source: Path, check_header: Callable[[str, list[str]], None]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, cells by column) of every row below the header, which `check_header` may refuse."""
+    """(where, cells by column) of every row below the header; `check_header` raises if it is not valid."""
     header: list[str] = []
     for where, cells in csv_rows(source):
         if not header:
@@ -118,7 +115,7 @@ def csv_table(source: Path, check_header: Callable[[str, list[str]], None]) -> I
 
 
 def parse_json(where: str, text: str) -> object:
-    """The value of a JSON text; a key given twice is an error, where `json` would silently keep the last."""
+    """The value of a JSON text; a repeated key is an error, of which `json` would silently keep the last."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -135,7 +132,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_name(where: str, key: str, value: object) -> str:
-    """A label, split or id without the space around it; a whole number is a name as well."""
+    """A label, split or id without surrounding space; a whole number is a name as well."""
     if value is None:
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
@@ -144,13 +141,13 @@ def parse_name(where: str, key: str, value: object) -> str:
 
 
 def parse_split(where: str, value: object) -> str:
-    """The name of a split, the usual ones in one spelling; empty where none is given."""
+    """The name of a split, with aliases replaced; empty if none is given."""
     split = parse_name(where, "split", value)
     return SPLIT_ALIASES.get(split.casefold(), split)
 
 
 def parse_labels(where: str, value: object) -> tuple[str, ...]:
-    """A string holds labels separated by `|`; the items of a list are taken whole. Repeated labels count once."""
+    """Labels from a string, separated by `|`, or from the items of a list; without repeats."""
     items = value.split("|") if isinstance(value, str) else value if isinstance(value, list) else [value]
     labels = dict.fromkeys(parse_name(where, "label", item) for item in items)
     labels.pop("", None)  # "a||b", and the empty cell of an unlabeled clip
@@ -158,20 +155,20 @@ def parse_labels(where: str, value: object) -> tuple[str, ...]:
 
 
 def parse_seconds(where: str, key: str, value: object) -> float | None:
-    """A time in seconds, None where it is not given."""
+    """A time in seconds, or None if it is not given."""
     if value is None or not str(value).strip():
         return None
-    try:  # Python would take True for 1 and 1_000 for 1000; nobody who writes a list means it
+    try:  # float() would accept 1_000
         seconds = float(str(value).replace("_", "?"))
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise annotation_error(where, f"{key} as a number of seconds, 0 or more", truncate_repr(value))
-    return seconds + 0.0  # of -0.0 makes 0.0
+    return seconds + 0.0  # -0.0 becomes 0.0
 
 
 def parse_path(where: str, value: object) -> str:
-    """The path of a video inside the folder of videos."""
+    """A relative path inside the folder of videos."""
     text = value if isinstance(value, str) else ""
     path = PurePosixPath(text)
     if path.is_absolute() or PureWindowsPath(text).is_absolute() or ".." in re.split(r"[/\\]", text):
@@ -184,27 +181,9 @@ def parse_path(where: str, value: object) -> str:
 
 
 def parse_extra(values: Mapping[str, object], known: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """What stands in the columns that mean nothing to the reader, as text; other JSON values as JSON."""
+    """The other columns as text; JSON values that are not text as JSON."""
     return tuple(
         (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for key, value in values.items()
         if key not in known
     )
-
-
-def find_videos(source: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[PurePosixPath]:
-    """Paths of all videos below a folder, sorted; hidden files are left out, linked folders are followed."""
-    return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, suffixes, ()))
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...], ancestors: tuple[Path, ...]) -> Iterator[Path]:
-    resolved = folder.resolve()
-    if resolved in ancestors:  # a link back to a folder above: its videos are listed already
-        return
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry, suffixes, (*ancestors, resolved))
-        elif entry.suffix.lower() in suffixes:
-            yield entry

@@ -10,8 +10,8 @@ import tyro
 from avdistill.analysis.benchmark.report import columns_of
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
 from avdistill.commands.console import output, progress_bar, say, take_option
-from avdistill.corruption.apply import corrupt as corrupt_dataset
-from avdistill.corruption.spec import parse_corruption
+from avdistill.corruption import corrupt as corrupt_dataset
+from avdistill.corruption import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from avdistill.annotations.readers import keep_labels, read_annotations
+from avdistill.annotations import read_annotations
+from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
@@ -81,7 +82,7 @@ class _Prepare:
     """The height and width in pixels, in place of --short-side."""
     region: str | None = None
     """The region x,y,width,height in pixels that is cut out before scaling; by default the whole frame."""
-    sample_rate: int = 16000
+    sample_rate_hz: int = 16000
     """The sample rate of the stored audio in Hz."""
     jpeg: int | None = None
     """The JPEG quality of stored frames, 1 to 100; 90 is good, ten times smaller and slower to read. By default frames
@@ -106,7 +107,7 @@ def prepare(arguments: list[str]) -> None:
         short_side=128 if a.short_side is None and a.size is None else a.short_side,
         size=a.size,
         region=region_of(a.region),
-        sample_rate_hz=a.sample_rate,
+        sample_rate_hz=a.sample_rate_hz,
         jpeg_quality=a.jpeg,
     )
     if not a.videos.is_dir():

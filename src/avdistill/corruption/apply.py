@@ -1,10 +1,9 @@
-"""A dataset under a corruption: some clips with another's audio, dropped, time_shifted or noisy, fewer labels.
+"""A dataset with a known corruption: some clips with mismatched, dropped, time-shifted or noisy audio, fewer labels.
 
-The result is a dataset like any other. Its images and audio are links to the shards of the dataset it was made from,
-which is not touched; a swapped audio is a changed pointer in the clip table. What was done to a clip stands in its
-`extra` column, for scoring only: `audio` ("mismatched", "dropped", "time_shifted", "noisy"; "kept" where nothing was
-done
-and nothing is known), `audio_source` (the clip it came from) and `true_label` (of a clip whose label was taken away).
+The result is an ordinary dataset. Its frames and audio are links to the shards of the source dataset, which is not
+changed; mismatched audio is a changed pointer in the clip table. The truth stands in the column `extra`, for scoring
+only: `audio` (a name of `AUDIO_CHANGES`, or "kept" for clips without a change and without earlier truth),
+`audio_source` (the clip it came from) and `true_label` (of a clip whose label was removed).
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.config_io import encode
-from avdistill.corruption.audio import _change_audio, _next_shard
-from avdistill.corruption.labels import _take_labels
+from avdistill.corruption.audio import corrupt_audio
+from avdistill.corruption.labels import remove_labels
 from avdistill.corruption.spec import Corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
@@ -31,22 +30,21 @@ from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
 from avdistill.fsio import LOCK, acquire_staging_dir, commit, error_message, file_checksum, follow_link, write_json
 
-# What is written into the partial folder. A preparation has other files too, from its first moment on.
+# The files that `corrupt` writes into the staging folder. `prepare` writes others there, from its start on.
 _OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json(\.tmp)?")
 
 
 def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike[str]) -> ClipDataset:
-    """A new dataset at `out`: the given one under a corruption, without its teachers (`teachers/transfer.py` brings
-    them).
+    """Make a corrupted copy of a dataset, without its teacher features (see `teachers.transfer`).
 
     Args:
-        dataset: is not touched; must stay readable where the new one holds symbolic links (other disks).
-        corruption: what is done.
-        out: the new dataset's folder; returned as it is where it already is exactly this.
+        dataset: the source. It is not changed; on another disk it must stay readable, for the copy links to it.
+        corruption: what to change.
+        out: the new dataset's folder; returned as it is if it already holds exactly this dataset.
 
     Raises:
-        DatasetError: `out` holds something else, another process or an interrupted `prepare` is at it, a split or a
-            different label is missing, there are fewer labeled videos than asked for, or it cannot be written.
+        DatasetError: `out` holds something else, another process or an interrupted `prepare` uses it, a split or a
+            different label is missing, there are fewer labeled videos than requested, or it cannot be written.
     """
     checksum = hashlib.sha256(json.dumps([dataset.checksum, encode(corruption)]).encode()).hexdigest()
     out = follow_link(out)
@@ -70,7 +68,7 @@ def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an interrupted call has left. Anything else may be hours of a preparation, which stays."""
+    """Remove the files of an interrupted call; refuse any others, which may be hours of a preparation."""
     left = sorted(file for file in folder.iterdir() if file.name != LOCK)
     for file in left:
         if not _OWN_FILE.fullmatch(file.name):
@@ -87,9 +85,9 @@ def _write(dataset: ClipDataset, corruption: Corruption, folder: Path, checksum:
     for row in rows:
         row["extra"] = dict(row["extra"] or ())
     clips = clips_of_splits(dataset, corruption.split).tolist()
-    with closing(AudioShards(folder, _next_shard(dataset))) as new:
-        _change_audio(dataset, corruption, rows, clips, new)
-    _take_labels(dataset, corruption, [rows[i] for i in clips])
+    with closing(AudioShards(folder, _free_shard_number(dataset))) as new:
+        corrupt_audio(dataset, corruption, rows, clips, new)
+    remove_labels(dataset, corruption, [rows[i] for i in clips])
     for row in rows:
         row["extra"] = list(row["extra"].items())
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
@@ -106,8 +104,14 @@ def _write(dataset: ClipDataset, corruption: Corruption, folder: Path, checksum:
     write_json(folder / "dataset.json", encode(made))
 
 
+def _free_shard_number(dataset: ClipDataset) -> int:
+    # By file, not by the table: a shard that no clip uses any more is a link too, and writing to it would change the
+    # dataset it came from.
+    return max((int(file.stem.removeprefix("audio-")) for file in dataset.folder.glob("audio-*.npy")), default=-1) + 1
+
+
 def _link(source: Path, target: Path) -> None:
-    """A hard link, which outlives the other name; on another disk a symbolic one."""
+    """A hard link, which stays valid if the source is removed; on another disk a symbolic one."""
     with suppress(OSError):
         os.link(source.resolve(), target)
         return

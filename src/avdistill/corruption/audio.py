@@ -7,53 +7,56 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.corruption.spec import _CHANGES, Corruption
+from avdistill.corruption.spec import AUDIO_CHANGES, Corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.shards import AudioShards
 from avdistill.errors import DatasetError
+from avdistill.synthetic.audio import scale_to_snr
 
 
-def _next_shard(dataset: ClipDataset) -> int:
-    """The first number that is free."""
-    # By file: one that no clip points into any more is a link too, and to write there is to write into another dataset.
-    return max((int(file.stem.removeprefix("audio-")) for file in dataset.folder.glob("audio-*.npy")), default=-1) + 1
-
-
-def _change_audio(
+def corrupt_audio(
     dataset: ClipDataset, corruption: Corruption, rows: list[dict[str, Any]], clips: Sequence[int], new: AudioShards
 ) -> None:
-    """Change the rows in place; audio that no clip has yet goes to `new`."""
-    # Links are followed to the table as it was: nobody gets audio that was itself swapped in.
-    own = [dict(row) for row in rows]
+    """Change the audio of a share of the clips; draws depend on the seed and the rows alone.
+
+    Args:
+        dataset: the source of all audio.
+        corruption: shares of each change.
+        rows: of the whole clip table, changed in place: where the audio lies, and the truth in `extra`.
+        clips: numbers of the rows that may be changed.
+        new: receives audio that no clip of the dataset has, that of time-shifted and noisy clips.
+
+    Raises:
+        DatasetError: no clip has audio, or no other clip has a different label.
+    """
+    source_rows = [dict(row) for row in rows]  # donors are looked up in the table before any change
     eligible = [i for i in clips if rows[i]["has_audio"] and not rows[i]["silent"]]
-    if not eligible and any(getattr(corruption, change) for change in _CHANGES):
+    if not eligible and any(getattr(corruption, change) for change in AUDIO_CHANGES):
         raise DatasetError(f"{dataset.folder}: no clip with audio in split {corruption.split!r}")
     rng = np.random.default_rng([corruption.seed, 4])
     order = [eligible[i] for i in rng.permutation(len(eligible))]
-    donors = _Donors(own, eligible)
+    donors = _Donors(source_rows, eligible)
     first = 0
-    for change in _CHANGES:
+    for change in AUDIO_CHANGES:
         count = round(getattr(corruption, change) * len(order))
         for i in order[first : first + count]:
             row, extra = rows[i], rows[i]["extra"]
             extra.pop("snr_db", None)
             if change == "mismatched":
-                donor = own[donors.draw(i, rng, dataset)]
+                donor = source_rows[donors.draw(i, rng, dataset)]
                 row |= {name: donor[name] for name in ("audio_shard", "audio_offset", "audio_count")}
                 extra["audio_source"] = donor["id"]
             elif change == "dropped":
                 row |= {"has_audio": False, "audio_shard": 0, "audio_offset": 0, "audio_count": 0}
                 extra["audio_source"] = "no_stream"
-            else:
+            elif change == "time_shifted":
                 audio = dataset.audio(i)
+                row |= new.append(np.roll(audio, int(len(audio) * rng.uniform(0.25, 0.75))))
                 extra["audio_source"] = row["id"]
-                if change == "time_shifted":
-                    audio = np.roll(audio, int(len(audio) * rng.uniform(0.25, 0.75)))
-                else:
-                    donor_row = donors.draw(i, rng, dataset)
-                    audio = _drown(audio, dataset.audio(donor_row), corruption.snr_db)
-                    extra |= {"audio_source": own[donor_row]["id"], "snr_db": f"{corruption.snr_db:g}"}
-                row |= new.append(audio)
+            else:
+                donor_number = donors.draw(i, rng, dataset)
+                row |= new.append(_mix(dataset.audio(i), dataset.audio(donor_number), corruption.snr_db))
+                extra |= {"audio_source": source_rows[donor_number]["id"], "snr_db": f"{corruption.snr_db:g}"}
             extra["audio"] = change
         first += count
     for i in order:
@@ -61,18 +64,19 @@ def _change_audio(
 
 
 class _Donors:
-    """Whose audio a clip may get."""
+    """The clips whose audio another clip may get."""
 
     def __init__(self, rows: list[dict[str, Any]], eligible: list[int]) -> None:
         self.rows, self.eligible = rows, np.array(eligible)
         self.labels = {i: _known_labels(rows[i]) for i in eligible}
 
     def draw(self, clip: int, rng: np.random.Generator, dataset: ClipDataset) -> int:
-        """A random clip with a different label (of another video, where one of the labels is not known)."""
-        mine, video = self.labels[clip], self.rows[clip]["group"]
+        """A random clip with a different label, or of another source video if one of the labels is unknown."""
+        labels, video = self.labels[clip], self.rows[clip]["group"]
         for other in rng.permutation(self.eligible):
-            theirs = self.labels[int(other)]
-            if (mine.isdisjoint(theirs)) if mine and theirs else self.rows[other]["group"] != video:
+            other_labels = self.labels[int(other)]
+            differs = labels.isdisjoint(other_labels) if labels and other_labels else self.rows[other]["group"] != video
+            if differs:
                 return int(other)
         raise DatasetError(
             f"{dataset.folder}: no clip has another label than {self.rows[clip]['id']}, whose audio to take"
@@ -83,10 +87,8 @@ def _known_labels(row: dict[str, Any]) -> set[str]:
     return set(row["labels"]) or {label for label in row["extra"].get("true_label", "").split("|") if label}
 
 
-def _drown(own: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
-    """int16 (S,): `own` plus `other` (repeated or cut) at the ratio; turned down whole where beyond full scale."""
+def _mix(own: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
+    """int16 (S,): `own` plus `other` (repeated or cut to its length) at the ratio, scaled down if beyond full scale."""
     signal, noise = own.astype(np.float64), np.resize(other, len(own)).astype(np.float64)
-    power = float(np.mean(noise**2))
-    gain = np.sqrt(float(np.mean(signal**2)) / power * 10 ** (-snr_db / 10)) if power else 0.0
-    mixed = signal + gain * noise
+    mixed = signal + scale_to_snr(signal, noise, snr_db)
     return np.round(mixed * min(1.0, 32767 / max(1.0, float(np.abs(mixed).max())))).astype(np.int16)

@@ -13,21 +13,18 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError
 
 
-def _by_class(corruption: Corruption) -> bool:
-    return bool(corruption.labeled_per_class) or corruption.label_fraction != 1
-
-
-def _take_labels(dataset: ClipDataset, corruption: Corruption, rows: list[dict[str, Any]]) -> None:
+def remove_labels(dataset: ClipDataset, corruption: Corruption, rows: list[dict[str, Any]]) -> None:
+    """Empty the labels of the rows that do not keep them, in place; `extra` gets them as `true_label`."""
     labeled = [row for row in rows if row["labels"]]
     if corruption.labeled_videos:
-        losing = _of_other_videos(dataset, corruption, labeled)
-    elif not _by_class(corruption):
-        losing = []
+        unlabeled = _of_other_videos(dataset, corruption, labeled)
+    elif not corruption.labeled_per_class and corruption.label_fraction == 1:
+        unlabeled = []
     elif any(len(row["labels"]) > 1 for row in labeled):
-        losing = _beyond_each_label(corruption, labeled)
+        unlabeled = surplus_of_each_label(corruption, labeled)
     else:
-        losing = _beyond_each_class(corruption, labeled)
-    for row in losing:
+        unlabeled = _surplus_of_each_class(corruption, labeled)
+    for row in unlabeled:
         row["extra"].setdefault("true_label", "|".join(row["labels"]))
         row["labels"] = []
 
@@ -35,10 +32,11 @@ def _take_labels(dataset: ClipDataset, corruption: Corruption, rows: list[dict[s
 def _of_other_videos(
     dataset: ClipDataset, corruption: Corruption, labeled: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """The clips of all source videos but the `labeled_videos` that are drawn."""
     videos = sorted({row["group"] for row in labeled})
     if corruption.labeled_videos > len(videos):
         raise DatasetError(
-            f"{dataset.folder}: {corruption.labeled_videos} labeled videos asked for, split {corruption.split!r} has "
+            f"{dataset.folder}: {corruption.labeled_videos} labeled videos requested, split {corruption.split!r} has "
             f"{len(videos)}"
         )
     drawn = np.random.default_rng([corruption.seed, 6]).permutation(videos)[: corruption.labeled_videos]
@@ -46,28 +44,28 @@ def _of_other_videos(
     return [row for row in labeled if row["group"] not in kept]
 
 
-def _beyond_each_class(corruption: Corruption, labeled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where every clip has one label: a draw from each class."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _surplus_of_each_class(corruption: Corruption, labeled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Single-label clips: those left after a draw from each class."""
+    by_class: dict[str, list[dict[str, Any]]] = {}
     for row in labeled:
-        groups.setdefault(row["labels"][0], []).append(row)
+        by_class.setdefault(row["labels"][0], []).append(row)
     rng = np.random.default_rng([corruption.seed, 5])
-    losing: list[dict[str, Any]] = []
-    for _, members in sorted(groups.items()):
+    surplus: list[dict[str, Any]] = []
+    for _, members in sorted(by_class.items()):
         kept = corruption.labeled_per_class or max(1, round(corruption.label_fraction * len(members)))
-        losing.extend(members[i] for i in rng.permutation(len(members))[kept:])
-    return losing
+        surplus.extend(members[i] for i in rng.permutation(len(members))[kept:])
+    return surplus
 
 
-def _beyond_each_label(corruption: Corruption, labeled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where clips have several labels: each class is filled up in turn, the rarest first.
+def surplus_of_each_label(corruption: Corruption, labeled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Multi-label clips: those left after each class is filled up in turn, the rarest first.
 
-    The order is that of iterative stratification (Sechidis et al. 2011): the frequent classes get clips with the rare
-    ones anyway, and what they still lack can be found without those. Of the clips of a class, those are taken first
-    that make the fewest other classes larger than was asked for, in random order.
+    The order is that of iterative stratification (Sechidis et al. 2011): clips of rare classes count for frequent ones
+    too, which then need fewer clips of their own. Within a class, the clips that overfill the fewest other classes
+    come first, in random order.
     """
     labels = [sorted(set(row["labels"])) for row in labeled]
-    place = np.random.default_rng([corruption.seed, 5]).permutation(len(labeled)).tolist()
+    rank = np.random.default_rng([corruption.seed, 5]).permutation(len(labeled)).tolist()
     members: dict[str, list[int]] = {}
     for i, names in enumerate(labels):
         for name in names:
@@ -75,15 +73,15 @@ def _beyond_each_label(corruption: Corruption, labeled: list[dict[str, Any]]) ->
     sizes = {name: len(clips) for name, clips in members.items()}
     kept: set[int] = set()
     counts = dict.fromkeys(members, 0)
-    for wanted in _targets(corruption, sizes):
-        for name in sorted((name for name in sizes if counts[name] < wanted[name]), key=lambda n: (sizes[n], n)):
-            waiting = [(0, place[i], i) for i in members[name] if i not in kept]
-            heapq.heapify(waiting)
-            while counts[name] < wanted[name]:
-                known, rank, i = heapq.heappop(waiting)
-                full = sum(counts[other] >= wanted[other] for other in labels[i])
-                if full > known:  # classes only become full: a number that is out of date was too small
-                    heapq.heappush(waiting, (full, rank, i))
+    for target in _targets(corruption, sizes):
+        for name in sorted((name for name in sizes if counts[name] < target[name]), key=lambda n: (sizes[n], n)):
+            queue = [(0, rank[i], i) for i in members[name] if i not in kept]
+            heapq.heapify(queue)
+            while counts[name] < target[name]:
+                known, tie, i = heapq.heappop(queue)
+                full = sum(counts[other] >= target[other] for other in labels[i])
+                if full > known:  # the count was out of date; classes only become full, so it can only grow
+                    heapq.heappush(queue, (full, tie, i))
                     continue
                 kept.add(i)
                 for other in labels[i]:
@@ -92,9 +90,9 @@ def _beyond_each_label(corruption: Corruption, labeled: list[dict[str, Any]]) ->
 
 
 def _targets(corruption: Corruption, sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """How many clips each class is to be filled up to, one after the other."""
+    """Numbers of clips to fill each class up to, one target after the other."""
     if not corruption.labeled_per_class:
         yield {name: max(1, round(corruption.label_fraction * size)) for name, size in sizes.items()}
-    # A number is come to one by one: what it keeps is then among what a larger number keeps.
+    # One level after the other, so that a smaller number keeps a subset of what a larger one keeps.
     for level in range(1, min(corruption.labeled_per_class, max(sizes.values())) + 1):
         yield {name: min(level, size) for name, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""What a corruption is: shares of clips whose audio is changed, and how many labels are kept."""
+"""The configuration of a corruption: shares of clips whose audio is changed, and how many labels are kept."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from typing import Any
 
 from avdistill.errors import ConfigError
 
-_CHANGES = ("mismatched", "dropped", "time_shifted", "noisy")
-
-
+# The kinds of change, in the order in which they are assigned to clips; values of the truth column `audio`.
+AUDIO_CHANGES = ("mismatched", "dropped", "time_shifted", "noisy")
 _COUNTS = ("labeled_videos", "labeled_per_class")
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to a dataset. Shares are of the clips of `split` that have audio; a clip is changed in one way only.
+    """Noisy correspondence and fewer labels. Shares are of the clips of `split` with audio; a clip has one change.
 
     Attributes:
-        mismatched: share that gets the audio of another clip with a different label. Where a label is not known, not
-            even as `true_label`, the other clip is one of another video.
+        mismatched: share that gets the audio of another clip with a different label. Where a label is unknown, even as
+            `true_label`, the other clip is from another source video.
         dropped: share that loses its audio.
         time_shifted: share whose audio is rotated by a quarter to three quarters of its length.
         noisy: share whose audio is mixed with that of another clip (chosen as for `mismatched`) at `snr_db`.
         snr_db: 10 log10(mean own^2 / mean other^2) of noisy clips.
-        label_fraction: share of the labeled clips that keep their labels, class by class, at least one of each
-            class. Where
-            clips have several labels, about this share of each class: a clip keeps all of its labels or none.
-        labeled_videos: number of videos whose clips keep their labels, drawn among those with a labeled clip; the
-            clips of all others lose theirs. A class may be left without any labeled clip, as where videos are labeled
-            one by one. A smaller number is a subset of a larger one. 0 keeps all.
-        labeled_per_class: number of labeled clips of each class that keep their labels; a class with fewer keeps all
-            it has. Where clips have several labels it is at least this number, and more of the classes that come with
-            rarer ones. A smaller number is a subset of a larger one. 0 keeps all.
-        split: whose clips are changed; several splits are joined by "+", as in "train+teacher".
+        label_fraction: share of the labeled clips that keep their labels, class by class, at least one of each class.
+            Multi-label clips keep all of their labels or none, about this share of each class.
+        labeled_videos: number of source videos whose clips keep their labels, drawn among those with a labeled clip.
+            A class may be left without labeled clips. A smaller number is a subset of a larger one. 0 keeps all.
+        labeled_per_class: number of labeled clips of each class that keep their labels; a class with fewer keeps all.
+            Of multi-label clips it is at least this number, and more for the classes that occur together with rarer
+            ones. A smaller number is a subset of a larger one. 0 keeps all.
+        split: the split that is changed; several are joined by "+", as in "train+teacher".
         seed: of all draws.
     """
 
@@ -50,10 +47,11 @@ class Corruption:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for shares that no dataset can have, and for more than one way to take labels."""
-        shares = [getattr(self, name) for name in _CHANGES]
+        """Raise ConfigError for impossible shares, and for more than one way to choose labels."""
+        shares = [getattr(self, name) for name in AUDIO_CHANGES]
         if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
-            raise ConfigError(f"corruption: {', '.join(_CHANGES)} must be shares that sum to at most 1, got {shares}")
+            names = ", ".join(AUDIO_CHANGES)
+            raise ConfigError(f"corruption: {names} must be shares that sum to at most 1, got {shares}")
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(f"corruption: label_fraction must lie in (0, 1], got {self.label_fraction}")
         if not isfinite(self.snr_db):
@@ -66,7 +64,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """What differs from the defaults, as `parse_corruption` reads it; "clean" where nothing does."""
+        """The fields that differ from their defaults, as `parse_corruption` reads them; "clean" if none does."""
         changed = [
             f"{each.name}={getattr(self, each.name):{'g' if each.type == 'float' else ''}}"
             for each in fields(self)
@@ -76,14 +74,14 @@ class Corruption:
 
 
 def parse_corruption(text: str, split: str = "train") -> Corruption:
-    """A corruption from "clean" or from pairs such as "mismatched=0.4,label_fraction=0.25".
+    """Parse "clean" or pairs such as "mismatched=0.4,label_fraction=0.25".
 
     Args:
-        text: what is done.
-        split: whose clips are changed where the text does not say it.
+        text: comma-separated NAME=VALUE pairs of the fields of `Corruption`.
+        split: the split that is changed if the text names none.
 
     Raises:
-        ConfigError: an unknown name, or a value that is no number.
+        ConfigError: an unknown name, a value that is not a number, or a combination that `Corruption` refuses.
     """
     kinds = {each.name: each.type for each in fields(Corruption)}
     values: dict[str, Any] = {"split": split}

@@ -102,35 +102,50 @@ class Shard:
 
 
 class AudioShards:
-    """Audio that is written clip by clip, as much as there may be, into shards of about 2 GB."""
+    """A dataset's audio shards of about 2 GB, filled one after the other.
 
-    def __init__(self, folder: Path, number: int) -> None:
+    Attributes:
+        number: of the shard that was used last.
+        shard: that one.
+    """
+
+    def __init__(self, folder: Path, number: int, count: int = 0) -> None:
         """Nothing is written before the first audio.
 
         Args:
             folder: of the shards.
-            number: of the first.
+            number: of the first shard to write to.
+            count: samples that it holds already.
         """
-        self._folder, self._number = folder, number
-        self._shard: Shard | None = None
+        self._folder, self.number = folder, number
+        self.shard = self._make(count)
+        self._opened: Shard | None = None
+
+    def _make(self, count: int) -> Shard:
+        return Shard(self._folder / f"audio-{self.number:05d}.npy", (), "int16", count)
+
+    def next(self) -> Shard:
+        """The shard for the next clip, a new one if the last is full; opening and closing it is left to the caller."""
+        if self.shard.full:
+            self.number += 1
+            self.shard = self._make(0)
+        return self.shard
 
     def append(self, audio: np.ndarray) -> dict[str, int]:
-        """Write int16 (S,); returns where it lies, as the columns say it."""
-        if self._shard is not None and self._shard.full:
+        """Write int16 (S,), opening and closing shards as needed; returns the columns that say where it lies."""
+        shard = self.next()
+        if shard is not self._opened:
             self.close()
-            self._number += 1
-        if self._shard is None:
-            shard = Shard(self._folder / f"audio-{self._number:05d}.npy", (), "int16")
             shard.open()
-            self._shard = shard
-        place = {"audio_shard": self._number, "audio_offset": self._shard.count}
-        self._shard.append(audio)
+            self._opened = shard
+        place = {"audio_shard": self.number, "audio_offset": shard.count}
+        shard.append(audio)
         return place
 
     def close(self) -> None:
-        """Finish the shard that is being written."""
-        if self._shard is not None:
-            shard, self._shard = self._shard, None
+        """Finish the shard that `append` has open."""
+        if self._opened is not None:
+            shard, self._opened = self._opened, None
             shard.close()
 
 

@@ -1,1 +1,1 @@
-"""Running work in other processes and threads, in order."""
+"""Work in other processes and threads, with results in order."""

@@ -1,4 +1,4 @@
-"""Batches read ahead of the network that consumes them."""
+"""Reading of batches ahead of the training step that consumes them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ T = TypeVar("T")
 
 
 def prefetch(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> Generator[T]:
-    """Yield `read(number)` of each number, in order, while threads read the next ones.
+    """Yield `read(number)` for each number, in order, while threads read the next ones.
 
-    Threads and not processes, as PyTorch's DataLoader has: copying, mirroring, scaling and decoding JPEG all let other
-    threads run, and a batch handed over by a process is written to shared memory and mapped again page by page, which
-    takes longer than reading it.
+    Threads, not the processes of PyTorch's DataLoader: copying, flipping, scaling and decoding JPEG all release the
+    GIL, and a batch from a process passes through shared memory page by page, which takes longer than reading it.
 
     Args:
-        read: safe to be called by several threads; what it raises is raised here.
-        numbers: what to read.
-        threads: how many read, each two batches ahead at most; with 0 each is read when it is asked for.
+        read: called by several threads; its exceptions are raised here.
+        numbers: arguments of `read`.
+        threads: number of threads, each at most two batches ahead; with 0 each batch is read when it is needed.
     """
     if threads == 0:
         yield from map(read, numbers)
@@ -42,24 +41,24 @@ def prefetch(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> 
 
 
 def _readers(threads: int) -> ThreadPoolExecutor:
-    """Threads that have begun, each computing alone: the others are the parallelism."""
+    """Started threads, each with PyTorch limited to one thread: the pool is the parallelism."""
     started = threading.Barrier(threads + 1)
 
-    def alone() -> None:
-        torch.get_num_threads()  # a thread's first use takes the process's number over; what is set sooner is lost
+    def limit_threads() -> None:
+        torch.get_num_threads()  # the first use copies the process's number over any setting
         torch.set_num_threads(1)  # of this thread
         started.wait()
 
-    pool = ThreadPoolExecutor(threads, "avdistill-reader", alone)
+    pool = ThreadPoolExecutor(threads, "avdistill-reader", limit_threads)
     try:
         for _ in range(threads):
             pool.submit(int)
         started.wait()
     except BaseException:
-        # One could not be started, and the others wait for it. Only then: a reader that still wakes up from a barrier
-        # that was passed would take an abort for its own, and take the signal to end from the others.
+        # A thread could not be started, and the others wait for it. Only then: a thread that is still leaving a passed
+        # barrier would take the abort for its own, and with it the signal to end from the others.
         started.abort()
         pool.shutdown()
         raise
-    torch.set_num_threads(torch.get_num_threads())  # or threads begun from now on would have one, like the readers
+    torch.set_num_threads(torch.get_num_threads())  # or later threads would be limited to one as well
     return pool

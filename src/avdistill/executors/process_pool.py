@@ -1,9 +1,9 @@
-"""Worker processes that may hang, crash or run out of memory without harm to anyone else.
+"""Isolated worker processes, which may hang, crash or run out of memory without harm to the others.
 
-A worker is a fresh interpreter that imports only what its function needs, so a script that calls us needs no
-`if __name__ == "__main__"`. It shares nothing with its siblings: one that is killed half-way through an answer leaves
-no lock held and no pipe half full, which is what pools with a common queue suffer from. When this process ends, in
-whatever way, the workers see their channel close and end at once.
+A worker is a fresh interpreter that imports only what its function needs, so that the calling script needs no
+`if __name__ == "__main__"`. Workers share nothing: one that is killed while it sends an answer leaves no lock held and
+no pipe half full, which is the weakness of pools with a common queue. When this process ends, in whatever way, the
+workers' channels close and they end at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# The next item waits at the worker, which so never waits for us. Further ahead of the order only up to `_AHEAD` each.
+# Items at a worker, so that it never waits for the next one; items per worker that may run ahead of the order.
 _QUEUED = 2
 _AHEAD = 4
 
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """In place of an answer: the worker ended, or had to be ended, before it gave one."""
+    """The result of an item whose worker ended, or had to be killed, before it answered."""
 
     reason: str
 
@@ -45,23 +45,23 @@ class _Worker:
     process: subprocess.Popen[bytes]
     channel: Connection
     ready: bool = False
-    items: deque[int] = field(default_factory=deque)  # handed over; the first is the one being worked on
-    since: float = 0.0  # when that began
+    items: deque[int] = field(default_factory=deque)  # sent; the first is in work
+    since: float = 0.0  # when work on the first began
 
     @classmethod
     def start(cls, function: Callable[[Any], Any], memory_limit_bytes: int | None) -> _Worker:
         message = pickle.dumps(function)
-        channel, theirs = Pipe()
+        channel, worker_end = Pipe()
         program = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from avdistill.executors.process_pool import work; work({theirs.fileno()}, {memory_limit_bytes})"
+            f"from avdistill.executors.process_pool import work; work({worker_end.fileno()}, {memory_limit_bytes})"
         )
-        environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # reading multiplies no matrices
-        with theirs:
-            # A process group of its own: Ctrl-C at the terminal is for the parent to hear.
+        environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # reading needs no matrix products
+        with worker_end:
+            # A process group of its own, so that Ctrl-C reaches the parent alone.
             process = subprocess.Popen(
                 [sys.executable, "-c", program],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 process_group=0,
@@ -69,8 +69,8 @@ class _Worker:
         channel.send_bytes(message)
         return cls(process, channel)
 
-    def give(self, number: int, item: object) -> bool:
-        """Hand an item over; False where the worker is gone."""
+    def send(self, number: int, item: object) -> bool:
+        """Send an item; False if the worker is gone."""
         try:
             self.channel.send(item)
         except OSError:
@@ -81,17 +81,17 @@ class _Worker:
         return True
 
     def working_for(self) -> float:
-        """Seconds since the first of its items was begun; the time it takes to start is not counted."""
+        """Seconds since work on the first item began, not counting the start of the process."""
         return time.monotonic() - self.since if self.ready and self.items else 0.0
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Kill it."""
         self.channel.close()
         self.process.kill()
         self.process.wait()
 
     def exit_code(self) -> int:
-        """Of a worker that closed its channel, which it does only by ending."""
+        """The exit code of a worker that closed its channel, which it does only by ending."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         self.stop()
@@ -106,15 +106,15 @@ def ordered_map(
     time_limit_seconds: float | None,
     memory_limit_bytes: int | None,
 ) -> Generator[R | WorkerFailure]:
-    """Answers of `function` in the order of the items, computed in other processes.
+    """Yield `function(item)` of each item, in order, computed in other processes.
 
     Args:
-        function: can be pickled; so can the items and the answers. An exception it raises is raised here.
-        items: what to call it with.
-        workers: processes, at least one even if 0 is asked for.
-        time_limit_seconds: after which a worker is killed and its item lost; None waits for ever.
-        memory_limit_bytes: what a worker may need on top of what it has at its start (enforced where the system counts
-            it, as Linux does); beyond it MemoryError is raised there. None: no limit.
+        function: picklable, as are the items and the answers. Its exceptions are raised here.
+        items: its arguments.
+        workers: number of processes, at least one.
+        time_limit_seconds: for one item, after which its worker is killed; None: no limit.
+        memory_limit_bytes: that a worker may use on top of what it has at its start (enforced on Linux); beyond it,
+            MemoryError is raised there. None: no limit.
 
     Raises:
         RuntimeError: a worker did not start.
@@ -122,17 +122,17 @@ def ordered_map(
     pool: list[_Worker] = []
     waiting = deque(range(len(items)))
     answers: dict[int, R | WorkerFailure] = {}
-    given = 0  # answers that have been yielded
+    yielded = 0
     count = min(max(1, workers), len(items))
     try:
-        while given < len(items):
+        while yielded < len(items):
             while len(pool) < min(count, len(waiting) + sum(bool(w.items) for w in pool)):
                 pool.append(_Worker.start(function, memory_limit_bytes))
             for worker in sorted(pool, key=lambda w: len(w.items)):
-                free = len(worker.items) < _QUEUED and waiting and waiting[0] < given + _AHEAD * count
-                if free and worker.give(waiting[0], items[waiting[0]]):
+                free = len(worker.items) < _QUEUED and waiting and waiting[0] < yielded + _AHEAD * count
+                if free and worker.send(waiting[0], items[waiting[0]]):
                     waiting.popleft()
-            for worker in _heard_of(pool, time_limit_seconds):
+            for worker in _ready_workers(pool, time_limit_seconds):
                 answer = _receive(worker, time_limit_seconds)
                 if isinstance(answer, WorkerFailure):
                     pool.remove(worker)
@@ -142,16 +142,16 @@ def ordered_map(
                 elif answer is not None:
                     answers[worker.items.popleft()] = answer[0]
                     worker.since = time.monotonic()
-            while given in answers:
-                yield answers.pop(given)
-                given += 1
+            while yielded in answers:
+                yield answers.pop(yielded)
+                yielded += 1
     finally:
         for worker in pool:
             worker.stop()
 
 
-def _heard_of(pool: list[_Worker], time_limit_seconds: float | None) -> list[_Worker]:
-    """Workers that said something, ended, or are over the limit; waits until there is one."""
+def _ready_workers(pool: list[_Worker], time_limit_seconds: float | None) -> list[_Worker]:
+    """Wait for workers that have sent something, ended, or exceeded the time limit."""
     remaining = None
     if time_limit_seconds is not None:
         remaining = max(0.0, time_limit_seconds - max(w.working_for() for w in pool))
@@ -160,7 +160,7 @@ def _heard_of(pool: list[_Worker], time_limit_seconds: float | None) -> list[_Wo
 
 
 def _receive(worker: _Worker, time_limit_seconds: float | None) -> WorkerFailure | tuple[Any] | None:
-    """The worker's next answer, None for its first word, or why there will be none; it is then ended."""
+    """The worker's next answer, None for its first message, or why there is none; the worker has then ended."""
     try:
         if not worker.channel.poll():
             worker.stop()
@@ -170,7 +170,7 @@ def _receive(worker: _Worker, time_limit_seconds: float | None) -> WorkerFailure
         code = worker.exit_code()
         if not worker.ready:
             raise RuntimeError(f"a worker process did not start (exit code {code})") from None
-        return WorkerFailure(_ending(code))
+        return WorkerFailure(_describe_exit(code))
     if not good:
         raise answer
     if not worker.ready:
@@ -179,39 +179,39 @@ def _receive(worker: _Worker, time_limit_seconds: float | None) -> WorkerFailure
     return (answer,)
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
-        return f"the process reading it ended with exit code {code}"
+        return f"the worker process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-    return f"the process reading it was ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    return f"the worker process was ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
 
 def work(descriptor: int, memory_limit_bytes: int | None) -> None:
-    """What a worker runs: receive the function, then call it with one item after the other."""
+    """The main function of a worker: receive the function, then call it with one item after the other."""
     channel = Connection(descriptor)
     try:
         function = pickle.loads(channel.recv_bytes())
     except Exception as error:
-        _say(channel, (False, error))
+        _send(channel, (False, error))
         return
     items: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(channel, items), daemon=True).start()
     if memory_limit_bytes is not None:
         _limit_memory(memory_limit_bytes)
-    _say(channel, (True, None))
+    _send(channel, (True, None))
     while True:
         try:
             answer = (True, function(items.get()))
         except Exception as error:
             answer = (False, error)
-        _say(channel, answer)
+        _send(channel, answer)
 
 
 def _limit_memory(bytes_more: int) -> None:
-    """Have MemoryError raised where the process wants more than this on top of what it has now."""
+    """Limit the memory that the process may use on top of what it has now; beyond it MemoryError is raised."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = bytes_more
-    with suppress(OSError):  # only Linux tells; an interpreter and numpy alone are some 100 MB, threads more
+    with suppress(OSError):  # Linux only; an interpreter with numpy has about 100 MB, with threads more
         limit += int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(most, limit), most))
 
@@ -220,15 +220,15 @@ def _listen(channel: Connection, items: SimpleQueue[Any]) -> None:
     try:
         while True:
             items.put(channel.recv())
-    except (EOFError, OSError):  # the parent closed the channel, or is no more
+    except (EOFError, OSError):  # the parent closed the channel or has ended
         os._exit(0)
 
 
-def _say(channel: Connection, answer: tuple[bool, Any]) -> None:
+def _send(channel: Connection, answer: tuple[bool, Any]) -> None:
     try:
         message = pickle.dumps(answer)
         if not answer[0]:
             pickle.loads(message)
-    except Exception:  # an exception may hold anything, and some cannot be made anew
+    except Exception:  # some exceptions cannot be pickled or unpickled
         message = pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
     channel.send_bytes(message)

@@ -13,7 +13,7 @@ from torch import Tensor
 from avdistill.dataset.windows import check_fits, evaluation_window, spaced_starts, window_length
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inputs import VideoInput, View
-from avdistill.media.decoder import Clip, read_clip
+from avdistill.media import Clip, read_clip
 from avdistill.preparation.prepare import PrepareConfig
 
 # What is held at a time. Every segment costs a seek and the frames from the last key frame on; of audio alone ten times

@@ -1,9 +1,9 @@
-"""Reading one video file: frames at a stated rate and mono audio, in one pass. The only place that knows FFmpeg.
+"""Decoding of one media file: frames at a requested rate and mono audio, in one pass.
 
-The clock of a file starts at its first decoded frame (at its first audio sample where it has no video). The frame
-shown at time t is *the first frame whose pts minus the first pts is at least t*; at `fps` frames a second the k-th
-frame of a segment that starts at s is the one shown at s + k / fps. Times are compared as fractions, so a rate that
-divides the file's own takes every frame exactly once.
+The clock of a file starts at its first decoded frame, or at its first audio sample if it has no video. The frame at
+time t is *the first frame whose pts minus the first pts is at least t*; at `fps` frames per second, frame k of a
+segment that starts at s is the one at s + k / fps. Times are compared as fractions, so that a rate that divides the
+file's own takes every frame exactly once.
 """
 
 from __future__ import annotations
@@ -24,43 +24,33 @@ from avdistill.media.video_stream import (
     DECODE_ERRORS,
     EXHAUSTED,
     LARGEST_FRAME_PIXELS,
-    Frames,
+    FrameBuffer,
     Scaler,
     VideoTrack,
     check_pixels,
     fraction,
-    scale_image,
 )
 
-__all__ = [
-    "Clip",
-    "check_reading",
-    "read_clip",
-    "scale_image",
-]
-
-# Seeking costs a second look for the first pts; below this decoding from the start is as fast.
+# Seeking needs the first pts, so the file is read twice; below this, decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
-# Where a container says that its audio begins further than this from its video, the two have clocks of their own (one
-# of them that of the recorder, or one that began again after 26.5 h, as those of MPEG streams do).
-_LONGEST_BETWEEN_SECONDS = 3600
+# If audio and video begin further apart than this, their clocks are unrelated (one is that of the recorder, or has
+# wrapped around after 26.5 h, as those of MPEG streams do).
+_LARGEST_OFFSET_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What `read_clip` returns.
+    """A decoded segment of a media file.
 
     Attributes:
-        frames: uint8 (T, H, W, 3) RGB, or None where the file has no video, or none there any more; read-only where
-            they lie in a spool file.
+        frames: uint8 (T, H, W, 3) RGB, or None if the file has no video in the segment; read-only in a spool file.
         frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
-        fps: frames a second that were asked for; None where every frame was taken.
-        waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None where the file has no audio there.
-            It may be shorter or longer than the video, as in the file. It is silent until the audio sets in and,
-            with a note of how many seconds, where audio is missing between two samples; a segment in which there is
-            nothing else has no audio.
+        fps: requested frames per second; None if every frame was taken.
+        waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None if the file has no audio in the
+            segment. Like the file's audio it may be shorter or longer than the video. Gaps are filled with silence, as
+            is the time before the audio begins; gaps are noted.
         sample_rate_hz: of `waveform`.
-        notes: what was odd about the file ("audio stream cannot be decoded", "2 video streams, first taken", ...).
+        notes: irregularities of the file ("audio stream cannot be decoded", "2 video streams, first taken", ...).
     """
 
     frames: np.ndarray | None
@@ -87,24 +77,24 @@ def read_clip(
 
     Args:
         path: the file.
-        start_seconds: on the file's clock (see the module's first lines).
+        start_seconds: on the file's clock, which starts at its first frame.
         end_seconds: None means the end of the file.
-        fps: frames a second to take; a rate above the file's own repeats frames. None takes every frame once.
-        short_side: scale so that the shorter side has this many pixels, the shape kept.
-        size: (height, width) to scale to instead, the shape not kept. Neither: the size of the file.
-        region: (x, y, width, height) in pixels of the file as displayed, cut out before scaling.
-        sample_rate_hz: of the waveform, in Hz. Several channels are mixed down.
-        spool: a file to write the frames to as they are decoded, so that a long clip does not need the memory for them;
-            `Clip.frames` is then a read-only memory map of it. It is the caller's to remove; on an error it is gone.
+        fps: frames per second to take; a rate above the file's own repeats frames. None takes every frame once.
+        short_side: scale the shorter side to this many pixels and keep the aspect ratio.
+        size: (height, width) to scale to instead. With neither, frames keep the size of the file.
+        region: (x, y, width, height) in pixels of the file as displayed, cropped before scaling.
+        sample_rate_hz: of the waveform. Several channels are mixed down.
+        spool: a file to write the frames to as they are decoded, so that a long clip does not need memory for them;
+            `Clip.frames` is then a read-only memory map of it. The caller removes it; on an error it is removed here.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the arguments contradict each other.
-        UnreadableFileError: nothing decodes.
-        NoStreamError: neither video nor audio in the file.
+        UnreadableFileError: nothing can be decoded.
+        NoStreamError: the file has neither video nor audio.
         EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
-        MediaError: the frames or the audio are more than any clip should have.
-        MemoryError: decoding needs more memory or threads than there are.
+        MediaError: there are more frames or samples than a clip may have.
+        MemoryError: decoding needs more memory or threads than available.
         SpoolError: the spool file cannot be written.
     """
     path = Path(path)
@@ -116,12 +106,12 @@ def read_clip(
     start = fraction(start_seconds)
     end = None if end_seconds is None else fraction(end_seconds)
     try:
-        with Frames(path, None if spool is None else Path(spool)) as frames, _open(path) as container:
+        with FrameBuffer(path, None if spool is None else Path(spool)) as frames, _open(path) as container:
             return _decode(path, container, start, end, fps, scale, frames, sample_rate_hz)
     except EXHAUSTED as error:
-        raise MemoryError(f"{path}: {_reason(error)}") from error
+        raise MemoryError(f"{path}: {_first_line(error)}") from error
     except DECODE_ERRORS as error:
-        raise UnreadableFileError(f"{path}: {_reason(error)}") from error
+        raise UnreadableFileError(f"{path}: {_first_line(error)}") from error
 
 
 def _check_segment(start_seconds: float, end_seconds: float | None) -> None:
@@ -138,7 +128,7 @@ def check_reading(
     region: tuple[int, int, int, int] | None,
     sample_rate_hz: int,
 ) -> None:
-    """Raise ValueError for rates and sizes that no file can be read at; see `read_clip`."""
+    """Raise ValueError for impossible rates and sizes; see `read_clip`."""
     if fps is not None and not 0 < fps < 1000:
         raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
     if short_side is not None and size is not None:
@@ -158,7 +148,7 @@ def _decode(
     end: Fraction | None,
     fps: float | None,
     scale: Scaler,
-    kept: Frames,
+    kept: FrameBuffer,
     sample_rate_hz: int,
 ) -> Clip:
     notes: list[str] = []
@@ -177,7 +167,7 @@ def _decode(
 
     if video and start >= _SEEK_FROM_SECONDS:
         video.seek(container, video_streams[0])
-        if audio and audio.from_the_beginning:  # in a pass of its own: next to the video it costs little
+        if audio and audio.from_the_beginning:  # in a separate pass, which is cheap beside that of the video
             with _open(path) as whole:
                 _read(whole, {audio_streams[0].index: audio}, video, end, notes)
             del tracks[audio_streams[0].index]
@@ -192,7 +182,7 @@ def _decode(
             notes.append(f"{track.errors} damaged {kind} packets or frames")
     notes.extend(audio.notes if audio else ())
     if audio and waveform is None:
-        # Read from a place in the middle, a stream that is over by then gives nothing either.
+        # After a seek, a stream that has ended earlier gives nothing either.
         broken = audio.first is None and (audio.errors or start < _SEEK_FROM_SECONDS)
         notes.append("audio stream cannot be decoded" if broken else "no audio in this segment")
     if frames is None and waveform is None:
@@ -205,7 +195,7 @@ def _decode(
         raise EmptySegmentError(f"{path}: no audio from {float(start):g} s {until}")
     if video and video.jump:
         notes.append(video.jump)
-    # Once each: a file that was read in two passes may break off in both.
+    # Without repeats: a file that was read in two passes may break off in both.
     return Clip(frames, times, fps, waveform, sample_rate_hz, tuple(dict.fromkeys(notes)))
 
 
@@ -215,11 +205,11 @@ def _open(path: Path) -> InputContainer:
 
 
 def _has_own_clock(audio: av.AudioStream, video: av.VideoStream, notes: list[str]) -> bool:
-    """Whether the container says that the audio begins too far from the video to have its clock; noted."""
+    """Whether the audio begins so far from the video that their clocks must be unrelated; adds a note."""
     if audio.start_time is None or video.start_time is None:
         return False
     late = audio.start_time * Fraction(audio.time_base or 1) - video.start_time * Fraction(video.time_base or 1)
-    if abs(late) <= _LONGEST_BETWEEN_SECONDS:
+    if abs(late) <= _LARGEST_OFFSET_SECONDS:
         return False
     which = "after" if late > 0 else "before"
     notes.append(f"audio times begin {float(abs(late)):.0f} s {which} the video's: taken to begin with it")
@@ -233,11 +223,11 @@ def _read(
     end: Fraction | None,
     notes: list[str],
 ) -> None:
-    """Give streams, by index, to their tracks until none of these wants more; the clock begins with `video`'s."""
+    """Decode streams, by index, into their tracks until all are done; the clock begins with `video`."""
     for packet in _packets(container, [container.streams[index] for index in tracks], notes):
-        track = tracks[packet.stream.index]  # not `stream_index`, which is 0 of those that flush, whatever their stream
+        track = tracks[packet.stream.index]  # not `stream_index`, which is 0 for packets that flush
         if not track.done:
-            _take(packet, track)
+            _decode_packet(packet, track)
         if isinstance(track, AudioTrack) and end is not None and (video is None or video.origin is not None):
             track.done = track.reaches(end, video.origin if video else None)
         if all(track.done for track in tracks.values()):
@@ -247,9 +237,9 @@ def _read(
 def _streams(
     path: Path, container: InputContainer, notes: list[str]
 ) -> tuple[list[av.VideoStream], list[av.AudioStream]]:
-    """The streams of moving video and the audio_streams that can be decoded; the first of each is read.
+    """The video streams (without cover art) and the decodable audio streams; the first of each is read.
 
-    Raises MediaError where there are none, or the first video cannot be decoded.
+    Raises MediaError if there are none, or the first video stream cannot be decoded.
     """
     video_streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     audio_streams = [s for s in container.streams.audio if _is_decodable(s)]
@@ -264,23 +254,23 @@ def _streams(
         if not _is_decodable(stream):
             raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
         check_pixels(path, stream.width, stream.height)
-        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow half-way
+        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow midway
     return video_streams, audio_streams
 
 
 def _is_decodable(stream: av.stream.Stream) -> bool:
-    # None where FFmpeg knows no decoder for the codec that the file names, as in a damaged header.
+    # None if FFmpeg has no decoder for the file's codec, as after a damaged header.
     return getattr(stream, "codec_context", None) is not None
 
 
 def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: list[str]) -> Iterator[av.Packet]:
-    """Packets of the streams; a container that breaks off ends the iteration with a note, then flushes the decoders."""
+    """Packets of the streams; a broken container ends the iteration with a note and flushes the decoders."""
     try:
         yield from container.demux(*streams)
     except EXHAUSTED:
         raise
     except DECODE_ERRORS as error:
-        notes.append(f"file breaks off: {_reason(error)}")
+        notes.append(f"file breaks off: {_first_line(error)}")
         for stream in streams:
             packet = av.Packet()
             packet.stream = stream
@@ -288,10 +278,10 @@ def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: 
             yield packet
 
 
-def _take(packet: av.Packet, track: VideoTrack | AudioTrack) -> None:
-    """Decode a packet. One that is damaged must not lose the clip: it is counted on the track. No memory is no damage.
+def _decode_packet(packet: av.Packet, track: VideoTrack | AudioTrack) -> None:
+    """Decode a packet. A damaged one must not lose the clip: it is counted. Lack of memory is not damage.
 
-    Written out, for it runs for every packet: a context manager here takes a hundredth of the decoding.
+    No context manager here: it runs for every packet and would take a hundredth of the decoding time.
     """
     try:
         for frame in packet.decode():
@@ -303,6 +293,6 @@ def _take(packet: av.Packet, track: VideoTrack | AudioTrack) -> None:
         track.errors += 1
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.replace("[Errno ", "[")

@@ -1,14 +1,15 @@
-"""A clip of a dataset as bytes that every browser plays: WebM with VP8 and Opus, and JPEG for single images."""
+"""Encoding: clips as WebM for browsers (VP8, Opus), single images as JPEG, and synthetic clips as MP4 or AVI files."""
 
 from __future__ import annotations
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 
-# Opus knows five rates; FFmpeg resamples whatever comes to this one.
+# The highest of Opus's five rates; FFmpeg resamples to it.
 _OPUS_RATE_HZ = 48000
 
 
@@ -20,15 +21,15 @@ def encode_clip(
     *,
     short_side: int = 192,
 ) -> bytes:
-    """A WebM file in memory; the same clip gives the same bytes.
+    """Encode a clip as a WebM file in memory; the same clip gives the same bytes.
 
     Args:
-        frames: uint8 (T, H, W, 3) RGB, or None for audio alone. Images smaller than `short_side` are scaled up to it
-            (bicubic), and every size is made even, as the codec wants it.
-        fps: frames a second; not looked at without frames.
-        audio: int16 (S,) mono, or None for a silent film.
+        frames: uint8 (T, H, W, 3) RGB, or None for audio alone. Frames smaller than `short_side` are scaled up to it
+            (bicubic), and sizes are made even, as the codec requires.
+        fps: frames per second; ignored without frames.
+        audio: int16 (S,) mono, or None for video alone.
         sample_rate_hz: of the audio.
-        short_side: pixels that the shorter side has at least.
+        short_side: smallest length of the shorter side, in pixels.
 
     Raises:
         ValueError: neither frames nor audio, or frames without a rate.
@@ -50,12 +51,8 @@ def encode_clip(
             options = {"threads": "1", "deadline": "realtime", "cpu-used": "4", "crf": "12", "flags": "+bitexact"}
             video_stream = container.add_stream("libvpx", rate=rate, options=options)
             height, width = displayed_size(frames.shape[1], frames.shape[2], short_side)
-            video_stream.height, video_stream.width, video_stream.pix_fmt, video_stream.bit_rate = (
-                height,
-                width,
-                "yuv420p",
-                1_500_000,
-            )
+            video_stream.height, video_stream.width = height, width
+            video_stream.pix_fmt, video_stream.bit_rate = "yuv420p", 1_500_000
         if audio is not None:
             audio_stream = container.add_stream("libopus", rate=_OPUS_RATE_HZ, options={"flags": "+bitexact"})
             audio_stream.layout, audio_stream.bit_rate = "mono", 48_000
@@ -75,7 +72,7 @@ def encode_clip(
 
 
 def encode_image(image: np.ndarray) -> bytes:
-    """A JPEG file in memory of a uint8 (H, W, 3) RGB video_stream."""
+    """Encode a uint8 (H, W, 3) RGB image as a JPEG file in memory."""
     encoder = av.CodecContext.create("mjpeg", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.height, encoder.width, encoder.pix_fmt = image.shape[0], image.shape[1], "yuvj420p"
@@ -88,8 +85,48 @@ def encode_image(image: np.ndarray) -> bytes:
 
 
 def displayed_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width), both even, the shorter at least `short_side`; a larger video_stream changes by a pixel at
-    most.
-    """
+    """(height, width), both even, the shorter at least `short_side`; a larger image changes by at most a pixel."""
     factor = max(1.0, short_side / min(height, width))
     return max(2, 2 * round(height * factor / 2)), max(2, 2 * round(width * factor / 2))
+
+
+def write_clip(
+    path: Path, container_format: str, frames: np.ndarray, fps: int, waveform: np.ndarray | None, sample_rate_hz: int
+) -> None:
+    """Write a media file with the fast variants of the format's usual encoders.
+
+    Args:
+        path: of the file.
+        container_format: "mp4" (H.264 and AAC) or "avi" (MPEG-4 and MP3).
+        frames: uint8 (T, H, W, 3) RGB, H and W even.
+        fps: frames per second.
+        waveform: float32 (S,) mono in [-1, 1], or None for no audio stream.
+        sample_rate_hz: of the waveform.
+    """
+    with av.open(str(path), "w", format=container_format, options={"fflags": "+bitexact"}) as container:
+        if container_format == "mp4":
+            options = {"threads": "1", "preset": "ultrafast", "crf": "23"}
+            video_stream = container.add_stream("libx264", rate=fps, options=options)
+        else:
+            options = {"threads": "1", "qmin": "4", "qmax": "4"}
+            video_stream = container.add_stream("mpeg4", rate=fps, options=options)
+        video_stream.height, video_stream.width, video_stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        audio_stream = None  # added before any data is written
+        if waveform is not None:
+            if container_format == "mp4":
+                options = {"threads": "1", "aac_coder": "fast"}
+                audio_stream = container.add_stream("aac", rate=sample_rate_hz, options=options)
+            else:
+                options = {"compression_level": "9"}
+                audio_stream = container.add_stream("libmp3lame", rate=sample_rate_hz, options=options)
+            audio_stream.layout, audio_stream.format, audio_stream.bit_rate = "mono", "fltp", 64000
+        for number, frame in enumerate(frames):
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts, image.time_base = number, Fraction(1, fps)
+            container.mux(video_stream.encode(image))
+        container.mux(video_stream.encode(None))
+        if audio_stream is not None and waveform is not None:
+            samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = sample_rate_hz, 0, Fraction(1, sample_rate_hz)
+            container.mux(audio_stream.encode(samples))
+            container.mux(audio_stream.encode(None))

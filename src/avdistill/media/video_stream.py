@@ -1,6 +1,6 @@
-"""What a file's video gives: of the decoded frames those that the rule of `media.py` names; what both tracks share.
+"""The video of a file: selection, scaling and storage of decoded frames; limits and errors of both streams.
 
-Frames are kept in memory or, so that an hour needs no more of it than a second, written to a spool file as they come.
+Frames are kept in memory or written to a spool file as they are decoded, so that an hour needs no more than a second.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from av.video.reformatter import VideoReformatter
 
 from avdistill.errors import EmptySegmentError, MediaError, SpoolError, UnreadableFileError
 
-# A longer hole between two frames is a broken clock, not a slow slide show: filling it would invent the video.
+# A longer gap between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 LONGEST_GAP_SECONDS = 60
-# What a file may claim before it counts as broken: no camera makes such frames, no clip is meant to be so long.
-# A segment is read from a little before its start: a packet of audio that lies across it, and what its decoder needs to
-# find its feet, come before a key frame that stands right there.
+# Reading begins a little before the segment, for the audio packet that crosses its start, and the packets its decoder
+# needs to settle, come before a key frame at that time.
 _LEAD_SECONDS = Fraction(1, 4)
+# Larger frames and longer clips are those of a damaged file.
 LARGEST_FRAME_PIXELS = 64 * 2**20
 _LARGEST_CLIP_BYTES = 64 * 2**30
-# OverflowError: a time that no clock of the file can tell.
+# OverflowError: a time beyond the range of the file's clock.
 DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
-# Among them are these two, no memory and no thread: they say nothing of the file and must be let through
-# wherever those are caught, or a clip would be short for want of memory.
+# Lack of memory or threads, also an FFmpegError. It says nothing about the file, so it is raised again wherever
+# DECODE_ERRORS are caught, or a clip would silently be cut short.
 EXHAUSTED = (MemoryError, BlockingIOError)
 
 
-class Frames:
-    """Frames kept so far, in memory or in a spool file; used as a context, which on an error removes the file."""
+class FrameBuffer:
+    """The frames kept so far, in memory or in a spool file; a context manager that removes the file on an error."""
 
     def __init__(self, path: Path, spool: Path | None) -> None:
         self._path, self._spool = path, spool
@@ -46,14 +46,14 @@ class Frames:
         self.count = 0
         self.shape: tuple[int, ...] = ()  # of one frame, that of the first
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> FrameBuffer:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError):  # what was left to write was not asked for
+            with suppress(OSError):  # the rest of the buffer is not needed
                 self._file.close()
         if kind is not None and self._spool is not None:
             self._spool.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ class Frames:
             raise SpoolError(f"{self._spool}: {error.strerror}") from error
 
     def result(self) -> np.ndarray:
-        """uint8 (T, H, W, 3), T at least 1; a read-only memory map where there is a spool file."""
+        """uint8 (T, H, W, 3), T at least 1; a read-only memory map of the spool file if there is one."""
         if self._spool is None:
             return np.stack(self._kept)
         assert self._file is not None, "no frame was kept"
@@ -86,21 +86,21 @@ class Frames:
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
-    """Raise UnreadableFileError for a frame larger than any camera's."""
+    """Raise UnreadableFileError for an implausibly large frame."""
     if width * height > LARGEST_FRAME_PIXELS:
         raise UnreadableFileError(f"{path}: a frame of {width}x{height} pixels")
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """How a video is cut and scaled; see `media.read_clip`."""
+    """Crops and scales frames; see `read_clip`."""
 
     short_side: int | None
     size: tuple[int, int] | None
     region: tuple[int, int, int, int] | None
 
     def __call__(self, frame: av.VideoFrame, path: Path) -> np.ndarray:
-        """A decoded frame -> uint8 (H, W, 3) as displayed: turned upright, cut, scaled."""
+        """A decoded frame as displayed: rotated upright, cropped and scaled, uint8 (H, W, 3)."""
         check_pixels(path, frame.width, frame.height)
         if self.region is not None or frame.rotation:
             image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
@@ -121,7 +121,7 @@ class Scaler:
 
     @cached_property
     def _reformatter(self) -> VideoReformatter:
-        """One for all frames: a frame's own would set itself up anew for each of them."""
+        """One for all frames, because each frame's own would be set up anew."""
         return VideoReformatter()
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
@@ -141,18 +141,18 @@ def scale_image(
     size: tuple[int, int] | None = None,
     region: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """A video that was decoded elsewhere, cut and scaled as `read_clip` does; uint8 (H, W, 3) in and out.
+    """Crop and scale an image that was decoded elsewhere, as `read_clip` does; uint8 (H, W, 3) in and out.
 
     Raises:
-        EmptySegmentError: the region reaches beyond the video; names `path`.
-        UnreadableFileError: the video is larger than any frame we take.
+        EmptySegmentError: the region reaches beyond the image; the message names `path`.
+        UnreadableFileError: the image is larger than the largest frame allowed.
     """
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
     return Scaler(short_side=short_side, size=size, region=region)(frame, path)
 
 
 class VideoTrack:
-    """Takes decoded frames in order and keeps those the rule names; it counts time in ticks of the stream."""
+    """Collects the requested ones of decoded frames, in order; its unit of time is the tick of the stream."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class VideoTrack:
         end: Fraction | None,
         fps: float | None,
         scale: Scaler,
-        frames: Frames,
+        frames: FrameBuffer,
         tick: Fraction,
         *,
         by_decoding_time: bool = False,
@@ -179,7 +179,7 @@ class VideoTrack:
         self.done, self.errors, self.jump = False, 0, ""
 
     def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
-        """Jump to a key frame before the start; back to the beginning where the file's index cannot be trusted."""
+        """Seek to a key frame before the start, or to the beginning if the file's index is wrong."""
         target = 0
         try:
             self._begin(self._ticks(next(container.decode(stream))))
@@ -194,7 +194,7 @@ class VideoTrack:
             container.seek(target, stream=stream)
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Take the next decoded frame, in the order of display."""
+        """Add the next decoded frame, in display order."""
         ticks = self._ticks(frame)
         if self.origin is None:
             self._begin(ticks)
@@ -208,7 +208,7 @@ class VideoTrack:
             self._keep(frame, ticks)
 
     def result(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """uint8 (T, H, W, 3), None where no frame was kept, and the frames' times, float64 (T,)."""
+        """uint8 (T, H, W, 3), or None if no frame was kept, and the frames' times, float64 (T,)."""
         return self._frames.result() if self._frames.count else None, np.array(self._times, np.float64)
 
     @property
@@ -217,8 +217,8 @@ class VideoTrack:
         return float((self._last - self._first) * self._tick)
 
     def _ticks(self, frame: av.VideoFrame) -> int:
-        # AVI keeps decoding times only, which the frames leave the decoder in the order of; the presentation times that
-        # FFmpeg makes up for it go back and forth where frames are reordered.
+        # AVI stores decoding times only, and frames leave the decoder in their order; the presentation times that
+        # FFmpeg makes up for it go back and forth if frames are reordered.
         ticks = frame.dts if self._by_decoding_time else frame.pts
         if ticks is None:
             ticks = frame.dts
@@ -235,13 +235,13 @@ class VideoTrack:
         self._want_next()
 
     def _want_next(self) -> None:
-        """Without a rate every frame from the start on is wanted once, with one what the rule names up to the end."""
+        """Set the time of the next frame to keep; without a rate every frame from the start on is kept once."""
         wanted = self._start + self._frames.count * (self._step or 0)
         self._wanted = self._first + math.ceil(wanted / self._tick)
         self.done = self._step is not None and self._end is not None and wanted >= self._end
 
     def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
-        """Keep a frame, with a rate as often as that names it."""
+        """Keep a frame, with a rate as often as it is requested."""
         time = (ticks - self._first) * self._tick
         if self._step is None and self._end is not None and time >= self._end:
             self.done = True
@@ -256,7 +256,7 @@ class VideoTrack:
                 return
 
     def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
-        """The video in the size of the first, also where the file changes its own."""
+        """The frame in the size of the first, even if the size of the file's frames changes."""
         image = self._scale(frame, self._path)
         if self._frames.count and image.shape != self._frames.shape:
             height, width, _ = self._frames.shape
@@ -266,6 +266,5 @@ class VideoTrack:
 
 
 def fraction(value: float) -> Fraction:
-    """Seconds or a rate as the exact number that is meant."""
-    # Decimal seconds and rates as people write them: 0.1 is a tenth, not the nearest binary number; 29.97 stays itself.
+    """Seconds or a rate as the decimal number that a person writes: 0.1 is a tenth, not the nearest binary number."""
     return Fraction(value).limit_denominator(1_000_000)

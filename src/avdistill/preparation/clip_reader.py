@@ -1,6 +1,6 @@
-"""How one annotated clip is read from its file, and how it gets from a worker process into the dataset.
+"""Reading of one annotated clip in a worker process, and its way from there into the dataset.
 
-A worker leaves a clip's arrays in spool files and sends only their shapes: neither process ever holds a long clip.
+A worker writes a clip's arrays to spool files and sends only their shapes, so that no process holds a long clip.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
-from avdistill.media.decoder import Clip, check_reading, read_clip
+from avdistill.media import Clip, read_clip
+from avdistill.media.decoder import check_reading
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How clips are read into a dataset.
+    """How clips are stored in a dataset.
 
     Attributes:
-        fps: frames a second; None takes every frame.
-        short_side: pixels of the video's shorter side.
-        size: (height, width) instead of `short_side`.
-        region: (x, y, width, height) of the displayed video, cut out before scaling.
-        sample_rate_hz: of the stored mono audio.
-        jpeg_quality: 1 to 100 datasets each frame as a JPEG, many times smaller and slower to read; None: as it is.
+        fps: frames per second; None takes every frame.
+        short_side: length of the frames' shorter side in pixels.
+        size: (height, width) in pixels, instead of `short_side`.
+        region: (x, y, width, height) in pixels of the video as displayed, cropped before scaling.
+        sample_rate_hz: of the mono audio.
+        jpeg_quality: 1 to 100 stores frames as JPEG, many times smaller and slower to read; None stores raw pixels.
     """
 
     fps: float | None = 4.0
@@ -47,8 +48,8 @@ class PrepareConfig:
             raise ConfigError(f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}")
 
 
-# From the file of a clip, its annotation and the config: a clip, or MediaError or OSError where it cannot be read.
-# A function of a module, so that worker processes can import it.
+# A function (file, annotation, config) -> clip that raises MediaError or OSError for a clip that cannot be read. It
+# belongs to a module, so that worker processes can import it.
 Reader = Callable[[Path, Annotation, PrepareConfig], Clip]
 
 
@@ -72,8 +73,8 @@ class Task:
     """A clip to read.
 
     Attributes:
-        annotation: which.
-        file: where it lies.
+        annotation: of the clip.
+        file: the media file.
         spool: path of its spool files, without suffix; the name begins with "spool-".
     """
 
@@ -93,30 +94,30 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Spooled:
-    """A clip whose arrays lie in its task's spool files.
+class SpooledClip:
+    """A clip whose arrays are in its task's spool files.
 
     Attributes:
-        clip: all but the arrays.
-        frames: shape (T, H, W, 3) of the uint8 frames, or None.
-        audio: shape (S,) of the float32 audio, or None.
-        state: bytes and mtime_ns of the file that was read.
+        clip: everything but the arrays.
+        frames_shape: (T, H, W, 3) of the uint8 frames, or None.
+        audio_shape: (S,) of the float32 audio, or None.
+        state: bytes and mtime_ns of the media file.
     """
 
     clip: Clip
-    frames: tuple[int, ...] | None
-    audio: tuple[int, ...] | None
+    frames_shape: tuple[int, ...] | None
+    audio_shape: tuple[int, ...] | None
     state: tuple[int, int]
 
     def open(self, task: Task) -> Clip:
         """The clip, its arrays mapped from the spool files."""
-        frames = None if self.frames is None else _map(task.frames, np.uint8, self.frames)
-        waveform = None if self.audio is None else _map(task.audio, np.float32, self.audio)
+        frames = None if self.frames_shape is None else _map(task.frames, np.uint8, self.frames_shape)
+        waveform = None if self.audio_shape is None else _map(task.audio, np.float32, self.audio_shape)
         return replace(self.clip, frames=frames, waveform=waveform)
 
 
-def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> Spooled | MediaError:
-    """Read a clip and leave its arrays in the task's spool files; a file that cannot be read is an answer too.
+def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> SpooledClip | MediaError:
+    """Read a clip and write its arrays to the task's spool files; the error of an unreadable file is returned.
 
     Raises:
         SpoolError: the spool files cannot be written.
@@ -141,22 +142,22 @@ def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> Spooled | 
     except SpoolError:
         raise
     except Exception as error:
-        if read is not read_media:  # a reader of the user's own, who wants to see its mistakes
+        if read is not read_media:  # a custom reader: its author wants to see the error
             raise
-        # A file may find a fault of ours, too: it costs that file.
+        # A file may trigger an error in this library: that costs one clip, not the run.
         return MediaError(f"{task.file}: unexpected {type(error).__name__}, please report it: {error}")
     frames, audio = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
-    return Spooled(replace(clip, frames=None, waveform=None), frames, audio, state)
+    return SpooledClip(replace(clip, frames=None, waveform=None), frames, audio, state)
 
 
 def file_state(path: Path) -> tuple[int, int]:
-    """Bytes and mtime_ns: what tells whether a file has been changed. Raises OSError where there is none."""
+    """Bytes and mtime_ns, by which a changed file is recognized. Raises OSError if there is no file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def remove_spools(folder: Path) -> None:
-    """Remove what readings that were stopped have left in a folder."""
+    """Remove the spool files that an interrupted run left in a folder."""
     for spool in folder.glob("spool-*"):
         spool.unlink()
 
@@ -172,6 +173,6 @@ def _write(spool: Path, dtype: Any, array: np.ndarray | None) -> None:
 
 
 def _map(spool: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if 0 in shape:  # nothing can be mapped
+    if 0 in shape:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
     return np.memmap(spool, dtype, "r", shape=shape)

@@ -1,9 +1,9 @@
-"""What a preparation has written so far: shards that grow, and a journal with a line per finished clip.
+"""The state of a preparation on the disk: growing shards, and a journal with a line for each finished clip.
 
 A line is `{"row": ...}` of a clip that was read, with the CRC-32 of its bytes, or `{"skipped": ...}` of one that could
-not be. A third kind, `{"synced": n}`, says that the n clips before it are on the disk for good. A power cut may keep a
-line whose clip's bytes were still on their way, or have zeros in their place: the lines after the last such mark are
-held against the shards before a preparation goes on.
+not be read. A third kind, `{"synced": n}`, is a mark: the n clips before it are on the disk. After a power cut a line
+may be there whose clip's bytes are missing or zero, so the bytes of clips after the last mark are checked before a
+preparation continues.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from avdistill.annotations import Annotation
 from avdistill.annotations.groups import video_of
-from avdistill.annotations.readers import Annotation
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import SILENCE_PEAK
 from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION, DatasetDescription
-from avdistill.dataset.shards import JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
+from avdistill.dataset.shards import AudioShards, JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum, sync, sync_folder, write_json
-from avdistill.media.decoder import Clip
+from avdistill.media import Clip
 from avdistill.preparation.clip_reader import remove_spools
 
 _SYNC_EVERY_CLIPS = 64
-# Every size of video has its shard, and there may be hundreds: more files than a process may have open.
+# There is a shard for each frame size, of which there may be more than a process may have open files.
 _MOST_OPEN_SHARDS = 16
 _BLOCK_BYTES = 2**22
 _SOURCES, _SKIPPED = "sources.csv", "skipped.csv"
-# The state of a file that is not there.
+# The state of a missing file.
 NO_FILE = (0, 0)
-# What describes how the dataset was made, not what it holds: the same clips give the same checksum without it.
+# Not part of the dataset's checksum, which covers its content: these describe how it was made.
 _RECORDS = (_SKIPPED, _SOURCES)
-
-
 _JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
 
-_Written = ShardRecovery | JpegShardRecovery
+_Recovery = ShardRecovery | JpegShardRecovery
 
 
 @dataclass(frozen=True)
@@ -56,55 +54,61 @@ class Skip:
         clip: its id.
         file: path of its file.
         reason: in one line.
-        bytes: of the file before it was read; `NO_FILE` where there was none. None: earlier versions did not record it.
-        mtime_ns: of the file likewise.
+        bytes: size of the file before it was read; with `mtime_ns`, `NO_FILE` if there was none.
+        mtime_ns: modification time of the file before it was read.
     """
 
     clip: str
     file: str
     reason: str
-    bytes: int | None = None
-    mtime_ns: int | None = None
+    bytes: int
+    mtime_ns: int
 
 
 @dataclass
 class Journal:
-    """The state of a preparation in its partial folder."""
+    """The state of a preparation in its staging folder."""
 
     folder: Path
     rows: list[dict[str, Any]]
     skipped: list[Skip]
     file: IO[str]
-    jpeg_quality: int | None = None  # None: frames are stored as they are
+    jpeg_quality: int | None = None  # None: raw frames
     sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
     _frames: dict[tuple[int, ...], tuple[int, ShardWriter]] = field(default_factory=dict)
-    _audio: tuple[int, ShardWriter] | None = None
+    _audio: AudioShards = field(init=False)
     _shards: int = 0
-    _open: list[ShardWriter] = field(default_factory=list)  # in the order of their last use
+    _open: list[ShardWriter] = field(default_factory=list)  # least recently used first
+
+    def __post_init__(self) -> None:
+        self._audio = AudioShards(self.folder, 0)
 
     @property
     def finished(self) -> int:
-        """Clips that are done, read or skipped."""
+        """Number of clips that were read or skipped."""
         return len(self.rows) + len(self.skipped)
 
     @classmethod
     def open(cls, folder: Path, settings: dict[str, Any]) -> Journal:
-        """Start a journal, or take one up.
+        """Start a journal, or continue one.
 
-        What counts are the entries up to the first that is broken or whose clip's bytes are not there; journal and
-        shards are cut back to them.
+        Entries count up to the first one that is broken or whose clip's bytes are incomplete; journal and shards are
+        truncated to them.
+
+        Raises:
+            DatasetError: the folder belongs to a preparation with other settings.
         """
-        described = folder / _SETTINGS
-        if described.exists() and json.loads(described.read_text(encoding="utf-8")) != settings:
+        settings_file = folder / _SETTINGS
+        if settings_file.exists() and json.loads(settings_file.read_text(encoding="utf-8")) != settings:
             raise DatasetError(
                 f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
             )
-        write_json(described, settings)
+        write_json(settings_file, settings)
         sync_folder(folder.parent)  # the folder may be new
         remove_spools(folder)  # of a run that was killed
         path = folder / _JOURNAL
         lines = _read_lines(path)
-        journal = cls(folder, [], [], path.open("a", encoding="utf-8"), settings["config"].get("jpeg_quality"))
+        journal = cls(folder, [], [], path.open("a", encoding="utf-8"), settings["config"]["jpeg_quality"])
         try:
             journal.file.truncate(journal._replay(lines))
             journal._reopen_shards()
@@ -116,25 +120,24 @@ class Journal:
         return journal
 
     def _replay(self, lines: list[tuple[dict[str, Any], int]]) -> int:
-        """Take over the entries whose clips' bytes are there; returns the byte at which the last of them ends."""
-        good, counts = 0, dict[_Written, int]()
+        """Restore the entries whose clips' bytes are complete; returns the byte at which the last one ends."""
+        end_of_good, counts = 0, dict[_Recovery, int]()
         last_mark = max((number for number, (entry, _) in enumerate(lines) if "synced" in entry), default=-1)
         for number, (entry, end) in enumerate(lines):
             if "row" in entry:
-                # Every clip's length is looked at, the bytes only of those that a power cut may have cost: a dataset
-                # may
-                # be larger than can be read each time.
-                if not self._is_there(entry["row"], counts, number > last_mark):
+                # The length of every clip is checked, the bytes only after the last mark: reading a whole dataset each
+                # time would take too long.
+                if not self._is_complete(entry["row"], counts, number > last_mark):
                     break
                 self.rows.append(entry["row"])
             elif "skipped" in entry:
                 self.skipped.append(Skip(**entry["skipped"]))
-            good = end
-        self.sources = {row["path"]: tuple(row["source"]) for row in self.rows if "source" in row}
-        return good
+            end_of_good = end
+        self.sources = {row["path"]: tuple(row["source"]) for row in self.rows}
+        return end_of_good
 
-    def _is_there(self, row: dict[str, Any], counts: dict[_Written, int], with_bytes: bool) -> bool:
-        parts: list[tuple[_Written, int, int]] = []
+    def _is_complete(self, row: dict[str, Any], counts: dict[_Recovery, int], with_bytes: bool) -> bool:
+        parts: list[tuple[_Recovery, int, int]] = []
         if row["has_video"]:
             path = self._name("frames", row["frame_shard"])
             raw = ShardRecovery(path, tuple(row["frame_shape"]), "uint8")
@@ -144,15 +147,14 @@ class Journal:
             path = self._name("audio", row["audio_shard"])
             parts.append((ShardRecovery(path, (), "int16"), row["audio_offset"], row["audio_count"]))
         crc = 0
-        for written, first, count in parts:
-            if written not in counts:
-                counts[written] = written.count()
-            if first + count > counts[written]:
+        for recovery, first, count in parts:
+            if recovery not in counts:
+                counts[recovery] = recovery.count()
+            if first + count > counts[recovery]:
                 return False
             if with_bytes and count:
-                crc = written.crc(first, count, crc)
-        # Journals had no CRC before they had marks: of theirs only the lengths can be looked at.
-        return not with_bytes or crc == row.get("crc", crc)
+                crc = recovery.crc(first, count, crc)
+        return not with_bytes or crc == row["crc"]
 
     def _reopen_shards(self) -> None:
         ends: dict[tuple[str, int], int] = {}
@@ -164,21 +166,22 @@ class Journal:
             if row["has_audio"]:
                 ends["audio", row["audio_shard"]] = row["audio_offset"] + row["audio_count"]
         for (kind, number), count in sorted(ends.items()):
+            shard: ShardWriter
             if kind == "frames":
                 shard = self._new_frames(number, shapes[number], count)
                 self._frames[shapes[number]] = (number, shard)
                 self._shards = max(self._shards, number + 1)
             else:
-                shard = Shard(self._name(kind, number), (), "int16", count)
-                self._audio = (number, shard)
-            self._use(shard)  # cuts it back
+                self._audio = AudioShards(self.folder, number, count)
+                shard = self._audio.shard
+            self._use(shard)  # truncates it to `count`
         known = {self._name(kind, number) for kind, number in ends}
         for stray in [*self.folder.glob("frames-*"), *self.folder.glob("audio-*")]:
             if stray.with_suffix(".npy") not in known:
                 stray.unlink()
 
     def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
-        """Write a clip's frames and audio, then the line that vouches for them.
+        """Write a clip's frames and audio, then its line.
 
         Args:
             annotation: of the clip.
@@ -217,8 +220,10 @@ class Journal:
             for frames in _blocks(clip.frames):
                 crc = shard.append(frames, crc)
         if clip.waveform is not None:
-            number, shard = self._audio_shard()
-            row |= {"audio_shard": number, "audio_offset": shard.count, "audio_count": len(clip.waveform)}
+            shard = self._audio.next()
+            self._use(shard)
+            row |= {"audio_shard": self._audio.number, "audio_offset": shard.count}
+            row["audio_count"] = len(clip.waveform)
             peak = 0.0
             for samples in _blocks(clip.waveform):
                 peak = max(peak, float(np.abs(samples).max()))
@@ -229,12 +234,12 @@ class Journal:
         self._write({"row": row})
 
     def skip(self, annotation: Annotation, error: Exception, source: tuple[int, int]) -> None:
-        """Note a file that could not be read, why, and its bytes and mtime_ns before it was tried (`NO_FILE`)."""
+        """Record a clip that could not be read, and the state of its file before the attempt (or `NO_FILE`)."""
         self.skipped.append(Skip(annotation.clip_id, annotation.path, error_message(error), *source))
         self._write({"skipped": asdict(self.skipped[-1])})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        # What was given to the system outlives a kill: the bytes must be there before the line that vouches for them.
+        # After a kill the system still has what was flushed: the bytes must be flushed before the line.
         for file in self._open_files():
             file.flush()
         self._write_line(entry)
@@ -242,7 +247,7 @@ class Journal:
             self._sync()
 
     def _sync(self) -> None:
-        """Have all clips so far on the disk, then say so: after a power cut a mark is never there without them."""
+        """Sync all clips so far to the disk, then write a mark, so that a mark never survives without them."""
         for file in self._open_files():
             sync(file)
         sync(self.file)
@@ -257,7 +262,7 @@ class Journal:
         return [file for shard in self._open for file in shard.files]
 
     def _use(self, shard: ShardWriter) -> None:
-        """Have a shard open; the one that was not used for longest may make room, with all it holds on the disk."""
+        """Open a shard; if too many are open, the least recently used one is synced and closed."""
         if shard in self._open:
             self._open.remove(shard)
         else:
@@ -284,28 +289,21 @@ class Journal:
         self._use(current[1])
         return current
 
-    def _audio_shard(self) -> tuple[int, ShardWriter]:
-        if self._audio is None or self._audio[1].full:
-            number = 0 if self._audio is None else self._audio[0] + 1
-            self._audio = (number, Shard(self._name("audio", number), (), "int16"))
-        self._use(self._audio[1])
-        return self._audio
-
     def close(self) -> None:
-        """Let go of every file; what was written stays for the next run."""
+        """Close every file; what was written remains for the next run."""
         files: list[IO[Any]] = [self.file, *self._open_files()]
         for file in files:
-            with suppress(OSError):  # on a full disk what waits in a buffer is lost, and nothing vouches for it
+            with suppress(OSError):  # on a full disk buffered bytes are lost; no line refers to them
                 file.close()
 
     def finish(self, settings: dict[str, Any]) -> None:
-        """Write the clip table, `skipped.csv` and the description; the journal stays until the dataset has its name."""
+        """Write the clip table, the CSV files and `dataset.json`; the journal stays until the dataset has its name."""
         self.file.close()
         for shard in self._open:
             shard.close()
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
         for row in rows:
-            row["extra"] = [tuple(pair) for pair in row["extra"]]  # what Arrow takes for a map
+            row["extra"] = [tuple(pair) for pair in row["extra"]]  # as Arrow's map type requires
         table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
         pq.write_table(table, self.folder / "clips.parquet")
         names = [each.name for each in fields(Skip)]
@@ -332,7 +330,7 @@ class Journal:
 
 
 def remove_journal(dataset: Path) -> None:
-    """Remove the journal from a finished dataset: until it has its name, the journal is all there is to go on from."""
+    """Remove the journal from a finished dataset, which needs it until it has its name."""
     for name in (_JOURNAL, _SETTINGS):
         if (dataset / name).exists():
             (dataset / name).unlink()
@@ -344,7 +342,7 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # cut short by a kill; a power cut may leave zeros
+        except ValueError:  # cut short by a kill, or zeros after a power cut
             break
         if not line.endswith(b"\n"):
             break
@@ -354,7 +352,7 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in parts. Those of a memory map are read from its file: touched pages of a map would stay in memory."""
+    """An array in parts; a memory map is read from its file, because its pages would stay in memory."""
     item_bytes = array[:1].nbytes
     step = max(1, _BLOCK_BYTES // max(1, item_bytes))
     for start in range(0, len(array), step):
@@ -365,27 +363,21 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def read_sources(dataset: Path) -> dict[str, tuple[int, int]]:
-    """Path -> (bytes, mtime_ns) of the files a dataset was made from; empty where that was not recorded."""
-    if not (dataset / _SOURCES).is_file():
-        return {}
-    with (dataset / _SOURCES).open(newline="", encoding="utf-8") as file:
-        return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in csv.DictReader(file)}
+    """Path -> (bytes, mtime_ns) of the files a dataset was made from."""
+    return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in _read_csv(dataset / _SOURCES)}
 
 
 def read_skipped(dataset: Path) -> list[Skip]:
     """The clips that are not in a dataset because they could not be read."""
-    if not (dataset / _SKIPPED).is_file():
-        return []
-    with (dataset / _SKIPPED).open(newline="", encoding="utf-8") as file:
-        return [
-            Skip(
-                row["clip"],
-                row["file"],
-                row["reason"],
-                *(int(row[name]) for name in ("bytes", "mtime_ns") if row.get(name)),
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        Skip(row["clip"], row["file"], row["reason"], int(row["bytes"]), int(row["mtime_ns"]))
+        for row in _read_csv(dataset / _SKIPPED)
+    ]
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:

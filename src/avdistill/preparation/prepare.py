@@ -1,11 +1,11 @@
-"""Videos and an annotation list -> a dataset. Parallel, resumable after a kill, the same bytes whatever the workers.
+"""Preparation: videos and annotations -> a dataset. Parallel, resumable, the same bytes for any number of workers.
 
-While it runs, everything lies in `<dataset>.partial/`: shards that grow, and a journal with a line per finished clip,
-written after the clip's bytes. A resumed run cuts journal and shards back to the clips that both hold and goes on. The
-folder gets the dataset's name when it is whole and on the disk.
+While it runs, everything is in the staging folder `<dataset>.partial/`: growing shards, and a journal with a line for
+each finished clip, written after the clip's bytes. A resumed run truncates journal and shards to the clips that both
+hold and continues. The folder gets the dataset's name when it is complete and synced to the disk.
 
-What goes wrong with one file (damage, a decoder that hangs or crashes, too much memory) costs that clip; what goes
-wrong with the dataset's disk stops the run and costs nothing.
+A fault of one file (damage, a decoder that hangs or crashes, too much memory) costs that clip; a fault of the dataset's
+disk stops the run and costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import read_description, staging_dir
 from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
@@ -31,7 +31,7 @@ from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_li
 from avdistill.preparation.clip_reader import (
     PrepareConfig,
     Reader,
-    Spooled,
+    SpooledClip,
     Task,
     file_state,
     read_media,
@@ -43,8 +43,8 @@ from avdistill.progress import OnProgress, Progress
 
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
-_CHANGED_SHOWN = 3
-# As `workers.ordered_map` says it.
+_MOST_LISTED = 3
+# The end of `ordered_map`'s message.
 _TOOK_LONGER = re.compile(r": took longer than (\S+) s$")
 
 
@@ -61,27 +61,26 @@ def prepare(
     memory_limit_bytes: int | None = 4 * 2**30,
     on_progress: OnProgress | None = None,
 ) -> ClipDataset:
-    """Read every annotated clip into a new dataset at `out`, or finish one that was interrupted.
+    """Read every annotated clip into a new dataset at `out`, or finish an interrupted preparation.
 
     Args:
-        annotations: what to read; the order of the dataset's rows.
-        videos: the folder the annotations' paths start from.
-        out: the dataset's folder; returned as it is when it already holds exactly this.
-        config: rates and sizes.
-        read: how a clip is read from its file; a function of a module (worker processes import it).
-        workers: processes that decode, at least one: what a file does to its reader must not happen here.
-        strict: raise on the first file that cannot be read, now or before, instead of listing it in `skipped.csv`.
-        time_limit_seconds: of one clip, after which it counts as unreadable; None: no limit.
-        memory_limit_bytes: of reading one clip (where the system counts it, as Linux does); beyond it the clip counts
-            as unreadable. A long clip's frames are not held in memory, its audio is. None: no limit.
+        annotations: the clips, in the order of the dataset's rows.
+        videos: the folder that the annotations' paths are relative to.
+        out: the dataset's folder; returned as it is if it already holds exactly this dataset.
+        config: frame rate, sizes, sample rate.
+        read: reads a clip from its file; a function of a module, which worker processes import.
+        workers: number of decoding processes, at least one, because a file may crash its decoder.
+        strict: raise for the first file that cannot be read, now or earlier, instead of listing it in `skipped.csv`.
+        time_limit_seconds: for one clip, after which it counts as unreadable; None: no limit.
+        memory_limit_bytes: for reading one clip (enforced on Linux), beyond which it counts as unreadable. A long
+            clip's audio is held in memory, its frames are not. None: no limit.
         on_progress: called after each clip.
 
     Raises:
-        DatasetError: `out` holds something else, another process is preparing it, it cannot be written, a file has
-            changed since its clip was read or skipped, a clip was skipped for a time it may take now, or no clip could
-            be read.
+        DatasetError: `out` holds something else, another process prepares it, it cannot be written, a file has changed
+            since its clip was read or skipped, a clip was skipped for a shorter time limit, or no clip could be read.
         MediaError: with `strict`, the first unreadable file.
-        ConfigError: a time limit of 0 or less, or a reader that is defined in the script that runs.
+        ConfigError: a time limit of 0 or less, or a reader that is defined in the running script.
     """
     if time_limit_seconds is not None and not time_limit_seconds > 0:
         raise ConfigError(f"time_limit_seconds: expected more than 0, got {time_limit_seconds:g}")
@@ -115,7 +114,7 @@ def prepare(
                 answers.close()
                 remove_spools(folder)
             if not journal.rows:
-                # Most likely the wrong folder of videos: a journal full of failures must not outlive the mistake.
+                # Most likely the wrong folder of videos: the failures must not be kept.
                 shutil.rmtree(folder)
                 first = journal.skipped[0].reason if journal.skipped else "the list is empty"
                 raise DatasetError(f"no clip could be read; the first: {first}")
@@ -124,7 +123,7 @@ def prepare(
             remove_journal(out)
     except BlockingIOError:
         raise DatasetError(f"{out}: another process is preparing this dataset") from None
-    except (OSError, SpoolError) as error:  # of writing: what cannot be read is an answer, not an error
+    except (OSError, SpoolError) as error:  # of writing; unreadable files are results, not errors
         raise DatasetError(
             f"{out}: stopped: {error_message(error)}; finished clips are kept; fix this and run the same command again"
         ) from error
@@ -136,7 +135,7 @@ def _existing(
 ) -> ClipDataset:
     dataset = ClipDataset(out)
     description = read_description(out)
-    if description.corruption:  # its settings are those of the dataset it was made from
+    if description.corruption:  # its settings are those of its source dataset
         raise DatasetError(
             f"{out}: a dataset under a corruption is here, not the one it was made from; name another folder"
         )
@@ -146,12 +145,12 @@ def _existing(
         )
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
     _refuse_skipped(out, read_skipped(out), videos, strict, time_limit_seconds)
-    remove_journal(out)  # of a preparation that was killed when the dataset had just got its name
+    remove_journal(out)  # of a preparation that was killed right after the dataset got its name
     return dataset
 
 
 def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: Path, *, absent_too: bool) -> None:
-    """Raise DatasetError where videos are not those that were read; those of a finished dataset may be absent."""
+    """Raise DatasetError if videos have changed since they were read, with `absent_too` also if they are missing."""
     changed = []
     for path, state in sources.items():
         try:
@@ -162,30 +161,29 @@ def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: P
     if changed:
         raise DatasetError(
             f"{folder}: made from files that have changed{' or are gone' if absent_too else ''} since: "
-            f"{_shown(changed)}; bring them back (date included), or remove the folder to prepare anew"
+            f"{_list_paths(changed)}; bring them back (date included), or remove the folder to prepare anew"
         )
 
 
 def _refuse_skipped(
     folder: Path, skipped: list[Skip], videos: Path, strict: bool, time_limit_seconds: float | None
 ) -> None:
-    """Raise DatasetError where a clip that was skipped may be readable now, with `strict` MediaError where any was.
+    """Raise DatasetError if a skipped clip may be readable now, with `strict` MediaError if any clip was skipped.
 
-    It is not read after all: its place is before clips that are there.
+    It cannot be read after all, because its row belongs before rows that exist.
     """
-    recorded = [skip for skip in skipped if skip.bytes is not None]  # what an earlier version skipped stays so
-    # A file that could not be read may be deleted.
-    changed = [s.file for s in recorded if _state(videos / s.file) not in (NO_FILE, (s.bytes, s.mtime_ns))]
+    # An unreadable file may have been deleted.
+    changed = [s.file for s in skipped if _state_of(videos / s.file) not in (NO_FILE, (s.bytes, s.mtime_ns))]
     if changed:
         raise DatasetError(
-            f"{folder}: made without files that have changed or come since: {_shown(changed)}; put them back as they "
-            "were (date included), or remove the folder to prepare anew"
+            f"{folder}: made without files that have changed or come since: {_list_paths(changed)}; put them "
+            "back as they were (date included), or remove the folder to prepare anew"
         )
-    slow = [skip.file for skip in recorded if _may_take_longer(skip, time_limit_seconds)]
+    slow = [skip.file for skip in skipped if _may_take_longer(skip, time_limit_seconds)]
     if slow:
         raise DatasetError(
-            f"{folder}: made without clips that took too long then and may take longer now: {_shown(slow)}; give the "
-            "time limit it was made with, or remove the folder to prepare anew"
+            f"{folder}: made without clips that took too long then and may take longer now: {_list_paths(slow)}; "
+            "give the time limit it was made with, or remove the folder to prepare anew"
         )
     if strict and skipped:
         raise MediaError(f"{folder}: {len(skipped)} skipped when it was made; the first: {skipped[0].reason}")
@@ -193,18 +191,18 @@ def _refuse_skipped(
 
 def _may_take_longer(skip: Skip, time_limit_seconds: float | None) -> bool:
     took = _TOOK_LONGER.search(skip.reason)
-    # Compared as they are written.
+    # Compared in the precision of the message.
     return took is not None and (time_limit_seconds is None or float(f"{time_limit_seconds:g}") > float(took[1]))
 
 
-def _shown(paths: list[str]) -> str:
-    """The first few of them, in one line."""
+def _list_paths(paths: list[str]) -> str:
+    """The first few paths, in one line."""
     paths = list(dict.fromkeys(paths))
-    more = f" and {len(paths) - _CHANGED_SHOWN} more" if len(paths) > _CHANGED_SHOWN else ""
-    return ", ".join(" ".join(path.split()) for path in paths[:_CHANGED_SHOWN]) + more
+    more = f" and {len(paths) - _MOST_LISTED} more" if len(paths) > _MOST_LISTED else ""
+    return ", ".join(" ".join(path.split()) for path in paths[:_MOST_LISTED]) + more
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _state_of(path: Path) -> tuple[int, int]:
     try:
         return file_state(path)
     except OSError:
@@ -217,22 +215,22 @@ def _fingerprint(annotations: list[Annotation]) -> str:
 
 
 def _tasks(annotations: list[Annotation], videos: Path, folder: Path) -> list[Task]:
-    # The process's number in the name: workers of a run that was just killed may still be writing their last.
+    # With the process id, because workers of a run that was just killed may still be writing.
     return [Task(a, videos / a.path, folder / f"spool-{os.getpid()}-{i}") for i, a in enumerate(annotations)]
 
 
 def _fill(
     journal: Journal,
     tasks: list[Task],
-    answers: Iterable[Spooled | MediaError | WorkerFailure],
+    answers: Iterable[SpooledClip | MediaError | WorkerFailure],
     strict: bool,
     on_progress: OnProgress | None,
 ) -> None:
     before = journal.finished
-    # Before any is opened: one that is mended while we read others must differ from what is noted of it.
-    states = {task.file: _state(task.file) for task in tasks}
+    # Taken before any is opened, so that a file replaced during the run differs from its record.
+    states = {task.file: _state_of(task.file) for task in tasks}
     for task, answer in zip(tasks, answers, strict=True):
-        if isinstance(answer, Spooled):
+        if isinstance(answer, SpooledClip):
             journal.add(task.annotation, answer.open(task), answer.state)
         else:
             error = MediaError(f"{task.file}: {answer.reason}") if isinstance(answer, WorkerFailure) else answer

@@ -1,1 +1,1 @@
-"""A synthetic dataset: real media files of moving objects whose audio often belongs to another object."""
+"""A synthetic dataset: media files of moving objects whose audio often belongs to another object."""

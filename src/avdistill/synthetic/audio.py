@@ -1,7 +1,7 @@
-"""The audio half of the synthetic data set: what twelve moving things, a band and a crowd audio like.
+"""The audio of the synthetic dataset: twelve moving objects, and music, babble and street noise.
 
-A thing is heard by one function `(motion, times, pitch, rng) -> waveform`. `times` (S,) are seconds, `pitch` multiplies
-every frequency. The result has any level; who mixes sets it.
+Each is a function `(motion, times, pitch, rng) -> waveform` (S,). `times` (S,) are seconds, `pitch` multiplies every
+frequency. The level of a waveform is arbitrary; mixing sets it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ FloatArray = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class AudioDifficulty:
-    """How hard the audio is to read; none of these changes the video.
+    """How hard the audio is to classify; none of these changes the video.
 
     Attributes:
-        floor_db: level of the recording noise relative to the rest of the audio (RMS to RMS over the clip); a
-            clip draws within 4 dB of it.
-        pitch_spread_octaves: pitch is drawn up to this far above or below the thing's own.
-        room: 0 (dry, flat) to 1 (strong echo and coloring by the microphone).
+        floor_db: level of the recording noise relative to the rest of the audio, RMS to RMS over the clip; each clip
+            draws a level within 4 dB of it.
+        pitch_spread_octaves: the pitch is drawn up to this far above or below that of the class.
+        room: strength of echo and of coloring by the microphone, 0 (none) to 1.
     """
 
     floor_db: float = -14.0
@@ -34,12 +34,12 @@ class AudioDifficulty:
 
 @dataclass(frozen=True)
 class Motion:
-    """The clock that one thing's video and audio share.
+    """The periodic motion that the video and the audio of one object share.
 
     Attributes:
         rate_hz: cycles per second on average.
-        phase: cycles done at second 0.
-        wobble: unevenness in cycles, small enough that time never runs backwards.
+        phase: cycles completed at second 0.
+        wobble: unevenness in cycles, small enough for the number of cycles to increase with time.
     """
 
     rate_hz: float
@@ -52,11 +52,11 @@ class Motion:
         return Motion(rate_hz=rng.uniform(*rates_hz), phase=rng.uniform(0, 2), wobble=rng.uniform(-0.05, 0.05))
 
     def cycles(self, times: FloatArray) -> FloatArray:
-        """Cycles done at `times` (seconds, any shape), increasing."""
+        """Cycles completed at `times` (seconds, any shape)."""
         return self.phase + self.rate_hz * times + self.wobble * np.sin(2 * np.pi * 0.4 * self.rate_hz * times)
 
     def events(self, start_seconds: float, end_seconds: float) -> FloatArray:
-        """The times in [start, end) at which a whole number of cycles is done: what strikes, strikes then."""
+        """The times in [start, end), in seconds, at which a cycle is completed; struck objects are struck then."""
         times = np.linspace(start_seconds, end_seconds, 2000)
         cycles = self.cycles(times)
         return np.interp(np.arange(np.ceil(cycles[0]), np.ceil(cycles[-1])), cycles, times)
@@ -65,7 +65,7 @@ class Motion:
 Voice = Callable[[Motion, FloatArray, float, Generator], FloatArray]
 
 
-def audio_bouncing_ball(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def bouncing_ball(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A thud that falls in pitch."""
     noise = _noise(len(times), rng, high_hz=600 * pitch, rate_hz=_rate(times))
 
@@ -75,32 +75,32 @@ def audio_bouncing_ball(motion: Motion, times: FloatArray, pitch: float, rng: Ge
     return _strike(motion, times, thud) + noise * _strike(motion, times, lambda age: np.exp(-age / 0.02))
 
 
-def audio_pendulum(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """A dry tick, a bare resonance of a few milliseconds."""
+def pendulum(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+    """A dry tick, a resonance of a few milliseconds."""
     return _strike(motion, times, lambda age: np.sin(2 * np.pi * 1700 * pitch * age) * np.exp(-age / 0.008))
 
 
-def audio_hammer(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """A clang: partials in no harmonic relation under a burst of noise."""
+def hammer(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+    """A clang: inharmonic partials and a burst of noise."""
     noise = _noise(len(times), rng, low_hz=800, rate_hz=_rate(times))
     ratios = np.array([1.0, 1.62, 2.41, 3.27, 4.6]) * rng.uniform(0.97, 1.03, 5)
     clang = _partials(850 * pitch * ratios, [1.0, 0.8, 0.7, 0.5, 0.4], decay_seconds=0.12)
     return _strike(motion, times, clang) + noise * _strike(motion, times, lambda age: np.exp(-age / 0.012))
 
 
-def audio_siren(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def siren(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """Two tones in turn, changing with a short glide at every whole cycle."""
     upper = 0.5 + 0.5 * np.tanh(6 * np.sin(np.pi * motion.cycles(times)))
     return _tone(_integrate(pitch * (520 + 190 * upper), times), [1.0, 0.5, 0.35, 0.15])
 
 
-def audio_rotor(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def rotor(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """Low noise that swells each time a blade passes."""
     noise = _noise(len(times), rng, low_hz=60 * pitch, high_hz=900 * pitch, rate_hz=_rate(times))
     return noise * (0.1 + (0.5 + 0.5 * np.cos(2 * np.pi * motion.cycles(times))) ** 3)
 
 
-def audio_water_drops(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def water_drops(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A plink whose pitch rises as the bubble closes."""
 
     def plink(age: FloatArray) -> FloatArray:
@@ -109,8 +109,8 @@ def audio_water_drops(motion: Motion, times: FloatArray, pitch: float, rng: Gene
     return _strike(motion, times, plink)
 
 
-def audio_passing_engine(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """A hum that swells, sinks in pitch as it passes (at whole cycles), and fades."""
+def passing_engine(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+    """A hum that swells, falls in pitch as it passes (at whole cycles), and fades."""
     cycles = motion.cycles(times)
     along = 5 * (cycles - np.round(cycles))  # distance along the road in units of the distance to the road
     near = 1 / (1 + along**2)
@@ -119,7 +119,7 @@ def audio_passing_engine(motion: Motion, times: FloatArray, pitch: float, rng: G
     return hum * (0.15 + near) + 0.3 * near * _noise(len(times), rng, high_hz=1500, rate_hz=_rate(times))
 
 
-def audio_sliding_saw(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def sliding_saw(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A scrape as loud as the blade is fast, brighter on the way out than on the way back."""
     speed = np.sin(np.pi * motion.cycles(times))
     out = _noise(len(times), rng, low_hz=1800 * pitch, high_hz=4200 * pitch, rate_hz=_rate(times))
@@ -128,7 +128,7 @@ def audio_sliding_saw(motion: Motion, times: FloatArray, pitch: float, rng: Gene
     return rasp * (out * np.clip(speed, 0, 1) + back * np.clip(-speed, 0, 1))
 
 
-def audio_hopping_frog(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def hopping_frog(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A croak at the landing: a throaty tone chopped some forty times a second."""
 
     def croak(age: FloatArray) -> FloatArray:
@@ -138,7 +138,7 @@ def audio_hopping_frog(motion: Motion, times: FloatArray, pitch: float, rng: Gen
     return _strike(motion, times, croak)
 
 
-def audio_fluttering_bird(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def fluttering_bird(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """Three quick falling whistles."""
 
     def chirp(age: FloatArray) -> FloatArray:
@@ -152,21 +152,21 @@ def audio_fluttering_bird(motion: Motion, times: FloatArray, pitch: float, rng: 
     return _strike(motion, times, chirp)
 
 
-def audio_buzzing_insect(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def buzzing_insect(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A reedy buzz, highest in mid-flight and lowest where the insect turns."""
     flight = np.abs(np.sin(np.pi * motion.cycles(times)))
     buzz = _tone(_integrate(190 * pitch * (1 + 0.25 * flight), times), np.ones(14) / np.sqrt(np.arange(1, 15)))
     return buzz * (0.5 + 0.5 * flight)
 
 
-def audio_bell(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
+def bell(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
     """A struck bell: hum, prime, tierce, quint and nominal, ringing for most of a second."""
     ratios = np.array([0.5, 1.0, 1.2, 1.5, 2.0, 2.6]) * rng.uniform(0.99, 1.01, 6)
     return _strike(motion, times, _partials(520 * pitch * ratios, [0.6, 1.0, 0.8, 0.5, 0.7, 0.3], decay_seconds=0.5))
 
 
 def music(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """A random progression of four-note chords over a bass and a drum beat, with no regard to `motion`."""
+    """A random progression of four-note chords over a bass and a drum beat; independent of `motion`."""
     beat_seconds = rng.uniform(0.28, 0.5)
     beat = np.floor(times / beat_seconds + rng.random()).astype(int)
     age = times - np.array([times[np.argmax(beat == b)] for b in range(beat[-1] + 1)])[beat]
@@ -182,7 +182,7 @@ def music(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> Fl
 
 
 def babble(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """Three or four voices at once: pulses at a wandering pitch through formants, whatever the `motion`."""
+    """Three or four voices at once, pulses of varying pitch filtered by formants; independent of `motion`."""
     vowels_hz = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
     frequencies = np.fft.rfftfreq(len(times), 1 / _rate(times))
     mix = np.zeros(len(times))
@@ -202,18 +202,19 @@ def babble(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> F
 
 
 def street(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> FloatArray:
-    """Noise of a random color that swells and fades, with no regard to `motion`."""
+    """Noise of a random color that swells and fades; independent of `motion`."""
     swell = 1 + 0.5 * np.sin(2 * np.pi * (rng.uniform(0.2, 1.0) * times + rng.random()))
     return swell * _noise(len(times), rng, tilt=rng.uniform(0.2, 1.0), rate_hz=_rate(times))
 
 
 def scale_to_snr(foreground: FloatArray, background: FloatArray, snr_db: float) -> FloatArray:
-    """`background` scaled so that 10 log10(mean foreground² / mean background²) over the clip is `snr_db`."""
-    return background * (np.sqrt(np.mean(foreground**2) / np.mean(background**2)) * 10 ** (-snr_db / 20))
+    """`background` (S,) scaled so that 10 log10(mean foreground² / mean background²) is `snr_db`; silence stays."""
+    power = np.mean(background**2)
+    return background * (np.sqrt(np.mean(foreground**2) / power) * 10 ** (-snr_db / 20)) if power else background
 
 
-def record(waveform: FloatArray, rng: Generator, *, sample_rate_hz: int, room: float) -> FloatArray:
-    """`waveform` (S,) as it audio in a room through a microphone: a decaying echo and a random smooth equalizer."""
+def add_room(waveform: FloatArray, rng: Generator, *, sample_rate_hz: int, room: float) -> FloatArray:
+    """`waveform` (S,) as recorded in a room: with a decaying echo and the smooth, random response of a microphone."""
     length = len(waveform) + sample_rate_hz // 5
     delay = np.arange(sample_rate_hz // 5) / sample_rate_hz
     echo = rng.normal(size=len(delay)) * np.exp(-delay / rng.uniform(0.015, 0.06))
@@ -227,7 +228,7 @@ def record(waveform: FloatArray, rng: Generator, *, sample_rate_hz: int, room: f
 
 
 def recording_floor(samples: int, rng: Generator, *, sample_rate_hz: int) -> FloatArray:
-    """Hiss and rumble of a recorder (S,), of random color and unit RMS."""
+    """Noise of a recorder (S,), of random color and unit RMS."""
     return _noise(samples, rng, tilt=rng.uniform(0.0, 0.8), rate_hz=sample_rate_hz)
 
 
@@ -236,7 +237,7 @@ def _rate(times: FloatArray) -> float:
 
 
 def _strike(motion: Motion, times: FloatArray, voice: Callable[[FloatArray], FloatArray]) -> FloatArray:
-    """`voice` of the seconds since every event, summed; what was struck in the second before the clip still rings."""
+    """The sum of `voice(seconds since the event)` over all events, from a second before the clip on."""
     total = np.zeros(len(times))
     for event in motion.events(times[0] - 1.0, times[-1]):
         first = int(np.searchsorted(times, event))
@@ -248,7 +249,7 @@ def _strike(motion: Motion, times: FloatArray, voice: Callable[[FloatArray], Flo
 def _partials(
     frequencies_hz: FloatArray, gains: list[float], *, decay_seconds: float
 ) -> Callable[[FloatArray], FloatArray]:
-    """A struck body: one decaying sine a partial, the higher the shorter."""
+    """A struck body: one decaying sine per partial, higher ones decay faster."""
 
     def voice(age: FloatArray) -> FloatArray:
         total = np.zeros(len(age))
@@ -268,7 +269,7 @@ def _tone(cycles: FloatArray, harmonics: FloatArray | list[float]) -> FloatArray
 
 
 def _integrate(frequency_hz: FloatArray, times: FloatArray) -> FloatArray:
-    """The cycles done by an oscillator of the given frequency (S,)."""
+    """The cycles completed by an oscillator of the given frequency (S,)."""
     return np.cumsum(frequency_hz) / _rate(times)
 
 

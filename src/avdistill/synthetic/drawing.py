@@ -1,7 +1,7 @@
-"""The video half of the synthetic data set: twelve moving things on a cluttered, shaking, flickering background.
+"""The video of the synthetic dataset: twelve moving objects on a cluttered, shaking, flickering background.
 
-A thing is drawn by one function `(stage, cycles, rng)`. `cycles` (T,) counts the thing's own periods at every frame;
-the audio function of the same thing reads the same count, so a whole number of cycles is both seen and heard.
+An object is drawn by a function `(stage, cycles, rng)`. `cycles` (T,) counts the object's periods at every frame; its
+audio is made from the same count, so that both have their events at whole cycles.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
-Coordinate = float | FloatArray
+Scalar = float | FloatArray  # one for all frames, or (T,)
+Color = FloatArray | None  # (3,) or (T, 3); None is the object's main color
 Draw = Callable[["Stage", FloatArray, Generator], None]
 
 
 @dataclass(frozen=True)
 class VideoDifficulty:
-    """How hard the video is to read; none of these changes the audio.
+    """How hard the video is to classify; none of these changes the audio.
 
     Attributes:
-        object_size: mean half-height of the thing as a share of the frame height; a clip draws 0.7 to 1.3 times it.
-        contrast: 0 (the color of the background) to 1; the same for things and distractors, so color tells nothing.
-        clutter: 0 (a plain wall) to 1 (strong texture and fourteen shapes behind the thing).
-        distractors: most other objects in a clip; at least one of them is there unless this is 0.
-        shake_pixels: standard deviation of the camera's wandering, in pixels.
-        brightness: share by which brightness varies within a clip and between clips.
-        occlusion: probability that a bar in front hides part of the thing.
+        object_size: mean half-height of the object as a share of the frame height; a clip draws 0.7 to 1.3 times it.
+        contrast: of objects and distractors alike, 0 (the color of the background) to 1.
+        clutter: 0 (a plain background) to 1 (strong texture and fourteen shapes behind the object).
+        distractors: largest number of other objects in a clip; at least one unless this is 0.
+        shake_pixels: standard deviation of the camera's position, in pixels.
+        brightness: relative variation of brightness within a clip and between clips.
+        occlusion: probability that a bar hides part of the object.
     """
 
     object_size: float = 0.28
@@ -42,7 +43,7 @@ class VideoDifficulty:
 
 
 class Stage:
-    """The frames being painted, with a local coordinate system that travels with one object.
+    """The frames being painted, with a local coordinate system that moves with one object.
 
     Local units: x to the right, y down, the object within about [-1, 1]; every argument is a number or one number per
     frame (T,). Edges are softened over one pixel, so that slow motion is smooth.
@@ -60,18 +61,10 @@ class Stage:
 
     @property
     def half_width(self) -> float:
-        """Half the frame's width in local units, for things that cross the whole video."""
+        """Half the frame's width in local units, for objects that cross the whole frame."""
         return self.frames.shape[2] / 2 / self.size
 
-    def ellipse(
-        self,
-        x: Coordinate,
-        y: Coordinate,
-        rx: Coordinate,
-        ry: Coordinate,
-        angle: Coordinate = 0.0,
-        color: FloatArray | None = None,
-    ) -> None:
+    def ellipse(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, angle: Scalar = 0.0, color: Color = None) -> None:
         """A filled ellipse with half axes `rx`, `ry`, turned by `angle` radians."""
         a, b = self._pixels(rx), self._pixels(ry)
 
@@ -80,15 +73,7 @@ class Stage:
 
         self._paint(x, y, np.maximum(a, b), angle, color, distance)
 
-    def box(
-        self,
-        x: Coordinate,
-        y: Coordinate,
-        rx: Coordinate,
-        ry: Coordinate,
-        angle: Coordinate = 0.0,
-        color: FloatArray | None = None,
-    ) -> None:
+    def box(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, angle: Scalar = 0.0, color: Color = None) -> None:
         """A filled rectangle with half sides `rx`, `ry`, turned by `angle` radians."""
         a, b = self._pixels(rx), self._pixels(ry)
 
@@ -97,22 +82,12 @@ class Stage:
 
         self._paint(x, y, np.hypot(a, b), angle, color, distance)
 
-    def bar(
-        self,
-        x0: Coordinate,
-        y0: Coordinate,
-        x1: Coordinate,
-        y1: Coordinate,
-        thickness: float,
-        color: FloatArray | None = None,
-    ) -> None:
+    def bar(self, x0: Scalar, y0: Scalar, x1: Scalar, y1: Scalar, thickness: float, color: Color = None) -> None:
         """A straight bar of the given half thickness between two points."""
         dx, dy = np.subtract(x1, x0), np.subtract(y1, y0)
         self.box(np.add(x0, x1) / 2, np.add(y0, y1) / 2, np.hypot(dx, dy) / 2, thickness, np.arctan2(dy, dx), color)
 
-    def ring(
-        self, x: Coordinate, y: Coordinate, rx: Coordinate, ry: Coordinate, color: FloatArray | None = None
-    ) -> None:
+    def ring(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, color: Color = None) -> None:
         """The outline of an ellipse, about two pixels thick."""
         a, b = self._pixels(rx), self._pixels(ry)
 
@@ -121,18 +96,18 @@ class Stage:
 
         self._paint(x, y, np.maximum(a, b) + 1, 0.0, color, distance)
 
-    def _pixels(self, length: Coordinate) -> FloatArray:
+    def _pixels(self, length: Scalar) -> FloatArray:
         """Local lengths as pixels, at least half a pixel, shaped to broadcast over (T, h, w)."""
         lengths = np.broadcast_to(np.asarray(length, np.float32), len(self.frames))
         return np.maximum(lengths * self.size, 0.5)[:, None, None]
 
     def _paint(
         self,
-        x: Coordinate,
-        y: Coordinate,
+        x: Scalar,
+        y: Scalar,
         reach: FloatArray,
-        angle: Coordinate,
-        color: FloatArray | None,
+        angle: Scalar,
+        color: Color,
         distance: Callable[[FloatArray, FloatArray], FloatArray],
     ) -> None:
         """Blend `color` ((3,) or (T, 3)) over the window of every frame where the shape's distance is below zero."""
@@ -141,7 +116,7 @@ class Stage:
         u, v = np.multiply(x, self.mirror), np.asarray(y)
         px = (self.anchor[:, 0] + self.size * (cos * u - sin * v)).astype(np.float32)
         py = (self.anchor[:, 1] + self.size * (sin * u + cos * v)).astype(np.float32)
-        # The window moves with the shape but never leaves the frame; what is outside is simply not visited.
+        # The window moves with the shape but stays within the frame.
         side = int(np.ceil(2 * reach.max())) + 3
         h, w = min(side, H), min(side, W)
         rows = np.clip(py - side / 2 + 1, 0, H - h).astype(int)[:, None] + np.arange(h)
@@ -151,7 +126,7 @@ class Stage:
         turn = np.broadcast_to(np.asarray(self.mirror * np.asarray(angle) + self.tilt, np.float32), T)[:, None, None]
         c, s = np.cos(turn), np.sin(turn)
         depth = 0.5 - distance(c * dx + s * dy, c * dy - s * dx)  # (T, h, w)
-        t, i, j = np.nonzero(depth > 0)  # a thin bar fills little of its window: blend only the N pixels it touches
+        t, i, j = np.nonzero(depth > 0)  # blend only the N pixels that the shape covers
         pixels = self.frames.reshape(-1, 3)  # a view
         where = (t * H + rows[t, i]) * W + columns[t, j]
         paint = np.broadcast_to(self.main if color is None else color, (T, 3)).astype(np.float32)[t]
@@ -280,12 +255,12 @@ def draw_bell(stage: Stage, cycles: FloatArray, rng: Generator) -> None:
 def render_video(
     draw: Draw, cycles: FloatArray, rng: Generator, *, height: int, width: int, fps: int, difficulty: VideoDifficulty
 ) -> NDArray[np.uint8]:
-    """One clip's frames, uint8 (T, H, W, 3) RGB, with `cycles` (T,) the thing's count of periods at every frame."""
+    """One clip's frames, uint8 (T, H, W, 3) RGB; `cycles` (T,) are the object's periods at every frame."""
     T = len(cycles)
     times = np.arange(T) / fps
     base = rng.uniform(70, 185, 3)
     camera = difficulty.shake_pixels * _wander(times, rng)  # (T, 2) pixels
-    scenery = rng.spawn(1)[0]  # its own stream: more clutter leaves the thing as it is
+    scenery = rng.spawn(1)[0]  # a stream of its own: more clutter does not change the object
     frames = _background(times, camera, base, scenery, height=height, width=width, clutter=difficulty.clutter)
     middle, frame_size = np.array([width, height]) / 2, np.array([width, height])
 
@@ -299,19 +274,19 @@ def render_video(
         mirror = 1.0 if rng.random() < 0.5 else -1.0
         return Stage(frames, start + drift + camera, size, np.clip(colors, 0, 255), rng.uniform(-0.25, 0.25), mirror)
 
-    thing, others = stage(0.04), [stage(0.25) for _ in range(difficulty.distractors)]
+    main, others = stage(0.04), [stage(0.25) for _ in range(difficulty.distractors)]
     shown = int(rng.integers(min(1, difficulty.distractors), difficulty.distractors + 1))
-    behind = rng.random(len(others)) < 0.6  # drawn before the thing, so it is the thing that hides the distractor
+    behind = rng.random(len(others)) < 0.6  # drawn before the object, which hides them
     for other, back in zip(others[:shown], behind[:shown], strict=True):
         if back:
             _draw_distractor(other, times, rng)
-    draw(thing, cycles, rng)
+    draw(main, cycles, rng)
     for other, back in zip(others[:shown], behind[:shown], strict=True):
         if not back:
             _draw_distractor(other, times, rng)
     angle, shift, occluded = rng.uniform(-0.6, 0.6), rng.uniform(-1, 1), rng.random() < difficulty.occlusion
     if occluded:
-        thing.box(shift + 0.3 * np.sin(times + 6 * shift), 0.0, 0.18, 2.5, angle, base + rng.uniform(-40, 40, 3))
+        main.box(shift + 0.3 * np.sin(times + 6 * shift), 0.0, 0.18, 2.5, angle, base + rng.uniform(-40, 40, 3))
     flicker = 1 + difficulty.brightness * (0.6 * rng.uniform(-1, 1) + 0.5 * _wander(times, rng)[:, 0])
     grain = rng.normal(0, 3, (height + 16, width + 16)).astype(np.float32)
     for frame, gain, (dy, dx) in zip(frames, flicker, rng.integers(0, 17, (T, 2)), strict=True):
@@ -333,7 +308,7 @@ def _draw_distractor(stage: Stage, times: FloatArray, rng: Generator) -> None:
 
 
 def _wander(times: FloatArray, rng: Generator) -> FloatArray:
-    """Two smooth random curves (T, 2) of unit standard deviation: sums of three slow sines."""
+    """Two smooth random curves (T, 2) of unit standard deviation, sums of three slow sines."""
     rate, phase = rng.uniform(0.2, 3.0, (3, 2)), rng.uniform(0, 2 * np.pi, (3, 2))
     return np.sqrt(2 / 3) * np.sin(2 * np.pi * rate * times[:, None, None] + phase).sum(axis=1)
 
@@ -341,7 +316,7 @@ def _wander(times: FloatArray, rng: Generator) -> FloatArray:
 def _background(
     times: FloatArray, camera: FloatArray, base: FloatArray, rng: Generator, *, height: int, width: int, clutter: float
 ) -> FloatArray:
-    """Frames (T, H, W, 3) float32 cut along a pan out of one large textured video with shapes on it."""
+    """Frames (T, H, W, 3) float32 cut along a pan out of one large textured image with shapes on it."""
     margin = height // 4
     H, W = height + 2 * margin, width + 2 * margin
     image = np.zeros((H, W, 3), np.float32)

@@ -1,7 +1,7 @@
-"""A data set made here: real MP4 and AVI files of twelve moving things whose audio is often not theirs.
+"""A synthetic dataset: MP4 and AVI files of twelve moving objects, many with noisy correspondence, with known truth.
 
-A clip follows from the configuration, its split and its index alone: the first draws decide its truth (`plan_clip`),
-two independent streams then make its drawing and its audio, so that a knob of one never changes the other.
+A clip depends on the configuration, its split and its index alone: the first draws decide its truth (`plan_clip`), two
+independent streams then make its video and its audio, so that a parameter of one never changes the other.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import OutputContainer
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from avdistill.errors import ConfigError
+from avdistill.errors import ConfigError, DatasetError
+from avdistill.executors.process_pool import ordered_map
 from avdistill.fsio import replace_text, sync_all
+from avdistill.media.encoder import write_clip
 from avdistill.progress import OnProgress, Progress
 from avdistill.synthetic import audio, drawing
 from avdistill.synthetic.audio import AudioDifficulty, Motion
@@ -38,35 +34,35 @@ HEADER = ("path", "label", "split", "start_seconds", "end_seconds", "true_label"
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One class: how it looks, how it audio, and how many cycles a second both go through."""
+class ObjectClass:
+    """How the objects of one class are drawn, their audio, and the range of cycles per second."""
 
     draw: drawing.Draw
     voice: audio.Voice
     rates_hz: tuple[float, float]
 
 
-THINGS: dict[str, Thing] = {
-    "bouncing_ball": Thing(drawing.draw_bouncing_ball, audio.audio_bouncing_ball, (1.2, 2.4)),
-    "pendulum": Thing(drawing.draw_pendulum, audio.audio_pendulum, (1.2, 2.6)),
-    "hammer": Thing(drawing.draw_hammer, audio.audio_hammer, (1.1, 2.2)),
-    "siren": Thing(drawing.draw_siren, audio.audio_siren, (1.2, 3.0)),
-    "rotor": Thing(drawing.draw_rotor, audio.audio_rotor, (2.5, 6.0)),
-    "water_drops": Thing(drawing.draw_water_drops, audio.audio_water_drops, (1.2, 2.6)),
-    "passing_engine": Thing(drawing.draw_passing_engine, audio.audio_passing_engine, (0.5, 0.9)),
-    "sliding_saw": Thing(drawing.draw_sliding_saw, audio.audio_sliding_saw, (1.4, 3.2)),
-    "hopping_frog": Thing(drawing.draw_hopping_frog, audio.audio_hopping_frog, (1.1, 2.2)),
-    "fluttering_bird": Thing(drawing.draw_fluttering_bird, audio.audio_fluttering_bird, (1.1, 2.4)),
-    "buzzing_insect": Thing(drawing.draw_buzzing_insect, audio.audio_buzzing_insect, (1.5, 3.5)),
-    "bell": Thing(drawing.draw_bell, audio.audio_bell, (1.1, 2.2)),
+OBJECTS: dict[str, ObjectClass] = {
+    "bouncing_ball": ObjectClass(drawing.draw_bouncing_ball, audio.bouncing_ball, (1.2, 2.4)),
+    "pendulum": ObjectClass(drawing.draw_pendulum, audio.pendulum, (1.2, 2.6)),
+    "hammer": ObjectClass(drawing.draw_hammer, audio.hammer, (1.1, 2.2)),
+    "siren": ObjectClass(drawing.draw_siren, audio.siren, (1.2, 3.0)),
+    "rotor": ObjectClass(drawing.draw_rotor, audio.rotor, (2.5, 6.0)),
+    "water_drops": ObjectClass(drawing.draw_water_drops, audio.water_drops, (1.2, 2.6)),
+    "passing_engine": ObjectClass(drawing.draw_passing_engine, audio.passing_engine, (0.5, 0.9)),
+    "sliding_saw": ObjectClass(drawing.draw_sliding_saw, audio.sliding_saw, (1.4, 3.2)),
+    "hopping_frog": ObjectClass(drawing.draw_hopping_frog, audio.hopping_frog, (1.1, 2.2)),
+    "fluttering_bird": ObjectClass(drawing.draw_fluttering_bird, audio.fluttering_bird, (1.1, 2.4)),
+    "buzzing_insect": ObjectClass(drawing.draw_buzzing_insect, audio.buzzing_insect, (1.5, 3.5)),
+    "bell": ObjectClass(drawing.draw_bell, audio.bell, (1.1, 2.2)),
 }
-CLASSES: tuple[str, ...] = tuple(THINGS)
+CLASSES: tuple[str, ...] = tuple(OBJECTS)
 MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 @dataclass(frozen=True)
 class Difficulty(VideoDifficulty, AudioDifficulty):
-    """The knobs of both halves in one value; see `VideoDifficulty` and `AudioDifficulty`."""
+    """The difficulty of both modalities; see `VideoDifficulty` and `AudioDifficulty`."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +70,24 @@ class SyntheticConfig:
     """What `synthesize` makes.
 
     Attributes:
-        teacher_clips: labeled clips for training audio teacher; their audio is `related` or `noisy`, in the ratio of
-            these two shares.
-        labeled_clips: the first clips of split `train`, annotated with their label.
-        unlabeled_clips: the further clips of split `train`, annotated without.
-        test_clips: labeled clips with the same mix of audio as `train`.
+        teacher_clips: number of labeled clips for training an audio teacher; their audio is `related` or `noisy`, in
+            the ratio of these two shares.
+        labeled_clips: number of clips of split `train` with a label in the annotations.
+        unlabeled_clips: number of clips of split `train` without one.
+        test_clips: number of labeled test clips, with the same mix of audio as `train`.
         seconds: length of every clip.
-        height, width: pixels, both even (H.264 halves the color planes).
+        height: of the frames in pixels, even (H.264 halves the color planes).
+        width: of the frames in pixels, even.
         fps: frames per second.
-        sample_rate_hz: of the audio; one that MP3 knows (`MP3_RATES_HZ`).
-        noisy, mismatched, silent: shares of clips in `train` and `test`; what is left of 1 is `related`.
-        snr_db: range from which a noisy clip draws its signal-to-noise ratio. The ratio is 10 log10(mean own² / mean
-            other²) over the whole clip, own = the thing's audio in its room, other = what is mixed in; the recording
-            floor, which every clip has, is in neither.
+        sample_rate_hz: of the audio, one of `MP3_RATES_HZ`.
+        noisy: share of clips of `train` and `test` with other audio mixed in.
+        mismatched: share of clips of `train` and `test` with audio that does not belong to the object.
+        silent: share of clips of `train` and `test` without an audio stream or with zeros; the rest is `related`.
+        snr_db: range of the signal-to-noise ratio of noisy clips, 10 log10(mean own^2 / mean other^2) over the clip.
+            The recording noise that every clip has is in neither.
         avi_share: share of clips that are AVI with MPEG-4 and MP3; the others are MP4 with H.264 and AAC.
-        seed: another seed gives other clips throughout.
-        difficulty: how hard drawing and audio are to read.
+        seed: of all draws.
+        difficulty: how hard video and audio are to classify.
     """
 
     teacher_clips: int = 360
@@ -134,7 +132,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of one clip, as its row in annotations.csv says it (`snr_db` is None where it is empty)."""
+    """The truth about one clip, its row in annotations.csv (`snr_db` is None where it is empty)."""
 
     path: str
     label: str
@@ -151,15 +149,15 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SyntheticClip:
     """One clip before encoding.
 
     Attributes:
         frames: uint8 (T, H, W, 3), RGB.
         waveform: float32 (S,) in [-1, 1]: foreground + background + recording floor; zeros when silent.
-        foreground: float32 (S,), the audio of the thing in the drawing, zeros where it is not heard.
-        background: float32 (S,), whatever else audio.
-        event_seconds: the times in the clip at which the thing in the drawing completes a cycle.
+        foreground: float32 (S,), the audio of the object in the video; zeros if it is mismatched or silent.
+        background: float32 (S,), the other audio.
+        event_seconds: the times in the clip at which the object in the video completes a cycle.
         truth: its row in annotations.csv.
     """
 
@@ -176,45 +174,41 @@ def plan_clip(config: SyntheticConfig, split: str, index: int) -> Truth:
     return _plan(config, split, index)[0]
 
 
-def render_clip(config: SyntheticConfig, split: str, index: int) -> Clip:
-    """One clip's frames, waveform and truth; the same whatever else is made."""
+def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
+    """One clip's frames, waveform and truth; independent of all other clips."""
     truth, rng = _plan(config, split, index)
     video_rng, audio_rng = rng.spawn(2)
-    thing = THINGS[truth.true_label]
-    motion = Motion.draw(thing.rates_hz, rng)
+    object_class = OBJECTS[truth.true_label]
+    motion = Motion.draw(object_class.rates_hz, rng)
     frame_times = np.arange(round(config.seconds * config.fps)) / config.fps
     size = {"height": config.height, "width": config.width, "fps": config.fps}
     cycles = motion.cycles(frame_times)
-    frames = drawing.render_video(thing.draw, cycles, video_rng, difficulty=config.difficulty, **size)
+    frames = drawing.render_video(object_class.draw, cycles, video_rng, difficulty=config.difficulty, **size)
     foreground, background, floor = _render_audio(config, truth, motion, audio_rng)
     events = motion.events(0.0, config.seconds)
     waveform = (foreground + background + floor).astype(np.float32)
-    return Clip(frames, waveform, foreground.astype(np.float32), background.astype(np.float32), events, truth)
+    return SyntheticClip(frames, waveform, foreground.astype(np.float32), background.astype(np.float32), events, truth)
 
 
 def synthesize(
-    out: str | os.PathLike[str],
-    config: SyntheticConfig,
-    *,
-    workers: int = 2,
-    on_progress: OnProgress | None = None,
+    out: str | os.PathLike[str], config: SyntheticConfig, *, workers: int = 2, on_progress: OnProgress | None = None
 ) -> Path:
-    """Make the data set in the folder `out`; a killed run continues where it stopped.
+    """Make the dataset's media files in the folder `out`; a killed run continues where it stopped.
 
-    Writes `videos/<split>/<number>.mp4|avi`, `synthetic.json` (configuration, versions, counts) first of all and
+    Writes `synthetic.json` (configuration, versions, counts), then `videos/<split>/<number>.mp4|avi`, and
     `annotations.csv` last.
 
     Args:
-        out: a folder, created if need be.
+        out: a folder, created if it does not exist.
         config: what to make.
-        workers: processes; with 1 the work is done in this one.
+        workers: number of processes, at least one.
         on_progress: called after each clip.
 
     Returns:
         The path of annotations.csv.
 
     Raises:
-        FileExistsError: `out` holds a data set of another configuration; the message names the difference.
+        DatasetError: `out` holds a dataset of another configuration; the message names the differences.
     """
     out = Path(out)
     clips = [(split, index) for split in SPLITS for index in range(config.clips(split))]
@@ -223,11 +217,13 @@ def synthesize(
     for split in SPLITS:
         (out / "videos" / split).mkdir(parents=True, exist_ok=True)
     missing = [clip for clip, truth in zip(clips, truths, strict=True) if not (out / "videos" / truth.path).exists()]
-    done = len(clips) - len(missing)
-    for _ in _make(out / "videos", config, missing, workers):
-        done += 1
+    make = partial(_make_clip, out / "videos", config)
+    results = ordered_map(make, missing, workers=workers, time_limit_seconds=None, memory_limit_bytes=None)
+    for number, (failure, (split, index)) in enumerate(zip(results, missing, strict=True), start=1):
+        if failure is not None:
+            raise RuntimeError(f"{out}: clip {index} of split {split} was not made: {failure.reason}")
         if on_progress is not None:
-            on_progress(Progress(done, len(clips)))
+            on_progress(Progress(len(clips) - len(missing) + number, len(clips)))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([HEADER, *(truth.row() for truth in truths)])
     annotations = out / "annotations.csv"
@@ -236,142 +232,88 @@ def synthesize(
 
 
 def _plan(config: SyntheticConfig, split: str, index: int) -> tuple[Truth, Generator]:
-    """The truth of a clip and the generator that made it, for what remains to be drawn."""
+    """The truth of a clip and its random generator, for the further draws."""
     split_number = SPLITS.index(split)
     rng = default_rng([config.seed, split_number, index])
-    # Every twelve clips hold each class once, in an order of their own: the file number must not tell the class.
+    # Every block of twelve clips has each class once, in random order: the file number must not reveal the class.
     block, place = divmod(index, len(CLASSES))
     name = CLASSES[default_rng([config.seed, split_number, block, len(CLASSES)]).permutation(len(CLASSES))[place]]
-    condition, suffix = rng.random(), "avi" if rng.random() < config.avi_share else "mp4"
+    draw, suffix = rng.random(), "avi" if rng.random() < config.avi_share else "mp4"
     snr_db, other, kind = rng.uniform(*config.snr_db), CLASSES[rng.integers(len(CLASSES))], int(rng.integers(3))
     if other == name:
         other = CLASSES[(CLASSES.index(name) + 1 + rng.integers(len(CLASSES) - 1)) % len(CLASSES)]
     if split == "teacher":
-        condition *= 1 - config.mismatched - config.silent
+        draw *= 1 - config.mismatched - config.silent
     bounds = np.cumsum([config.noisy, 1 - config.noisy - config.mismatched - config.silent, config.mismatched])
-    heard = ("noisy", "related", "mismatched", "silent")[int(np.searchsorted(bounds - 1e-12, condition, side="right"))]
+    which = int(np.searchsorted(bounds - 1e-12, draw, side="right"))
+    truth_audio = ("noisy", "related", "mismatched", "silent")[which]
     source = f"class:{name}"
-    if heard == "mismatched":
+    if truth_audio == "mismatched":
         source = ("music", f"class:{other}", "babble")[kind]
-    elif heard == "silent":
+    elif truth_audio == "silent":
         source = ("no_stream", "zeros")[block % 2]
     labeled = split != "train" or index < config.labeled_clips
     path = f"{split}/{index:06d}.{suffix}"
-    truth = Truth(path, name if labeled else "", split, name, heard, source, snr_db if heard == "noisy" else None)
-    return truth, rng
+    label, noisy_snr_db = name if labeled else "", snr_db if truth_audio == "noisy" else None
+    return Truth(path, label, split, name, truth_audio, source, noisy_snr_db), rng
 
 
 def _render_audio(
     config: SyntheticConfig, truth: Truth, motion: Motion, rng: Generator
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
-    """The thing's own audio, the other audio and the recording floor (S,) each, at their final levels."""
-    knobs, rate = config.difficulty, config.sample_rate_hz
+    """The object's audio, the other audio and the recording noise, (S,) each, at their final levels."""
+    difficulty, rate = config.difficulty, config.sample_rate_hz
     times = np.arange(round(config.seconds * rate)) / rate
     own: NDArray[np.floating] = np.zeros(len(times))
     other: NDArray[np.floating] = np.zeros(len(times))
     if truth.audio == "silent":
         return own, other, np.zeros(len(times))
 
-    def hear(voice: audio.Voice, clock: Motion) -> NDArray[np.floating]:
-        pitch = 2 ** (knobs.pitch_spread_octaves * rng.uniform(-1, 1))
-        return audio.record(voice(clock, times, pitch, rng), rng, sample_rate_hz=rate, room=knobs.room)
+    def render(voice: audio.Voice, clock: Motion) -> NDArray[np.floating]:
+        pitch = 2 ** (difficulty.pitch_spread_octaves * rng.uniform(-1, 1))
+        return audio.add_room(voice(clock, times, pitch, rng), rng, sample_rate_hz=rate, room=difficulty.room)
 
     if truth.audio == "mismatched":
         kind, _, name = truth.audio_source.partition(":")
         if kind == "class":
-            thing = THINGS[name]
-            other = hear(thing.voice, Motion.draw(thing.rates_hz, rng))
+            donor = OBJECTS[name]
+            other = render(donor.voice, Motion.draw(donor.rates_hz, rng))
         else:
-            other = hear({"music": audio.music, "babble": audio.babble}[kind], motion)
+            other = render({"music": audio.music, "babble": audio.babble}[kind], motion)
     else:
-        own = hear(THINGS[truth.true_label].voice, motion)
+        own = render(OBJECTS[truth.true_label].voice, motion)
     if truth.snr_db is not None:
         noise = (audio.street, audio.music, audio.babble)[int(rng.integers(3))]
-        other = audio.scale_to_snr(own, hear(noise, motion), truth.snr_db)
+        other = audio.scale_to_snr(own, render(noise, motion), truth.snr_db)
     floor = audio.recording_floor(len(times), rng, sample_rate_hz=rate)
-    floor = audio.scale_to_snr(own + other, floor, -knobs.floor_db - rng.uniform(-4, 4))
+    floor = audio.scale_to_snr(own + other, floor, -difficulty.floor_db - rng.uniform(-4, 4))
     level = 10 ** (rng.uniform(-15, -1) / 20) / np.abs(own + other + floor).max()
     return level * own, level * other, level * floor
 
 
-def _make(videos: Path, config: SyntheticConfig, clips: list[tuple[str, int]], workers: int) -> Iterator[None]:
-    """Make the clips, yielding after each."""
-    if workers <= 1 or len(clips) < 2:
-        for split, index in clips:
-            _make_clip(videos, config, split, index)
-            yield
-        return
-    # A spawned worker starts clean: a forked one would inherit the threads of whatever the caller has imported.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(_make_clip, videos, config, *clip) for clip in clips]):
-                future.result()
-                yield
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error, do not first make all the other clips
-
-
-def _make_clip(videos: Path, config: SyntheticConfig, split: str, index: int) -> None:
-    """Render and encode one clip; its file appears under its name only when it is complete."""
-    clip = render_clip(config, split, index)
+def _make_clip(videos: Path, config: SyntheticConfig, clip_of_split: tuple[str, int]) -> None:
+    """Render and encode one clip; its file gets its name when it is complete."""
+    clip = render_clip(config, *clip_of_split)
     path = videos / clip.truth.path
     temporary = path.with_name(path.name + ".tmp")
-    _encode(temporary, path.suffix[1:], clip, config)
-    sync_all(temporary)  # what has its name is not made again
+    waveform = None if clip.truth.audio_source == "no_stream" else clip.waveform
+    write_clip(temporary, path.suffix[1:], clip.frames, config.fps, waveform, config.sample_rate_hz)
+    sync_all(temporary)  # a file with its name is not made again, so it must be on the disk
     os.replace(temporary, path)
 
 
-def _encode(path: Path, container_format: str, clip: Clip, config: SyntheticConfig) -> None:
-    """Write a clip as an MP4 or AVI file, without audio stream where its truth says so."""
-    fps, rate = config.fps, config.sample_rate_hz
-    with av.open(str(path), "w", format=container_format, options={"fflags": "+bitexact"}) as container:
-        if container_format == "mp4":
-            speed = {"threads": "1", "preset": "ultrafast", "crf": "23"}
-            video_stream = container.add_stream("libx264", rate=fps, options=speed)
-        else:
-            video_stream = container.add_stream("mpeg4", rate=fps, options={"threads": "1", "qmin": "4", "qmax": "4"})
-        video_stream.width, video_stream.height, video_stream.pix_fmt = config.width, config.height, "yuv420p"
-        # A container takes no stream once data has been written.
-        has_audio = clip.truth.audio_source != "no_stream"
-        audio_stream = _add_audio(container, container_format, rate) if has_audio else None
-        for number, frame in enumerate(clip.frames):
-            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            image.pts, image.time_base = number, Fraction(1, fps)
-            container.mux(video_stream.encode(image))
-        container.mux(video_stream.encode(None))
-        if audio_stream is not None:
-            samples = av.AudioFrame.from_ndarray(clip.waveform[None], format="fltp", layout="mono")
-            samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
-            container.mux(audio_stream.encode(samples))
-            container.mux(audio_stream.encode(None))
-
-
-def _add_audio(container: OutputContainer, container_format: str, sample_rate_hz: int) -> AudioStream:
-    """A mono audio stream with the fast variant of the format's usual encoder."""
-    if container_format == "mp4":
-        audio_stream = container.add_stream("aac", rate=sample_rate_hz, options={"threads": "1", "aac_coder": "fast"})
-    else:
-        audio_stream = container.add_stream("libmp3lame", rate=sample_rate_hz, options={"compression_level": "9"})
-    audio_stream.layout, audio_stream.format, audio_stream.bit_rate = "mono", "fltp", 64000
-    return audio_stream
-
-
 def _describe(path: Path, config: SyntheticConfig, truths: list[Truth]) -> None:
-    """Write synthetic.json, or check that the one that is there describes the same configuration."""
+    """Write synthetic.json, or check that the existing one has the same configuration."""
     settings = json.loads(json.dumps(asdict(config)))
     if path.exists():
         differences = _differences(json.loads(path.read_text())["config"], settings)
         if differences:
-            raise FileExistsError(f"{path} describes another data set: {'; '.join(differences)}")
+            raise DatasetError(f"{path}: another configuration is here: {'; '.join(differences)}")
         return
-    try:
-        own_version = version("avdistill")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        own_version = "unknown"
     description = {
         "config": settings,
         "classes": CLASSES,
-        "versions": {"avdistill": own_version, "av": av.__version__, "numpy": np.__version__},
+        "versions": {"avdistill": version("avdistill"), "av": version("av"), "numpy": np.__version__},
         "counts": {split: _count([t for t in truths if t.split == split]) for split in SPLITS},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -390,13 +332,13 @@ def _count(truths: list[Truth]) -> dict[str, object]:
     }
 
 
-def _differences(there: dict[str, object], wanted: dict[str, object], prefix: str = "") -> list[str]:
-    """Where two nested dictionaries differ, as "key: there, wanted now"."""
-    found = []
-    for key in sorted(there.keys() | wanted.keys()):
-        old, new = there.get(key, "absent"), wanted.get(key, "absent")
+def _differences(existing: dict[str, object], requested: dict[str, object], prefix: str = "") -> list[str]:
+    """Each difference of two nested dictionaries, in words."""
+    differences = []
+    for key in sorted(existing.keys() | requested.keys()):
+        old, new = existing.get(key, "absent"), requested.get(key, "absent")
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            differences += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} is {old}, asked for {new}")
-    return found
+            differences.append(f"{prefix}{key} is {old}, requested {new}")
+    return differences

@@ -29,8 +29,7 @@ from avdistill.analysis.benchmark.jobs import Job, Pool, has_gallery, steps_done
 from avdistill.analysis.benchmark.report import write_study_report
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, Setting, method_label, settings_to_try
 from avdistill.config_io import encode
-from avdistill.corruption.apply import corrupt
-from avdistill.corruption.spec import Corruption, parse_corruption
+from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.errors import ConfigError, DatasetError

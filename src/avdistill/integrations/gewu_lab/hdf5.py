@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from avdistill.annotations.readers import Annotation
+from avdistill.annotations import Annotation
 from avdistill.errors import EmptySegmentError, UnreadableFileError
-from avdistill.media.decoder import Clip, scale_image
+from avdistill.media import Clip
+from avdistill.media.video_stream import scale_image
 from avdistill.preparation.prepare import PrepareConfig
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
-from avdistill.annotations.readers import read_annotations
+from avdistill.annotations import read_annotations
 from avdistill.annotations.schema import annotation_error, format_path, parse_json, read_text, truncate_repr
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, ConfigError, DatasetError
