@@ -26,8 +26,7 @@ from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.executors.prefetch import prefetch
-from avdistill.inputs import VideoInput
-from avdistill.models.imagenet import normalize_frames
+from avdistill.inputs import VideoInput, normalize_frames
 from avdistill.training.malloc import configure_malloc
 from measuring import Row, against, measure, process_of, within
 from synthetic_datasets import CLASSES, made_clip, synthetic_dataset

@@ -17,11 +17,11 @@ from functools import partial
 import torch
 
 import baseline
+from avdistill.inputs import normalize_frames
 from avdistill.methods import MethodContext, build_method
 from avdistill.methods.base import Method
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
-from avdistill.models.imagenet import normalize_frames
 from avdistill.models.registry import build_model
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.malloc import configure_malloc

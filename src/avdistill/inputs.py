@@ -1,26 +1,56 @@
-"""What a network of a modality is given of a clip: window, size, crop."""
+"""What a network of a modality gets of a clip. The only place that distinguishes video from audio.
+
+Both classes have the same members, so that a dataset, a file and a batch are read in one way:
+
+    reader, presence, column    where the data lies: the method of `ClipDataset` and field of `Batch`, the column of the
+                                clip table with whether a clip has it, and the first part of its other columns
+    silence                     the column with whether a teacher learns nothing from it, where there is one
+    rate, aligned               the rate by which positions are times; whether the last window of a clip ends with it
+    window_length(...)          items of a window
+    short_side                  how files are decoded for this input alone
+    fits_all, check_fits(...)   whether a window of any size can be cut
+    training_crop(...), evaluation_crop(...), network_input(...), random_inputs(...)
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from avdistill.errors import ConfigError
+
+# ImageNet's statistics of RGB in [0, 1], as in the paper. torchvision's R3D, MC3 and R(2+1)D were trained on Kinetics
+# with others (`models/imagenet.py`); as students they are trained on, and adapt to these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What a network that sees is shown of a clip.
+    """The frames that a video network gets of a clip.
 
     Attributes:
-        frames: T, at the dataset's rate; a shorter clip loops its own frames.
+        frames: T, at the dataset's rate; a shorter clip repeats its own frames.
         size: (height, width) in pixels.
-        scale: range of the share of the video a training crop covers.
+        scale: range of the share of the frame's area that a training crop covers.
         ratio: range of its width over its height.
         hflip: mirror half of the training clips.
-        resize: False leaves the images at the dataset's scale: `size` is cut out, anywhere in training and from the
-            center otherwise; `scale` and `ratio` then have no say. By far the cheapest.
+        resize: False leaves the frames at the dataset's scale: `size` is cut out, at random in training and from the
+            center otherwise; `scale` and `ratio` are not used. By far the cheapest.
     """
+
+    reader: ClassVar[str] = "frames"
+    presence: ClassVar[str] = "has_video"
+    column: ClassVar[str] = "frame"
+    silence: ClassVar[str | None] = None
+    rate: ClassVar[str] = "fps"
+    aligned: ClassVar[bool] = False
 
     modality: Literal["video"] = "video"
     frames: int = 16
@@ -31,29 +61,168 @@ class VideoInput:
     resize: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be looked at."""
+        """Raise ConfigError for impossible values."""
         if self.frames < 1 or min(self.size) < 1:
             raise ConfigError(f"view: frames and size must be at least 1, got {self.frames} frames of {self.size}")
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ConfigError(f"view.{name}: expected a range above 0, got {low:g} to {high:g}")
 
+    def window_length(self, sample_rate_hz: int) -> int:
+        """Frames of a window."""
+        return self.frames
+
+    @property
+    def short_side(self) -> int | None:
+        """Pixels of the shorter side of frames that are decoded for this input alone: enough to cover `size`."""
+        return max(self.size)
+
+    @property
+    def fits_all(self) -> bool:
+        """Whether frames of any size will do."""
+        return self.resize
+
+    def check_fits(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where frames of shape (T, H, W, 3) are smaller than a window that is not resized."""
+        H, W = shape[1:3]
+        if not self.resize and (self.size[0] > H or self.size[1] > W):
+            raise ValueError(
+                f"frames of {H}x{W} pixels (height x width) hold no window of {self.size[0]}x{self.size[1]}, "
+                "and the view's `resize` is off"
+            )
+
+    def training_crop(self, window: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """A random crop of uint8 (T, H, W, 3), scaled to uint8 (T, *size, 3), mirrored in half of the cases."""
+        top, left, height, width = self._random_crop(window.shape, rng)
+        frames = _channels_first(window[:, top : top + height, left : left + width])
+        if self.hflip and rng.random() < 0.5:
+            frames = frames.flip(3)
+        if self.resize:
+            frames = _resized(frames, self.size)
+        return frames.permute(0, 2, 3, 1).contiguous()
+
+    def evaluation_crop(self, window: np.ndarray) -> Tensor:
+        """The center of uint8 (T, H, W, 3), scaled so that `size` just fits, as uint8 (T, *size, 3)."""
+        H, W = window.shape[1:3]
+        if not self.resize:
+            self.check_fits(window.shape)
+            top, left = (H - self.size[0]) // 2, (W - self.size[1]) // 2
+            return torch.from_numpy(
+                np.array(window[:, top : top + self.size[0], left : left + self.size[1]], order="C")
+            )
+        factor = max(self.size[0] / H, self.size[1] / W)
+        height, width = max(self.size[0], round(H * factor)), max(self.size[1], round(W * factor))
+        frames = _resized(_channels_first(window), (height, width))
+        # The center as torchvision finds it: half a pixel rounds to the even side.
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        frames = frames[:, :, top : top + self.size[0], left : left + self.size[1]]
+        return frames.permute(0, 2, 3, 1).contiguous()
+
+    @staticmethod
+    def network_input(inputs: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W), normalized with ImageNet's statistics."""
+        return normalize_frames(inputs)
+
+    def random_inputs(self, count: int, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
+        """Noise as a batch of windows, uint8 (count, T, *size, 3)."""
+        return torch.from_numpy(rng.integers(0, 256, (count, self.frames, *self.size, 3), dtype=np.uint8))
+
+    def _random_crop(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of a crop of random area and ratio; the center where ten tries do not fit.
+
+        Without `resize`: of `size`, anywhere.
+        """
+        H, W = shape[1:3]
+        if not self.resize:
+            self.check_fits(shape)
+            height, width = self.size
+            return int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1)), height, width
+        for _ in range(10):
+            area = H * W * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < height <= H and 0 < width <= W:
+                return int(rng.integers(H - height + 1)), int(rng.integers(W - width + 1)), height, width
+        ratio = min(max(W / H, self.ratio[0]), self.ratio[1])
+        height, width = min(H, round(W / ratio)), min(W, round(H * ratio))
+        return (H - height) // 2, (W - width) // 2, height, width
+
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What a network that hears is given of a clip.
+    """The waveform that an audio network gets of a clip.
 
     Attributes:
         seconds: length of the window; shorter audio is repeated.
     """
 
+    reader: ClassVar[str] = "audio"
+    presence: ClassVar[str] = "has_audio"
+    column: ClassVar[str] = "audio"
+    silence: ClassVar[str | None] = "silent"
+    rate: ClassVar[str] = "sample_rate_hz"
+    aligned: ClassVar[bool] = True
+    fits_all: ClassVar[bool] = True
+    short_side: ClassVar[int | None] = None
+
     modality: Literal["audio"] = "audio"
     seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be listened to."""
+        """Raise ConfigError for an impossible length."""
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"view.seconds: must be above 0, got {self.seconds:g}")
 
+    def window_length(self, sample_rate_hz: int) -> int:
+        """Samples of a window."""
+        return max(1, round(self.seconds * sample_rate_hz))
+
+    def check_fits(self, shape: tuple[int, ...]) -> None:
+        """Audio of any length fits."""
+
+    def training_crop(self, window: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """The whole of int16 (S,), as float32 in [-1, 1]."""
+        return self.evaluation_crop(window)
+
+    def evaluation_crop(self, window: np.ndarray) -> Tensor:
+        """The whole of int16 (S,), as float32 in [-1, 1]."""
+        return torch.from_numpy(window.astype(np.float32) / 32767)
+
+    @staticmethod
+    def network_input(inputs: Tensor) -> Tensor:
+        """float32 (B, S) as it is."""
+        return inputs
+
+    def random_inputs(self, count: int, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
+        """Noise as a batch of windows, float32 (count, S)."""
+        audio = 0.2 * rng.standard_normal((count, self.window_length(sample_rate_hz)))
+        return torch.from_numpy(audio.clip(-1, 1).astype(np.float32))
+
 
 View = VideoInput | AudioInput
+INPUTS: dict[str, type[VideoInput] | type[AudioInput]] = {"video": VideoInput, "audio": AudioInput}
+
+
+def normalize_frames(frames: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device."""
+    scale, shift = (
+        torch.tensor(values, device=frames.device)[:, None, None, None]
+        for values in (
+            [1 / (255 * s) for s in IMAGENET_STD],
+            [-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
+        )
+    )
+    # Moved as bytes, a quarter of what the floats would be.
+    return frames.permute(0, 4, 1, 2, 3).contiguous().float().mul_(scale).add_(shift)
+
+
+def _channels_first(window: np.ndarray) -> Tensor:
+    # Copied: the array may be a read-only view of the dataset's memory map.
+    return torch.from_numpy(np.array(window, order="C")).permute(0, 3, 1, 2)
+
+
+def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (T, 3, H, W) scaled as torchvision's `resize` does it, whose import takes a second and 170 MB."""
+    if tuple(frames.shape[2:]) == size:
+        return frames
+    return F.interpolate(frames, list(size), mode="bilinear", antialias=True)

@@ -13,10 +13,10 @@ from avdistill.analysis.audit.scores import SCORES, contrast_batches, percentile
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, RunError
+from avdistill.inputs import normalize_frames
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
-from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
 from support.features import feature_arrays

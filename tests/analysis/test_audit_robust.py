@@ -17,9 +17,9 @@ from avdistill.analysis.audit.audit import audit
 from avdistill.cli import main
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import RunError
+from avdistill.inputs import normalize_frames
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.robust import RobustConfig
-from avdistill.models.imagenet import normalize_frames
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, by_id, changed, trained
 from support.features import feature_arrays

@@ -371,7 +371,7 @@ def test_what_no_run_could_be_tested_on_is_said_before_anything_is_trained(many_
         ({"labels": ["new"]}, [], "label 'new' is not a known class"),
         ({"labels": ["class_0", "class_1"]}, [], "has 2 labels where one is expected"),
         ({"has_video": False}, [], "no labeled clip of split 'test' holds video"),
-        ({"description": {"fps": 4.0}}, [], "was trained at 10 frames a second"),
+        ({"description": {"fps": 4.0}}, [], "expected fps 10.0, at which the student was trained"),
     ):
         written(**changes)
         assert main([*call, *more]) == 1

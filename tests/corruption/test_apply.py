@@ -20,7 +20,7 @@ from avdistill.inputs import AudioInput
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
-from avdistill.teachers.transfer import audio_sources, transfer_features
+from avdistill.teachers.transfer import clip_sources, transfer_features
 from support.features import feature_arrays
 
 
@@ -174,7 +174,7 @@ def test_new_audio_needs_the_teacher(many_clips, tmp_path):
     transfer_features(base, made, "audio", teacher=teacher)
     after, before = feature_arrays(ClipDataset(made.folder), "audio")[0], feature_arrays(base, "audio")[0]
     moved = np.abs(after - before).max(1) > 1e-4
-    assert np.array_equal(moved, audio_sources(base, made) == -2)
+    assert np.array_equal(moved, clip_sources(base, made, "audio") == -2)
 
 
 def test_a_head_fitted_on_labels_is_fitted_again(many_clips, tmp_path):

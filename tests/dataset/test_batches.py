@@ -120,7 +120,7 @@ def test_a_view_larger_than_the_images_is_refused(look):
         "training": lambda: training_window(frames, view, 16000, np.random.default_rng(0)),
         "evaluation": lambda: evaluation_window(frames, view, 16000, 0),
     }
-    with pytest.raises(ValueError, match=r"images of 4x8 pixels .* no window of 5x5"):
+    with pytest.raises(ValueError, match=r"frames of 4x8 pixels .* no window of 5x5"):
         looks[look]()
 
 

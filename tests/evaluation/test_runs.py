@@ -23,10 +23,9 @@ from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import interval
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
-from avdistill.inputs import VideoInput
+from avdistill.inputs import VideoInput, normalize_frames
 from avdistill.methods.c2kd import C2KDConfig
 from avdistill.models.checkpoint import load_student, save_student
-from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.training import ModelConfig, TrainConfig, train
 

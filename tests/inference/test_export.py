@@ -23,10 +23,9 @@ from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import CheckpointError, DatasetError, ExportError, TeacherError
 from avdistill.inference import export as export_module
 from avdistill.inference.export import export
-from avdistill.inputs import AudioInput, VideoInput
+from avdistill.inputs import AudioInput, VideoInput, normalize_frames
 from avdistill.media import read_clip
 from avdistill.models.checkpoint import load_student, save_student
-from avdistill.models.imagenet import normalize_frames
 from avdistill.models.registry import build_model
 from avdistill.types import StudentConfig
 
@@ -271,7 +270,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(run, prepared, tmp_path, monk
     with pytest.raises(ExportError, match=r"onnxscript must be there: install the extra 'onnx'"):
         export(run, tmp_path / "export")
     folder = write_run(tmp_path / "runs" / "deaf", replace(VIDEO, fps=4.0))
-    with pytest.raises(TeacherError, match=r"was trained at 4\.0 frames a second"):
+    with pytest.raises(TeacherError, match=r"expected fps 4\.0, at which the student was trained, found"):
         export(folder, tmp_path / "export", format="safetensors", clips=ClipDataset(prepared))
     assert {p.name for p in tmp_path.iterdir()} == {"there", "runs"}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avdistill.errors import NoStreamError
-from avdistill.inference.file_windows import FileItems
+from avdistill.inference.file_windows import file_items
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.preparation.prepare import PrepareConfig
 from support.timed_files import write_runs
@@ -18,7 +18,7 @@ def ramp(seconds):
 
 
 def read(path, view, **options):
-    items = FileItems(path, view, PrepareConfig(sample_rate_hz=RATE, short_side=None, **options))
+    items = file_items(path, view, PrepareConfig(sample_rate_hz=RATE, short_side=None, **options))
     return list(items.segments())
 
 
@@ -46,7 +46,7 @@ def test_audio_is_heard_where_it_lies(tmp_path, video, begin, end):
 
 def test_audio_that_is_over_before_the_video_is_none(tmp_path):
     path = write_runs(tmp_path / "clip.mkv", [(0, ramp(5))], rate=RATE, seconds=10, fps=1, video_from=80)
-    with pytest.raises(NoStreamError, match="no audio, and this student hears"):
+    with pytest.raises(NoStreamError, match="no audio, which this student takes"):
         read(path, AudioInput(seconds=1.0))
 
 

@@ -23,7 +23,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts
 from avdistill.errors import CheckpointError, ConfigError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inference import file_windows as windows_module
-from avdistill.inference.file_windows import FileItems, read_windows
+from avdistill.inference.file_windows import file_items, read_windows
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.inputs import AudioInput, VideoInput
@@ -141,7 +141,7 @@ def test_a_long_video_is_read_in_pieces_and_gives_the_same_windows(long_files, s
         starts = spaced_starts(len(whole), 7, 4)
     else:
         starts = sliding_starts(len(whole), 7, options.get("stride", 7))
-    found = list(read_windows(FileItems(file, view, config), **options))
+    found = list(read_windows(file_items(file, view, config), **options))
     assert len(found) == len(starts)
     for window, start in zip(found, starts, strict=True):
         assert torch.equal(window.items, evaluation_window(whole, view, 16000, start))
@@ -160,7 +160,7 @@ def test_a_long_audio_is_read_in_pieces_and_gives_the_same_windows(long_files, s
     starts = (
         spaced_starts(len(whole), 11200, 4) if options else sliding_starts(len(whole), 11200, 11200, align_last=True)
     )
-    found = list(read_windows(FileItems(long_files / name, view, config), **options))
+    found = list(read_windows(file_items(long_files / name, view, config), **options))
     assert len(found) == len(starts)
     for window, start in zip(found, starts, strict=True):
         expected = evaluation_window(whole, view, 16000, start)
@@ -172,8 +172,8 @@ def test_a_long_audio_is_read_in_pieces_and_gives_the_same_windows(long_files, s
 
 def test_a_file_smaller_than_a_view_that_does_not_resize_is_told_by_name(long_files):
     view = VideoInput(frames=4, size=(25, 30), resize=False)
-    items = FileItems(long_files / "both.mkv", view, PrepareConfig(fps=4, short_side=24))
-    with pytest.raises(MediaError, match=r"both\.mkv: images of 24x36 pixels .* hold no window of 25x30"):
+    items = file_items(long_files / "both.mkv", view, PrepareConfig(fps=4, short_side=24))
+    with pytest.raises(MediaError, match=r"both\.mkv: frames of 24x36 pixels .* hold no window of 25x30"):
         next(read_windows(items))
 
 
@@ -192,7 +192,7 @@ def test_audio_that_sets_in_late_is_silent_until_then(tmp_path, segments):
         frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = 16000, 5 * 16000, Fraction(1, 16000)
         container.mux(audio.encode(frame))
-    found = list(read_windows(FileItems(file, AudioInput(seconds=1.0), PrepareConfig())))
+    found = list(read_windows(file_items(file, AudioInput(seconds=1.0), PrepareConfig())))
     assert [float(window.items.abs().max()) > 0 for window in found] == [False] * 5 + [True]
 
 

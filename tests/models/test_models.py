@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from avdistill.errors import CheckpointError, ConfigError
-from avdistill.inputs import AudioInput, VideoInput
+from avdistill.inputs import AudioInput, VideoInput, normalize_frames
 from avdistill.models.checkpoint import load_student, save_student
-from avdistill.models.imagenet import normalize_frames
 from avdistill.models.logmel_cnn import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import _FactoredConv, r2plus1d_xia2023

@@ -11,7 +11,7 @@ import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import TeacherError
-from avdistill.models.imagenet import normalize_frames
+from avdistill.inputs import normalize_frames
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from support.features import feature_arrays

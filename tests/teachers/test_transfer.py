@@ -15,7 +15,7 @@ from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import add_features, embed
 from avdistill.teachers.precomputed import embed_precomputed
-from avdistill.teachers.transfer import audio_sources, transfer_features
+from avdistill.teachers.transfer import clip_sources, transfer_features
 from support.features import feature_arrays
 
 
@@ -64,7 +64,7 @@ def test_a_clip_that_lost_its_audio_loses_its_features_and_one_that_had_none_kee
             source[i] = ids.index(told["audio_source"])
     assert (source == -1).any()
     assert (source[~with_audio] == np.flatnonzero(~with_audio)).all()
-    assert np.array_equal(audio_sources(base, made), source)
+    assert np.array_equal(clip_sources(base, made, "audio"), source)
     embedding, _, present = feature_arrays(made, "audio")
     expected = np.where(source[:, None] >= 0, expected[source], np.nan)
     assert np.array_equal(present, ~np.isnan(expected).any(1))
@@ -74,7 +74,7 @@ def test_a_clip_that_lost_its_audio_loses_its_features_and_one_that_had_none_kee
 def test_audio_that_came_to_a_clip_without_any_is_new(half_mute, many_clips):
     """From the dataset with audio back: the clips had none where the features were made."""
     base, with_audio, _ = half_mute
-    sources = audio_sources(base, many_clips)
+    sources = clip_sources(base, many_clips, "audio")
     assert (sources[~with_audio] == -2).all()
     assert np.array_equal(sources[with_audio], np.flatnonzero(with_audio))
     other = corrupt(many_clips, Corruption(), many_clips.folder.parent / "clean")
@@ -103,7 +103,7 @@ def test_new_audio_is_heard_by_the_network_of_these_features_only(many_clips, ea
     call = ["corrupt", str(many_clips.folder), "time_shifted=0.5", "--out", str(tmp_path / "made"), "--teacher-run"]
     for name, said in (
         ("other", "'audio' by test; 'ears' by mine, sha256 1), found other"),
-        ("eyes", "an audio teacher"),
+        ("eyes", "found eyes"),
     ):
         assert main([*call, name]) == 1
         assert said in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_older_features_that_a_corruption_already_has_are_refused(half_mute, tmp
     elif change == "values":
         values = values + np.float32(0.1)
     else:
-        kept = np.flatnonzero((audio_sources(base, made) == np.arange(len(base))) & ~np.isnan(values[:, 0]))
+        kept = np.flatnonzero((clip_sources(base, made, "audio") == np.arange(len(base))) & ~np.isnan(values[:, 0]))
         values[kept[0]] = np.nan
     add_features(base, "audio", embedding=values, **about)
     with pytest.raises(DatasetError, match="has other features of teacher 'audio' by now: remove this folder"):
@@ -173,7 +173,7 @@ def test_a_study_takes_no_other_network_than_that_of_its_features(many_clips, ea
     call = ["compare", str(many_clips.folder), "--out", str(tmp_path / "study"), "--methods", "supervised"]
     for name, said in (
         ("other", "expected the network that made its features ('ears'"),
-        ("eyes", "an audio teacher"),
+        ("eyes", "found eyes"),
     ):
         assert main([*call, "--corruptions", "noisy=0.5", "--teacher", "ears", "--teacher-run", name]) == 1
         assert said in capsys.readouterr().err

@@ -18,9 +18,8 @@ from torchvision import models
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, TeacherError
-from avdistill.inputs import AudioInput, VideoInput
+from avdistill.inputs import AudioInput, VideoInput, normalize_frames
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.models.imagenet import normalize_frames
 from avdistill.models.registry import build_model
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,10 +15,9 @@ from avdistill.dataset.windows import (
     sliding_starts,
     spaced_starts,
     training_window,
-    window_length,
 )
 from avdistill.errors import DatasetError
-from avdistill.inputs import VideoInput, View
+from avdistill.inputs import View
 from avdistill.types import Batch, StoredFeatures
 
 
@@ -92,21 +93,19 @@ class TrainingBatches:
         first, step = self.share
         rows = self.rows(number)[first::step]
         clips = self.clips[rows]
-        read = self.dataset.frames if isinstance(self.view, VideoInput) else self.dataset.audio
         windows = [
             training_window(
-                read(int(clip)),
+                self.dataset.read(int(clip), self.view),
                 self.view,
                 self.dataset.sample_rate_hz,
                 np.random.default_rng([self.seed, 3, number, first + i * step]),
             )
             for i, clip in enumerate(clips)
         ]
-        inputs = torch.stack(windows)
+        inputs: dict[str, Any] = {self.view.reader: torch.stack(windows)}
         has_teacher = np.zeros(len(clips), bool) if self.teacher is None else self.teacher.valid[clips]
         return Batch(
-            frames=inputs if isinstance(self.view, VideoInput) else None,
-            audio=None if isinstance(self.view, VideoInput) else inputs,
+            **inputs,
             labels=self.labels.values[rows],
             labeled=self.labels.labeled[rows],
             teacher=None if self.teacher is None else self.teacher.select(clips),
@@ -138,13 +137,12 @@ class EvaluationWindows:
             stride: of the sliding windows in frames or samples; None is the window's length.
         """
         self.dataset, self.clips, self.view = dataset, clips, view
-        length = window_length(view, dataset.sample_rate_hz)
-        counts = dataset.columns["frame_count" if isinstance(view, VideoInput) else "audio_count"][clips]
+        length = view.window_length(dataset.sample_rate_hz)
+        counts = dataset.columns[f"{view.column}_count"][clips]
         self.items: list[tuple[int, int]] = []
-        align = not isinstance(view, VideoInput)
         for position, count in enumerate(counts.tolist()):
             if windows is None:
-                starts = sliding_starts(count, length, stride or length, align_last=align)
+                starts = sliding_starts(count, length, stride or length, align_last=view.aligned)
             else:
                 starts = spaced_starts(count, length, windows)
             self.items.extend((position, start) for start in starts)
@@ -155,7 +153,7 @@ class EvaluationWindows:
     def __getitem__(self, item: int) -> tuple[int, Tensor]:
         position, start = self.items[item]
         clip = int(self.clips[position])
-        items = self.dataset.frames(clip) if isinstance(self.view, VideoInput) else self.dataset.audio(clip)
+        items = self.dataset.read(clip, self.view)
         return position, evaluation_window(items, self.view, self.dataset.sample_rate_hz, start)
 
     def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:

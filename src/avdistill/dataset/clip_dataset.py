@@ -34,6 +34,7 @@ from avdistill.dataset.schema import CLIP_SCHEMA, TeacherEntry, read_clips, read
 from avdistill.dataset.shards import JpegFrames
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum
+from avdistill.inputs import View
 from avdistill.types import Provenance, StoredFeatures
 
 # A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
@@ -127,6 +128,11 @@ class ClipDataset:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no audio")
         offset = c["audio_offset"][clip]
         return self._shard("audio", int(c["audio_shard"][clip]))[offset : offset + c["audio_count"][clip]]
+
+    def read(self, clip: int, view: View) -> np.ndarray | JpegFrames:
+        """The frames or the audio of a clip, whichever the view is of."""
+        items: np.ndarray | JpegFrames = getattr(self, view.reader)(clip)
+        return items
 
     def features(self, name: str) -> StoredFeatures:
         """The features of a teacher, row i for clip i.

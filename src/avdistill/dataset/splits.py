@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.windows import (
-    check_fits,
-)
 from avdistill.errors import DatasetError
-from avdistill.inputs import VideoInput, View
+from avdistill.inputs import View
 
 
 @dataclass(frozen=True)
@@ -100,18 +97,17 @@ def labeled_clips(dataset: ClipDataset, split: str) -> np.ndarray:
 
 
 def has_modality(dataset: ClipDataset, clips: np.ndarray, view: View) -> np.ndarray:
-    """bool (N,): which clips hold what the view looks at."""
-    return dataset.columns["has_video" if isinstance(view, VideoInput) else "has_audio"][clips].astype(bool)
+    """bool (N,): which clips have the modality of the view."""
+    return dataset.columns[view.presence][clips].astype(bool)
 
 
 def check_view_fits(dataset: ClipDataset, clips: np.ndarray, view: View) -> None:
-    """Raise DatasetError where a view without resizing is larger than the images of some of the clips."""
-    if not isinstance(view, VideoInput) or view.resize:
+    """Raise DatasetError where a view without resizing is larger than the frames of some of the clips."""
+    if view.fits_all:
         return
     for first in np.unique(dataset.columns["frame_shard"][clips], return_index=True)[1]:  # a shard has one size
-        H, W = dataset.frames(int(clips[first])).shape[1:3]
         try:
-            check_fits(H, W, view)
+            view.check_fits(dataset.frames(int(clips[first])).shape)
         except ValueError as error:
             raise DatasetError(f"{dataset.folder}: {error}") from error
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import TeacherError
-from avdistill.inputs import VideoInput, View
+from avdistill.inputs import View
 
 
 def check_rates(dataset: ClipDataset, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:
-    """Raise TeacherError where a network would see or hear the dataset at another speed than it was trained at."""
-    if isinstance(view, VideoInput):
-        if fps != dataset.fps:
-            raise TeacherError(f"{who} was trained at {fps} frames a second, {dataset.folder} holds {dataset.fps}")
-    elif sample_rate_hz != dataset.sample_rate_hz:
+    """Raise TeacherError where the dataset has another rate than a network was trained at."""
+    expected, found = {"fps": fps, "sample_rate_hz": sample_rate_hz}[view.rate], getattr(dataset, view.rate)
+    if expected != found:
         raise TeacherError(
-            f"{who} was trained on audio at {sample_rate_hz} Hz, {dataset.folder} holds {dataset.sample_rate_hz}"
+            f"{dataset.folder}: expected {view.rate} {expected}, at which {who} was trained, found {found}"
         )

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import singledispatch
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +18,12 @@ from torch import Tensor, nn
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
-from avdistill.dataset.windows import evaluation_window, window_length
+from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, ExportError
 from avdistill.fsio import commit, file_checksum, write_json
 from avdistill.inference.compatibility import check_rates
-from avdistill.inputs import VideoInput
+from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
-from avdistill.models.imagenet import IMAGENET_MEAN, IMAGENET_STD, normalize_frames
 from avdistill.types import StudentConfig, StudentNetwork
 
 Format = Literal["onnx", "safetensors"]
@@ -105,7 +105,7 @@ class _Exported(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
+        features = self.network(INPUTS[self.network.modality].network_input(inputs))
         return features.embedding, features.logits
 
 
@@ -176,13 +176,7 @@ def _compare(module: nn.Module, exported: Runner, inputs: Tensor) -> dict[str, A
 
 
 def _random_inputs(config: StudentConfig) -> Tensor:
-    rng = np.random.default_rng(0)
-    view = config.view
-    if isinstance(view, VideoInput):
-        shape = (_RANDOM_INPUTS, view.frames, *view.size, 3)
-        return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
-    audio = 0.2 * rng.standard_normal((_RANDOM_INPUTS, window_length(view, config.sample_rate_hz)))
-    return torch.from_numpy(audio.clip(-1, 1).astype(np.float32))
+    return config.view.random_inputs(_RANDOM_INPUTS, config.sample_rate_hz, np.random.default_rng(0))
 
 
 def _clip_inputs(dataset: ClipDataset, config: StudentConfig, most: int) -> Tensor:
@@ -194,20 +188,20 @@ def _clip_inputs(dataset: ClipDataset, config: StudentConfig, most: int) -> Tens
         raise DatasetError(f"{dataset.folder}: no clip with {view.modality}")
     chosen = clips[np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int)]
     check_view_fits(dataset, chosen, view)
-    read = dataset.frames if isinstance(view, VideoInput) else dataset.audio
-    return torch.stack([evaluation_window(read(int(clip)), view, dataset.sample_rate_hz, 0) for clip in chosen])
+    return torch.stack(
+        [evaluation_window(dataset.read(int(clip), view), view, dataset.sample_rate_hz, 0) for clip in chosen]
+    )
 
 
 def _describe(run: Path, network: StudentNetwork, config: StudentConfig, file_format: Format) -> dict[str, Any]:
     """All that is needed to feed the exported student, JSON-ready."""
-    length = window_length(config.view, config.sample_rate_hz)
-    describe = _describe_video if isinstance(config.view, VideoInput) else _describe_audio
+    length = config.view.window_length(config.sample_rate_hz)
     return {
         "version": 1,
         "file": f"model.{file_format}",
         "format": file_format,
         "modality": config.view.modality,
-        **describe(config, file_format),
+        **_describe_input(config.view, config, file_format),
         "outputs": {"embedding": ["B", network.embedding_dim], "logits": ["B", len(config.classes)]},
         "classes": list(config.classes),
         "probabilities": "sigmoid" if config.multi_label else "softmax",
@@ -217,7 +211,7 @@ def _describe(run: Path, network: StudentNetwork, config: StudentConfig, file_fo
             "short": "repeat the window's own items from their start",
             "last": (
                 "the first window to reach the end, where it begins"
-                if isinstance(config.view, VideoInput)
+                if not config.view.aligned
                 else "moved back to end where the audio ends"
             ),
             "average": "mean of the windows' probabilities",
@@ -232,9 +226,14 @@ def _describe(run: Path, network: StudentNetwork, config: StudentConfig, file_fo
     }
 
 
-def _describe_video(config: StudentConfig, file_format: Format) -> dict[str, Any]:
-    view = config.view
-    assert isinstance(view, VideoInput)
+@singledispatch
+def _describe_input(view: View, config: StudentConfig, file_format: Format) -> dict[str, Any]:
+    """What goes into the exported student, and how it is made of frames or audio."""
+    raise NotImplementedError
+
+
+@_describe_input.register
+def _(view: VideoInput, config: StudentConfig, file_format: Format) -> dict[str, Any]:
     inside = file_format == "onnx"
     height, width = view.size
     resize = "bilinear with antialiasing, by the factor max(height / H, width / W), rounded, never below the size"
@@ -258,8 +257,9 @@ def _describe_video(config: StudentConfig, file_format: Format) -> dict[str, Any
     }
 
 
-def _describe_audio(config: StudentConfig, _: Format) -> dict[str, Any]:
-    samples = window_length(config.view, config.sample_rate_hz)
+@_describe_input.register
+def _(view: AudioInput, config: StudentConfig, file_format: Format) -> dict[str, Any]:
+    samples = view.window_length(config.sample_rate_hz)
     return {
         "input": {"name": "inputs", "type": "float32", "shape": ["B", samples]},
         "sample_rate_hz": config.sample_rate_hz,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from avdistill.dataset.windows import check_fits, evaluation_window, spaced_starts, window_length
+from avdistill.dataset.windows import evaluation_window, spaced_starts
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
-from avdistill.inputs import VideoInput, View
+from avdistill.inputs import View
 from avdistill.media import Clip, read_clip
 from avdistill.preparation.prepare import PrepareConfig
 
@@ -37,11 +38,11 @@ class Window:
     items: Tensor
 
 
-class FileItems:
-    """The frames (uint8, as a dataset holds them) or the audio (int16) of a file, in consecutive segments.
+class FileItems(ABC):
+    """The frames (uint8, as in a dataset) or the audio (int16) of a file, in consecutive segments; see `file_items`.
 
     Attributes:
-        notes: what was odd about the segments read so far, see `Clip.notes`.
+        notes: irregularities of the segments read so far, see `Clip.notes`.
     """
 
     def __init__(self, path: Path, view: View, config: PrepareConfig) -> None:
@@ -49,72 +50,24 @@ class FileItems:
         self.notes: list[str] = []
         self._times: list[float] = []  # of every frame so far, where there is no rate
 
+    @abstractmethod
     def segments(self) -> Iterator[np.ndarray]:
         """uint8 (T, H, W, 3) or int16 (S,), never empty.
 
         Raises:
             FileNotFoundError: there is no such file.
-            MediaError: nothing of it can be read, or it has not what the view looks at.
+            MediaError: nothing of it can be read, or it lacks the modality of the view.
         """
-        return self._frames() if isinstance(self.view, VideoInput) else self._audio()
 
     def seconds(self, index: int) -> float:
         """The time of an item that was read, or of the end."""
-        rate = self.config.fps if isinstance(self.view, VideoInput) else self.config.sample_rate_hz
+        rate = getattr(self.config, self.view.rate)
         if rate is not None:
-            return index / rate
+            return float(index / rate)
         if index < len(self._times):
             return self._times[index]
         step = self._times[-1] - self._times[-2] if len(self._times) > 1 else 1 / 25
         return self._times[-1] + step
-
-    def _frames(self) -> Iterator[np.ndarray]:
-        config, fps = self.config, self.config.fps
-        expected = None if fps is None else max(1, round(fps * _VIDEO_SEGMENT_SECONDS))
-        # A whole number of frames, so that a segment's first frame is the next of the whole file.
-        step_seconds = _VIDEO_SEGMENT_SECONDS if fps is None or expected is None else expected / fps
-        empty = 0
-        for number in itertools.count():
-            clip = self._read(config, number * step_seconds, (number + 1) * step_seconds)
-            if clip is None or clip.frames is None:
-                if number == 0:  # a video that is there has a frame in the first segment: the clock begins with it
-                    raise NoStreamError(f"{self.path}: no video, and this student sees")
-                # The video ends; the audio may go on. With a rate, frames fill every hole. Without, a hole may
-                # swallow a segment, but not two: a hole of more than 60 seconds ends a video for `read_clip`.
-                empty += 1
-                if expected is not None or empty == 2:
-                    return
-                continue
-            empty = 0
-            # All frames have the size of the first, also where the file changes its own.
-            config = replace(config, short_side=None, size=clip.frames.shape[1:3])
-            if expected is None:
-                self._times.extend(clip.frame_times_seconds.tolist())
-            yield clip.frames
-            if expected is not None and len(clip.frames) < expected:
-                return
-
-    def _audio(self) -> Iterator[np.ndarray]:
-        # The video comes along unasked: one pixel a second of it.
-        config = replace(self.config, fps=1.0, short_side=None, size=(1, 1), region=None)
-        expected = _AUDIO_SEGMENT_SECONDS * config.sample_rate_hz
-        heard = False
-        for number in itertools.count():
-            start = float(number * _AUDIO_SEGMENT_SECONDS)
-            clip = self._read(config, start, start + _AUDIO_SEGMENT_SECONDS)
-            if clip is None and not heard:  # the video is over, and so is the file, or the audio sets in later still
-                clip = self._read(config, start, None)
-            if clip is not None and clip.waveform is not None:
-                heard = True
-                yield _as_stored(clip.waveform)
-                if len(clip.waveform) != expected:
-                    return
-            elif heard:  # it has ended: after a hole of such a length there is no audio for `read_clip`
-                return
-            elif clip is not None and "no audio in this segment" in clip.notes:  # it sets in later
-                yield np.zeros(expected, np.int16)
-            else:
-                raise NoStreamError(f"{self.path}: no audio, and this student hears")
 
     def _read(self, config: PrepareConfig, start: float, end: float | None) -> Clip | None:
         """The segment, or None where there is neither video nor audio in it."""
@@ -139,6 +92,69 @@ class FileItems:
         return clip
 
 
+class FileFrames(FileItems):
+    """The frames of a file."""
+
+    def segments(self) -> Iterator[np.ndarray]:
+        """uint8 (T, H, W, 3)."""
+        config, fps = self.config, self.config.fps
+        expected = None if fps is None else max(1, round(fps * _VIDEO_SEGMENT_SECONDS))
+        # A whole number of frames, so that a segment's first frame is the next of the whole file.
+        step_seconds = _VIDEO_SEGMENT_SECONDS if fps is None or expected is None else expected / fps
+        empty = 0
+        for number in itertools.count():
+            clip = self._read(config, number * step_seconds, (number + 1) * step_seconds)
+            if clip is None or clip.frames is None:
+                if number == 0:  # a video that is there has a frame in the first segment: the clock begins with it
+                    raise NoStreamError(f"{self.path}: no video, which this student takes")
+                # The video ends; the audio may go on. With a rate, frames fill every hole. Without, a hole may
+                # swallow a segment, but not two: a hole of more than 60 seconds ends a video for `read_clip`.
+                empty += 1
+                if expected is not None or empty == 2:
+                    return
+                continue
+            empty = 0
+            # All frames have the size of the first, also where the file changes its own.
+            config = replace(config, short_side=None, size=clip.frames.shape[1:3])
+            if expected is None:
+                self._times.extend(clip.frame_times_seconds.tolist())
+            yield clip.frames
+            if expected is not None and len(clip.frames) < expected:
+                return
+
+
+class FileAudio(FileItems):
+    """The audio of a file."""
+
+    def segments(self) -> Iterator[np.ndarray]:
+        """int16 (S,)."""
+        # The video comes along unasked: one pixel a second of it.
+        config = replace(self.config, fps=1.0, short_side=None, size=(1, 1), region=None)
+        expected = _AUDIO_SEGMENT_SECONDS * config.sample_rate_hz
+        found = False
+        for number in itertools.count():
+            start = float(number * _AUDIO_SEGMENT_SECONDS)
+            clip = self._read(config, start, start + _AUDIO_SEGMENT_SECONDS)
+            if clip is None and not found:  # the video is over, and so is the file, or the audio sets in later still
+                clip = self._read(config, start, None)
+            if clip is not None and clip.waveform is not None:
+                found = True
+                yield _as_stored(clip.waveform)
+                if len(clip.waveform) != expected:
+                    return
+            elif found:  # it has ended: after a hole of such a length there is no audio for `read_clip`
+                return
+            elif clip is not None and "no audio in this segment" in clip.notes:  # it sets in later
+                yield np.zeros(expected, np.int16)
+            else:
+                raise NoStreamError(f"{self.path}: no audio, which this student takes")
+
+
+def file_items(path: Path, view: View, config: PrepareConfig) -> FileItems:
+    """What a view takes of a file."""
+    return {"frames": FileFrames, "audio": FileAudio}[view.reader](path, view, config)
+
+
 def read_windows(items: FileItems, *, windows: int | None = None, stride: int | None = None) -> Iterator[Window]:
     """The windows that `EvaluationWindows` takes from the same frames or audio, one at a time, in order.
 
@@ -152,7 +168,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
         MediaError: nothing of it can be read, or it has not what the view looks at.
     """
     view, rate = items.view, items.config.sample_rate_hz
-    length = window_length(view, rate)
+    length = view.window_length(rate)
     starts: Iterator[int] = itertools.count(0, stride or length)
     if windows is not None:
         starts = iter(spaced_starts(_count(items), length, windows))
@@ -160,11 +176,10 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
     start = next(starts)
     offset, buffer = 0, np.zeros(0)  # the items from number `offset` on
     for segment in items.segments():
-        if isinstance(view, VideoInput):
-            try:
-                check_fits(segment.shape[1], segment.shape[2], view)
-            except ValueError as error:
-                raise MediaError(f"{items.path}: {error}") from error
+        try:
+            view.check_fits(segment.shape)
+        except ValueError as error:
+            raise MediaError(f"{items.path}: {error}") from error
         buffer = np.concatenate([buffer, segment]) if len(buffer) else segment
         while offset + len(buffer) > start + length:  # more follows: this window is whole and not the last
             window = evaluation_window(buffer, view, rate, start - offset)
@@ -177,8 +192,8 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
         keep = min(max(offset, start - length), offset + len(buffer))
         offset, buffer = keep, buffer[keep - offset :]
     count = offset + len(buffer)
-    if not isinstance(view, VideoInput):
-        start = max(0, count - length)  # audio is aligned to its end, see `sliding_starts`
+    if view.aligned:
+        start = max(0, count - length)  # see `sliding_starts`
     end = min(start + length, count)
     yield Window(items.seconds(start), items.seconds(end), evaluation_window(buffer, view, rate, start - offset))
 
@@ -186,7 +201,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
 def _count(items: FileItems) -> int:
     """How many frames or samples the file has; frames are scaled to a pixel, which costs least."""
     tiny = replace(items.config, short_side=None, size=(1, 1))
-    return sum(map(len, FileItems(items.path, items.view, tiny).segments()))
+    return sum(map(len, file_items(items.path, items.view, tiny).segments()))
 
 
 def _as_stored(waveform: np.ndarray) -> np.ndarray:

@@ -11,13 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from avdistill.dataset.windows import window_length
 from avdistill.distributed import best_device
 from avdistill.errors import ConfigError
-from avdistill.inference.file_windows import FileItems, Window, read_windows
-from avdistill.inputs import VideoInput
+from avdistill.inference.file_windows import Window, file_items, read_windows
 from avdistill.models.checkpoint import load_student, save_student
-from avdistill.models.imagenet import normalize_frames
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.progress import OnProgress, Progress
 from avdistill.types import StudentConfig, StudentNetwork
@@ -176,7 +173,7 @@ class Student:
             MediaError: it cannot be read, or lacks the student's modality.
         """
         self._check(top, windows, stride, batch_size)
-        items = FileItems(Path(file), self.config.view, self.reading)
+        items = file_items(Path(file), self.config.view, self.reading)
         found = read_windows(items, windows=windows, stride=stride)
         timeline = _Timeline()
         total = np.zeros(self.network.embedding_dim)
@@ -207,7 +204,7 @@ class Student:
         return self.predict(file, windows=windows, stride=stride).embedding
 
     def _check(self, top: int, windows: int | None, stride: int | None, batch_size: int) -> None:
-        length = window_length(self.config.view, self.config.sample_rate_hz)
+        length = self.config.view.window_length(self.config.sample_rate_hz)
         for name, value in (("top", top), ("windows", windows), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
@@ -220,7 +217,7 @@ class Student:
         """Embedding (B, D) and probabilities (B, C) of some windows."""
         inputs = torch.stack([window.items for window in batch]).to(next(self.network.parameters()).device)
         with torch.inference_mode():
-            features = self.network(normalize_frames(inputs) if self.network.modality == "video" else inputs)
+            features = self.network(self.config.view.network_input(inputs))
             multi_label = self.config.multi_label
             probabilities = features.logits.sigmoid() if multi_label else features.logits.softmax(1)
         return features.embedding.float().cpu().numpy(), probabilities.float().cpu().numpy()
@@ -235,8 +232,8 @@ def _reading(
     """How files are decoded for a student; what is None is as in its training dataset."""
     if short_side is None and size is None:
         short_side, size = config.short_side, config.size
-    if short_side is None and size is None and isinstance(config.view, VideoInput):
-        short_side = max(config.view.size)
+    if short_side is None and size is None:
+        short_side = config.view.short_side
     if region is None:
         region = config.region
     return PrepareConfig(

@@ -12,11 +12,9 @@ from avdistill import distributed
 from avdistill.dataset.batches import EvaluationWindows
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
-from avdistill.dataset.windows import window_length
 from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError
 from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
-from avdistill.models.imagenet import normalize_frames
 from avdistill.progress import OnProgress, Progress
 from avdistill.types import Network
 
@@ -97,7 +95,7 @@ def run_network(
             firsts = range(0, len(data), batch_size)
             for positions, inputs in prefetch(lambda first: data.batch(first, batch_size), firsts, workers):
                 inputs = inputs.to(device)
-                features = network(normalize_frames(inputs) if view.modality == "video" else inputs)
+                features = network(view.network_input(inputs))
                 logits = features.embedding[:, :0] if features.logits is None else features.logits
                 probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
                 kept = [features.embedding, logits, probabilities]
@@ -140,6 +138,6 @@ def _check_windows(dataset: ClipDataset, view: View, batch_size: int, windows: i
             raise ConfigError(f"{name}: must be at least 1, got {number}")
     if stride is not None and windows is not None:
         raise ConfigError("give windows or stride, not both")
-    length = window_length(view, dataset.sample_rate_hz)
+    length = view.window_length(dataset.sample_rate_hz)
     if stride is not None and not 1 <= stride <= length:
         raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from avdistill.distributed import all_gather_with_grad
 from avdistill.errors import ConfigError
+from avdistill.inputs import INPUTS
 from avdistill.losses import masked_cross_entropy
-from avdistill.models.imagenet import normalize_frames
 from avdistill.types import Batch, Features, Option, StudentFeatures, StudentNetwork
 
 
@@ -244,10 +244,11 @@ def student_features(student: StudentNetwork, batch: Batch) -> StudentFeatures:
     Raises:
         ValueError: the batch does not hold that modality.
     """
-    inputs = normalize_frames(batch.frames) if student.modality == "video" and batch.frames is not None else batch.audio
+    kind = INPUTS[student.modality]
+    inputs = getattr(batch, kind.reader)
     if inputs is None:
         raise ValueError(f"the student takes {student.modality}, which this batch does not hold")
-    return student(inputs)
+    return student(kind.network_input(inputs))
 
 
 def classification_loss(student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -104,13 +104,13 @@ def embed(
 def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
     """Rows of the clips that may say something to a teacher. Raises TeacherError where none does."""
     clips = np.arange(len(dataset))
-    if teacher.view.modality == "audio":
-        clips = clips[~dataset.columns["silent"].astype(bool)]
+    if teacher.view.silence is not None:
+        clips = clips[~dataset.columns[teacher.view.silence].astype(bool)]
     if not has_modality(dataset, clips, teacher.view).any():
-        expected = "a video" if teacher.view.modality == "video" else "audio that is not silent"
+        silent = "" if teacher.view.silence is None else f" that is not {teacher.view.silence}"
         raise TeacherError(
-            f"teacher {name!r}: expected clips with {expected}, {dataset.folder} holds none among its "
-            f"{len(dataset)} clips"
+            f"teacher {name!r}: expected clips with {teacher.view.modality}{silent}, {dataset.folder} holds none among "
+            f"its {len(dataset)} clips"
         )
     return clips
 

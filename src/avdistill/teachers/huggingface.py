@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -221,13 +222,9 @@ def _try(network: Network, view: View, processor: Any) -> None:
     """Run the network once: a model that cannot take what it will be given fails here, not in the midst of a
     dataset.
     """
-    shape: tuple[int, ...]
-    if isinstance(view, VideoInput):
-        shape = (1, 3, view.frames, *view.size)
-    else:
-        shape = (1, round(view.seconds * processor.sampling_rate))
+    inputs = view.random_inputs(1, getattr(processor, "sampling_rate", 0), np.random.default_rng(0))
     with torch.inference_mode():
-        network.eval()(torch.zeros(shape))
+        network.eval()(view.network_input(inputs))
 
 
 def _provenance(name: str, config: Any, architecture: str) -> Provenance:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import TeacherEntry
 from avdistill.errors import DatasetError, TeacherError
+from avdistill.inputs import INPUTS
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import add_features, embed, provenance_on
 from avdistill.types import format_provenance
@@ -20,13 +21,14 @@ def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teach
     Returns:
         Names of those left out: they would have to hear new audio, and `teacher` is another.
     """
-    unheard = set()
-    if teacher is not None and (audio_sources(base, dataset) == _NEW).any():
+    left_out = []
+    if teacher is not None:
         mine = provenance_on(base, teacher)
-        unheard = {
-            name for name, entry in base.teachers.items() if entry.modality == "audio" and entry.provenance != mine
-        }
-    left_out = sorted(unheard - dataset.teachers.keys())
+        left_out = sorted(
+            name
+            for name, entry in base.teachers.items()
+            if entry.provenance != mine and name not in dataset.teachers and _has_new(base, dataset, entry)
+        )
     for name in base.teachers:
         if name not in left_out:
             transfer_features(base, dataset, name, teacher=teacher)
@@ -34,15 +36,7 @@ def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teach
 
 
 def check_teacher(base: ClipDataset, names: Collection[str], teacher: Teacher) -> None:
-    """Raise TeacherError unless the network is the one that made the features of one of these teachers of `base`.
-
-    It must be one that hears: only audio are ever embedded again.
-    """
-    if teacher.view.modality != "audio":
-        raise TeacherError(
-            f"{format_provenance(teacher.provenance)}: expected an audio teacher, for new audio, found one of "
-            f"{teacher.view.modality}"
-        )
+    """Raise TeacherError unless the network is the one that made the features of one of these teachers of `base`."""
     mine = provenance_on(base, teacher)
     made_by = {name: base.teachers[name].provenance for name in names}
     if mine not in made_by.values():
@@ -75,18 +69,16 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
         _check_transferred(base, dataset, name)
         return
     entry = base.teachers[name]
-    source = np.arange(len(base))
-    if entry.modality == "audio":
-        source = audio_sources(base, dataset)
-        if (source == _NEW).any():
-            if teacher is None:
-                raise DatasetError(
-                    f"{dataset.folder}: {int((source == _NEW).sum())} clips have audio that teacher {name!r} has not "
-                    f"heard: it must be given, to embed them"
-                )
-            check_teacher(base, [name], teacher)
-            embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
-            return
+    source = clip_sources(base, dataset, entry.modality)
+    if new := int((source == _NEW).sum()):
+        if teacher is None:
+            raise DatasetError(
+                f"{dataset.folder}: {new} clips have {entry.modality} that teacher {name!r} has not embedded: give the "
+                "teacher"
+            )
+        check_teacher(base, [name], teacher)
+        embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
+        return
     there = (source >= 0) & stored.valid[source]
     kept_logits = None if entry.fitted_head else stored.logits
     add_features(
@@ -111,7 +103,7 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
             f"{dataset.folder}: its teacher {name!r} is {format_provenance(old.provenance)}, that of {base.folder} is "
             f"{format_provenance(new.provenance)}: {again}"
         )
-    source = audio_sources(base, dataset) if new.modality == "audio" else np.arange(len(base))
+    source = clip_sources(base, dataset, new.modality)
     before, after = (
         np.where(stored.valid[rows, None], stored.embedding[rows], np.nan)
         for stored, rows in ((dataset.features(name), source >= 0), (base.features(name), source[source >= 0]))
@@ -123,28 +115,32 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
         raise DatasetError(f"{dataset.folder}: {base.folder} has other features of teacher {name!r} by now: {again}")
 
 
-_SILENT, _NEW = -1, -2
+_ABSENT, _NEW = -1, -2
 
 
-def audio_sources(base: ClipDataset, dataset: ClipDataset) -> np.ndarray:
-    """The clip of `base` whose audio each clip of `dataset` has.
+def _has_new(base: ClipDataset, dataset: ClipDataset, entry: TeacherEntry) -> bool:
+    return bool((clip_sources(base, dataset, entry.modality) == _NEW).any())
+
+
+def clip_sources(base: ClipDataset, dataset: ClipDataset, modality: str) -> np.ndarray:
+    """The clip of `base` whose audio, or video, each clip of `dataset` has.
 
     Returns:
-        int64 (N,) rows of `base`; a clip without audio in either dataset is its own source, as nothing was taken
+        int64 (N,) rows of `base`; a clip without the modality in either dataset is its own source, as nothing was taken
         from it.
-        -1: a clip that had audio in `base` and has none now. -2: audio that `base` does not have.
+        -1: a clip that had it in `base` and has none now. -2: audio that `base` does not have.
 
     Raises:
         DatasetError: the datasets hold different clips.
     """
     if not np.array_equal(base.columns["id"], dataset.columns["id"]):
-        raise DatasetError(f"{dataset.folder}: its clips are not those of {Path(base.folder)}")
-    before, after = base.columns, dataset.columns
-    at = {
-        (int(before["audio_shard"][i]), int(before["audio_offset"][i])): i
-        for i in np.flatnonzero(before["has_audio"].astype(bool))
-    }
-    found = np.where(before["has_audio"].astype(bool), _SILENT, np.arange(len(dataset)))
-    for i in np.flatnonzero(after["has_audio"].astype(bool)):
-        found[i] = at.get((int(after["audio_shard"][i]), int(after["audio_offset"][i])), _NEW)
+        raise DatasetError(f"{dataset.folder}: its clips are not those of {base.folder}")
+    kind = INPUTS[modality]
+    before, after = (each.columns[kind.presence].astype(bool) for each in (base, dataset))
+    place = [(each.columns[f"{kind.column}_shard"], each.columns[f"{kind.column}_offset"]) for each in (base, dataset)]
+    (old_shard, old_offset), (shard, offset) = place
+    at = {(int(old_shard[i]), int(old_offset[i])): i for i in np.flatnonzero(before)}
+    found = np.where(before, _ABSENT, np.arange(len(dataset)))
+    for i in np.flatnonzero(after):
+        found[i] = at.get((int(shard[i]), int(offset[i])), _NEW)
     return found

@@ -15,7 +15,6 @@ from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, clips_of_splits, encode_labels, has_modality, split_validation
 from avdistill.errors import ConfigError, DatasetError, RunError
-from avdistill.inputs import VideoInput
 from avdistill.methods import (
     Method,
     MethodContext,
@@ -243,8 +242,8 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> St
             "set its option sample_rate_hz, or prepare with --sample-rate"
         )
     frames = getattr(student, "frames", None)
-    if isinstance(config.student.view, VideoInput) and frames not in (None, config.student.view.frames):
-        raise RunError(f"model {name} takes {frames} frames, its view shows {config.student.view.frames}")
+    if frames not in (None, wanted := getattr(config.student.view, "frames", None)):
+        raise RunError(f"model {name} takes {frames} frames, its view has {wanted}")
     return student
 
 
