@@ -19,7 +19,7 @@ def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     """
     if not columns:
         raise ValueError("a table needs at least one column")
-    rules = ["---:" if _is_numeric(rows, key) else "---" for key in columns]
+    rules = ["---:" if is_numeric(rows, key) else "---" for key in columns]
     lines = [list(columns.values()), rules, *([format_value(row.get(key)) for key in columns] for row in rows)]
     return "\n".join("| " + " | ".join(_markdown_cell(cell) for cell in line) + " |" for line in lines)
 
@@ -72,7 +72,8 @@ def summarize(
     return summary
 
 
-def _is_numeric(rows: Sequence[Row], key: str) -> bool:
+def is_numeric(rows: Sequence[Row], key: str) -> bool:
+    """Whether every value of a column is a number or absent."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
