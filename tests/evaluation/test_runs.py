@@ -216,8 +216,8 @@ def test_a_clip_is_not_looked_up_among_those_with_itself(taught, run):
 
 def test_wrong_numbers_and_places_are_one_line(taught, run, tmp_path, capsys):
     for words, code, message in (
-        (["--stride", "100"], 2, "stride: must be 1 to 4, a window's length, got 100"),
-        (["--batch-size", "0"], 2, "batch_size: must be at least 1"),
+        (["--stride", "100"], 2, "stride: expected 1 to 4, a window's length, found 100"),
+        (["--batch-size", "0"], 2, "batch_size: expected at least 1"),
         (["--windows", "3", "--stride", "4"], 2, "give windows or stride, not both"),
         (["--out", str(tmp_path / "file" / "metrics")], 1, "Not a directory"),
     ):

@@ -206,9 +206,9 @@ def test_preprocessing_tells_all_that_is_needed(run, exported, tmp_path):
     assert told["source"]["run"] == "run"
     by_hand = export(run, tmp_path / "weights", format="safetensors")
     assert by_hand["input"] == {"name": "inputs", "type": "float32", "shape": ["B", 3, 4, 24, 32]}
-    assert by_hand["normalisation"]["done_by"] == "the caller"
+    assert by_hand["normalization"]["done_by"] == "the caller"
     frames = np.random.default_rng(0).integers(0, 256, (1, 2, 3, 4, 3)).astype(np.uint8)
-    mean, std = (np.array(by_hand["normalisation"][key]) for key in ("mean", "std"))
+    mean, std = (np.array(by_hand["normalization"][key]) for key in ("mean", "std"))
     expected = normalize_frames(torch.from_numpy(frames)).permute(0, 2, 3, 4, 1).numpy()
     np.testing.assert_allclose((frames / 255 - mean) / std, expected, atol=1e-5)
     heard = export(

@@ -355,7 +355,7 @@ def test_wrong_calls_of_the_verb(small_set, run, tmp_path, capsys):
         ([run], 2, "at least one file"),
         ([run, small_set[0]], 2, "pass the files in it"),
         ([run, file, "--json", "--csv", "-"], 2, "choose one"),
-        ([run, file, "--csv", file], 1, "is there already"),
+        ([run, file, "--csv", file], 1, "exists already"),
         ([run, file, "--stride", "9"], 2, "expected 1 to 4"),
         ([tmp_path, file], 1, "no trained network"),
     ):

@@ -1,6 +1,6 @@
-"""What a teacher knows of the labels, told by its embeddings alone: a linear probe, retrieval, doubles and silence.
+"""How well a teacher's embeddings predict the labels: linear probe, retrieval, identical embeddings, missing clips.
 
-A student cannot take over what the teacher does not hold, so this is looked at before anything is trained with it.
+A student cannot learn from a teacher what its embeddings do not contain: run this before training with it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ EXAMPLES = 20  # sets of identical embeddings that are named
 
 @dataclass(frozen=True, eq=False)
 class LabeledFeatures:
-    """A teacher's embeddings of N clips and what is known of the clips.
+    """A teacher's embeddings of N clips with the clips' labels.
 
     Attributes:
-        source: how messages call it.
+        source: its name in messages.
         ids: (N,) text.
         embedding: floating (N, D); a row of NaN is a clip without an embedding.
         labels: N tuples of label names, empty where the clip has none.
         splits: (N,) text.
-        groups: (N,) text; clips of one group (cut from one video) never stand on both sides of a cross-validation.
-        without_audio, silent: bool (N,), or None where that is not known.
+        groups: (N,) text; the source video; cross-validation never splits a group.
+        without_audio, silent: bool (N,), or None where not known.
 
     Raises:
         TeacherError: lengths or shapes that do not fit, or a row that is infinite or NaN in part.
@@ -137,26 +137,24 @@ def probe(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """How much of the labels can be read off a teacher's embeddings.
+    """How well a teacher's embeddings predict the labels.
 
     The probe is multinomial logistic regression (with several labels per clip, ridge regression on each class). Its
-    setting is chosen by cross-validation on the training split, whole videos at a time. All metrics are of labeled
-    clips that have an embedding; how many have none is told under `silence`.
+    setting is chosen by cross-validation over source videos of the training split. All metrics are of labeled clips
+    that have an embedding; `silence` counts the others.
 
     Args:
         features: of one teacher.
         train_split: trains the probe and is the gallery of the retrieval; None is "train" or "training".
-        split: is evaluated and asks the queries; None is "test", or else "validation".
+        split: is evaluated and gives the queries; None is "test", or else "validation".
         settings: to choose from; with one, nothing is chosen.
         folds: of the cross-validation, at least 2; fewer where the clips are too few.
         seed: of the folds.
         on_progress: called after each batch, in fits of the probe.
 
     Returns:
-        JSON-ready: `train_split`, `split`, `classes`, `multi_label`, `clips` of either split; `probe`:
-        `top1_accuracy`, `top5_accuracy`,
-        `mean_class_accuracy` (several labels: `map`, `auc`, `d_prime`), `scaling` and `c`, whether the solver
-        `converged`, `cross_validation`, `per_class`; `retrieval`; `identical`; `silence`.
+        JSON-ready: `train_split`, `split`, `classes`, `multi_label`, `clips` of either split; `probe`
+        (`linear_probe`); `retrieval` (`RetrievalMetrics`); `identical` (`identical_embeddings`); `silence`: counts.
 
     Raises:
         TeacherError: a split without clips to use, fewer than two classes or too few videos to train on.
@@ -180,8 +178,8 @@ def probe(
     found = linear_probe(
         embedding=x[train],
         labels=truth[train],
-        asked=x[held],
-        asked_labels=truth[held],
+        test_embedding=x[held],
+        test_labels=truth[held],
         class_names=classes,
         settings=settings,
         folds=parts,
@@ -207,11 +205,11 @@ def probe(
 
 
 def identical_embeddings(features: LabeledFeatures) -> dict[str, Any]:
-    """Clips whose embeddings are equal bit for bit: doubles of one video, or audio that say nothing.
+    """Clips whose embeddings are equal bit for bit: duplicates of one video, or audio without content.
 
     Returns:
-        `sets` of two clips or more, the `clips` in them, sets `across_splits` (what is evaluated was trained on) and
-        sets whose `labels_differ` (nothing can tell these clips apart); `examples`, at most 20, across splits first.
+        `sets` of two clips or more, the `clips` in them, sets `across_splits` (a test clip that was trained on) and
+        sets whose `labels_differ` (no classifier can separate them); `examples`, at most 20, across splits first.
     """
     by_content: dict[bytes, list[int]] = {}
     for clip in np.flatnonzero(features.present):
@@ -237,7 +235,7 @@ def identical_embeddings(features: LabeledFeatures) -> dict[str, Any]:
 
 
 def _silence(features: LabeledFeatures) -> dict[str, int | None]:
-    zero = ~features.embedding.any(1)  # NaN counts as something here
+    zero = ~features.embedding.any(1)  # a row of NaN does not count
     return {
         "clips": len(features.ids),
         "without_embedding": int((~features.present).sum()),
@@ -247,12 +245,13 @@ def _silence(features: LabeledFeatures) -> dict[str, int | None]:
     }
 
 
-def _chosen_split(features: LabeledFeatures, asked: str | None, usual: tuple[str, ...], option: str) -> str:
+def _chosen_split(features: LabeledFeatures, requested: str | None, usual: tuple[str, ...], option: str) -> str:
+    names = usual if requested is None else (requested,)
     there = sorted(set(features.splits.tolist()))
-    for name in usual if asked is None else (asked,):
+    for name in names:
         if name in there:
             return name
-    wanted = " or ".join(map(repr, usual if asked is None else (asked,)))
+    wanted = " or ".join(map(repr, names))
     raise TeacherError(f"{features.source}: no clip in split {wanted} ({option}); splits there: {', '.join(there)}")
 
 

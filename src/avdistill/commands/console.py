@@ -72,6 +72,19 @@ def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> Non
         print(json.dumps(report, allow_nan=False, default=str) if as_json else escaped)
 
 
+def run_sub_verb(verb: str, sub_verbs: Mapping[str, tuple[Callable[[list[str]], None], str]], words: list[str]) -> None:
+    """`avdistill VERB SUB_VERB ...`. Raises ConfigError for an unknown one."""
+    from avdistill.errors import ConfigError
+
+    if words[:1] in ([], ["-h"], ["--help"]):
+        print(f"usage: avdistill {verb} VERB ...    (avdistill {verb} VERB --help)\n")
+        print("\n".join(f"  {name:<12}{help_line}" for name, (_, help_line) in sub_verbs.items()))
+    elif words[0] not in sub_verbs:
+        raise ConfigError(f"{verb}: no verb {words[0]!r}; verbs: {', '.join(sub_verbs)}")
+    else:
+        sub_verbs[words[0]][0](words[1:])
+
+
 def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
     """The value of `name VALUE` or `name=VALUE` (None without it), and the other arguments.
 

@@ -1,4 +1,4 @@
-"""Verbs that put a student to use: predict, export."""
+"""Verbs that use a trained student: predict, export."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ _COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 
 @dataclass(frozen=True)
 class _Predict:
-    """Label video or audio files with the best student of a run: each whole, and what is when."""
+    """Label video or audio files with a student: labels of the whole file, and of its segments with times."""
 
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
+    model: tyro.conf.Positional[Path]
+    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Video or audio files."""
     top: int = 5
-    """Labels to name."""
+    """Number of labels for each file and segment."""
     windows: int | None = None
-    """Evenly spaced windows per file; default: slide over the whole file."""
+    """Evenly spaced windows per file; by default windows slide over the whole file."""
     stride: int | None = None
-    """Of the sliding windows, in frames or samples; default: a window's length."""
+    """Stride of the sliding windows in frames or samples; the default is the length of a window."""
     short_side: int | None = None
-    """Pixels of the shorter side, as in `prepare`; default: the scale of the training dataset."""
+    """Pixels of the shorter side, as in `prepare`; the default is the scale of the training dataset."""
     size: tuple[int, int] | None = None
     """Height and width instead of --short-side, as in `prepare`."""
     region: str | None = None
-    """x,y,width,height of the video, cut out before scaling, or `whole`; default: that of the training dataset."""
+    """x,y,width,height to crop before scaling, or `whole`; the default is the region of the training dataset."""
     batch_size: int = 32
-    """Windows at a time."""
+    """Windows per batch."""
     csv: Path | None = None
-    """Write a row per segment into a new file; `-` is standard output."""
+    """A new file that gets a row per segment; `-` is standard output."""
     json: bool = False
-    """Print one JSON object a file, each on its line."""
+    """Print one JSON object per file, each on a line."""
 
 
 def predict(arguments: list[str]) -> None:
-    """`avdistill predict RUN FILE ...`."""
+    """`avdistill predict MODEL FILE ...`."""
     a = tyro.cli(_Predict, args=arguments, prog="avdistill predict")
     table_on_output = a.csv == Path("-")
     if not a.files:
@@ -65,9 +65,9 @@ def predict(arguments: list[str]) -> None:
     if a.json and table_on_output:
         raise ConfigError("--json and --csv -: both would be written to standard output; choose one")
     if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
-        raise FileExistsError(f"--csv: {a.csv}: is there already; name a new file")
+        raise FileExistsError(f"--csv: {a.csv}: exists already; name a new file")
     region: Any = "whole" if a.region == "whole" else region_of(a.region)
-    student = Student.from_pretrained(a.run, short_side=a.short_side, size=a.size, region=region)
+    student = Student.from_pretrained(a.model, short_side=a.short_side, size=a.size, region=region)
     failed = 0
     with _table(a.csv) as write_row:
         for file in a.files:
@@ -94,11 +94,11 @@ def predict(arguments: list[str]) -> None:
 
 @contextmanager
 def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
-    """Takes predictions as rows of a CSV; a file gets its name when it is whole, until then it ends in `.partial`."""
+    """Writes predictions as rows of a CSV; an unfinished file ends in `.partial`."""
     if out is None:
         yield lambda prediction: None
     elif out == Path("-"):
-        if isinstance(sys.stdout, TextIOWrapper):  # a file's name may be no text: its bytes come out as they are
+        if isinstance(sys.stdout, TextIOWrapper):  # a file name that is not valid text is written as its bytes
             sys.stdout.reconfigure(errors="surrogateescape")
         yield _row_writer(sys.stdout)
     else:
@@ -123,18 +123,18 @@ def _row_writer(file: TextIO) -> Callable[[Prediction], None]:
 
 @dataclass(frozen=True)
 class _Export:
-    """Write the best student of a run alone into a folder, with all that is needed to feed it, and compare the two."""
+    """Export the best student of a run with its preprocessing, and compare its outputs with the run's."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """A run folder."""
     out: Path
-    """Folder to make."""
+    """The folder to make."""
     format: Format = "onnx"
-    """onnx: for onnxruntime, frames or audio in; safetensors: the weights, for avdistill and PyTorch."""
+    """onnx takes frames or a waveform in onnxruntime; safetensors holds the weights for avdistill and PyTorch."""
     clips: Path | None = None
-    """A dataset; 20 of its clips are compared besides random inputs."""
+    """A dataset, 20 clips of which are compared besides random inputs."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def export(arguments: list[str]) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar
+from avdistill.commands.console import output, progress_bar, run_sub_verb
 from avdistill.commands.evaluate import metric_lines
-from avdistill.errors import ConfigError
 from avdistill.fsio import write_json
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips
 from avdistill.integrations.gewu_lab.metrics import reference_predictions, reference_retrieve
@@ -24,19 +23,19 @@ class _Clips:
     """Make a dataset of the release's videos and audio embeddings; an interrupted command resumes when repeated."""
 
     annotation: tyro.conf.Positional[Path]
-    """Its annotation.json."""
+    """The annotation.json of the release."""
     videos: Path
     """Folder of NAME.hdf5."""
     out: Path
-    """The dataset's folder."""
+    """Folder of the dataset to make."""
     embeddings: Path | None = None
-    """Folder of NAME.npy; without it the dataset has no teacher."""
+    """Folder of NAME.npy; without it the dataset has no teacher features."""
     short_side: int = 128
-    """Pixels of the shorter side."""
+    """Pixels of the shorter side of the stored frames."""
     workers: int = os.cpu_count() or 1
     """Processes that decode."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class _Checkpoint:
     """Make a run folder of a checkpoint of the release."""
 
     file: tyro.conf.Positional[Path]
-    """Its save_model.pth."""
+    """The save_model.pth of the release."""
     annotation: Path
-    """The annotation.json it was trained with."""
+    """The annotation.json that it was trained with."""
     out: Path
-    """The run folder."""
+    """Run folder to make."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,6 @@ class _Predictions:
     """The JSON file to write; by default it is printed."""
 
 
-def reference(arguments: list[str]) -> None:
-    """`avdistill reference SUB_VERB ...`."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        print("usage: avdistill reference VERB ...    (avdistill reference VERB --help)\n")
-        print("\n".join(f"  {verb:<12}{help_line}" for verb, (_, help_line) in SUB_VERBS.items()))
-        return
-    if not arguments or arguments[0] not in SUB_VERBS:
-        found = repr(arguments[0]) if arguments else "nothing"
-        raise ConfigError(f"reference: expected one of {', '.join(SUB_VERBS)}, found {found}")
-    SUB_VERBS[arguments[0]][0](arguments[1:])
-
-
 def _import_clips(arguments: list[str]) -> None:
     a = tyro.cli(_Clips, args=arguments, prog="avdistill reference clips")
     config = PrepareConfig(fps=4.0, short_side=a.short_side)
@@ -123,14 +110,8 @@ def _import_checkpoint(arguments: list[str]) -> None:
 def _retrieve(arguments: list[str]) -> None:
     a = tyro.cli(_Retrieve, args=arguments, prog="avdistill reference retrieve")
     with progress_bar("retrieve") as update:
-        metrics = reference_retrieve(
-            a.model,
-            a.dataset,
-            query_split=a.query_split,
-            gallery_split=a.gallery_split,
-            top=a.top,
-            on_progress=update,
-        )
+        splits = {"query_split": a.query_split, "gallery_split": a.gallery_split}
+        metrics = reference_retrieve(a.model, a.dataset, **splits, top=a.top, on_progress=update)
     output({"model": str(a.model), "dataset": str(a.dataset), **metrics}, metric_lines(metrics), a.json)
 
 
@@ -155,3 +136,8 @@ SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "retrieve": (_retrieve, "its mean average precision: `retrieve MODEL DATASET`"),
     "predictions": (_predictions, "its JSON of the most probable classes: `predictions MODEL DATASET --out FILE`"),
 }
+
+
+def reference(arguments: list[str]) -> None:
+    """`avdistill reference SUB_VERB ...`."""
+    run_sub_verb("reference", SUB_VERBS, arguments)

@@ -11,7 +11,7 @@ import tyro
 
 from avdistill.analysis.teacher_probe import dataset_features, npz_features
 from avdistill.analysis.teacher_probe import probe as probe_features
-from avdistill.commands.console import output, progress_bar
+from avdistill.commands.console import output, progress_bar, run_sub_verb
 from avdistill.commands.train import train_teacher
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
@@ -20,20 +20,20 @@ from avdistill.teachers.registry import ANY_ENCODER, TEACHERS
 
 @dataclass(frozen=True)
 class _Probe:
-    """What a teacher's embeddings tell of the labels: linear probe, retrieval, doubles and silence."""
+    """Measure how well a teacher's embeddings predict the labels: linear probe, retrieval, identical embeddings."""
 
     features: tyro.conf.Positional[Path]
     """A dataset, or an .npz file with name, label, split and embedding."""
     teacher: str | None = None
-    """Name of the features in the dataset; default: its only teacher."""
+    """Name of the features in the dataset; the default is its only teacher."""
     train_split: str | None = None
-    """Split that trains the probe; the gallery; default: train or training."""
+    """The split that trains the probe and is the gallery; the default is train or training."""
     split: str | None = None
-    """Split evaluated; its clips are the queries; default: test, or else validation."""
+    """The split that is evaluated; its clips are the queries; the default is test, or else validation."""
     seed: int = 0
-    """Of the cross-validation's folds."""
+    """Seed of the folds of the cross-validation."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def probe(arguments: list[str]) -> None:
@@ -46,13 +46,7 @@ def probe(arguments: list[str]) -> None:
     else:
         features = dataset_features(ClipDataset(a.features), a.teacher)
     with progress_bar("probe") as update:
-        report = probe_features(
-            features,
-            train_split=a.train_split,
-            split=a.split,
-            seed=a.seed,
-            on_progress=update,
-        )
+        report = probe_features(features, train_split=a.train_split, split=a.split, seed=a.seed, on_progress=update)
     output({"features": features.source, **report}, _probe_lines(report), a.json)
 
 
@@ -82,22 +76,15 @@ class _List:
     """List the pretrained teachers: input, size of the embedding, where the weights come from, license."""
 
     json: bool = False
-    """Print one JSON object."""
+    """Print the result as one JSON object."""
 
 
 def list_teachers(arguments: list[str]) -> None:
     """`avdistill teacher list`."""
     a = tyro.cli(_List, args=arguments, prog="avdistill teacher list")
+    columns = ("modality", "embedding_dim", "input", "minimum_seconds", "weights", "license")
     teachers = {
-        name: {
-            "modality": spec.modality,
-            "embedding_dim": spec.embedding_dim,
-            "input": spec.input,
-            "minimum_seconds": spec.minimum_seconds,
-            "weights": spec.weights,
-            "license": spec.license,
-            "available": spec.available(),
-        }
+        name: {column: getattr(spec, column) for column in columns} | {"available": spec.available()}
         for name, spec in TEACHERS.items()
     }
     lines = []
@@ -115,17 +102,11 @@ def list_teachers(arguments: list[str]) -> None:
 
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train_teacher, "a supervised run on the labeled clips' audio: `teacher train DATASET --out RUN`"),
-    "probe": (probe, "what a teacher's embeddings tell of the labels: `teacher probe DATASET`"),
+    "probe": (probe, "how well a teacher's embeddings predict the labels: `teacher probe DATASET`"),
     "list": (list_teachers, "the pretrained teachers by name, and where their weights come from"),
 }
 
 
 def teacher(arguments: list[str]) -> None:
     """`avdistill teacher SUB_VERB ...`."""
-    if arguments[:1] in ([], ["-h"], ["--help"]):
-        print("usage: avdistill teacher VERB ...    (avdistill teacher VERB --help)\n")
-        print("\n".join(f"  {verb:<8}{help_line}" for verb, (_, help_line) in SUB_VERBS.items()))
-        return
-    if arguments[0] not in SUB_VERBS:
-        raise ConfigError(f"teacher: no verb {arguments[0]!r}; verbs: {', '.join(SUB_VERBS)}")
-    SUB_VERBS[arguments[0]][0](arguments[1:])
+    run_sub_verb("teacher", SUB_VERBS, arguments)

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen embeddings, its setting chosen by cross-validation on what it is trained with.
+"""A linear classifier on frozen embeddings, its setting chosen by cross-validation on the training clips.
 
 Dimensions: N clips, C classes, D channels. Labels are int64 (N,) class indices or multi-hot float32 (N, C).
 """
@@ -50,31 +50,30 @@ def linear_probe(
     *,
     embedding: np.ndarray,
     labels: np.ndarray,
-    asked: np.ndarray,
-    asked_labels: np.ndarray,
+    test_embedding: np.ndarray,
+    test_labels: np.ndarray,
     class_names: Sequence[str],
     settings: Sequence[Setting] = SETTINGS,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Train on `embedding`, evaluate on `asked`.
+    """Train on `embedding`, evaluate on `test_embedding`.
 
     With one label per clip it is multinomial logistic regression, chosen by top-1; with several, ridge regression of
     every class, chosen by mean average precision.
 
     Args:
         embedding, labels: (N, D) float32 and labels of at least two classes.
-        asked, asked_labels: likewise, of the clips to evaluate.
+        test_embedding, test_labels: likewise, of the clips to evaluate.
         class_names: C names.
         settings: to choose from; without folds the first is taken.
         folds: of the cross-validation (`video_folds`).
         on_progress: called after each batch, in fits of the probe.
 
     Returns:
-        JSON-ready: `top1_accuracy`, `top5_accuracy`, `mean_class_accuracy`, `per_class` (`metrics.per_class_table`),
-        or `map`, `auc`,
-        `d_prime`, `per_class` and counts (`tagging.py`); `scaling` and `c` of the chosen setting; `converged`, whether
-        the solver ended by itself; `cross_validation`, the mean of the folds for each setting.
+        JSON-ready: `top1_accuracy`, `top5_accuracy`, `mean_class_accuracy`, `per_class` (`per_class_table`), or `map`,
+        `auc`, `d_prime`, `per_class` and counts (`multilabel.py`); `scaling` and `c` of the chosen setting; whether
+        the solver `converged`; `cross_validation`, the mean score of the folds for each setting.
     """
     total = len(settings) * len(folds) + 1
     finished = 0
@@ -93,15 +92,15 @@ def linear_probe(
             metrics_of(setting, train, embedding[held], labels[held])["map" if labels.ndim == 2 else "top1_accuracy"]
             for train, held in folds
         ]
-        tried.append({**asdict(setting), "score": float(np.mean([figure or 0.0 for figure in each]))})
+        tried.append({**asdict(setting), "score": float(np.mean([score or 0.0 for score in each]))})
     best = settings[int(np.argmax([row["score"] for row in tried]))] if tried else settings[0]
-    return {**metrics_of(best, slice(None), asked, asked_labels), **asdict(best), "cross_validation": tried}
+    return {**metrics_of(best, slice(None), test_embedding, test_labels), **asdict(best), "cross_validation": tried}
 
 
 def video_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, held out) rows of each fold; clips of one group are never on both sides.
 
-    Folds are fewer where groups are too few; one that would leave a single class to train on is left out.
+    There are fewer folds where groups are too few; one with a single class to train on is left out.
 
     Raises:
         ValueError: no fold is left.
@@ -129,13 +128,13 @@ def _fit(setting: Setting, x: np.ndarray, labels: np.ndarray) -> tuple[Pipeline,
     model = make_pipeline(scaler, LogisticRegression(C=setting.c, max_iter=MAX_STEPS))
     # The solver's steps are short: threads that wait for each other on a busy machine cost ten times what they save.
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said as `converged`
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged`
         model.fit(x, labels)
     return model, bool(model[-1].n_iter_.max() < MAX_STEPS)
 
 
 def _scores(model: Pipeline, x: np.ndarray, classes: int) -> torch.Tensor:
-    """(N, C); a class that was not there to train on scores lowest."""
+    """(N, C); a class without a training clip scores lowest."""
     if isinstance(model[-1], Ridge):
         return torch.from_numpy(model.predict(x).reshape(len(x), classes))
     scores = torch.full((len(x), classes), -torch.inf, dtype=torch.float64)

@@ -7,8 +7,8 @@ Dimensions: N clips, C classes. Arguments that all functions share:
     labels: int64 (N,) class indices.
     class_names: C names.
 
-Metrics are fractions, never percentages. Input without an answer (nothing in it, lengths that differ, NaN, a label
-outside the classes) is a ValueError that says what was found.
+Metrics are fractions, never percentages. Empty input, lengths that differ, NaN and a label outside the classes raise a
+ValueError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Statistics of methods that were run on the same clips with the same seeds: intervals, paired differences, ranks.
+"""Statistics of methods evaluated on the same clips with the same seeds: intervals, paired differences, ranks.
 
 `correct` is bool or 0/1 (S, N): S seeds, N clips in the same order for every method. Clips of one video are not
 independent, so the bootstrap draws videos (`groups`), and it draws seeds: an interval covers both.
@@ -67,7 +67,7 @@ def paired_difference(
 
 
 def mean_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Mean rank of each method over the contests (corruption and seed) that all took part in; 1 is best.
+    """Mean rank of each method over the contests, each a corruption and a seed; 1 is best.
 
     Equal scores share their mean rank.
 

@@ -1,4 +1,4 @@
-"""A student alone, for use elsewhere: ONNX or safetensors, how to feed it, and proof that it agrees with the run."""
+"""Export of a student as ONNX or safetensors, with its preprocessing, and a comparison with the run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def export(
         most_clips: how many of them, evenly spread over the dataset.
 
     Returns:
-        What `preprocessing.json` says.
+        The content of `preprocessing.json`.
 
     Raises:
         FileExistsError: `out` is there already.
@@ -98,7 +98,7 @@ def export(
 
 
 class _Exported(nn.Module):
-    """A student from what a clip holds, uint8 (B, T, H, W, 3) or float32 (B, S), to (embedding, logits)."""
+    """A student from uint8 frames (B, T, H, W, 3) or a float32 waveform (B, S) to (embedding, logits)."""
 
     def __init__(self, network: StudentNetwork) -> None:
         super().__init__()
@@ -115,8 +115,7 @@ def _write_onnx(network: StudentNetwork, config: StudentConfig, file: Path) -> R
 
     example = _random_inputs(config)[:2]
     with warnings.catch_warnings():
-        # The exporter warns of its own innards (deprecated calls, opset versions); the comparison that follows tells
-        # whether the file is right.
+        # The exporter's warnings are about its own code; the comparison that follows checks the file.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -248,7 +247,7 @@ def _(view: VideoInput, config: StudentConfig, file_format: Format) -> dict[str,
         "channels": "RGB",
         "resize": resize if view.resize else "none: the size is cut out of the video as it was decoded",
         "crop": f"center; half a pixel {'to the even side' if view.resize else 'to the top and the left'}",
-        "normalisation": {
+        "normalization": {
             "rule": "(pixel / 255 - mean) / std",
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),

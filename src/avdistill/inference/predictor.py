@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from avdistill.distributed import best_device
-from avdistill.errors import ConfigError
 from avdistill.inference.file_windows import Window, file_items, read_windows
+from avdistill.inference.runner import check_windows
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.progress import OnProgress, Progress
@@ -172,7 +172,8 @@ class Student:
             FileNotFoundError: there is no such file.
             MediaError: it cannot be read, or lacks the student's modality.
         """
-        self._check(top, windows, stride, batch_size)
+        length = self.config.view.window_length(self.config.sample_rate_hz)
+        check_windows(length, stride, top=top, windows=windows, batch_size=batch_size)
         items = file_items(Path(file), self.config.view, self.reading)
         found = read_windows(items, windows=windows, stride=stride)
         timeline = _Timeline()
@@ -200,18 +201,8 @@ class Student:
     def embed(
         self, file: str | os.PathLike[str], *, windows: int | None = None, stride: int | None = None
     ) -> np.ndarray:
-        """float32 (D,), the file's mean embedding, before any normalisation. Arguments and errors as `predict`."""
+        """float32 (D,), the file's mean embedding, before any normalization. Arguments and errors as `predict`."""
         return self.predict(file, windows=windows, stride=stride).embedding
-
-    def _check(self, top: int, windows: int | None, stride: int | None, batch_size: int) -> None:
-        length = self.config.view.window_length(self.config.sample_rate_hz)
-        for name, value in (("top", top), ("windows", windows), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
-        if stride is not None and windows is not None:
-            raise ConfigError("give windows or stride, not both")
-        if stride is not None and not 1 <= stride <= length:
-            raise ConfigError(f"stride: expected 1 to {length}, the window's length, got {stride}")
 
     def _run(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
         """Embedding (B, D) and probabilities (B, C) of some windows."""

@@ -75,7 +75,7 @@ def run_network(
         DatasetError: no clip holds what the network looks at, or the images are smaller than a view that does not
             resize them.
     """
-    _check_windows(dataset, view, batch_size, windows, stride)
+    check_windows(view.window_length(dataset.sample_rate_hz), stride, batch_size=batch_size, windows=windows)
     present = has_modality(dataset, clips, view)
     rows = np.flatnonzero(present)
     if len(rows) == 0:
@@ -132,12 +132,12 @@ def run_network(
     return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)
 
 
-def _check_windows(dataset: ClipDataset, view: View, batch_size: int, windows: int | None, stride: int | None) -> None:
-    for name, number in (("batch_size", batch_size), ("windows", windows)):
+def check_windows(length: int, stride: int | None, **counts: int | None) -> None:
+    """Raise ConfigError for counts below 1, `windows` with a stride, or a stride that would skip a part of `length`."""
+    for name, number in counts.items():
         if number is not None and number < 1:
-            raise ConfigError(f"{name}: must be at least 1, got {number}")
-    if stride is not None and windows is not None:
+            raise ConfigError(f"{name}: expected at least 1, found {number}")
+    if stride is not None and counts.get("windows") is not None:
         raise ConfigError("give windows or stride, not both")
-    length = view.window_length(dataset.sample_rate_hz)
     if stride is not None and not 1 <= stride <= length:
-        raise ConfigError(f"stride: must be 1 to {length}, a window's length, got {stride}")
+        raise ConfigError(f"stride: expected 1 to {length}, a window's length, found {stride}")

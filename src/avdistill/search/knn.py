@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Candidates beyond the k that are asked for: far more than those whose order the rounding of a float32 can change.
-# Where they are not enough, as among many equal embeddings, the row is ranked as a whole.
+# Candidates beyond the requested k: far more than those whose order the rounding of a float32 can change.
+# Where they do not suffice, as among many equal embeddings, the row is ranked as a whole.
 _SPARE = 12
 
 
@@ -154,7 +154,7 @@ def check_table(name: str, values: Tensor) -> None:
         raise ValueError(
             f"{name} must be floating (rows, columns), not empty; got {values.dtype} {tuple(values.shape)}"
         )
-    if values.sum().isnan() and values.isnan().any():  # a sum is a quick look at all of them
+    if values.sum().isnan() and values.isnan().any():  # the sum is the quick check
         raise ValueError(f"{name} hold NaN, first in row {int(values.isnan().any(dim=1).nonzero()[0])}")
 
 
@@ -177,9 +177,9 @@ def _unit(embeddings: Tensor) -> Tensor:
 
 def _unit32(embeddings: Tensor) -> Tensor:
     """float32, of length 1 to its rounding; a zero embedding stays zero."""
-    known = embeddings.detach()
-    largest = known.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(known.dtype).tiny)  # no overflow
-    scaled = (known / largest).float()
+    values = embeddings.detach()
+    largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)  # no overflow
+    scaled = (values / largest).float()
     return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Reading a video that was stored as JPEG images in an HDF5 file, as the released implementation datasets them.
+"""Reading a video stored as JPEG images in an HDF5 file, the format of the released implementation.
 
 Such a file holds one dataset, `video`: a row per frame, each the bytes of one JPEG. It has no audio and no clock.
 """
@@ -20,11 +20,11 @@ from avdistill.preparation.prepare import PrepareConfig
 def read_hdf5_clip(path: Path, annotation: Annotation, config: PrepareConfig) -> Clip:
     """Every frame of one file, the first included; a `Reader` for `prepare`.
 
-    Grey images become RGB. The video is cut and scaled by the rule of `read_clip`; a frame of another size than
+    Gray images become RGB. The video is cut and scaled by the rule of `read_clip`; a frame of another size than
     the first is scaled to the first one's.
 
     Args:
-        path: the file. It is one clip: the annotation's times, which the release ignores as well, are not looked at.
+        path: the file. It is one clip: the annotation's times are ignored, as in the release.
         annotation: not used.
         config: `fps` is the rate at which the frames were taken; frame k is at k / fps seconds.
 

@@ -1,12 +1,12 @@
-"""Files of the paper's released implementation (GeWu-Lab/cross-modal-distillation, commit d5ceee6) become ours.
+"""Converts files of the paper's released implementation (GeWu-Lab/cross-modal-distillation, commit d5ceee6).
 
 Its checkpoint becomes a student and a noise filter, or a run folder; its annotation.json, HDF5 videos and .npy
-embeddings become a dataset. What is read here was written by others: a checkpoint is opened with a list of the classes
-it may hold, and nothing else of it is run.
+embeddings become a dataset. A checkpoint is unpickled with a list of allowed classes; nothing else in it is run.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
@@ -50,7 +50,7 @@ _FILTER_NAMES = {
 _SPELLING = {"HandStandPushups": "HandstandPushups"}
 
 
-def load_reference_checkpoint(path: str | Path) -> tuple[R2Plus1D, NoiseFilter]:
+def load_reference_checkpoint(path: str | os.PathLike[str]) -> tuple[R2Plus1D, NoiseFilter]:
     """The student and the noise filter of a released checkpoint (`save_model.pth`), in evaluation mode on the CPU.
 
     Depth, width and number of classes are read off the weights. The file is unpickled with PyTorch's restricted reader
@@ -160,7 +160,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
 
     Raises:
         FileExistsError: something is at `out`.
-        CheckpointError: see `load_reference_checkpoint`; or student, filter and list of classes do not belong together.
+        CheckpointError: see `load_reference_checkpoint`; or student, filter and classes do not belong together.
         AnnotationError: the annotation file cannot be used.
     """
     if out.exists():
@@ -231,12 +231,12 @@ def import_clips(
             what `prepare` raises.
     """
     if config.fps is None:
-        raise ConfigError("the release's clips have no clock: give their frames a second (4 in the release)")
+        raise ConfigError("the release's clips have no clock: fps: expected their frames a second (4), found none")
     if find_spec("h5py") is None:
         raise ConfigError("h5py is not installed: install the extra 'reference'")
     listed = read_annotations(annotation, format="gewu_lab")
     clips = [replace(clip, path=f"{clip.clip_id}.hdf5") for clip in listed]
-    # Read before the videos: a wrong folder or a broken file is then said at once.
+    # Before the videos, so that a wrong folder or a damaged file is reported at once.
     features = None if embeddings is None else _read_embeddings(embeddings, [clip.clip_id for clip in clips])
     dataset = prepare(
         clips, videos, out, config, read=read_hdf5_clip, workers=workers, strict=strict, on_progress=on_progress
