@@ -74,8 +74,6 @@ def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> Non
 
 def run_sub_verb(verb: str, sub_verbs: Mapping[str, tuple[Callable[[list[str]], None], str]], words: list[str]) -> None:
     """`avdistill VERB SUB_VERB ...`. Raises ConfigError for an unknown one."""
-    from avdistill.errors import ConfigError
-
     if words[:1] in ([], ["-h"], ["--help"]):
         print(f"usage: avdistill {verb} VERB ...    (avdistill {verb} VERB --help)\n")
         print("\n".join(f"  {name:<12}{help_line}" for name, (_, help_line) in sub_verbs.items()))

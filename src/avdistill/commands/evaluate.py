@@ -22,13 +22,35 @@ from avdistill.reporting.plots import plot_confusion
 
 
 @dataclass(frozen=True)
-class _Evaluate:
-    """Classify the labeled clips of a split; metrics, tables and a confusion matrix are written to a folder."""
+class ModelAndDataset:
+    """Arguments of the verbs that evaluate a model on a dataset."""
 
     model: tyro.conf.Positional[Path]
     """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
     dataset: tyro.conf.Positional[Path]
-    """A dataset with the model's classes."""
+    """A dataset."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def report(self, metrics: Mapping[str, object]) -> dict[str, object]:
+        """The metrics and what they were computed of."""
+        return {"model": str(self.model), "dataset": str(self.dataset), **metrics}
+
+
+@dataclass(frozen=True)
+class QueriesAndGallery(ModelAndDataset):
+    """Arguments of the verbs that search one split in another."""
+
+    query_split: str = "test"
+    """The split of the queries; several are joined by +."""
+    gallery_split: str = "train"
+    """The split that is searched; several are joined by +."""
+
+
+@dataclass(frozen=True)
+class _Evaluate(ModelAndDataset):
+    """Classify the labeled clips of a split; metrics, tables and a confusion matrix are written to a folder."""
+
     split: str = "test"
     """The split whose labeled clips are classified; several are joined by +."""
     windows: int | None = None
@@ -39,8 +61,6 @@ class _Evaluate:
     """Windows per batch."""
     out: Path | None = None
     """Folder for metrics and tables; the default is MODEL/evaluation-SPLIT."""
-    json: bool = False
-    """Print the metrics as one JSON object."""
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -60,8 +80,7 @@ def evaluate(arguments: list[str]) -> None:
     if FIRST_PROCESS:
         _write_classification(out, result)
     say(f"tables: {out}")
-    report = {"model": str(a.model), "dataset": str(a.dataset), **result.metrics.to_dict()}
-    output(report, _evaluation_lines(result.metrics), a.json)
+    output(a.report(result.metrics.to_dict()), _evaluation_lines(result.metrics), a.json)
 
 
 def _evaluation_lines(m: ClassificationMetrics | MultilabelMetrics) -> list[str]:
@@ -95,23 +114,13 @@ def _write_classification(out: Path, result: ClassificationResult) -> None:
 
 
 @dataclass(frozen=True)
-class _Retrieve:
+class _Retrieve(QueriesAndGallery):
     """Search the clips of one split among those of another by the student's embeddings."""
 
-    model: tyro.conf.Positional[Path]
-    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
-    dataset: tyro.conf.Positional[Path]
-    """A dataset with both splits."""
-    query_split: str = "test"
-    """The split of the queries; several are joined by +."""
-    gallery_split: str = "train"
-    """The split that is searched; several are joined by +."""
     batch_size: int = 32
     """Windows per batch."""
     out: Path | None = None
     """Folder for metrics and nearest clips; the default is MODEL/retrieval-QUERY_SPLIT."""
-    json: bool = False
-    """Print the metrics as one JSON object."""
 
 
 def retrieve(arguments: list[str]) -> None:
@@ -134,8 +143,7 @@ def retrieve(arguments: list[str]) -> None:
         with (out / "neighbors.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
     say(f"nearest clips of each query: {out / 'neighbors.jsonl'}")
-    report = {"model": str(a.model), "dataset": str(a.dataset), **metrics}
-    output(report, metric_lines(metrics), a.json)
+    output(a.report(metrics), metric_lines(metrics), a.json)
 
 
 def metric_lines(metrics: Mapping[str, object]) -> list[str]:

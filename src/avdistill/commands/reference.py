@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from avdistill.commands.console import output, progress_bar, run_sub_verb
-from avdistill.commands.evaluate import metric_lines
+from avdistill.commands.evaluate import ModelAndDataset, QueriesAndGallery, metric_lines
 from avdistill.fsio import write_json
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips
 from avdistill.integrations.gewu_lab.metrics import reference_predictions, reference_retrieve
@@ -53,31 +53,17 @@ class _Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Retrieve:
+class _Retrieve(QueriesAndGallery):
     """The release's mean average precision of a model: over the hits among the first ranks, not all relevant clips."""
 
-    model: tyro.conf.Positional[Path]
-    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
-    dataset: tyro.conf.Positional[Path]
-    """A dataset with both splits."""
-    query_split: str = "test"
-    """The split of the queries; several are joined by +."""
-    gallery_split: str = "train"
-    """The split that is searched; several are joined by +."""
     top: int = 500
     """Ranks that count: 500 in the release for UCF51, 100 for ActivityNet."""
-    json: bool = False
-    """Print the metrics as one JSON object."""
 
 
 @dataclass(frozen=True)
-class _Predictions:
+class _Predictions(ModelAndDataset):
     """The most probable classes of each labeled clip, in the JSON layout of the release's prediction file."""
 
-    model: tyro.conf.Positional[Path]
-    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
-    dataset: tyro.conf.Positional[Path]
-    """A dataset with the model's classes."""
     split: str = "test"
     """The split whose labeled clips are classified."""
     top: int = 5
@@ -112,7 +98,7 @@ def _retrieve(arguments: list[str]) -> None:
     with progress_bar("retrieve") as update:
         splits = {"query_split": a.query_split, "gallery_split": a.gallery_split}
         metrics = reference_retrieve(a.model, a.dataset, **splits, top=a.top, on_progress=update)
-    output({"model": str(a.model), "dataset": str(a.dataset), **metrics}, metric_lines(metrics), a.json)
+    output(a.report(metrics), metric_lines(metrics), a.json)
 
 
 def _predictions(arguments: list[str]) -> None:
@@ -124,7 +110,8 @@ def _predictions(arguments: list[str]) -> None:
     else:
         a.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(a.out, predictions)
-        output({"out": str(a.out)}, [f"{a.out}: {len(predictions['results'])} clips"], as_json=False)
+        report = {"out": str(a.out), "clips": len(predictions["results"])}
+        output(report, [f"{a.out}: {report['clips']} clips"], a.json)
 
 
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
