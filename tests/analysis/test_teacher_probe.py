@@ -247,7 +247,7 @@ def test_other_wrong_calls_are_one_line(tmp_path, taught, prepared, capsys):
         ([tmp_path / "nothing.npz"], 1, "nothing.npz"),
         ([tmp_path / "nothing"], 1, "no dataset here"),
         ([prepared], 1, "no teacher in this dataset; add one with `avdistill embed`"),
-        ([taught.folder, "--teacher", "video"], 1, "no teacher 'video' in this dataset (there: audio)"),
+        ([taught.folder, "--teacher", "video"], 1, "no teacher 'video' in this dataset (found: audio)"),
         ([file, "--teacher", "audio"], 2, "--teacher: an .npz file holds one teacher only"),
         ([file, "--split", "train"], 2, "'train' cannot both train the probe and evaluate it"),
     ):

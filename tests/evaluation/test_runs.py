@@ -302,7 +302,7 @@ def test_the_interval_draws_source_videos(taught, run, tmp_path):
 
     def from_two_videos(row):
         if row["split"] == "test":
-            row["path"] = f"video_{int(row['id'].split('_')[1]) % 2}.mp4"
+            row["group"] = f"video_{int(row['id'].split('_')[1]) % 2}"
 
     dataset = relabeled(taught, tmp_path / "dataset", from_two_videos)
     correct = [row["label"] == row["predicted"] for row in evaluate(run, dataset).predictions]

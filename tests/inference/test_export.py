@@ -264,7 +264,8 @@ def test_what_cannot_be_exported_is_said_in_a_line(run, prepared, tmp_path, monk
     with pytest.raises(CheckpointError, match="no trained network"):
         export(tmp_path, tmp_path / "export")
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="there already"):
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(FileExistsError, match="exists already"):
         export(run, tmp_path / "there")
     monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "onnxscript" else "there")
     with pytest.raises(ExportError, match=r"onnxscript must be there: install the extra 'onnx'"):
@@ -282,7 +283,7 @@ def test_a_link_to_an_empty_folder_is_followed(run, tmp_path):
         export(run, tmp_path / name, format="safetensors")
         assert (tmp_path / name).is_symlink()
         assert (tmp_path / "disk" / name / "model.safetensors").is_file()
-    with pytest.raises(FileExistsError, match="there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         export(run, tmp_path / "export", format="safetensors")
 
 
@@ -292,4 +293,4 @@ def test_the_verb(run, prepared, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["parity"]["inputs"], told["parity"]["clips"]) == (24, 20)
     assert main(words) == 1
-    assert capsys.readouterr().err == f"avdistill: {tmp_path / 'out'}: is there already; name a new folder\n"
+    assert capsys.readouterr().err == f"avdistill: {tmp_path / 'out'}: exists already; name a new folder\n"

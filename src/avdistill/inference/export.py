@@ -20,7 +20,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, ExportError
-from avdistill.fsio import commit, file_checksum, write_json
+from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
 from avdistill.inference.compatibility import check_rates
 from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
@@ -52,7 +52,7 @@ def export(
 
     Args:
         run: run folder.
-        out: folder to make; a link to an empty folder is followed.
+        out: a new or empty folder, or a link to one.
         format: "onnx" or "safetensors".
         clips: a dataset whose clips are compared besides random inputs.
         most_clips: how many of them, evenly spread over the dataset.
@@ -61,16 +61,15 @@ def export(
         The content of `preprocessing.json`.
 
     Raises:
-        FileExistsError: `out` is there already.
+        FileExistsError: `out` is not empty.
         CheckpointError: there is no trained network.
         ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4; then there is
             no folder.
         DatasetError, TeacherError: no clip of the dataset can be fed to the student.
     """
-    run, link = Path(run), Path(out)
-    out = link.resolve()  # a link to another disk stays a link
-    if out.exists() and not (link.is_symlink() and out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{link}: is there already; name a new folder")
+    run, name, out = Path(run), out, follow_link(out)
+    if not is_vacant(out):
+        raise FileExistsError(f"{name}: exists already; name a new folder")
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")

@@ -145,6 +145,7 @@ def read_npz(file: Path, required: Collection[str]) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by their names; nothing in it is unpickled.
 
     Raises:
+        FileNotFoundError: no such file.
         DatasetError: not a readable .npz of plain arrays, or one of the `required` arrays is missing.
     """
     try:
@@ -153,6 +154,8 @@ def read_npz(file: Path, required: Collection[str]) -> dict[str, np.ndarray]:
             raise ValueError("a single array")
         with content:
             arrays = {key: content[key] for key in content.files}
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{file}: expected an .npz of plain arrays: {error_message(error)}") from error
     for key in required:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from avdistill.annotations import Annotation
 from avdistill.errors import EmptySegmentError, UnreadableFileError
 from avdistill.media import Clip
 from avdistill.media.video_stream import scale_image
-from avdistill.preparation.prepare import PrepareConfig
+
+if TYPE_CHECKING:  # a worker process reads without PyTorch
+    from avdistill.preparation.prepare import PrepareConfig
 
 
 def read_hdf5_clip(path: Path, annotation: Annotation, config: PrepareConfig) -> Clip:

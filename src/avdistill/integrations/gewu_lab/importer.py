@@ -27,7 +27,7 @@ from avdistill.annotations import read_annotations
 from avdistill.annotations.schema import annotation_error, format_path, parse_json, read_text, truncate_repr
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, ConfigError, DatasetError
-from avdistill.fsio import commit, file_checksum, write_json
+from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
 from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
 from avdistill.models.checkpoint import save_student, save_tensors, tensors
@@ -152,19 +152,20 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
     Args:
         path: the release's `.pth`.
         annotation: its annotation.json, whose `labels` name the classifier's columns in their order.
-        out: the run folder; must not exist yet. `best/` holds the student and, under `filter.` in
+        out: the run folder, new or empty. `best/` holds the student and, under `filter.` in
             `helpers.safetensors`, the noise filter; `source.json` says where they come from.
 
     Returns:
         `out`.
 
     Raises:
-        FileExistsError: something is at `out`.
+        FileExistsError: `out` is not empty.
         CheckpointError: see `load_reference_checkpoint`; or student, filter and classes do not belong together.
         AnnotationError: the annotation file cannot be used.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists; name another folder or remove it")
+    out = follow_link(out)
+    if not is_vacant(out):
+        raise FileExistsError(f"{out}: exists already; name a new folder")
     classes = _read_classes(annotation)
     student, noise_filter, epoch = _read_checkpoint(path)
     C, D = student.cls.weight.shape
