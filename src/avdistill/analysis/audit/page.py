@@ -173,7 +173,8 @@ def _card(row: dict[str, Any], clip: int, dataset: ClipDataset) -> dict[str, Any
     """What the template shows of a clip; media are inside the page."""
     frames = np.asarray(dataset.frames(clip)) if dataset.columns["has_video"][clip] else None
     audio = dataset.audio(clip) if dataset.columns["has_audio"][clip] else None
-    card: dict[str, Any] = {"row": row, "wave": None if audio is None else _waveform(audio, dataset.sample_rate_hz)}
+    wave = None if audio is None else _waveform(audio, dataset.sample_rate_hz)
+    card: dict[str, Any] = {"row": row, "wave": wave, "video": "", "audio": "", "thumbnails": []}
     if frames is None and audio is None:  # a teacher's features may come from elsewhere
         return card
     fps = None if frames is None else _rate(frames, audio, row, dataset)
