@@ -7,15 +7,20 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError, RunError
+from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import open_lock
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.models.checkpoint import load_student
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.run_dir import run_state
@@ -148,7 +153,7 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(taught.folder, tmp_path / "a", method=KDConfig()))
     with pytest.raises(DatasetError, match="no teacher 'audio'"):
         train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="audio"))
-    with pytest.raises(RunError, match="takes 16 frames, its view shows 8"):
+    with pytest.raises(RunError, match="takes 16 frames, its view has 8"):
         train(config(taught.folder, tmp_path / "c", student=ModelConfig("stacked_frames", VideoInput(frames=8))))
     with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
         train(config(taught.folder, tmp_path / "c", student=ModelConfig("cnn6", AudioInput(seconds=0.5))))
@@ -182,3 +187,30 @@ def test_what_cannot_be_trained_is_refused_before_the_folder_is_made(taught, tmp
         with pytest.raises(ConfigError, match=message):
             train(config(taught.folder, tmp_path / "run", teacher="audio", **changes))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_the_test_split_alone_is_no_output_of_the_student(taught, tmp_path):
+    """Its clips are misses; a label that a corruption took away stays a class."""
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    rows = dataset.table.to_pylist()
+    tested = [row for row in rows if row["split"] == "test" and row["labels"]]
+    for row in rows:
+        row["extra"] = []
+        if row["split"] == "train" and row["labels"] == ["class_1"]:
+            row["labels"], row["extra"] = [], [("true_label", "class_1")]
+        elif row["split"] == "train" and row["labels"] == ["class_2"]:
+            row["labels"] = []
+    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), dataset.folder / "clips.parquet")
+    run = train(config(dataset.folder, tmp_path / "run", method=KDConfig(), teacher="audio", steps=2))
+    _, description = load_student(run)
+    assert description.classes == ("class_0", "class_1")
+    assert json.loads((run / "data.json").read_text())["classes"] == ["class_0", "class_1"]
+    found = evaluate(run, dataset)
+    assert found.classes == ("class_0", "class_1", "class_2")
+    unknown = [row["id"] for row in tested if row["labels"] == ["class_2"]]
+    assert unknown
+    for row in found.predictions:
+        assert row["predicted"] in ("class_0", "class_1")
+        assert row["label"] == "class_2" or row["id"] not in unknown
+    assert found.metrics.clips == len(tested)
+    assert found.metrics.top1_accuracy <= found.metrics.top5_accuracy <= 1 - len(unknown) / len(tested)

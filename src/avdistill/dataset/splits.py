@@ -53,6 +53,28 @@ def encode_labels(
     return Labels(classes, label_values(rows, classes, multi_label), labeled)
 
 
+def training_classes(dataset: ClipDataset, clips: np.ndarray) -> tuple[str, ...]:
+    """Sorted names of the labels of the training clips: what a student can learn to name.
+
+    A label that a corruption took away (`true_label`) counts too: with fewer labels the task stays the same.
+    """
+    names = {name for i in clips for name in dataset.labels[i]}
+    for extra in dataset.table["extra"].take(clips).to_pylist():
+        names.update(name for name in dict(extra or ()).get("true_label", "").split("|") if name)
+    return tuple(sorted(names))
+
+
+def evaluation_classes(dataset: ClipDataset, clips: np.ndarray, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A student's classes, followed by other labels of these clips: those were not trained on, so they are misses.
+
+    Nothing is added where the dataset lacks a class of the student or no clip has one: its labels are another task's,
+    which `encode_labels` refuses.
+    """
+    names = {name for i in clips for name in dataset.labels[i]}
+    same_task = set(classes) <= set(dataset.classes) and names & set(classes)
+    return classes + tuple(sorted(names - set(classes))) if same_task else classes
+
+
 def label_values(labels: Sequence[tuple[str, ...]], classes: Sequence[str], multi_label: bool) -> Tensor:
     """int64 (N,) class indices, 0 for an unlabeled clip; with `multi_label`, multi-hot float32 (N, C)."""
     index = {name: i for i, name in enumerate(classes)}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import clips_of_splits, encode_labels, labeled_clips
+from avdistill.dataset.splits import clips_of_splits, encode_labels, evaluation_classes, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.evaluation.metrics import (
     ClassificationMetrics,
@@ -59,7 +60,8 @@ def evaluate(
 ) -> ClassificationResult:
     """Classify every labeled clip of a split. Under torchrun the processes share the clips.
 
-    A clip without the student's modality counts as a miss and is reported as `missing`, never dropped.
+    A clip without the student's modality counts as a miss and is reported as `missing`, never dropped. So does a clip
+    of a class that the training clips did not have (`evaluation_classes`).
 
     Args:
         model: a student, or what `Student.from_pretrained` loads: a run folder (its best student) or an exported one.
@@ -81,7 +83,8 @@ def evaluate(
     config = student.config
     check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     clips = labeled_clips(dataset, split)
-    labels = encode_labels(dataset, clips, config.classes, config.multi_label).values
+    classes = evaluation_classes(dataset, clips, config.classes)
+    labels = encode_labels(dataset, clips, classes, config.multi_label).values
     with init_distributed(device) as own_device:
         outputs = run_network(
             student.network.to(own_device),
@@ -94,6 +97,9 @@ def evaluate(
             batch_size=batch_size,
             on_progress=on_progress,
         )
+    # A class that the student does not have is never its answer.
+    padded = F.pad(outputs.probabilities, (0, len(classes) - len(config.classes)))
+    outputs = replace(outputs, probabilities=padded)
     counts = {
         "split": split,
         "clips": len(clips),
@@ -101,7 +107,7 @@ def evaluate(
         "unlabeled_left_out": len(clips_of_splits(dataset, split)) - len(clips),
     }
     summarize = _multi_label if config.multi_label else _one_label
-    return summarize(dataset, clips, labels, outputs, config.classes, counts)
+    return summarize(dataset, clips, labels, outputs, classes, counts)
 
 
 def _one_label(
@@ -116,11 +122,12 @@ def _one_label(
     scores, truth = outputs.probabilities[seen], labels[seen]
     correct = torch.zeros(len(clips), dtype=torch.float64)
     correct[seen] = (scores.argmax(1) == truth).double()
+    k = min(5, outputs.logits.shape[1])  # without padding
     estimate = interval(correct.numpy()[None], dataset.columns["group"][clips])
     metrics = ClassificationMetrics(
         **counts,
         top1_accuracy=float(correct.mean()),
-        top5_accuracy=top_k_accuracy(scores=scores, labels=truth, k=min(5, len(classes))) * float(seen.double().mean()),
+        top5_accuracy=top_k_accuracy(scores=scores, labels=truth, k=k) * float(seen.double().mean()),
         mean_class_accuracy=float(np.mean([float(correct[labels == c].mean()) for c in torch.unique(labels)])),
         top1_accuracy_interval=(estimate.low, estimate.high),
         expected_calibration_error=expected_calibration_error(probabilities=scores, labels=truth),

@@ -13,7 +13,14 @@ import torch
 from avdistill import distributed
 from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import check_view_fits, clips_of_splits, encode_labels, has_modality, split_validation
+from avdistill.dataset.splits import (
+    check_view_fits,
+    clips_of_splits,
+    encode_labels,
+    has_modality,
+    split_validation,
+    training_classes,
+)
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.methods import (
     Method,
@@ -72,6 +79,7 @@ class TrainingSetup:
                 f"{dataset.folder}: no clip of split {config.train_split!r} holds {config.student.view.modality}"
             )
         check_view_fits(dataset, clips, config.student.view)
+        classes = training_classes(dataset, split)
         multi_label = dataset.multi_label
         if multi_label and not supports_multi_label(config.method):
             raise ConfigError(
@@ -80,11 +88,11 @@ class TrainingSetup:
         training, validation = split_validation(dataset, clips, config.val_fraction, config.seed)
         if config.optimizer.schedule == "plateau" and not len(validation):
             raise ConfigError("config.optimizer.schedule: 'plateau' needs validation, and no video is set aside for it")
-        teacher = _teacher_features(dataset, config)
+        teacher = _teacher_features(dataset, config, classes)
         batches = TrainingBatches(
             dataset,
             training,
-            encode_labels(dataset, training, dataset.classes, multi_label),
+            encode_labels(dataset, training, classes, multi_label),
             config.student.view,
             batch_size=config.batch_size,
             labeled_per_batch=config.labeled_per_batch,
@@ -93,8 +101,8 @@ class TrainingSetup:
             seed=config.seed,
             share=(distributed.rank(), processes),
         )
-        student = _build_student(config, dataset, begun=saved_folder(run, "last") is not None)
-        context = _context(config, dataset.classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
+        student = _build_student(config, dataset, len(classes), begun=saved_folder(run, "last") is not None)
+        context = _context(config, classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
         method = distributed.move_module(build_method(config.method, student, context), device)
         if distributed.rank():  # the same weights, but dropout and blanking of its own
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
@@ -109,7 +117,7 @@ class TrainingSetup:
             method=method,
             optimizer=optimizer,
             schedule=build_schedule(config.optimizer, optimizer, config.steps),
-            description=_describe(config, dataset, multi_label),
+            description=_describe(config, dataset, classes, multi_label),
             left_out=len(split) - len(clips),
         )
 
@@ -121,7 +129,7 @@ class TrainingSetup:
             "dataset_checksum": self.dataset.checksum,
             "teacher": self.teacher_record(),
             "method_file": custom_checksum(self.config.method),
-            "classes": list(self.dataset.classes),
+            "classes": list(self.description.classes),
             "labeled": int(self.batches.labels.labeled.sum()),
             "unlabeled": int((~self.batches.labels.labeled).sum()),
             "left_out_without_modality": self.left_out,
@@ -213,10 +221,10 @@ def _context(config: TrainConfig, classes: Sequence[str], teacher_dim: int, trai
     )
 
 
-def _describe(config: TrainConfig, dataset: ClipDataset, multi_label: bool) -> StudentConfig:
+def _describe(config: TrainConfig, dataset: ClipDataset, classes: tuple[str, ...], multi_label: bool) -> StudentConfig:
     return StudentConfig(
         model=config.student.model,
-        classes=dataset.classes,
+        classes=classes,
         view=config.student.view,
         fps=dataset.fps,
         sample_rate_hz=dataset.sample_rate_hz,
@@ -226,13 +234,13 @@ def _describe(config: TrainConfig, dataset: ClipDataset, multi_label: bool) -> S
     )
 
 
-def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> StudentNetwork:
+def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, begun: bool) -> StudentNetwork:
     """The student with the weights of the run's seed; one that would see or hear the dataset wrongly is refused."""
     torch.manual_seed(config.seed)
     name, options = config.student.model, config.student.options
     if begun:  # the saved weights take the place of those that would be downloaded
         options = {name: value for name, value in options.items() if name != "kinetics"}
-    student = build_model(name, len(dataset.classes), options)
+    student = build_model(name, num_classes, options)
     if student.modality != config.student.view.modality:
         raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
     heard_hz = getattr(student, "sample_rate_hz", dataset.sample_rate_hz)
@@ -247,8 +255,8 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, begun: bool) -> St
     return student
 
 
-def _teacher_features(dataset: ClipDataset, config: TrainConfig) -> StoredFeatures | None:
-    """What the method needs of the teacher, with logits in the order of the dataset's classes."""
+def _teacher_features(dataset: ClipDataset, config: TrainConfig, classes: tuple[str, ...]) -> StoredFeatures | None:
+    """What the method needs of the teacher, with logits in the order of the student's classes."""
     required = teacher_requirement(config.method)
     if not required:
         return None
@@ -256,7 +264,7 @@ def _teacher_features(dataset: ClipDataset, config: TrainConfig) -> StoredFeatur
         raise RunError(
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
         )
-    teacher = dataset.features(config.teacher).with_classes(dataset.classes)
+    teacher = dataset.features(config.teacher).with_classes(classes)
     if required.logits and teacher.logits is None:
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"

@@ -217,7 +217,7 @@ def _validate(session: TrainingSetup, step: int) -> float:
             write_json(session.run / "not_finite.json", told)
         raise RunError(f"{session.run}: validation after step {step}: {error}; the last save stays") from error
     labels = encode_labels(
-        session.dataset, session.validation, session.dataset.classes, session.description.multi_label
+        session.dataset, session.validation, session.description.classes, session.description.multi_label
     )
     if session.description.multi_label:
         return float(labels.values.gather(1, outputs.probabilities.argmax(1, keepdim=True)).mean())

@@ -12,9 +12,11 @@ from avdistill.dataset.splits import (
     check_view_fits,
     clips_of_splits,
     encode_labels,
+    evaluation_classes,
     has_modality,
     labeled_clips,
     split_names,
+    training_classes,
 )
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.inference.compatibility import check_rates
@@ -45,7 +47,7 @@ def check_datasets(
             f"study.methods: {', '.join(for_one)} need one label per clip; clips of {dataset.folder} have several"
         )
     clips = labeled_clips(test, study.test_split)
-    encode_labels(test, clips, dataset.classes, dataset.multi_label)
+    encode_labels(test, clips, evaluation_classes(test, clips, training_classes(dataset, trained)), dataset.multi_label)
     check_rates(test, view, dataset.fps, dataset.sample_rate_hz, "the student")
     seen = clips[has_modality(test, clips, view)]
     if not len(seen):
