@@ -49,7 +49,7 @@ def test_random_weights_embed_a_dataset_and_the_record_says_so(dataset):
     teacher = load_teacher("cnn6", weights=RANDOM)
     entry = embed(dataset, teacher, "audio", batch_size=4)
     audible = dataset.columns["has_audio"].astype(bool) & ~dataset.columns["silent"].astype(bool)
-    assert entry.width == 512
+    assert entry.embedding_dim == 512
     assert entry.clips == audible.sum() > 0
     assert entry.provenance["weights"] == "RANDOM"
     assert entry.provenance["resampled_from_hz"] == dataset.sample_rate_hz
@@ -144,7 +144,7 @@ def test_resampled_windows_fill_one_patch_of_yamnet():
 def test_the_verb_embeds_with_a_name(dataset, tmp_path, capsys):
     call = ["embed", str(dataset.folder), "--teacher", "cnn6"]
     assert main([*call, "--weights", "random", "--name", "ears"]) == 0
-    assert "512-d, from cnn6, RANDOM WEIGHTS" in capsys.readouterr().out
+    assert "512-d, from cnn6, weights RANDOM" in capsys.readouterr().out
     assert set(ClipDataset(dataset.folder).teachers) == {"ears"}
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04torn")
     assert main([*call, "--weights", str(tmp_path / "torn.pth")]) == 1

@@ -94,13 +94,13 @@ def table(**changed) -> dict:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        (table(), r"0 of \d+ clips matched: expected names such as '.+', found 2 names there such as 'a'"),
+        (table(), r"0 of \d+ clips matched: expected names such as '.+', found 2 names such as 'a'"),
         (table(name=["a", "a"]), "expected every name once, found 'a' 2 times"),
         (table(name=np.array([{}, {}], dtype=object)), r"expected an \.npz of plain arrays"),
         (table(name=[1, 2]), r"name: expected strings of shape \(N,\), found int64 \(2,\)"),
         (
             table(embedding=np.ones((3, 2))),
-            r"embedding: expected numbers of shape \(2, width\).* float64 \(3, 2\)",
+            r"embedding: expected numbers of shape \(2, columns\).* float64 \(3, 2\)",
         ),
         (table(embedding=np.full((2, 3), np.inf)), "embedding: expected finite numbers"),
         (table(logits=np.ones((2, 2))), "expected 'logits' and 'classes' together"),
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
         embed_precomputed(dataset, tmp_path / "nothing", "audio")
     folder = tmp_path / "features"
     folder.mkdir()
-    with pytest.raises(DatasetError, match=r"0 of \d+ clips matched.*found no \.npy there"):
+    with pytest.raises(DatasetError, match=r"0 of \d+ clips matched.*found no \.npy$"):
         embed_precomputed(dataset, folder, "audio")
     (tmp_path / "t.npz").write_bytes(b"PK no archive")
     with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
@@ -134,10 +134,10 @@ def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
         np.save(folder / f"{name}.npy", np.ones(width))
     assert main(["embed", str(dataset.folder), "--teacher", f"precomputed:{folder}"]) == 1
     line = capsys.readouterr().err
-    assert line == f"avdistill: {folder / third}.npy: expected an embedding of width 4 as in the others, found 5\n"
+    assert line == f"avdistill: {folder / third}.npy: expected an embedding of size 4 as in the other files, found 5\n"
     video = ["--modality", "video"]
     assert main(["embed", str(dataset.folder), "--teacher", str(tmp_path), *video]) == 2
     assert "--modality: expected with precomputed:" in capsys.readouterr().err
-    with pytest.raises(TeacherError, match="`avdistill embed` puts them into a dataset"):
+    with pytest.raises(TeacherError, match="`avdistill embed` stores them in a dataset"):
         load_teacher(f"precomputed:{folder}")
     assert ClipDataset(dataset.folder).teachers == {}

@@ -78,7 +78,9 @@ def test_audio_that_came_to_a_clip_without_any_is_new(half_mute, many_clips):
     assert (sources[~with_audio] == -2).all()
     assert np.array_equal(sources[with_audio], np.flatnonzero(with_audio))
     other = corrupt(many_clips, Corruption(), many_clips.folder.parent / "clean")
-    with pytest.raises(DatasetError, match=f"{int((~with_audio).sum())} clips have audio that teacher 'audio' has not"):
+    with pytest.raises(
+        DatasetError, match=f"{int((~with_audio).sum())} clips have new audio: expected the network of teacher 'audio'"
+    ):
         transfer_features(base, other, "audio")
 
 
@@ -155,7 +157,7 @@ def test_older_features_that_a_corruption_already_has_are_refused(half_mute, tmp
         kept = np.flatnonzero((clip_sources(base, made, "audio") == np.arange(len(base))) & ~np.isnan(values[:, 0]))
         values[kept[0]] = np.nan
     add_features(base, "audio", embedding=values, **about)
-    with pytest.raises(DatasetError, match="has other features of teacher 'audio' by now: remove this folder"):
+    with pytest.raises(DatasetError, match="has other features of teacher 'audio' now: remove this folder"):
         transfer_features(ClipDataset(base.folder), ClipDataset(made.folder), "audio")
 
 
@@ -172,7 +174,7 @@ def test_features_of_another_network_that_a_corruption_already_has_are_refused(m
 def test_a_study_takes_no_other_network_than_that_of_its_features(many_clips, ears, tmp_path, capsys):
     call = ["compare", str(many_clips.folder), "--out", str(tmp_path / "study"), "--methods", "supervised"]
     for name, said in (
-        ("other", "expected the network that made its features ('ears'"),
+        ("other", "expected the network of its features ('ears'"),
         ("eyes", "found eyes"),
     ):
         assert main([*call, "--corruptions", "noisy=0.5", "--teacher", "ears", "--teacher-run", name]) == 1

@@ -145,7 +145,7 @@ def test_embedding_a_dataset_of_any_rate(saved, prepared, tmp_path):
     teacher = load_teacher("torchvision:shufflenet_v2_x0_5", weights=saved["shufflenet_v2_x0_5"][0])
     teacher = replace(teacher, view=VideoInput(frames=2, size=(64, 64)))  # small, for speed
     entry = embed(dataset, teacher, "video", device="cpu", batch_size=2)
-    assert (entry.modality, entry.width, entry.classes) == ("video", 1024, dataset.classes)
+    assert (entry.modality, entry.embedding_dim, entry.classes) == ("video", 1024, dataset.classes)
     assert entry.clips == dataset.columns["has_video"].sum()
     assert entry.provenance["weights"] == "shufflenet_v2_x0_5.pth"
 
@@ -154,7 +154,7 @@ def test_a_dataset_without_what_the_teacher_looks_at(saved, prepared, tmp_path):
     teacher = load_teacher("torchvision:resnet18", weights=saved["resnet18"][0])
     dataset = ClipDataset(prepared)
     dataset.columns["has_video"] = np.zeros(len(dataset), dtype=bool)
-    with pytest.raises(TeacherError, match=rf"'p': expected clips with a video, .* none among its {len(dataset)}"):
+    with pytest.raises(TeacherError, match=rf"'p': expected clips with video, found none among the {len(dataset)} of "):
         embed(dataset, teacher, "p", device="cpu")
 
 
@@ -163,7 +163,8 @@ def test_a_silent_dataset_for_a_teacher_that_hears(prepared):
     teacher = Teacher(network, AudioInput(), ("a", "b", "c"), False, None, 16000, {"name": "test"})
     dataset = ClipDataset(prepared)
     dataset.columns["silent"] = np.ones(len(dataset), dtype=bool)
-    with pytest.raises(TeacherError, match=rf"expected clips with audio that is not silent, .* its {len(dataset)} "):
+    message = rf"expected clips with audio that is not silent, found none among the {len(dataset)} of "
+    with pytest.raises(TeacherError, match=message):
         embed(dataset, teacher, "s", device="cpu")
 
 
@@ -192,7 +193,7 @@ def test_torchvisions_own_weights_are_fetched_when_asked(saved, tmp_path, monkey
 
 
 def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch, capsys):
-    with pytest.raises(TeacherError, match=r"^nobody: no teacher of that name and no such folder.*efficientnet_lite0"):
+    with pytest.raises(TeacherError, match=r"^nobody: expected a run folder or one of .*efficientnet_lite0"):
         load_teacher("nobody")
     with pytest.raises(TeacherError, match=r"^torchvision:squeezenet1_0: expected one of .*resnet18.*r3d_18"):
         load_teacher("torchvision:squeezenet1_0")
@@ -205,7 +206,9 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch, capsys):
     with pytest.raises(CheckpointError, match="No such file"):
         load_teacher("torchvision:resnet18", weights=tmp_path / "nothing.pth")
     (tmp_path / "bad.pth").write_bytes(b"bad")
-    with pytest.raises(CheckpointError, match=r"bad\.pth: not a file of weights, or a damaged one"):
+    with pytest.raises(
+        CheckpointError, match=r"bad\.pth: expected a PyTorch file of weights, found a damaged or other file"
+    ):
         load_teacher("efficientnet_lite0", weights=tmp_path / "bad.pth")
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="expected weights by name, found list"):

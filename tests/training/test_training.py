@@ -243,7 +243,7 @@ def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
     entry = embed(dataset, load_teacher(taught_run), "audio")
     silent_or_none = ~dataset.columns["has_audio"].astype(bool) | dataset.columns["silent"].astype(bool)
     assert entry.clips == len(dataset) - silent_or_none.sum()
-    assert entry.width == 16
+    assert entry.embedding_dim == 16
     embedding, logits, present = feature_arrays(ClipDataset(dataset.folder), "audio")
     assert (present == ~silent_or_none).all()
     truth = np.array([int(i.split("_")[1]) % 3 for i in dataset.columns["id"]])

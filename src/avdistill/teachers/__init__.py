@@ -1,1 +1,1 @@
-"""Frozen networks whose features go into a dataset: by name, from a run folder, from files."""
+"""Frozen teachers, pretrained or from a run folder, and the extraction of their features into a dataset."""

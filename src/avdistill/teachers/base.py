@@ -1,4 +1,4 @@
-"""What a frozen teacher is, and what is known of one that goes by a name."""
+"""`Teacher`, a frozen network with its input, and `TeacherSpec`, an entry of the table of pretrained teachers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Teacher:
 
     Attributes:
         network: in evaluation mode; returns `Features`.
-        view: what it is shown; its modality is the teacher's.
+        view: its input window; the modality is the teacher's.
         classes: names of the logits' columns.
         multi_label: whether its probabilities are sigmoids.
-        fps: frames a second it was trained at; None: every frame.
+        fps: frames per second of its training data; None means every frame.
         sample_rate_hz: of the audio it was trained on.
-        provenance: what identifies it and its weights, for the record in the dataset.
-        any_fps: whether it may be shown frames of any dataset, whatever their rate (networks of single images).
-        any_rate: whether audio of another rate is resampled for it rather than refused.
+        provenance: identifies the network and its weights, for the record in the dataset.
+        any_fps: whether frames of any rate are accepted (image networks).
+        any_rate: whether audio of another rate is resampled instead of refused.
     """
 
     network: Network

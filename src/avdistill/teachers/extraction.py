@@ -1,4 +1,4 @@
-"""Features of a frozen teacher, put into a dataset."""
+"""Extraction: the features of a frozen teacher are computed and written into a dataset."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from avdistill.types import Features, Network, Provenance, format_provenance
 
 
 class Resampled(Network):
-    """A network that hears, given audio of another rate: each window is resampled with scipy's polyphase filter."""
+    """An audio network on audio of another rate: each window is resampled with scipy's polyphase filter."""
 
     modality = "audio"
 
     def __init__(self, network: Network, from_hz: int, to_hz: int) -> None:
-        """Args: network: wants `to_hz`; from_hz: of the audio that is given; both in samples a second."""
+        """Args: network: takes audio at `to_hz`; from_hz: sample rate of the inputs."""
         super().__init__()
         self.network, self.embedding_dim, self.from_hz, self.to_hz = network, network.embedding_dim, from_hz, to_hz
 
@@ -37,7 +37,7 @@ class Resampled(Network):
 
         shared = math.gcd(self.from_hz, self.to_hz)
         audio = resample_poly(inputs.detach().cpu().numpy(), self.to_hz // shared, self.from_hz // shared, axis=1)
-        # Never a sample more than the window's time: one too many would begin another of YAMNet's patches.
+        # Never a sample more than the window's duration: it would start another patch of YAMNet.
         length = max(1, inputs.shape[1] * self.to_hz // self.from_hz)
         return self.network(torch.from_numpy(audio[:, :length]).to(inputs))
 
@@ -53,19 +53,27 @@ def embed(
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> TeacherEntry:
-    """Put the teacher's mean embedding and logits of every clip into the dataset, under `name`.
+    """Compute a teacher's features of every clip, means over the clip's windows, and store them under `name`.
 
-    Where the teacher's classes are not the dataset's, the logits are those of a linear head
-    (`teachers/linear_head.py`), fitted on the labeled clips of `head_split`.
-    With `tokens` its last feature tokens are stored as well, for methods that look at them (AT, NST).
-    Clips without the teacher's modality, and digitally silent ones for a teacher that hears, have no teacher. Under
+    Clips without the teacher's modality, and digitally silent clips for an audio teacher, get no features. Under
     torchrun the processes share the clips and process 0 writes.
 
+    Args:
+        dataset: gets the features.
+        teacher: see `load_teacher`.
+        name: of the features.
+        batch_size: windows at a time.
+        tokens: store the tokens too, which the methods AT and NST need.
+        head_split: whose labeled clips a linear head is fitted on (`linear_head.fit_head`), where the teacher's classes
+            do not include the dataset's.
+        device: "auto", "cpu", "cuda", ...
+        on_progress: called after each batch.
+
     Raises:
-        TeacherError: the dataset's rate differs from what the teacher was trained at, no clip holds its modality, or
-            `tokens` are asked of a teacher that has none.
+        TeacherError: the dataset's frame or sample rate differs from the teacher's, no clip has its modality, or
+            `tokens` of a teacher that has none.
     """
-    network = _at_rates_of(dataset, teacher, name)
+    network = _at_dataset_rates(dataset, teacher, name)
     clips = _clips_for(dataset, teacher, name)
     with distributed.init_distributed(device) as own_device:
         try:
@@ -84,17 +92,17 @@ def embed(
                 f"teacher {name!r}: expected a network with a feature map for --tokens, found none in "
                 f"{format_provenance(teacher.provenance)}"
             ) from error
-        present = outputs.present.numpy()
+        valid = outputs.present.numpy()
         if distributed.rank() == 0:
             add_features(
                 dataset,
                 name,
                 modality=teacher.view.modality,
                 provenance=provenance_on(dataset, teacher),
-                embedding=_rows(dataset, clips, present, outputs.embedding, np.nan),
-                logits=_rows(dataset, clips, present, outputs.logits, np.nan) if teacher.classes else None,
+                embedding=_rows(dataset, clips, valid, outputs.embedding, np.nan),
+                logits=_rows(dataset, clips, valid, outputs.logits, np.nan) if teacher.classes else None,
                 classes=teacher.classes,
-                tokens=None if outputs.tokens is None else _rows(dataset, clips, present, outputs.tokens, 0.0),
+                tokens=None if outputs.tokens is None else _rows(dataset, clips, valid, outputs.tokens, 0.0),
                 head_split=head_split,
             )
         distributed.barrier()
@@ -102,30 +110,28 @@ def embed(
 
 
 def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
-    """Rows of the clips that may say something to a teacher. Raises TeacherError where none does."""
+    """Rows of the clips without those that are silent for an audio teacher. Raises TeacherError where none is left."""
     clips = np.arange(len(dataset))
     if teacher.view.silence is not None:
         clips = clips[~dataset.columns[teacher.view.silence].astype(bool)]
     if not has_modality(dataset, clips, teacher.view).any():
         silent = "" if teacher.view.silence is None else f" that is not {teacher.view.silence}"
         raise TeacherError(
-            f"teacher {name!r}: expected clips with {teacher.view.modality}{silent}, {dataset.folder} holds none among "
-            f"its {len(dataset)} clips"
+            f"teacher {name!r}: expected clips with {teacher.view.modality}{silent}, found none among the "
+            f"{len(dataset)} of {dataset.folder}"
         )
     return clips
 
 
-def _rows(dataset: ClipDataset, clips: np.ndarray, present: np.ndarray, values: Tensor, missing: float) -> np.ndarray:
-    """A float32 row for every clip of the dataset: `values` (n, ...) where the n `clips` are present, else
-    `missing`.
-    """
+def _rows(dataset: ClipDataset, clips: np.ndarray, valid: np.ndarray, values: Tensor, missing: float) -> np.ndarray:
+    """float32 (N, ...) for all clips of the dataset: `values` (n, ...) at the `clips` with `valid`, else `missing`."""
     rows = np.full((len(dataset), *values.shape[1:]), missing, dtype=np.float32)
-    rows[clips[present]] = values.numpy()[present]
+    rows[clips[valid]] = values.numpy()[valid]
     return rows
 
 
-def _at_rates_of(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
-    """The network as the dataset's clips may be given to it."""
+def _at_dataset_rates(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
+    """The network for inputs at the dataset's frame and sample rate."""
     fps = dataset.fps if teacher.any_fps else teacher.fps
     rate, network = teacher.sample_rate_hz, teacher.network
     if _is_resampled(dataset, teacher):
@@ -136,7 +142,7 @@ def _at_rates_of(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
 
 
 def provenance_on(dataset: ClipDataset, teacher: Teacher) -> Provenance:
-    """The provenance of the teacher's features of this dataset, as `embed` records it."""
+    """The provenance that `embed` records for the teacher's features of this dataset."""
     resampled = {"resampled_from_hz": dataset.sample_rate_hz} if _is_resampled(dataset, teacher) else {}
     return teacher.provenance | resampled
 
@@ -157,10 +163,10 @@ def add_features(
     tokens: np.ndarray | None = None,
     head_split: str = "train",
 ) -> TeacherEntry:
-    """Put a teacher's features into the dataset; where its classes are not the dataset's, with the logits of a head.
+    """Store a teacher's features; where its classes do not include the dataset's, with the logits of a linear head.
 
     Args:
-        dataset: gets the features; `dataset.json` says how the logits were made.
+        dataset: gets the features; `dataset.json` records how the logits were made.
         name, modality, provenance, embedding, logits, classes, tokens: see `ClipDataset.add_features`.
         head_split: whose labeled clips a head is fitted on.
     """

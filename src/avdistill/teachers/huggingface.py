@@ -1,8 +1,7 @@
 """Encoders of Hugging Face's transformers as teachers: `huggingface:<hub id or folder>`.
 
-Measured against transformers itself: AST, CLAP (its audio tower), HuBERT; CLIP (its video tower), DINOv2, ViT,
-VideoMAE. Others that take a waveform, its features or images go the same way, without tokens. Code that lies
-beside the weights is never run.
+Tested against transformers: AST, CLAP (audio tower), HuBERT; CLIP (image tower), DINOv2, ViT, VideoMAE. Other models of
+waveforms, audio features or images work the same way, without tokens. Code beside the weights is never run.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
 from avdistill.types import Features, Network, Provenance
 
 HUGGINGFACE = "huggingface:"
-# How many tokens (class, distillation) stand before the positions of the last map, by the config's model_type.
-_TOKENS_BEFORE = {
+# Number of special tokens (class, distillation) before the positions, by the config's model_type.
+_SPECIAL_TOKENS = {
     "audio-spectrogram-transformer": 2,
     "dinov2": 1,
     "hubert": 0,
@@ -34,35 +33,35 @@ _TOKENS_BEFORE = {
     "vit": 1,
     "wav2vec2": 0,
 }
-# Classifiers whose logits are kept, by the end of the architecture's name; all others are loaded without a head.
+# Classifiers whose logits are kept, by the suffix of the architecture; others are loaded without a head.
 _HEADS = {
     "ForAudioClassification": "AutoModelForAudioClassification",
     "ForSequenceClassification": "AutoModelForAudioClassification",
     "ForImageClassification": "AutoModelForImageClassification",
     "ForVideoClassification": "AutoModelForVideoClassification",
 }
-# Parts that checkpoints may lack: they serve training alone, or (a pooler) are then not used.
-_NOT_NEEDED = ("pooler", "mask_token", "masked_spec_embed")
+# Weights that checkpoints may lack: needed in training only, or (a pooler) then unused.
+_OPTIONAL = ("pooler", "mask_token", "masked_spec_embed")
 
 
 class _Encoder(nn.Module):
     """A transformers model as inputs -> Features.
 
     The embedding is the projected pooled output of a model with two towers (CLIP's image_embeds, CLAP's audio_embeds,
-    before their normalisation), else the pooled output, the class token or the mean of the last hidden state: the first
-    of these that there is. A pooler that the checkpoint does not hold is random and therefore not used.
+    before normalization), else the first available of: pooled output, class token, mean of the last hidden state. A
+    pooler that the checkpoint lacks is random and not used.
     """
 
     def __init__(self, model: Any, trained_pooler: bool) -> None:
         super().__init__()
         self.projection: nn.Module = nn.Identity()
         self.embedding_dim: int = getattr(model.config, "hidden_size", 0)
-        self.before = _TOKENS_BEFORE.get(model.config.model_type)
-        if hasattr(model, "visual_projection") or hasattr(model, "audio_projection"):  # the tower of text is dropped
+        self.special_tokens = _SPECIAL_TOKENS.get(model.config.model_type)
+        if hasattr(model, "visual_projection") or hasattr(model, "audio_projection"):  # the text tower is dropped
             self.embedding_dim = model.config.projection_dim
-            sees = hasattr(model, "visual_projection")
-            self.projection = model.visual_projection if sees else model.audio_projection
-            model = model.vision_model if sees else model.audio_model
+            visual = hasattr(model, "visual_projection")
+            self.projection = model.visual_projection if visual else model.audio_projection
+            model = model.vision_model if visual else model.audio_model
         if not self.embedding_dim:
             raise ValueError(f"expected a hidden_size in its config, found none ({model.config.model_type})")
         self.model, self.trained_pooler = model, trained_pooler
@@ -71,7 +70,7 @@ class _Encoder(nn.Module):
         model.base_model.register_forward_hook(self._outputs)
 
     def forward(self, inputs: Tensor, **more: Tensor) -> Features:
-        """inputs: what the model takes: images (B, 3, H, W), videos (B, T, 3, H, W), waveforms or spectra."""
+        """inputs: the model's main input: images (B, 3, H, W), videos (B, T, 3, H, W), waveforms or spectrograms."""
         self._outputs.clear()
         logits = getattr(self.model(**{self.model.main_input_name: inputs}, **more), "logits", None)
         output = self._outputs.pop()
@@ -79,9 +78,9 @@ class _Encoder(nn.Module):
         pooled = getattr(output, "pooler_output", None) if self.trained_pooler else None
         if pooled is None:
             positions = hidden if hidden.ndim == 3 else hidden.flatten(2).transpose(1, 2)
-            pooled = positions[:, 0] if self.before else positions.mean(1)
+            pooled = positions[:, 0] if self.special_tokens else positions.mean(1)
         embedding = self.projection(pooled.flatten(1))
-        tokens = None if self.before is None else hidden[:, self.before :]
+        tokens = None if self.special_tokens is None else hidden[:, self.special_tokens :]
         return Features(embedding=embedding, logits=logits, tokens=tokens)
 
 
@@ -94,7 +93,7 @@ class _Video(Network):
         self.mean, self.std = mean, std
 
     def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, 3, T, H, W), normalized, with as many frames as the model has positions for."""
+        """inputs: float (B, 3, T, H, W), normalized, with the number of frames of the config."""
         return self.encoder(renormalize_frames(inputs, self.mean, self.std).transpose(1, 2))
 
 
@@ -106,31 +105,30 @@ class _Audio(Network):
         self.encoder, self.extractor, self.embedding_dim = encoder, extractor, encoder.embedding_dim
 
     def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, S); the model's own extractor makes its features of it, on the CPU."""
+        """inputs: float (B, S) mono; the model's feature extractor runs on the CPU."""
         waveforms = list(inputs.float().cpu().numpy())
-        made = self.extractor(waveforms, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        extracted = self.extractor(waveforms, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         more = {}
-        if "is_longer" in made:
-            # No window is longer than the extractor's; it would call one of the batch, drawn at random, longer.
+        if "is_longer" in extracted:
+            # No window is longer than the extractor's, which marks a random one of the batch as longer all the same.
             more["is_longer"] = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
-        return self.encoder(made[self.encoder.model.main_input_name].to(inputs), **more)
+        return self.encoder(extracted[self.encoder.model.main_input_name].to(inputs), **more)
 
 
 def load_huggingface(name: str) -> Teacher:
-    """The encoder at a folder or a hub id, which transformers then downloads into its own cache.
+    """The encoder at a folder or a hub id, which transformers downloads into its cache.
 
-    A model of images sees 8 frames one by one, of the size its processor cuts, and the mean is taken; one of videos
-    sees as many as it was made for. A model of audio hears what its extractor takes at most (AST 10.24 s, CLAP 10 s),
-    others 2 s.
+    The window of an image model is 8 frames of its processor's size, whose outputs are averaged, that of a video model
+    the number of frames in its config, that of an audio model the extractor's maximum (AST 10.24 s, CLAP 10 s) or 2 s.
 
     Raises:
-        TeacherError: transformers is not installed; nothing there, or no network to fetch it; weights that are missing
-            or damaged; a model that takes neither audio nor images.
+        TeacherError: transformers is not installed; the model is not found or cannot be downloaded; its weights are
+            incomplete or damaged; its input is neither audio nor images.
     """
     if find_spec("transformers") is None:
         raise TeacherError(f"{HUGGINGFACE}{name}: transformers is not installed: install the extra 'huggingface'")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name):
-        raise TeacherError(f"{HUGGINGFACE}{name}: expected a model's folder or a hub id (owner/model), found nothing")
+        raise TeacherError(f"{HUGGINGFACE}{name}: expected a folder or a hub id (owner/model), found neither")
     import transformers
 
     try:
@@ -140,14 +138,14 @@ def load_huggingface(name: str) -> Teacher:
         kind = "audio" if _takes_audio(encoder.model) else "video"
         auto = transformers.AutoFeatureExtractor if kind == "audio" else transformers.AutoImageProcessor
         processor: Any = auto.from_pretrained(name, trust_remote_code=False)
-        network, view = _hearing(encoder, processor) if kind == "audio" else _seeing(encoder, processor)
-        _try(network, view, processor)
-    except Exception as error:  # transformers, hub and safetensors raise many kinds; each means that it is not usable
-        # What cannot be found or fetched is an OSError there.
-        absent_here = isinstance(error, OSError) and not Path(name).is_dir()
-        hint = "; without a network name a folder that holds its config.json, weights and preprocessor_config.json"
-        told = f"cannot be loaded: {error_message(error)[:300]}{hint if absent_here else ''}"
-        raise TeacherError(f"{HUGGINGFACE}{name}: {told}") from error
+        network, view = _audio_network(encoder, processor) if kind == "audio" else _video_network(encoder, processor)
+        _check_forward(network, view, processor)
+    except Exception as error:  # transformers, hub and safetensors raise many kinds
+        # Not found and not downloaded are OSErrors.
+        not_found = isinstance(error, OSError) and not Path(name).is_dir()
+        hint = "; offline, name a folder with config.json, weights and preprocessor_config.json"
+        message = f"cannot be loaded: {error_message(error)[:300]}{hint if not_found else ''}"
+        raise TeacherError(f"{HUGGINGFACE}{name}: {message}") from error
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) if _head(config) else ()
     return Teacher(
         network=network,
@@ -169,46 +167,45 @@ def _head(config: Any) -> str | None:
 
 
 def _load_model(name: str, config: Any) -> tuple[Any, set[str]]:
-    """The model in float32, and the names of weights that its checkpoint does not hold and that it can do without."""
+    """The model in float32, and the names of the optional weights that its checkpoint lacks."""
     import transformers
 
     auto = getattr(transformers, _head(config) or "AutoModel")
     model, report = auto.from_pretrained(name, config=config, output_loading_info=True, trust_remote_code=False)
     absent = set(report["missing_keys"])
-    needed = sorted(key for key in absent if not any(part in key for part in _NOT_NEEDED))
-    if needed:
+    if needed := sorted(key for key in absent if not any(part in key for part in _OPTIONAL)):
         found = f"{len(needed)} missing such as {needed[0]}"
         raise ValueError(f"expected all weights of {type(model).__name__}, found {found}")
     return model.float(), absent
 
 
 def _takes_audio(model: Any) -> bool:
-    takes = model.main_input_name
+    main_input = model.main_input_name
     decodes = getattr(model.config, "is_encoder_decoder", False)
-    if takes not in ("input_values", "input_features", "pixel_values") or decodes:
-        found = f"{type(model).__name__}, which takes {takes}"
+    if main_input not in ("input_values", "input_features", "pixel_values") or decodes:
+        found = f"{type(model).__name__} with {main_input}"
         raise ValueError(f"expected an encoder of audio or images, found {found}")
-    return takes != "pixel_values"
+    return main_input != "pixel_values"
 
 
-def _hearing(encoder: _Encoder, extractor: Any) -> tuple[Network, AudioInput]:
+def _audio_network(encoder: _Encoder, extractor: Any) -> tuple[Network, AudioInput]:
     seconds = 2.0
     if encoder.model.config.model_type == "audio-spectrogram-transformer":
-        seconds = extractor.max_length / 100  # in spectra of 10 ms
+        seconds = extractor.max_length / 100  # in frames of 10 ms
     elif hasattr(extractor, "max_length_s"):
         seconds = float(extractor.max_length_s)
     return _Audio(encoder, extractor), AudioInput(seconds=seconds)
 
 
-def _seeing(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInput]:
-    wanted = processor.to_dict()
-    size = wanted["crop_size"] if wanted.get("do_center_crop") else wanted["size"]
+def _video_network(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInput]:
+    settings = processor.to_dict()
+    size = settings["crop_size"] if settings.get("do_center_crop") else settings["size"]
     height, width = (int(size.get(side) or size["shortest_edge"]) for side in ("height", "width"))
-    # The processor computes (value of 0..255 * factor - mean) / deviation; ours are of RGB in [0, 1].
-    unit = 255 * wanted["rescale_factor"] if wanted.get("do_rescale") else 255.0
-    normalizes = wanted.get("do_normalize")
-    mean = tuple(value / unit for value in (wanted["image_mean"] if normalizes else (0.0,) * 3))
-    std = tuple(value / unit for value in (wanted["image_std"] if normalizes else (1.0,) * 3))
+    # The processor computes (value of 0..255 * factor - mean) / std; ours are of RGB in [0, 1].
+    unit = 255 * settings["rescale_factor"] if settings.get("do_rescale") else 255.0
+    normalizes = settings.get("do_normalize")
+    mean = tuple(value / unit for value in (settings["image_mean"] if normalizes else (0.0,) * 3))
+    std = tuple(value / unit for value in (settings["image_std"] if normalizes else (1.0,) * 3))
     frames = getattr(encoder.model.config, "num_frames", None)
     if frames is not None:
         return _Video(encoder, mean, std), VideoInput(frames=frames, size=(height, width))
@@ -218,10 +215,8 @@ def _seeing(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInput]:
     )
 
 
-def _try(network: Network, view: View, processor: Any) -> None:
-    """Run the network once: a model that cannot take what it will be given fails here, not in the midst of a
-    dataset.
-    """
+def _check_forward(network: Network, view: View, processor: Any) -> None:
+    """Run the network once: a model that refuses its inputs fails here, not in the middle of a dataset."""
     inputs = view.random_inputs(1, getattr(processor, "sampling_rate", 0), np.random.default_rng(0))
     with torch.inference_mode():
         network.eval()(view.network_input(inputs))

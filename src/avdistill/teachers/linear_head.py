@@ -1,8 +1,8 @@
-"""Logits for a teacher that has none in the dataset's classes: a linear head on its embeddings (METHOD: baselines).
+"""Logits for a teacher without logits in the dataset's classes: a linear head on its embeddings (METHOD: baselines).
 
-Only labeled clips of the training split are fitted on. Their own logits are those of a head that has not seen them or
-another segment of their video (out of fold): a head's opinion of what it was fitted on is too sure to learn from. Of a
-class that such a head has not seen it knows nothing, which is not to say that it never occurs (`_scores`).
+The head is fitted on the labeled clips of the training split. Their own logits are out of fold, from a head fitted
+without them and without other segments of their video: in-sample predictions are too confident to learn from. A class
+that is missing in the other folds has an unknown, not a zero probability there (`_scores`).
 """
 
 from __future__ import annotations
@@ -21,87 +21,80 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import split_names
+from avdistill.dataset.splits import label_values, split_names
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
-# A class without a labeled clip cannot be believed in, but a logit of minus infinity would turn losses into NaN.
-_NEVER = -20.0
+# The logit of a class without a labeled clip: minus infinity would turn losses into NaN.
+_MINIMUM_LOGIT = -20.0
 
 
 def fit_head(
     dataset: ClipDataset, embedding: np.ndarray, *, split: str = "train"
 ) -> tuple[np.ndarray | None, dict[str, int | float]]:
-    """Logits of every clip that has an embedding, from a logistic regression on the labeled ones of a split.
+    """Logits of all clips with an embedding, by logistic regression on the labeled clips of a split.
 
-    The strength of its regularisation is the one with the best likelihood on the first fold.
+    The regularization is the one with the best likelihood on the first fold.
 
     Args:
         dataset: whose labels are used.
-        embedding: (N, D), rows of NaN where a clip has none.
-        split: the clips to fit on; several splits are joined by "+", as in "train+teacher".
+        embedding: float (N, D), a row of NaN for a clip without one.
+        split: of the clips to fit on; several are joined by "+", as in "train+teacher".
 
     Returns:
         float32 (N, C) log-probabilities (with several labels per clip: log-odds), NaN where there is no embedding; and
         the number of `labeled_clips` and the regularization `C`. None and {} where fewer than two videos or classes of
         the split are labeled.
     """
-    present = ~np.isnan(embedding).any(axis=1)
+    valid = ~np.isnan(embedding).any(axis=1)
     labeled = np.array([bool(row) for row in dataset.labels])
-    rows = np.flatnonzero(present & labeled & np.isin(dataset.columns["split"], split_names(dataset, split)))
+    rows = np.flatnonzero(valid & labeled & np.isin(dataset.columns["split"], split_names(dataset, split)))
     groups = dataset.columns["group"][rows]
     occurring = sorted({name for i in rows for name in dataset.labels[i]})
     if len(set(groups)) < 2 or len(occurring) < 2:
         return None, {}
-    several = dataset.multi_label
-    targets: Any = np.array([dataset.labels[i][0] for i in rows])
-    if several:
-        targets = np.array([[name in dataset.labels[i] for name in occurring] for i in rows], dtype=int)
+    multi_label = dataset.multi_label
+    targets = label_values([dataset.labels[i] for i in rows], occurring, multi_label).numpy().astype(int)
 
-    # At random: in the order of their names all videos of a class may fall into one fold.
+    # Shuffled: in the order of their names all videos of a class may fall into one fold.
     splitter = GroupKFold(min(_FOLDS, len(set(groups))), shuffle=True, random_state=0)
     folds = list(splitter.split(rows, groups=groups))
     x = embedding[rows]
     fitted_on, held_out = folds[0]
-    strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, occurring, fitted_on, held_out, c, several))
-    own = np.zeros((len(rows), len(occurring)))
+    strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, len(occurring), fitted_on, held_out, c))
+    out_of_fold = np.zeros((len(rows), len(occurring)))
     for fitted_on, held_out in folds:
-        head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
-        own[held_out] = _scores(head, targets[fitted_on], x[held_out], occurring, several)
+        head = _fitted(x[fitted_on], targets[fitted_on], strength)
+        out_of_fold[held_out] = _scores(head, targets[fitted_on], x[held_out], len(occurring))
     columns = np.array([dataset.classes.index(name) for name in occurring])
     logits = np.full((len(dataset), len(dataset.classes)), np.nan, dtype=np.float32)
-    logits[present] = _NEVER
-    whole = _fitted(x, targets, strength, several)
-    logits[np.ix_(np.flatnonzero(present), columns)] = _scores(whole, targets, embedding[present], occurring, several)
-    logits[np.ix_(rows, columns)] = own
+    logits[valid] = _MINIMUM_LOGIT
+    whole = _fitted(x, targets, strength)
+    logits[np.ix_(np.flatnonzero(valid), columns)] = _scores(whole, targets, embedding[valid], len(occurring))
+    logits[np.ix_(rows, columns)] = out_of_fold
     return logits, {"labeled_clips": len(rows), "C": strength}
 
 
 def _likelihood(
-    x: np.ndarray,
-    targets: Any,
-    classes: list[str],
-    fitted_on: np.ndarray,
-    held_out: np.ndarray,
-    strength: float,
-    several: bool,
+    x: np.ndarray, targets: np.ndarray, classes: int, fitted_on: np.ndarray, held_out: np.ndarray, strength: float
 ) -> float:
-    """Mean log-likelihood of the clips held out."""
-    head = _fitted(x[fitted_on], targets[fitted_on], strength, several)
-    scores = _scores(head, targets[fitted_on], x[held_out], classes, several)
-    if several:
+    """Mean log-likelihood of the held-out clips."""
+    head = _fitted(x[fitted_on], targets[fitted_on], strength)
+    scores = _scores(head, targets[fitted_on], x[held_out], classes)
+    if targets.ndim == 2:
         return float(-np.logaddexp(0, np.where(targets[held_out] == 1, -scores, scores)).mean())
-    return float(scores[np.arange(len(scores)), [classes.index(name) for name in targets[held_out]]].mean())
+    return float(scores[np.arange(len(scores)), targets[held_out]].mean())
 
 
-def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipeline:
+def _fitted(x: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
+    """A head fitted on x (n, D) and targets, int (n,) or multi-hot (n, C)."""
     head: Any = LogisticRegression(C=strength, max_iter=300)
-    if not several and len(set(targets)) < 2:  # a fold of so few clips that one class is left
+    if targets.ndim == 1 and len(set(targets)) < 2:  # so few clips that a fold has one class
         head = DummyClassifier()
-    head = make_pipeline(StandardScaler(), OneVsRestClassifier(head) if several else head)
-    # One thread: those of the linear algebra wait for each other where other processes work.
+    head = make_pipeline(StandardScaler(), OneVsRestClassifier(head) if targets.ndim == 2 else head)
+    # One thread: on a busy machine the threads of the linear algebra wait for each other.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # A head that is nearly there serves; what a fold lacks, or holds alone, `_scores` knows.
+        # A head that has almost converged is good enough; constant labels are handled by `_scores`.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
         warnings.filterwarnings("ignore", message="Label not .* is present in all training examples")
@@ -109,21 +102,20 @@ def _fitted(x: np.ndarray, targets: Any, strength: float, several: bool) -> Pipe
     return head
 
 
-def _scores(head: Pipeline, targets: Any, x: np.ndarray, classes: list[str], several: bool) -> np.ndarray:
-    """(n, C) in the order of `classes`, of a head that was fitted on `targets`.
+def _scores(head: Pipeline, targets: np.ndarray, x: np.ndarray, classes: int) -> np.ndarray:
+    """Log-probabilities or, of several labels, log-odds (n, C) of a head that was fitted on `targets`.
 
-    Laplace's rule for what those cannot tell: a class that is not among them has one clip of as many more, and one that
-    none of them has, or all have (several labels), is one clip away from the contrary.
+    What the targets do not determine follows Laplace's rule of succession: a class without a clip counts one more clip;
+    a label that no clip or every clip has counts one clip of the opposite.
     """
     clips = len(targets)
-    if several:
+    if targets.ndim == 2:
         p = np.clip(head.predict_proba(x), 1e-9, 1 - 1e-9)
         counts = targets.sum(0)
-        untold = (counts == 0) | (counts == clips)
-        p[:, untold] = (counts[untold] + 1) / (clips + 2)
-        return np.maximum(np.log(p) - np.log1p(-p), _NEVER)
-    known = [classes.index(name) for name in head.classes_]
-    everyone = clips + len(classes) - len(known)
-    scores = np.full((len(x), len(classes)), -np.log(everyone))
-    scores[:, known] = np.log(np.maximum(head.predict_proba(x), np.exp(_NEVER))) + np.log(clips / everyone)
+        constant = (counts == 0) | (counts == clips)
+        p[:, constant] = (counts[constant] + 1) / (clips + 2)
+        return np.maximum(np.log(p) - np.log1p(-p), _MINIMUM_LOGIT)
+    total = clips + classes - len(head.classes_)
+    scores = np.full((len(x), classes), -np.log(total))
+    scores[:, head.classes_] = np.log(np.maximum(head.predict_proba(x), np.exp(_MINIMUM_LOGIT))) + np.log(clips / total)
     return scores

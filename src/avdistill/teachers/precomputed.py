@@ -1,4 +1,4 @@
-"""Embeddings that somebody else computed, joined to the clips of a dataset by name: `precomputed:<folder or .npz>`."""
+"""Embeddings from files, joined to the clips of a dataset by name: `precomputed:<folder or .npz>`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECOMPUTED = "precomputed:"
 
 @dataclass(frozen=True)
 class _Table:
-    """What an .npz holds, a row per name; `logits` is (N, 0) where it has none."""
+    """Rows by name: embedding (D,) and logits (C,), empty without `classes`."""
 
     embedding: dict[str, np.ndarray]
     logits: dict[str, np.ndarray]
@@ -37,29 +37,28 @@ def embed_precomputed(
     *,
     head_split: str = "train",
 ) -> TeacherEntry:
-    """Put embeddings from files into the dataset, under `name`. Clips without one have no teacher.
+    """Store embeddings from files in the dataset, under `name`. Clips without one get no features.
 
-    A row belongs to the clip whose id it has; where no clip has it as id, to the only clip of the file of that stem.
+    A row is joined to the clip with its name as id, or else to the only clip of the file with this stem.
 
     Args:
-        dataset: whose clips are joined.
+        dataset: gets the features.
         path: a folder of `<clip id>.npy`, each numbers of shape (D,) or (1, D); or an .npz with `name` (N,),
-            `embedding` (N, D) and, if wanted, `logits` (N, C) with the names of their columns in `classes` (C,).
+            `embedding` (N, D) and optionally `logits` (N, C) with the names of their columns in `classes` (C,).
         name: of the features in the dataset.
         modality: what the embeddings were computed from.
-        head_split: whose labeled clips a head is fitted on, where there are no logits in the dataset's classes.
+        head_split: whose labeled clips a linear head is fitted on, without logits in the dataset's classes.
 
     Raises:
-        DatasetError: nothing at `path`, not a row belongs to a clip, a name stands twice, widths differ, numbers are
-            not finite, or the dataset cannot be written.
+        DatasetError: nothing at `path`, no row of a clip, a repeated name, embeddings of different sizes, values that
+            are not finite, or a dataset that cannot be written.
     """
     keys = _keys(dataset)
     if path.is_dir():
-        wanted = sorted(set().union(*keys))
-        found = {key: file for key in wanted if (file := path / f"{key}.npy").is_file()}
+        files = {key: file for key in sorted(set().union(*keys)) if (file := path / f"{key}.npy").is_file()}
         known = sorted(file.stem for file in path.glob("*.npy"))
         provenance: Provenance = {"name": f"{PRECOMPUTED}{path.name}/*.npy"}
-        table = _Table(read_embeddings(found), {}, ()) if found else None
+        table = _Table(read_embeddings(files), {}, ()) if files else None
     elif path.is_file():
         table = _read_table(path)
         known = sorted(table.embedding)
@@ -68,9 +67,9 @@ def embed_precomputed(
         raise DatasetError(f"{path}: expected a folder of <clip id>.npy or an .npz, found nothing")
     matched = {} if table is None else _join(keys, table.embedding)
     if table is None or not matched:
-        there = f"{len(known)} names there such as {known[0]!r}" if known else "no .npy there"
+        found = f"{len(known)} names such as {known[0]!r}" if known else "no .npy"
         raise DatasetError(
-            f"{path}: 0 of {len(dataset)} clips matched: expected names such as {keys[0][0]!r}, found {there}"
+            f"{path}: 0 of {len(dataset)} clips matched: expected names such as {keys[0][0]!r}, found {found}"
         )
     embedding = _rows(len(dataset), matched, table.embedding)
     logits = _rows(len(dataset), matched, table.logits) if table.classes else None
@@ -87,11 +86,10 @@ def embed_precomputed(
 
 
 def _keys(dataset: ClipDataset) -> list[tuple[str, ...]]:
-    """By clip: its id and, if no other clip is cut from its file, the file's stem."""
+    """For each clip: its id and, if no other clip is of its file, the file's stem."""
     ids = [str(name) for name in dataset.columns["id"]]
     stems = [PurePosixPath(str(path)).stem for path in dataset.columns["path"]]
-    uses = Counter(stems)
-    taken = set(ids)
+    uses, taken = Counter(stems), set(ids)
     return [
         (name, stem) if uses[stem] == 1 and stem not in taken else (name,)
         for name, stem in zip(ids, stems, strict=True)
@@ -105,8 +103,8 @@ def _join(keys: list[tuple[str, ...]], rows: Mapping[str, np.ndarray]) -> dict[i
 
 
 def _rows(clips: int, matched: Mapping[int, str], values: Mapping[str, np.ndarray]) -> np.ndarray:
-    width = len(next(iter(values.values())))
-    rows = np.full((clips, width), np.nan, dtype=np.float32)
+    D = len(next(iter(values.values())))
+    rows = np.full((clips, D), np.nan, dtype=np.float32)
     for clip, key in matched.items():
         rows[clip] = values[key]
     return rows
@@ -116,14 +114,14 @@ def read_embeddings(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
     """float32 (D,) by name, from .npy files of shape (D,) or (1, D).
 
     Raises:
-        DatasetError: a file that holds something else, numbers that are not finite, or another width than most.
+        DatasetError: a file with anything else, values that are not finite, or another D than most files.
     """
     found = {name: _read_embedding(file) for name, file in files.items()}
-    width, _ = Counter(len(values) for values in found.values()).most_common(1)[0]
+    D, _ = Counter(len(values) for values in found.values()).most_common(1)[0]
     for name, values in found.items():
-        if len(values) != width:
+        if len(values) != D:
             raise DatasetError(
-                f"{files[name]}: expected an embedding of width {width} as in the others, found {len(values)}"
+                f"{files[name]}: expected an embedding of size {D} as in the other files, found {len(values)}"
             )
     return found
 
@@ -132,7 +130,7 @@ def _read_embedding(file: Path) -> np.ndarray:
     try:
         values = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{file}: not an array of numbers ({str(error).splitlines()[0]})") from error
+        raise DatasetError(f"{file}: expected an array of numbers: {error_message(error)}") from error
     row = values[0] if values.ndim == 2 and len(values) == 1 else values
     if row.ndim != 1 or not row.size or row.dtype.kind not in "fiu":
         raise DatasetError(f"{file}: expected numbers of shape (D,) or (1, D), found {values.dtype} {values.shape}")
@@ -192,7 +190,7 @@ def _read_table(file: Path) -> _Table:
 def _numbers(file: Path, key: str, values: np.ndarray, rows: int) -> np.ndarray:
     if values.ndim != 2 or len(values) != rows or not values.shape[1] or values.dtype.kind not in "fiu":
         found = f"{values.dtype} {values.shape}"
-        raise DatasetError(f"{file}: {key}: expected numbers of shape ({rows}, width), a row per name, found {found}")
+        raise DatasetError(f"{file}: {key}: expected numbers of shape ({rows}, columns), a row per name, found {found}")
     if not np.isfinite(values).all():
         raise DatasetError(f"{file}: {key}: expected finite numbers, found NaN or infinity")
     return values.astype(np.float32)

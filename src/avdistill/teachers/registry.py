@@ -13,51 +13,48 @@ from avdistill.teachers.precomputed import PRECOMPUTED
 from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_torchvision
 
 TEACHERS: dict[str, TeacherSpec] = {**AUDIO_TEACHERS, **VIDEO_TEACHERS}
-# What may stand where a name stands: how it is written, and what it is.
+# What else `load_teacher` and `embed` accept: form, and meaning.
 ANY_ENCODER = {
     f"{HUGGINGFACE}<hub id or folder>": "audio, images or video; pip install -e '.[huggingface]'",
     f"{TORCHVISION}<network>": "images or video; weights in torchvision's cache, --weights download or FILE",
-    f"{PRECOMPUTED}<folder or .npz>": "embeddings that you have, joined by clip id (`embed` only)",
+    f"{PRECOMPUTED}<folder or .npz>": "your own embeddings, joined by clip id (`embed` only)",
     "<run folder>": "a network trained by `avdistill train` or `teacher train`",
 }
 
 
 def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
-    """A teacher: a name of `TEACHERS`, any encoder, or the run folder of a trained one.
+    """Load a teacher.
 
     Args:
-        name: of `TEACHERS`; `huggingface:<hub id or folder>`; `torchvision:<network>`; or a run folder.
-        weights: file or folder of a named teacher's weights, or of a torchvision network's; None: found by itself.
+        name: a key of `TEACHERS`, `huggingface:<hub id or folder>`, `torchvision:<network>`, or a run folder.
+        weights: file or folder of weights, for keys of `TEACHERS` and `torchvision:`; None means the installed or
+            cached ones.
 
     Raises:
-        TeacherError: weights for another teacher than those, a named teacher's weights that are not there, or an
-            encoder that cannot be used.
-        CheckpointError: no such run, or weights that do not fit.
+        TeacherError: unknown name, weights that are missing or given for another kind of teacher, or an encoder that
+            cannot be used.
+        CheckpointError: a run without a trained network, or weights that do not fit.
     """
-    wanted = str(name)
-    if wanted in TEACHERS:
-        return TEACHERS[wanted].load(weights)
-    if wanted.startswith(TORCHVISION):
-        return load_torchvision(wanted.removeprefix(TORCHVISION), weights)
+    requested = str(name)
+    if requested in TEACHERS:
+        return TEACHERS[requested].load(weights)
+    if requested.startswith(TORCHVISION):
+        return load_torchvision(requested.removeprefix(TORCHVISION), weights)
     if weights is not None:
         named = ", ".join(sorted(TEACHERS))
-        raise TeacherError(f"{name}: --weights is for teachers by name ({named}, {TORCHVISION}<network>)")
-    if wanted.startswith(HUGGINGFACE):
-        return load_huggingface(wanted.removeprefix(HUGGINGFACE))
-    if wanted.startswith(PRECOMPUTED):
-        raise TeacherError(f"{name}: not a network but its embeddings; `avdistill embed` puts them into a dataset")
+        raise TeacherError(f"{name}: --weights: expected with {named} or {TORCHVISION}<network> only")
+    if requested.startswith(HUGGINGFACE):
+        return load_huggingface(requested.removeprefix(HUGGINGFACE))
+    if requested.startswith(PRECOMPUTED):
+        raise TeacherError(f"{name}: expected a network, found embeddings; `avdistill embed` stores them in a dataset")
     if not Path(name).exists():
         known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
-        raise TeacherError(f"{name}: no teacher of that name and no such folder; expected one of {known}")
+        raise TeacherError(f"{name}: expected a run folder or one of {known}, found neither")
     return load_run(name)
 
 
 def load_run(run: str | Path) -> Teacher:
-    """A teacher from a run folder: an ordinary supervised run's best student.
-
-    Raises:
-        CheckpointError: there is no trained network.
-    """
+    """The best student of a run as a teacher. Raises CheckpointError for a folder without a trained network."""
     folder = Path(run)
     network, description = load_student(folder)
     weights = student_folder(folder) / WEIGHTS

@@ -1,4 +1,4 @@
-"""A teacher's features, brought from a dataset to the same dataset under a corruption (`corruption/apply.py`)."""
+"""Transfer of a teacher's features from a dataset to a corrupted copy of it (`corruption/apply.py`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from avdistill.types import format_provenance
 
 
 def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teacher | None = None) -> list[str]:
-    """Put the features of all teachers of `base` into `dataset`, as `transfer_features` does for one.
+    """Transfer the features of all teachers of `base` to `dataset` (`transfer_features`).
 
     Returns:
-        Names of those left out: they would have to hear new audio, and `teacher` is another.
+        Names of those left out: they need embeddings of new audio, and `teacher` is another network.
     """
     left_out = []
     if teacher is not None:
-        mine = provenance_on(base, teacher)
+        own = provenance_on(base, teacher)
         left_out = sorted(
             name
             for name, entry in base.teachers.items()
-            if entry.provenance != mine and name not in dataset.teachers and _has_new(base, dataset, entry)
+            if entry.provenance != own and name not in dataset.teachers and _has_new(base, dataset, entry)
         )
     for name in base.teachers:
         if name not in left_out:
@@ -36,33 +36,32 @@ def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teach
 
 
 def check_teacher(base: ClipDataset, names: Collection[str], teacher: Teacher) -> None:
-    """Raise TeacherError unless the network is the one that made the features of one of these teachers of `base`."""
-    mine = provenance_on(base, teacher)
-    made_by = {name: base.teachers[name].provenance for name in names}
-    if mine not in made_by.values():
-        there = "; ".join(f"{name!r} by {format_provenance(by)}" for name, by in made_by.items()) or "nothing"
-        found = format_provenance(mine)
-        raise TeacherError(f"{base.folder}: expected the network that made its features ({there}), found {found}")
+    """Raise TeacherError unless the network is the one that computed the features of one of `names` in `base`."""
+    provenance = provenance_on(base, teacher)
+    expected = {name: base.teachers[name].provenance for name in names}
+    if provenance not in expected.values():
+        made_by = "; ".join(f"{name!r} by {format_provenance(by)}" for name, by in expected.items()) or "none"
+        found = format_provenance(provenance)
+        raise TeacherError(f"{base.folder}: expected the network of its features ({made_by}), found {found}")
 
 
 def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, teacher: Teacher | None = None) -> None:
-    """Put the features of teacher `name` of `base` into `dataset`, which was made from it.
+    """Transfer the features of teacher `name` from `base` to `dataset`, a corrupted copy of it.
 
-    A clip with another's audio has that clip's features, one that lost its audio none: the numbers that embedding anew
-    would give. A clip without audio in either dataset keeps what `base` has of it (features from files). Audio that
-    exists in `dataset` only (shifted, noisy) must be embedded, with `teacher`. Logits of a head that was fitted on
-    labels are fitted again, on the labels and audio that are left: the old ones know too much.
+    The result equals embedding anew: a clip with another clip's audio gets that clip's features, one that lost its
+    audio none. A clip without audio in either dataset keeps its features (from files). New audio (shifted, noisy) is
+    embedded with `teacher`. A linear head is fitted again, on the labels and audio that are left: the old one knows
+    more.
 
     Args:
         base: holds the features.
-        dataset: gets them; nothing happens where it has them, as they are in `base`.
+        dataset: gets them; unchanged where it has them, equal to those of `base`.
         name: of the teacher.
-        teacher: the network that made them; needed only for audio that is new.
+        teacher: the network of the features; needed only for new audio.
 
     Raises:
-        DatasetError: no such teacher, `dataset` has another one's features under its name or older ones, or there is
-            new audio and no network to hear it.
-        TeacherError: there is new audio, and the network is another than the one that made the features.
+        DatasetError: unknown teacher; `dataset` has other features under this name; new audio without `teacher`.
+        TeacherError: new audio, and `teacher` is not the network of the features.
     """
     stored = base.features(name)
     if name in dataset.teachers:
@@ -73,23 +72,23 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
     if new := int((source == _NEW).sum()):
         if teacher is None:
             raise DatasetError(
-                f"{dataset.folder}: {new} clips have {entry.modality} that teacher {name!r} has not embedded: give the "
-                "teacher"
+                f"{dataset.folder}: {new} clips have new {entry.modality}: expected the network of teacher {name!r} to "
+                "embed them, found none"
             )
         check_teacher(base, [name], teacher)
         embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
         return
-    there = (source >= 0) & stored.valid[source]
+    valid = (source >= 0) & stored.valid[source]
     kept_logits = None if entry.fitted_head else stored.logits
     add_features(
         dataset,
         name,
         modality=entry.modality,
         provenance=entry.provenance,
-        embedding=np.where(there[:, None], stored.embedding[source], np.nan),
-        logits=None if kept_logits is None else np.where(there[:, None], kept_logits[source], np.nan),
+        embedding=np.where(valid[:, None], stored.embedding[source], np.nan),
+        logits=None if kept_logits is None else np.where(valid[:, None], kept_logits[source], np.nan),
         classes=() if entry.fitted_head else entry.classes,
-        tokens=None if stored.tokens is None else stored.tokens[source] * there[:, None, None],
+        tokens=None if stored.tokens is None else stored.tokens[source] * valid[:, None, None],
         head_split=entry.head_split,
     )
 
@@ -97,7 +96,7 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
 def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> None:
     """Raise DatasetError where the features of `dataset` are not those of `base` as they are now."""
     old, new = dataset.teachers[name], base.teachers[name]
-    again = "remove this folder, to make it anew"
+    again = "remove this folder to create it anew"
     if old.provenance != new.provenance:
         raise DatasetError(
             f"{dataset.folder}: its teacher {name!r} is {format_provenance(old.provenance)}, that of {base.folder} is "
@@ -108,11 +107,11 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
         np.where(stored.valid[rows, None], stored.embedding[rows], np.nan)
         for stored, rows in ((dataset.features(name), source >= 0), (base.features(name), source[source >= 0]))
     )
-    # A network that heard the new audio heard the others again, in other batches: that moves last digits.
+    # Embedding new audio also embeds the rest again, in other batches: last digits may differ.
     same = before.shape == after.shape and np.allclose(before, after, rtol=1e-3, atol=1e-4, equal_nan=True)
     splits = [entry.head_split if entry.fitted_head else None for entry in (old, new)]
     if not same or old.num_tokens != new.num_tokens or splits[0] != splits[1]:
-        raise DatasetError(f"{dataset.folder}: {base.folder} has other features of teacher {name!r} by now: {again}")
+        raise DatasetError(f"{dataset.folder}: {base.folder} has other features of teacher {name!r} now: {again}")
 
 
 _ABSENT, _NEW = -1, -2
@@ -126,21 +125,20 @@ def clip_sources(base: ClipDataset, dataset: ClipDataset, modality: str) -> np.n
     """The clip of `base` whose audio, or video, each clip of `dataset` has.
 
     Returns:
-        int64 (N,) rows of `base`; a clip without the modality in either dataset is its own source, as nothing was taken
-        from it.
-        -1: a clip that had it in `base` and has none now. -2: audio that `base` does not have.
+        int64 (N,) rows of `base`: a clip's own row where neither dataset has the modality; -1 where `base` has it and
+        `dataset` does not; -2 where `dataset` has new audio or video.
 
     Raises:
-        DatasetError: the datasets hold different clips.
+        DatasetError: the datasets have different clips.
     """
     if not np.array_equal(base.columns["id"], dataset.columns["id"]):
-        raise DatasetError(f"{dataset.folder}: its clips are not those of {base.folder}")
+        raise DatasetError(f"{dataset.folder}: expected the clips of {base.folder}, found others")
     kind = INPUTS[modality]
     before, after = (each.columns[kind.presence].astype(bool) for each in (base, dataset))
     place = [(each.columns[f"{kind.column}_shard"], each.columns[f"{kind.column}_offset"]) for each in (base, dataset)]
     (old_shard, old_offset), (shard, offset) = place
-    at = {(int(old_shard[i]), int(old_offset[i])): i for i in np.flatnonzero(before)}
-    found = np.where(before, _ABSENT, np.arange(len(dataset)))
+    row_at = {(int(old_shard[i]), int(old_offset[i])): i for i in np.flatnonzero(before)}
+    sources = np.where(before, _ABSENT, np.arange(len(dataset)))
     for i in np.flatnonzero(after):
-        found[i] = at.get((int(shard[i]), int(offset[i])), _NEW)
-    return found
+        sources[i] = row_at.get((int(shard[i]), int(offset[i])), _NEW)
+    return sources

