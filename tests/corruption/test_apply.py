@@ -169,7 +169,7 @@ def test_new_audio_needs_the_teacher(many_clips, tmp_path):
     embed(many_clips, teacher, "audio")
     base = ClipDataset(many_clips.folder)
     made = corrupt(base, Corruption(noisy=0.5), tmp_path / "made")
-    with pytest.raises(DatasetError, match="must be given"):
+    with pytest.raises(DatasetError, match="expected the network of teacher"):
         transfer_features(base, made, "audio")
     transfer_features(base, made, "audio", teacher=teacher)
     after, before = feature_arrays(ClipDataset(made.folder), "audio")[0], feature_arrays(base, "audio")[0]

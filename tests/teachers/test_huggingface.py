@@ -268,7 +268,7 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch):
     with pytest.raises(TeacherError, match="part: cannot be loaded: ") as told:  # no patch of 16 pixels fits in 8
         load_teacher(f"huggingface:{tmp_path / 'part'}")
     assert "\n" not in str(told.value)
-    with pytest.raises(TeacherError, match="--weights: expected with cnn10, .* only$"):
+    with pytest.raises(TeacherError, match=r"--weights: expected with cnn10, .* only$"):
         load_teacher(f"huggingface:{folder}", weights=tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TeacherError, match=r"install the extra 'huggingface'"):
