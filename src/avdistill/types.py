@@ -1,4 +1,4 @@
-"""What travels between the rooms: the one place where shapes, dtypes and units are written.
+"""The types that all rooms exchange: their shapes, dtypes and units.
 
 Dimensions: B clips, T frames, H and W pixels, S audio samples, C classes, K token positions, D channels.
 """
@@ -126,18 +126,18 @@ class StudentNetwork(Network):
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of clips. What is missing is a mask, never a value that means "missing".
+    """A batch of clips. Missing values are marked by masks.
 
     Attributes:
-        frames: uint8 (B, T, H, W, 3), RGB, or None when nobody looks at the video.
-        audio: float32 (B, S) mono waveform in [-1, 1], or None when nobody listens.
-        teacher: the frozen teacher's features of these clips, or None for a method that needs none. Rows where
-            `has_teacher` is False hold no information.
+        frames: uint8 (B, T, H, W, 3), RGB, or None for an audio student.
+        audio: float32 (B, S) mono waveform in [-1, 1], or None for a video student.
+        teacher: the frozen teacher's features of these clips, or None for a method without a teacher. Rows where
+            `has_teacher` is False are to be ignored.
         has_teacher: bool (B,).
-        labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labeled` is False mean nothing.
+        labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labeled` is False are to be ignored.
         labeled: bool (B,).
         clip_ids: B names, for messages and tables.
-        indices: int64 (B,), which of the run's training clips these are, for methods that remember clips; or None.
+        indices: int64 (B,), which of the run's training clips these are, for methods with a memory of clips; or None.
     """
 
     labels: Tensor
@@ -150,7 +150,7 @@ class Batch:
     indices: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """What `function` makes of every tensor of the batch, the teacher's features included."""
+        """`function` applied to every tensor of the batch, the teacher's features included."""
         changed: dict[str, Tensor | Features] = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -161,7 +161,7 @@ class Batch:
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def ready_for(self, device: torch.device) -> Batch:
-        """Still in memory, pinned if `device` is a GPU: only from there can `to` copy without blocking."""
+        """The batch in host memory, pinned if `device` is a GPU: `to` then copies without blocking."""
         return self.map(Tensor.pin_memory) if device.type == "cuda" else self
 
     def to(self, device: torch.device) -> Batch:

@@ -436,7 +436,7 @@ def test_a_study_does_not_go_on_with_features_of_another_teacher(many_clips, tmp
     embed_again("test", 2.0)
     capsys.readouterr()
     assert main(call) == 1
-    assert "cannot go on" in capsys.readouterr().err
+    assert "cannot continue" in capsys.readouterr().err
     assert not metrics.is_file()
     # An older version wrote no features down; what the corruption's dataset says of its teacher is still compared.
     told = json.loads((out / "study.json").read_text())

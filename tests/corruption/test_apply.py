@@ -407,7 +407,7 @@ def test_several_splits_and_a_default_that_is_another(many_clips, tmp_path):
     assert len([i for i in range(30) if made.labels[i]]) == 6
     assert sum(truth.get("audio") == "mismatched" for truth in extra(made)[:30]) == 15
     assert all("audio" not in truth for truth in extra(made)[30:])
-    with pytest.raises(DatasetError, match="no clip in split 'none'; splits there: more, test"):
+    with pytest.raises(DatasetError, match="no clip in split 'none'; found more, test"):
         corrupt(dataset, parse_corruption("label_fraction=0.5", "training+none"), tmp_path / "absent")
 
 

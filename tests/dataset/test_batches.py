@@ -218,7 +218,7 @@ def test_several_splits_are_joined(taught):
     assert len(both) == 18 + 2 + 9
     assert clips_of_splits(taught, "train+teacher+train").tolist() == both.tolist()
     assert clips_of_splits(taught, "train").tolist() == clips_of_split(taught, "train").tolist()
-    with pytest.raises(DatasetError, match="no clip in split 'dev'; splits there: teacher, test, train"):
+    with pytest.raises(DatasetError, match="no clip in split 'dev'; found teacher, test, train"):
         clips_of_splits(taught, "train+dev")
     with pytest.raises(DatasetError, match="no clip in split ''"):
         clips_of_splits(taught, "train+")
@@ -244,7 +244,7 @@ def test_labels_that_do_not_fit(taught):
     clips = clips_of_split(taught, "train")
     with pytest.raises(DatasetError, match="'class_0' is not a known class"):
         encode_labels(taught, clips, ("class_1", "class_2"))
-    with pytest.raises(DatasetError, match="no clip in split 'dev'; splits there: teacher, test, train"):
+    with pytest.raises(DatasetError, match="no clip in split 'dev'; found teacher, test, train"):
         clips_of_split(taught, "dev")
     hot = encode_labels(taught, clips, taught.classes, multi_label=True)
     assert hot.values.shape == (len(clips), 3)

@@ -155,7 +155,7 @@ def test_faults_are_named(taught, prepared, tmp_path):
         train(config(prepared, tmp_path / "b", method=KDConfig(), teacher="audio"))
     with pytest.raises(RunError, match="takes 16 frames, its view has 8"):
         train(config(taught.folder, tmp_path / "c", student=ModelConfig("stacked_frames", VideoInput(frames=8))))
-    with pytest.raises(RunError, match=r"hears 32000 Hz, .* holds 16000"):
+    with pytest.raises(RunError, match=r"takes 32000 Hz, .* holds 16000"):
         train(config(taught.folder, tmp_path / "c", student=ModelConfig("cnn6", AudioInput(seconds=0.5))))
     with pytest.raises(RunError, match="takes audio, its view is video"):
         train(config(taught.folder, tmp_path / "c", student=ModelConfig("logmel_cnn")))

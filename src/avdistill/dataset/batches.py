@@ -1,4 +1,4 @@
-"""A dataset as batches. A batch is a function of (seed, number): any can be made again, so a run resumes exactly."""
+"""Training batches and evaluation windows. A batch is a function of (seed, number), so that a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrainingBatches:
     """Batch number i of a run, for every i >= 0.
 
     Clips are drawn without replacement from a shuffled order that is renewed when it runs out, from one pool, or from
-    a labeled and an unlabeled pool at a fixed ratio, so that few labels are seen often enough.
+    a labeled and an unlabeled pool at a fixed ratio, so that few labels are drawn often enough.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class TrainingBatches:
         """Prepare the pools.
 
         Args:
-            dataset: where frames and audio lie.
-            clips: (N,) rows of the dataset to train on, all holding the view's modality.
+            dataset: with the frames and audio.
+            clips: (N,) rows of the dataset to train on, all with the view's modality.
             labels: of these clips.
-            view: what the student is shown.
+            view: input of the student.
             batch_size: B.
             labeled_per_batch: labeled clips of each batch; None draws from one pool.
             use_unlabeled: False draws labeled clips only.
@@ -130,9 +130,9 @@ class EvaluationWindows:
         """Lay out the windows.
 
         Args:
-            dataset: where frames and audio lie.
-            clips: rows of the dataset, all holding the view's modality.
-            view: what the network is shown.
+            dataset: with the frames and audio.
+            clips: rows of the dataset, all with the view's modality.
+            view: input of the network.
             windows: this many, evenly spaced; None slides over the whole clip.
             stride: of the sliding windows in frames or samples; None is the window's length.
         """

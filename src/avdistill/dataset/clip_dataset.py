@@ -104,11 +104,11 @@ class ClipDataset:
 
     @property
     def multi_label(self) -> bool:
-        """Whether any clip has several labels: every class is then a yes or no of its own, in every split."""
+        """Whether any clip has several labels: every class is then predicted independently, in all splits."""
         return any(len(row) > 1 for row in self.labels)
 
     def frames(self, clip: int) -> np.ndarray | JpegFrames:
-        """uint8 (T, H, W, 3) view of a clip's frames on disk, or what decodes those that are asked for.
+        """uint8 (T, H, W, 3) view of a clip's frames on disk, or `JpegFrames`, which decodes on access.
 
         Raises DatasetError where the clip has no video.
         """
@@ -205,7 +205,7 @@ class ClipDataset:
         return entry
 
     def verify(self) -> list[str]:
-        """Recompute every checksum; the returned lines name files that are missing or differ (empty: all is well)."""
+        """Recompute every checksum; returns a line for each file that is missing or differs."""
         faults = []
         for name, expected in self._description.files.items():
             file = self.folder / name
@@ -219,8 +219,8 @@ class ClipDataset:
         """Counts and settings of the dataset as one JSON-ready object."""
         c = self.columns
         splits = Counter(c["split"].tolist())
-        seen = np.flatnonzero(c["has_video"])
-        firsts = seen[np.unique(c["frame_shard"][seen], return_index=True)[1]]  # a shard has one size
+        with_video = np.flatnonzero(c["has_video"])
+        firsts = with_video[np.unique(c["frame_shard"][with_video], return_index=True)[1]]  # a shard has one size
         sizes = {self.frames(int(clip)).shape[1:3] for clip in firsts}
         return {
             "folder": str(self.folder),
@@ -264,7 +264,7 @@ class ClipDataset:
                 raise DatasetError(
                     f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`"
                 ) from error
-            with suppress(RuntimeError):  # another thread has just put in one of its own
+            with suppress(RuntimeError):  # another thread has just changed it
                 while len(shards) >= _MOST_MAPPED:
                     shards.pop(next(iter(shards)), None)
             shards[name] = found

@@ -97,7 +97,7 @@ def _replace(folder: Path, entry: TeacherEntry, arrays: dict[str, np.ndarray | N
     kept = {file: array for file, array in arrays.items() if array is not None}
     finished = folder / "dataset.json.added"
     try:
-        # First all that takes room on the disk, under other names; then what cannot be taken back.
+        # First everything that takes disk space, under other names; then what cannot be undone.
         for file, array in kept.items():
             write_array(folder / f"{file}.tmp", np.ascontiguousarray(array, np.float32))
             files[file] = file_checksum(folder / f"{file}.tmp")

@@ -1,7 +1,7 @@
-"""The files that hold a dataset's frames and audio: as they grow, and JPEG frames as they are read.
+"""The files with a dataset's frames and audio: writers, recovery after an interruption, reader of JPEG frames.
 
-Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one video after the other, and
-`frames-00000.npy`, int64 (frames,), the byte at which each of them ends.
+Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one image after the other, and
+`frames-00000.npy`, int64 (frames,), the byte at which each image ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 2**22
 
 
 class ShardWriter(Protocol):
-    """What a preparation writes into while it is open; it may be closed and opened again."""
+    """A file, or a pair, that a preparation appends to; it may be closed and opened again."""
 
     @property
     def count(self) -> int:
@@ -32,20 +32,20 @@ class ShardWriter(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether the next clip belongs into another shard."""
+        """Whether the next clip belongs in another shard."""
 
     @property
     def files(self) -> Sequence[IO[bytes]]:
-        """What is open."""
+        """The open files."""
 
     def open(self) -> None:
-        """Make what is not there; what is there is cut back to `count` items, which it must hold."""
+        """Create the files, or truncate existing ones to `count` items, which they must hold."""
 
     def append(self, array: np.ndarray, crc: int = 0) -> int:
-        """Write items at the end; returns the CRC-32 of their bytes, transferred on from `crc`."""
+        """Write items at the end; returns the CRC-32 of their bytes, continued from `crc`."""
 
     def close(self) -> None:
-        """Write what tells how many items there are, have all on the disk, let go of the files."""
+        """Write the count, sync to disk and close."""
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Shard:
     file: IO[bytes] = field(init=False, repr=False)
 
     def open(self) -> None:
-        """Make the file, or take it up and cut it back to `count` items of `shape`, which it must hold."""
+        """Create the file, or truncate an existing one to `count` items of `shape`, which it must hold."""
         self.file = self.path.open("r+b" if self.path.exists() else "w+b")
         self._write_header()
         self.file.truncate(self.start + self.count * self.item_bytes)
@@ -77,18 +77,18 @@ class Shard:
 
     @property
     def files(self) -> Sequence[IO[bytes]]:
-        """The one."""
+        """The one file."""
         return (self.file,)
 
     def append(self, array: np.ndarray, crc: int = 0) -> int:
-        """Write items at the end; returns the CRC-32 of their bytes, transferred on from `crc`."""
+        """Write items at the end; returns the CRC-32 of their bytes, continued from `crc`."""
         content = np.ascontiguousarray(array).data
         self.file.write(content)
         self.count += len(array)
         return zlib.crc32(content, crc)
 
     def close(self) -> None:
-        """Write the count into the header, have all on the disk, let go of the file."""
+        """Write the count into the header, sync to disk and close."""
         start = self.start
         self._write_header()
         assert self.start == start, "the header outgrew its place"
@@ -150,22 +150,22 @@ class AudioShards:
 
 
 class JpegShard:
-    """Frames as JPEG, and where each ends."""
+    """Frames as JPEG images, and the byte at which each ends."""
 
     def __init__(self, path: Path, quality: int, count: int) -> None:
         """Name both files.
 
         Args:
-            path: of the .npy file; that of the images differs in its ending.
+            path: of the .npy file; that of the images ends in .jpeg.
             quality: 1 to 100.
-            count: frames that are there.
+            count: frames that it holds already.
         """
         self.quality = quality
         self.ends = Shard(path, (), "int64", count)
         self.end = 0
 
     def open(self) -> None:
-        """Make both files, or take them up and cut them back to `count` frames."""
+        """Create both files, or truncate existing ones to `count` frames."""
         self.ends.open()
         if self.count:
             self.ends.file.seek(-8, os.SEEK_END)
@@ -187,11 +187,11 @@ class JpegShard:
 
     @property
     def files(self) -> Sequence[IO[bytes]]:
-        """Images first: what vouches for them comes after them."""
+        """Images first: they must be on disk before the ends that refer to them."""
         return (self.file, self.ends.file)
 
     def append(self, array: np.ndarray, crc: int = 0) -> int:
-        """Encode and write uint8 (T, H, W, 3); the CRC-32 is of each video's bytes and of where it ends, in turn."""
+        """Encode and write uint8 (T, H, W, 3); the CRC-32 is of each image's bytes and its end, in turn."""
         from PIL import Image
 
         for frame in array:
@@ -203,7 +203,7 @@ class JpegShard:
         return crc
 
     def close(self) -> None:
-        """Have both on the disk and let go of them."""
+        """Sync both to disk and close."""
         sync(self.file)
         self.file.close()
         self.ends.close()
@@ -211,7 +211,7 @@ class JpegShard:
 
 @dataclass(frozen=True)
 class ShardRecovery:
-    """What an interrupted preparation has left of a `Shard`, before it is taken up; the file may be absent."""
+    """The rest of a `Shard` after an interruption; the file may be absent."""
 
     path: Path
     shape: tuple[int, ...]  # of one item
@@ -222,7 +222,7 @@ class ShardRecovery:
         return len(_header(0, self.shape, self.dtype))
 
     def count(self) -> int:
-        """Items that are there with all their bytes, whatever these are."""
+        """Items whose bytes are all there, whatever their values."""
         size = self.path.stat().st_size if self.path.exists() else 0
         return max(0, size - self._start) // _item_bytes(self.shape, self.dtype)
 
@@ -248,16 +248,16 @@ class ShardRecovery:
 
 @dataclass(frozen=True)
 class JpegShardRecovery:
-    """What an interrupted preparation has left of a `JpegShard`; either file may be absent."""
+    """The rest of a `JpegShard` after an interruption; either file may be absent."""
 
     path: Path  # of the .npy file
 
     def count(self) -> int:
-        """Frames before the first whose video is cut short or whose end cannot be right."""
+        """Frames before the first one whose image is truncated or whose end is impossible."""
         ends, images = self._ends(), self.path.with_suffix(".jpeg")
         size = images.stat().st_size if images.exists() else 0
-        there = (np.diff(ends, prepend=0) > 0) & (ends <= size)
-        return len(there) if there.all() else int(there.argmin())
+        complete = (np.diff(ends, prepend=0) > 0) & (ends <= size)
+        return len(complete) if complete.all() else int(complete.argmin())
 
     def crc(self, first: int, count: int, crc: int) -> int:
         """What `append` returned for `count` frames from `first` on, if their bytes are still the same."""
@@ -279,7 +279,7 @@ def _item_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _header(count: int, shape: tuple[int, ...], dtype: str) -> bytes:
-    """Of an .npy file; as long for any count."""
+    """The header of an .npy file, of the same length for any count."""
     header = io.BytesIO()
     described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(header, described)
@@ -287,7 +287,7 @@ def _header(count: int, shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 class JpegFrames:
-    """A clip's frames that lie as JPEG: along its first axis indexed like an array, and decoded only then."""
+    """A clip's frames stored as JPEG: indexed like an array along its first axis, and decoded on access."""
 
     dtype = np.dtype(np.uint8)
 
@@ -337,7 +337,7 @@ class JpegFrames:
 
 
 def _decoder() -> Callable[[bytes], np.ndarray]:
-    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; the same pixels."""
+    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; both give the same pixels."""
     try:
         from simplejpeg import decode_jpeg
     except ImportError:

@@ -91,7 +91,7 @@ def clips_of_split(dataset: ClipDataset, split: str) -> np.ndarray:
     clips = np.flatnonzero(dataset.columns["split"] == split)
     if not len(clips):
         there = ", ".join(sorted(set(dataset.columns["split"].tolist())))
-        raise DatasetError(f"{dataset.folder}: no clip in split {split!r}; splits there: {there}")
+        raise DatasetError(f"{dataset.folder}: no clip in split {split!r}; found {there}")
     return clips
 
 
@@ -109,9 +109,7 @@ def split_names(dataset: ClipDataset, names: str) -> list[str]:
 
 
 def labeled_clips(dataset: ClipDataset, split: str) -> np.ndarray:
-    """Rows of a split, or of several (`clips_of_splits`), that have a label. Raises DatasetError where there is
-    none.
-    """
+    """Rows of a split, or of several (`clips_of_splits`), that have a label. Raises DatasetError if none has one."""
     clips = np.array([i for i in clips_of_splits(dataset, split) if dataset.labels[i]], dtype=np.int64)
     if not len(clips):
         raise DatasetError(f"{dataset.folder}: no labeled clip in split {split!r}")
@@ -137,15 +135,15 @@ def check_view_fits(dataset: ClipDataset, clips: np.ndarray, view: View) -> None
 def split_validation(
     dataset: ClipDataset, clips: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation): a share of the *videos* with a labeled clip is set aside, with all their labeled clips.
+    """(training, validation): a share of the *videos* with a labeled clip is held out, with all their labeled clips.
 
-    Clips of one video (column `group`) never stand on both sides. Unlabeled ones of a video set aside are dropped from
-    training. Where there are two such videos or more and the share is not 0, at least one is set aside.
+    Clips of one video (column `group`) are never on both sides. Unlabeled clips of a held-out video are dropped from
+    training. With two such videos or more and a share above 0, at least one is held out.
     """
     labeled = np.array([bool(dataset.labels[i]) for i in clips])
     videos = dataset.columns["group"][clips]
     candidates = np.unique(videos[labeled])
     count = max(round(fraction * len(candidates)), int(len(candidates) > 1)) if fraction else 0
     chosen = set(np.random.default_rng([seed, 1]).permutation(candidates)[:count].tolist())
-    aside = np.array([video in chosen for video in videos])
-    return clips[~aside], clips[aside & labeled]
+    held_out = np.array([video in chosen for video in videos])
+    return clips[~held_out], clips[held_out & labeled]

@@ -12,9 +12,9 @@ from avdistill.inputs import View
 def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = False) -> list[int]:
     """Starts of windows over `count` items so that none is skipped; the first window to reach the end is the last.
 
-    Frames follow the paper's test protocol: the last window may be short and is completed by looping (`take_window`).
-    Audio is aligned instead, the last window ending where the audio ends: an encoder's few samples of padding, looped
-    to a window's length, would be a tone of their own with the weight of a whole window.
+    Frames follow the paper's test protocol: a short last window is completed by repetition (`take_window`). With
+    `align_last` (audio) the last window ends with the clip: a few samples of an encoder's padding, repeated to a
+    window's length, would be a tone with the weight of a whole window.
 
     Raises:
         ValueError: an empty clip, or a stride that would skip items.

@@ -17,7 +17,7 @@ from avdistill.inputs import View
 from avdistill.media import Clip, read_clip
 from avdistill.preparation.prepare import PrepareConfig
 
-# What is held at a time. Every segment costs a seek and the frames from the last key frame on; of audio alone ten times
+# Seconds in memory at a time. Every segment costs a seek and the frames since the last key frame; of audio ten times
 # as much fits into the same memory.
 _VIDEO_SEGMENT_SECONDS = 30
 _AUDIO_SEGMENT_SECONDS = 300
@@ -25,7 +25,7 @@ _AUDIO_SEGMENT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Window:
-    """What the network is shown once.
+    """One input of the network.
 
     Attributes:
         start_seconds: on the file's clock.
@@ -165,7 +165,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
 
     Raises:
         FileNotFoundError: there is no such file.
-        MediaError: nothing of it can be read, or it has not what the view looks at.
+        MediaError: nothing of it can be read, or it lacks the modality of the view.
     """
     view, rate = items.view, items.config.sample_rate_hz
     length = view.window_length(rate)

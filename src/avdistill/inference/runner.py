@@ -21,13 +21,13 @@ from avdistill.types import Network
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says of N clips; rows where `present` is False hold no information.
+    """Outputs of a network for N clips; rows where `present` is False are to be ignored.
 
     Attributes:
         embedding: float32 (N, D), mean over the clip's windows.
         logits: float32 (N, C), mean over the windows; (N, 0) for a network without a classifier.
         probabilities: float32 (N, C), mean over the windows of the softmax (of the sigmoid with several labels).
-        present: bool (N,), whether the clip holds what the network looks at.
+        present: bool (N,), whether the clip has the network's modality.
         tokens: float32 (N, K, D), mean over the windows, position by position; None where not asked for.
     """
 
@@ -52,28 +52,28 @@ def run_network(
     with_tokens: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Outputs:
-    """Mean embedding, logits and probabilities of each clip; several processes shard_by_rank the clips, each gets
-    all results.
+    """Mean embedding, logits and probabilities of each clip; several processes share the clips, each gets all
+    results.
 
     Args:
         network: on its device; evaluation mode is set for the time of the call.
-        dataset: where the clips lie.
+        dataset: with the clips.
         clips: (N,) rows of the dataset.
-        view: what the network is shown.
+        view: input of the network.
         multi_label: sigmoid instead of softmax.
         windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
         stride: of the sliding windows, at most a window's length; None is a window's length.
-        batch_size: windows at a time: a long video is many batches, never one large one.
+        batch_size: windows at a time.
         workers: threads that read ahead.
-        with_tokens: keep the maps as well, which take far more memory than all else.
+        with_tokens: keep the tokens as well, which take far more memory than all else.
         on_progress: called after each batch, in windows.
 
     Raises:
-        NoTokensError: `with_tokens`, and the network has no map.
-        NotFiniteError: so is what the network says.
+        NoTokensError: `with_tokens`, and the network has no feature map.
+        NotFiniteError: outputs are infinite or NaN.
         ConfigError: `batch_size` or `windows` below 1, windows and a stride, or a stride that would skip something.
-        DatasetError: no clip holds what the network looks at, or the images are smaller than a view that does not
-            resize them.
+        DatasetError: no clip has the network's modality, or the frames are smaller than a view that does not resize
+            them.
     """
     check_windows(view.window_length(dataset.sample_rate_hz), stride, batch_size=batch_size, windows=windows)
     present = has_modality(dataset, clips, view)
@@ -101,7 +101,7 @@ def run_network(
                 kept = [features.embedding, logits, probabilities]
                 if with_tokens:
                     if features.tokens is None:
-                        raise NoTokensError("this network has no map")
+                        raise NoTokensError("this network has no feature map")
                     kept.append(features.tokens)
                 values = [x.float().cpu() for x in kept]
                 if sums is None:
@@ -127,7 +127,7 @@ def run_network(
         )
     tokens = None
     if with_tokens:
-        with torch.inference_mode():  # in place: a second copy of the maps may be more than the memory holds
+        with torch.inference_mode():  # in place: a second copy of the tokens may not fit into memory
             tokens = sums[3].div_(counts.clamp(min=1)[:, None, None])
     return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)
 

@@ -1,7 +1,8 @@
-"""What a run is made of: its config turned into data, networks and optimizer."""
+"""From the config of a run to its data, networks and optimizer."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class TrainingSetup:
 
     Attributes:
         batches: this process's share of every batch.
-        validation: rows of the dataset set aside to choose the best model by.
+        validation: rows of the dataset that are held out to choose the best model.
         left_out: clips of the training split without the student's modality.
     """
 
@@ -66,7 +67,7 @@ class TrainingSetup:
         """Build everything, on `device`; several processes build the same.
 
         Raises:
-            DatasetError, RunError, ConfigError: the config asks for what is not there.
+            DatasetError, RunError, ConfigError: the config does not fit the dataset.
         """
         processes = distributed.world_size()
         if config.batch_size % processes:
@@ -104,7 +105,7 @@ class TrainingSetup:
         student = _build_student(config, dataset, len(classes), begun=saved_folder(run, "last") is not None)
         context = _context(config, classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
         method = distributed.move_module(build_method(config.method, student, context), device)
-        if distributed.rank():  # the same weights, but dropout and blanking of its own
+        if distributed.rank():  # the same weights, but other dropout and blanking
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
         optimizer = build_optimizer(config.optimizer, method)
         return cls(
@@ -122,7 +123,7 @@ class TrainingSetup:
         )
 
     def data_manifest(self) -> dict[str, Any]:
-        """Which clips and features the run trains on, and what it is chosen by; written beside its config."""
+        """The clips and features that the run trains on and is validated by; written beside its config."""
         ids = self.dataset.columns["id"]
         return {
             "dataset": str(self.dataset.folder),
@@ -138,17 +139,17 @@ class TrainingSetup:
         }
 
     def teacher_record(self) -> dict[str, Any] | None:
-        """Which features the run learns from; None where its method needs none."""
+        """The features that the run learns from; None without a teacher."""
         required = teacher_requirement(self.config.method)
         if not required or self.config.teacher is None:
             return None
         return self.dataset.features_manifest(self.config.teacher, tokens=required.tokens)
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
-        """Raise RunError unless dataset, teacher's features and a method's own file are those the run was started with.
+        """Raise RunError unless dataset, features and a custom method's file are those the run was started with.
 
         Args:
-            recorded: the run's `data.json`; what older versions did not write there is not checked.
+            recorded: the run's `data.json`.
         """
         if recorded["dataset_checksum"] != self.dataset.checksum:
             raise RunError(
@@ -158,35 +159,35 @@ class TrainingSetup:
         try:
             check_same_features(self.dataset, recorded.get("teacher"), self.teacher_record())
         except DatasetError as error:
-            raise RunError(f"{self.run}: cannot go on: {error}") from error
+            raise RunError(f"{self.run}: cannot continue: {error}") from error
 
 
 def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
-    """Raise RunError where the file of a method of the user's own is not the one that `data.json` tells of."""
+    """Raise RunError where the file of a custom method is not the one recorded in `data.json`."""
     then = recorded.get("method_file")
     if then is not None and then != custom_checksum(config.method):
-        raise RunError(f"{run}: cannot go on: the file of its method has changed since it was started")
+        raise RunError(f"{run}: cannot continue: the file of its method has changed since it was started")
 
 
 def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
     """Raise DatasetError where a teacher's features differ from those of an earlier `ClipDataset.features_manifest`.
 
     Args:
-        dataset: told in the message.
-        then: None where it was not recorded, or nothing was learned from; that is no error.
-        now: None where there are none any more.
+        dataset: named in the message.
+        then: None for a run without a teacher.
+        now: None if they are gone.
     """
     if then is not None and then["files"] != (now or {}).get("files"):
         made_by = "nothing" if now is None else format_provenance(now["provenance"])
         raise DatasetError(
             f"{dataset.folder}: the features of teacher {then['name']!r} are no longer those that were learned from, "
             f"then by {format_provenance(then['provenance'])}, now by {made_by}: "
-            "`avdistill embed` those again, or begin anew"
+            "run `avdistill embed` with that teacher again, or start a new run"
         )
 
 
-def load_method(run: Path, dataset: ClipDataset) -> tuple[Method, StudentConfig]:
-    """A run's method as its last save left it, helpers and student, on the CPU and in evaluation mode.
+def load_method(run: str | os.PathLike[str], dataset: ClipDataset) -> tuple[Method, StudentConfig]:
+    """The method of a run from its last save, helpers and student, on the CPU and in evaluation mode.
 
     Args:
         run: the run folder.
@@ -197,6 +198,7 @@ def load_method(run: Path, dataset: ClipDataset) -> tuple[Method, StudentConfig]
         DatasetError: the dataset does not hold the run's teacher.
         CheckpointError: the saved tensors are damaged or do not fit.
     """
+    run = Path(run)
     config = run_config(run)
     folder = saved_folder(run, "last")
     if folder is None:
@@ -235,18 +237,18 @@ def _describe(config: TrainConfig, dataset: ClipDataset, classes: tuple[str, ...
 
 
 def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, begun: bool) -> StudentNetwork:
-    """The student with the weights of the run's seed; one that would see or hear the dataset wrongly is refused."""
+    """The student with the weights of the run's seed; refuses a model that does not fit the view or the dataset."""
     torch.manual_seed(config.seed)
     name, options = config.student.model, config.student.options
-    if begun:  # the saved weights take the place of those that would be downloaded
+    if begun:  # saved weights replace those that would be downloaded
         options = {name: value for name, value in options.items() if name != "kinetics"}
     student = build_model(name, num_classes, options)
     if student.modality != config.student.view.modality:
         raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
-    heard_hz = getattr(student, "sample_rate_hz", dataset.sample_rate_hz)
-    if heard_hz != dataset.sample_rate_hz:
+    expected_hz = getattr(student, "sample_rate_hz", dataset.sample_rate_hz)
+    if expected_hz != dataset.sample_rate_hz:
         raise RunError(
-            f"model {name} hears {heard_hz} Hz, {dataset.folder} holds {dataset.sample_rate_hz}: "
+            f"model {name} takes {expected_hz} Hz, {dataset.folder} holds {dataset.sample_rate_hz}: "
             "set its option sample_rate_hz, or prepare with --sample-rate"
         )
     frames = getattr(student, "frames", None)
