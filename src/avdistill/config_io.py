@@ -1,4 +1,4 @@
-"""JSON -> frozen dataclasses, strictly: an unknown key, a missing key or a wrong type is one line naming the key."""
+"""JSON <-> frozen dataclasses: an unknown key, a missing key or a wrong type is a one-line error that names the key."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ T = TypeVar("T")
 def decode(kind: type[T], value: object, key: str = "config") -> T:
     """`value`, as read from JSON, as an instance of the dataclass `kind`.
 
-    Fields may be dataclasses, unions of dataclasses told apart by a field of one literal value, tuples, dicts with
-    text keys, literals, paths, numbers, text and None. An int is accepted for a float, nothing else is converted.
+    Fields may be dataclasses, unions of dataclasses distinguished by a field with one literal value, tuples, dicts
+    with string keys, literals, paths, numbers, strings and None. An int is accepted for a float, nothing else is
+    converted.
 
     Args:
         kind: the dataclass.
-        value: what JSON gave.
-        key: how messages call the outermost object.
+        value: the parsed JSON.
+        key: the name of the outermost object in messages.
 
     Raises:
         ConfigError: the value does not fit.
@@ -31,7 +32,7 @@ def decode(kind: type[T], value: object, key: str = "config") -> T:
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """The dataclass as JSON-ready objects; `decode` gives it back."""
+    """The dataclass as JSON-ready objects, the inverse of `decode`."""
     return {name: _plain(item) for name, item in asdict(value).items()}
 
 

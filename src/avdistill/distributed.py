@@ -1,10 +1,8 @@
-"""Several processes as one. The only place that knows of process groups; with one process everything is a no-op.
+"""Distributed training: the only module that uses process groups. With one process every function is a no-op.
 
-How a run is shared: every process computes the student's features of its own rows of the batch, all rows are gathered
-(`all_gather_with_grad`), and *every process computes the loss of the whole batch*. Losses and helper networks then
-see what one
-process would see, a contrast spans the whole batch, and no method knows that there are others. The student, which is
-where the time goes, is what is shared out; losses are small beside it.
+Every process computes the student's features of its own rows of the batch, all rows are gathered
+(`all_gather_with_grad`), and *every process computes the loss of the whole batch*: a contrastive loss spans the whole
+batch, and no method knows of other processes. Only the student, which takes most of the time, is distributed.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from avdistill.errors import ConfigError, ProcessLostError
 
 M = TypeVar("M", bound=nn.Module)
-# A process may be alone for long: rank 0 fits a head on a large dataset. One that ends is noticed at once.
+# Rank 0 may work alone for long, when it fits a head on a large dataset. A process that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    """The named device; "auto" is CUDA where available, else the CPU. Raises ConfigError for a missing device."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -42,12 +40,12 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 def supports_float64(device: torch.device) -> bool:
-    """Whether the device computes in double precision; Apple's MPS does not."""
+    """Whether the device has float64; Apple's MPS has not."""
     return device.type != "mps"
 
 
 def move_module(module: M, device: torch.device) -> M:
-    """The module on the device; its float64 buffers become float32 on a device without double precision."""
+    """The module on the device; its float64 buffers become float32 on a device without float64."""
     if not supports_float64(device):
         for buffer in module.buffers():
             if buffer.dtype == torch.float64:
@@ -59,11 +57,11 @@ def move_module(module: M, device: torch.device) -> M:
 def init_distributed(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that torchrun started; yields this process's device.
 
-    Without torchrun, or where a group is already there, nothing is started. A group lasts until the process ends:
-    one that is ended and started again waits for addresses of its first life.
+    Without torchrun, or inside a group, nothing is started. A group lasts until the process ends: one that is ended and
+    started again would wait for the addresses of the first.
 
     Args:
-        device: "auto" is CUDA where there is one (each process its own), else the CPU; or a device's name.
+        device: a device's name; "auto" is CUDA where available (each process its own), else the CPU.
 
     Raises:
         ProcessLostError: another process ended while this one waited for it.
@@ -87,23 +85,23 @@ def init_distributed(device: str = "auto") -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """This process's number in its group; 0 is the one that writes."""
+    """This process's number in its group; process 0 writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes shard_by_rank the work."""
+    """The number of processes that share the work."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
-    """Return when every process has come here."""
+    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
 
 
 def all_reduce_any(flag: bool) -> bool:
-    """Whether the flag is set in any process: all of them get the same answer, so all stop at the same step."""
+    """Whether the flag is set in any process; all get the same answer, so that all stop at the same step."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -112,17 +110,16 @@ def all_reduce_any(flag: bool) -> bool:
 
 
 def shard_by_rank(rows: Any) -> Any:
-    """This process's part of a sequence or array: every `world_size()`-th, so that a sorted one is shared evenly."""
+    """This process's part of a sequence or array: every `world_size()`-th, so that a sorted one is split evenly."""
     return rows[rank() :: world_size()]
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:
-    """The rows (B, ...) of all processes in the order `shard_by_rank` took them from, (world_size B, ...), with
-    gradient.
+    """The rows (B, ...) of all processes in the order before `shard_by_rank`, (world_size B, ...), with gradient.
 
-    All processes must hold equally many rows, and each must go on to compute the same loss from what it gets: the
-    gradient of the own rows is then complete without another exchange. It is multiplied by the number of processes,
-    because DDP takes the mean of the processes' gradients where their sum is meant.
+    All processes must hold equally many rows and compute the same loss from the result: the gradient of a process's own
+    rows is then complete without another exchange. It is multiplied by the number of processes, because DDP averages
+    the gradients where their sum is needed.
     """
     if world_size() == 1:
         return rows
@@ -139,7 +136,7 @@ def all_reduce_sum(total: Tensor) -> Tensor:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every process the buffers (running statistics) of process 0."""
+    """Copy the buffers (running statistics) of process 0 to every process."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -159,7 +156,7 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Gradients are only accumulated in the block, for all but the last forward pass of a step."""
+    """Only accumulate gradients in the block (if `wanted`), for all but the last forward pass of a step."""
     if wanted and isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -180,7 +177,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    # Gloo reports a vanished peer as a plain RuntimeError; only its text tells.
+    # Gloo reports a lost peer as a plain RuntimeError; only its text shows it.
     text = str(error).lower()
     signs = ("connection closed", "connection reset", "broken pipe", "timed out", "gloo", "nccl", "socket")
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

@@ -1,4 +1,4 @@
-"""What a process does with memory it has freed."""
+"""How glibc handles freed memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def configure_malloc() -> None:
     """Let glibc keep freed blocks for the next allocation instead of giving them back to the system.
 
-    Every step of a training on a processor allocates the same activations again, tens of megabytes each. By default
-    each is new memory, handed out page by page and zeroed by the system, which takes up to a fifth of a step. Kept, the
-    process holds its peak until it ends, and the peak may be a quarter higher. Elsewhere than on glibc nothing happens.
+    A training step on a CPU allocates the same activations again, tens of megabytes each. By default each is new memory
+    that the system hands out page by page and zeroes, which takes up to a fifth of a step. With kept blocks the process
+    holds its peak memory until it ends, and the peak may be a quarter higher. Without glibc nothing happens.
     """
     if sys.platform != "linux":
         return

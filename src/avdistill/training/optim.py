@@ -1,4 +1,4 @@
-"""Optimizer, schedule and precision, as a run's config describes them."""
+"""Optimizer, schedule, gradient clipping and precision of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from avdistill.training.config import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
-    """One optimizer over the method's parameter groups, each at its scale of the learning rate."""
+    """One optimizer over the method's parameter groups, each with its scale of the learning rate."""
     groups: list[dict[str, Any]] = [
         {"params": group["params"], "name": group["name"], "lr": config.learning_rate * group["lr_scale"]}
         for group in method.parameter_groups()
     ]
     rate, decay = config.learning_rate, config.weight_decay
-    # One kernel for all of a group's weights: of a small network the update is otherwise a tenth of the step.
+    # One kernel for a group's weights: in a small network the update otherwise takes a tenth of the step.
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     if config.name == "sgd":
         return SGD(groups, lr=rate, momentum=0.9, weight_decay=decay, fused=fused)
@@ -29,7 +29,7 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> Optimizer:
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
-    """A scheduler to be stepped once per optimizer step; "plateau" once per validation with the figure to maximize."""
+    """A scheduler to step once per optimizer step; "plateau" once per validation, with the value to maximize."""
     if config.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, mode="max", factor=config.gamma, patience=config.patience)
 
@@ -47,7 +47,7 @@ def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) ->
 
 
 def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float]:
-    """Clip each parameter group by its own norm, so that a helper's gradient does not change the student's step.
+    """Clip each parameter group by its own norm: a helper's gradient does not change the student's step.
 
     Returns:
         The norm of each group before clipping, by name.
@@ -62,10 +62,10 @@ def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float
 
 
 def autocast(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> AbstractContextManager[object]:
-    """The context in which the forward pass runs.
+    """The context of the forward pass.
 
-    "auto" trusts capability, not the accelerator's presence: a GPU that only emulates bfloat16 stays in float32, and
-    so does every CPU, where bfloat16 without matrix units is many times slower than float32.
+    "auto" takes float32 on a GPU that only emulates bfloat16 and on every CPU, where bfloat16 without matrix units is
+    many times slower.
     """
     wanted = precision == "bfloat16"
     if precision == "auto" and device.type == "cuda":

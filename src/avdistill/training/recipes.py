@@ -1,4 +1,4 @@
-"""Recipes: complete configs by name. `avdistill train RECIPE` starts from one and changes what the command line says.
+"""Recipes: complete configs by name; options of `avdistill train RECIPE` change them.
 
 The ucf51 and activitynet recipes are the paper's (Xia et al. 2023, section 4.1 and the released commands; METHOD:
 Recipes), with epochs written as optimizer steps. The `demo` ones are what `avdistill demo` runs.
@@ -19,7 +19,7 @@ from avdistill.training.config import ModelConfig, OptimizerConfig, TrainConfig
 _UNSET = Path()
 
 # 4892 training clips in batches of 32 are 153 steps an epoch, 200 epochs; both rates x0.1 at epoch 150. The release
-# picks its best model on the test split; here a tenth of the training videos is set aside for that.
+# picks its best model on the test split; here a tenth of the training videos is held out for that.
 _UCF51 = TrainConfig(
     dataset=_UNSET,
     out=_UNSET,
@@ -44,7 +44,7 @@ _TINY = replace(
     save_every=300,
     workers=0,
 )
-# Audio network on labeled clips, to become a teacher: `avdistill teacher train`.
+# An audio network on labeled clips, as a teacher: `avdistill teacher train`.
 _AUDIO_TEACHER = TrainConfig(
     dataset=_UNSET,
     out=_UNSET,
@@ -57,7 +57,7 @@ _AUDIO_TEACHER = TrainConfig(
     save_every=300,
 )
 # Not from a paper: the ActivityNet recipe with a cosine schedule, about 20 epochs of VGGSound's and 60 of
-# Kinetics-NoiseModel' training clips.
+# Kinetics-Sounds' training clips.
 _VGGSOUND = replace(
     _ACTIVITYNET,
     optimizer=OptimizerConfig("adamw", 1e-3, 1e-2, "cosine", warmup_steps=500),
@@ -66,7 +66,7 @@ _VGGSOUND = replace(
     save_every=2500,
 )
 _KINETICS_SOUNDS = replace(_VGGSOUND, steps=20_000, eval_every=1000, save_every=1000)
-# The other way round: the student hears, the teacher sees. Not from a paper.
+# An audio student with a video teacher. Not from a paper.
 _AUDIOSET_TAGGING = replace(
     _VGGSOUND,
     student=ModelConfig("cnn10", AudioInput(seconds=10.0)),
@@ -78,7 +78,7 @@ _AUDIOSET_TAGGING = replace(
     save_every=1000,
 )
 # What `avdistill demo` runs, on one core each; not from the paper. Few labels, many unlabeled clips with audio. kd's
-# temperature and the share of labeled clips were chosen on other clips and seeds (benchmarks/results/demo_choices.py).
+# temperature and the labeled fraction were chosen on other clips and seeds (benchmarks/results/demo_choices.py).
 _DEMO = TrainConfig(
     dataset=_UNSET,
     out=_UNSET,

@@ -1,4 +1,4 @@
-"""The run folder: `config.json`, `environment.json`, `data.json`, `metrics.jsonl`, `best/`, `last/`."""
+"""The run folder: `config.json`, `environment.json`, `data.json`, `metrics.jsonl`, `best/` and `last/`."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from avdistill.training.config import TrainConfig, read_config
 
 @contextmanager
 def wrap_io_errors(run: Path) -> Iterator[None]:
-    """A full disk or a folder that may not be written is a RunError in one line; saves are whole or not made at all."""
+    """Turn an error of writing (a full disk, a folder without permission) into a RunError of one line."""
     try:
         yield
-    # PyTorch and safetensors have their own words for a disk that is full.
+    # PyTorch and safetensors raise errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{run}: cannot be written: {error_message(error):.160}; what was saved before stays") from error
 
 
 @contextmanager
 def exclusive_lock(run: Path) -> Iterator[None]:
-    """Two processes that train one run would write over each other's saves."""
+    """Hold the run's lock, so that no second process overwrites its saves. Raises RunError if one trains it."""
     if distributed.rank():
         yield
         return
@@ -60,7 +60,7 @@ def exclusive_lock(run: Path) -> Iterator[None]:
 
 
 def create_run(run: Path, files: Mapping[str, object]) -> None:
-    """Make a run folder with these JSON files, whole or not at all."""
+    """Make a run folder with these JSON files, completely or not at all."""
     fresh = run.with_name(run.name + ".tmp")
     with wrap_io_errors(run):
         shutil.rmtree(fresh, ignore_errors=True)
@@ -72,7 +72,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
 
 @dataclass
 class TrainState:
-    """Where a run stands: steps done, and the best validation figure so far with the step it came from."""
+    """Where a run stands: finished steps, and the best validation accuracy so far with its step (-1: none yet)."""
 
     step: int = 0
     best: float = -1.0
@@ -80,7 +80,7 @@ class TrainState:
 
 
 def truncate_metrics(run: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` that lie after `step`: the resumed run writes them again."""
+    """Drop the lines of `metrics.jsonl` after `step`: the resumed run writes them again."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return
@@ -88,7 +88,7 @@ def truncate_metrics(run: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the line a kill cut short
+        except json.JSONDecodeError:  # a line that a kill cut short
             break
         if entry["step"] <= step:
             kept.append(line + "\n")
@@ -96,7 +96,7 @@ def truncate_metrics(run: Path, step: int) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know to repeat the run: command, versions, processor."""
+    """What is needed to repeat the run: command, versions, processor."""
     packages = ("avdistill", "torch", "torchvision", "numpy", "av", "scikit-learn")
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -122,10 +122,10 @@ def _processor() -> str:
 
 @contextmanager
 def replace_folder(run: Path, name: str) -> Iterator[Path]:
-    """A fresh folder to write into, which then takes the place of `name` in the run."""
+    """A new folder to write into; at the end of the block it replaces the folder `name` of the run."""
     fresh, old = run / f"{name}.tmp", run / f"{name}.old"
     with wrap_io_errors(run):
-        # A kill between the renames below leaves only the old folder: it goes when there is a whole one beside it.
+        # A kill between the renames below leaves only the old folder: it is removed once a complete one exists.
         if (run / name).exists():
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -147,7 +147,7 @@ def run_config(run: Path) -> TrainConfig:
 
 
 def run_state(run: Path) -> TrainState:
-    """Where a run stands by its last save."""
+    """Where a run stands by its last save; of a run without one, the beginning."""
     folder = saved_folder(run, "last")
     if folder is None:
         return TrainState()

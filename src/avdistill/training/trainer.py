@@ -1,10 +1,11 @@
-"""`train(config) -> run folder`. The loop is one function that reads top to bottom."""
+"""The training loop: `train(config)` and `resume(run)`, one function that reads from top to bottom."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -58,10 +59,9 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
         stop_after: save and return after this many steps, as after SIGTERM; `resume` continues.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C (SIGINT), when the running step is done and the state saved; after a second
-            one at once.
-        RunError: the run folder exists (an empty one is taken), a loss or gradient is not finite (the last good state
-            is in `last/`), the folder cannot be written, or another process of the run was lost.
+        KeyboardInterrupt: after Ctrl-C (SIGINT), once the step is done and the state saved; after a second one at once.
+        RunError: the run folder exists (an empty one is accepted), a loss or gradient is not finite (the last good
+            state is in `last/`), the folder cannot be written, or another process of the run was lost.
         DatasetError: the dataset does not hold what the config asks for.
     """
     # Where the run is resumed from must not matter.
@@ -71,43 +71,48 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
     if not is_vacant(config.out):
         raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
     with _joined(config.out, config.device) as device:
-        session = TrainingSetup.open(config, config.out, device)
+        setup = TrainingSetup.open(config, config.out, device)
         distributed.barrier()
         if distributed.rank() == 0:
-            records = {"config": encode(config), "environment": environment(), "data": session.data_manifest()}
+            records = {"config": encode(config), "environment": environment(), "data": setup.data_manifest()}
             create_run(config.out, {f"{name}.json": record for name, record in records.items()})
         with exclusive_lock(config.out):
-            return _run(session, TrainState(), on_step, stop_after)
+            return _run(setup, TrainState(), on_step, stop_after)
 
 
 def resume(
-    run: Path, *, on_step: OnStep | None = None, stop_after: int | None = None, dataset: Path | None = None
+    run: str | os.PathLike[str],
+    *,
+    on_step: OnStep | None = None,
+    stop_after: int | None = None,
+    dataset: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Continue an interrupted run exactly where its last save left it; a finished run is returned as it is.
+    """Continue an interrupted run exactly from its last save; a finished run is returned as it is.
 
-    The number of processes may be another than before.
+    The number of processes may differ from before.
 
     Args:
         run: the run folder.
         on_step, stop_after: as for `train`.
-        dataset: where the run's dataset lies now, if it was moved.
+        dataset: the folder of the run's dataset, if it was moved.
 
     Raises:
-        RunError: no run there, another process trains it, or its dataset, the features of its teacher or the file of
-            its method have changed since.
+        RunError: no run is there, another process trains it, or its dataset, the features of its teacher or the file
+            of its method have changed since.
     """
+    run = Path(run)
     config = run_config(run)
-    config = config if dataset is None else replace(config, dataset=dataset.resolve())
+    config = config if dataset is None else replace(config, dataset=Path(dataset).resolve())
     with _joined(run, config.device) as device, exclusive_lock(run):
-        session = TrainingSetup.open(config, run, device)
-        session.check_data(data_manifest(run))
-        state = TrainState()  # killed before the first save: from the beginning
+        setup = TrainingSetup.open(config, run, device)
+        setup.check_data(data_manifest(run))
+        state = TrainState()  # ended before the first save: from the beginning
         if saved_folder(run, "last") is not None:
-            state = load_last(run, session.method, session.optimizer, session.schedule, device)
+            state = load_last(setup)
         distributed.barrier()
         if distributed.rank() == 0:
             truncate_metrics(run, state.step)
-        return _run(session, state, on_step, stop_after)
+        return _run(setup, state, on_step, stop_after)
 
 
 @contextmanager
@@ -119,31 +124,31 @@ def _joined(run: Path, device: str) -> Iterator[torch.device]:
         raise RunError(f"{run}: {error}; `avdistill resume {run}` continues from the last save") from error
 
 
-def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop_after: int | None) -> Path:
-    config, method, optimizer = session.config, session.method, session.optimizer
-    if session.device.type == "cpu":
+def _run(setup: TrainingSetup, state: TrainState, on_step: OnStep | None, stop_after: int | None) -> Path:
+    config, method, optimizer = setup.config, setup.method, setup.optimizer
+    if setup.device.type == "cpu":
         configure_malloc()
-    model = distributed.wrap_ddp(method, session.device)
-    plateau = isinstance(session.schedule, ReduceLROnPlateau)
+    model = distributed.wrap_ddp(method, setup.device)
+    plateau = isinstance(setup.schedule, ReduceLROnPlateau)
     micro_batches = range(
         state.step * config.gradient_accumulation_steps, config.steps * config.gradient_accumulation_steps
     )
-    loader = prefetch(lambda number: session.batches[number].ready_for(session.device), micro_batches, config.workers)
+    loader = prefetch(lambda number: setup.batches[number].ready_for(setup.device), micro_batches, config.workers)
     stop_at = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
     method.train()
 
-    with _stop_signals() as received, _log(session.run, config.tensorboard) as log, closing(loader):
+    with _stop_signals() as received, _log(setup.run, config.tensorboard) as log, closing(loader):
         while state.step < stop_at and not distributed.all_reduce_any(bool(received)):
             began = time.perf_counter()
-            before = _snapshot(session, state)
-            losses = _backward(session, model, loader, state, before)
+            before = _snapshot(setup, state)
+            losses = _backward(setup, model, loader, state, before)
             norms = clip_gradients(optimizer, config.optimizer.max_grad_norm)
             if not all(map(math.isfinite, norms.values())):
-                raise _not_finite(session, state, {f"gradient of {n}": v for n, v in norms.items()}, before)
+                raise _not_finite(setup, state, {f"gradient of {n}": v for n, v in norms.items()}, before)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not plateau:
-                session.schedule.step()
+                setup.schedule.step()
             state.step += 1
 
             values = {name: float(value) for name, value in losses.items()}
@@ -153,42 +158,42 @@ def _run(session: TrainingSetup, state: TrainState, on_step: OnStep | None, stop
                 rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
                 seconds = time.perf_counter() - began
                 log(state.step, {"losses": values, "gradient_norms": norms, "rates": rates, "step_seconds": seconds})
-            if len(session.validation) and (state.step % config.eval_every == 0 or state.step == config.steps):
-                figure = _validate(session, state.step)
-                log(state.step, {"validation": {"top1_accuracy": figure}})
+            if len(setup.validation) and (state.step % config.eval_every == 0 or state.step == config.steps):
+                accuracy = _validate(setup, state.step)
+                log(state.step, {"validation": {"top1_accuracy": accuracy}})
                 if plateau:
-                    session.schedule.step(figure)  # type: ignore[arg-type]
-                if figure > state.best:
-                    state.best, state.best_step = figure, state.step
-                    save_best(session.run, method, session.description, state, "validation top1_accuracy")
+                    setup.schedule.step(accuracy)  # type: ignore[arg-type]
+                if accuracy > state.best:
+                    state.best, state.best_step = accuracy, state.step
+                    save_best(setup, state, "validation top1_accuracy")
             if state.step % config.save_every == 0 or state.step == stop_at:
-                save_last(session.run, method, session.description, optimizer, session.schedule, state)
+                save_last(setup, state)
         if state.step < stop_at:
-            save_last(session.run, method, session.description, optimizer, session.schedule, state)
-    if state.step == config.steps and not len(session.validation):
-        save_best(session.run, method, session.description, state, "last step (nothing set aside for validation)")
-    distributed.barrier()  # whoever returns may read what process 0 wrote
+            save_last(setup, state)
+    if state.step == config.steps and not len(setup.validation):
+        save_best(setup, state, "last step (no validation)")
+    distributed.barrier()  # after it every process may read what process 0 wrote
     if signal.SIGINT in received and state.step < stop_at:
         raise KeyboardInterrupt(
-            f"stopped after step {state.step}, state saved; `avdistill resume {session.run}` continues"
+            f"stopped after step {state.step}, state saved; `avdistill resume {setup.run}` continues"
         )
-    return session.run
+    return setup.run
 
 
 def _backward(
-    session: TrainingSetup, model: nn.Module, loader: Iterator[Batch], state: TrainState, before: dict[str, Tensor]
+    setup: TrainingSetup, model: nn.Module, loader: Iterator[Batch], state: TrainState, before: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Forward and backward of one step's batches; returns the mean of each loss, the gradients stay in the method."""
-    config = session.config
+    config = setup.config
     losses: dict[str, Tensor] = {}
     for last in [False] * (config.gradient_accumulation_steps - 1) + [True]:
-        batch = next(loader).to(session.device)
+        batch = next(loader).to(setup.device)
         with distributed.no_sync(model, not last):
-            with autocast(config.precision, session.device):
+            with autocast(config.precision, setup.device):
                 terms = model(batch)
             total = sum(terms.values()) / config.gradient_accumulation_steps
             if distributed.all_reduce_any(not torch.isfinite(total)):
-                raise _not_finite(session, state, {n: float(t.detach()) for n, t in terms.items()}, before)
+                raise _not_finite(setup, state, {n: float(t.detach()) for n, t in terms.items()}, before)
             total.backward()
         losses = {
             name: losses.get(name, 0) + term.detach() / config.gradient_accumulation_steps
@@ -197,71 +202,67 @@ def _backward(
     return losses
 
 
-def _validate(session: TrainingSetup, step: int) -> float:
-    """Top-1 on the clips set aside (with several labels: the share whose best class is among them)."""
-    distributed.broadcast_buffers(session.method.student)  # each process has its own running statistics
+def _validate(setup: TrainingSetup, step: int) -> float:
+    """Top-1 accuracy on the held-out clips; of multi-label clips, the fraction whose best class is among the labels."""
+    distributed.broadcast_buffers(setup.method.student)  # each process has its own running statistics
     try:
         outputs = run_network(
-            session.method.student,
-            session.dataset,
-            session.validation,
-            session.config.student.view,
-            multi_label=session.description.multi_label,
-            windows=session.config.validation_windows,
-            batch_size=session.config.batch_size,
+            setup.method.student,
+            setup.dataset,
+            setup.validation,
+            setup.config.student.view,
+            multi_label=setup.description.multi_label,
+            windows=setup.config.validation_windows,
+            batch_size=setup.config.batch_size,
         )
     except NotFiniteError as error:
-        # Training goes by each batch's own statistics; the running ones may be beyond numbers before the losses are.
+        # Training uses each batch's own statistics; the running ones may overflow before the losses do.
         if distributed.rank() == 0:
-            told = {"step": step, "values": {"validation": "nan"}, "clips": error.clips}
-            write_json(session.run / "not_finite.json", told)
-        raise RunError(f"{session.run}: validation after step {step}: {error}; the last save stays") from error
-    labels = encode_labels(
-        session.dataset, session.validation, session.description.classes, session.description.multi_label
-    )
-    if session.description.multi_label:
+            record = {"step": step, "values": {"validation": "nan"}, "clips": error.clips}
+            write_json(setup.run / "not_finite.json", record)
+        raise RunError(f"{setup.run}: validation after step {step}: {error}; the last save stays") from error
+    multi_label = setup.description.multi_label
+    labels = encode_labels(setup.dataset, setup.validation, setup.description.classes, multi_label)
+    if multi_label:
         return float(labels.values.gather(1, outputs.probabilities.argmax(1, keepdim=True)).mean())
     return top_k_accuracy(scores=outputs.probabilities, labels=labels.values, k=1)
 
 
 def _not_finite(
-    session: TrainingSetup, state: TrainState, values: dict[str, float], before: dict[str, Tensor]
+    setup: TrainingSetup, state: TrainState, values: dict[str, float], before: dict[str, Tensor]
 ) -> RunError:
     """Save the state before this step, running statistics and memories included, and name the clips of the step."""
-    _restore(session, state, before)
-    clips = session.dataset.columns["id"][session.batches.clips[_step_rows(session, state)]].tolist()
+    _restore(setup, state, before)
+    clips = setup.dataset.columns["id"][setup.batches.clips[_step_rows(setup, state)]].tolist()
     if distributed.rank() == 0:
-        told = {"step": state.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
-        write_json(session.run / "not_finite.json", told)
-    save_last(session.run, session.method, session.description, session.optimizer, session.schedule, state)
-    bad = (
-        ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
-        or "the sum of the losses"
-    )
+        record = {"step": state.step, "values": {k: repr(v) for k, v in values.items()}, "clips": clips}
+        write_json(setup.run / "not_finite.json", record)
+    save_last(setup, state)
+    wrong = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
     return RunError(
-        f"{session.run}: {bad} at step {state.step}; the weights before this step are in last/, "
-        f"the clips of the batch in not_finite.json"
+        f"{setup.run}: {wrong or 'the sum of the losses'} at step {state.step}; the weights before this step are in "
+        "last/, the clips of the batch in not_finite.json"
     )
 
 
-def _step_rows(session: TrainingSetup, state: TrainState) -> np.ndarray:
+def _step_rows(setup: TrainingSetup, state: TrainState) -> np.ndarray:
     """Indices among the run's training clips of those of the next step, in all processes."""
-    batches = session.config.gradient_accumulation_steps
-    return np.concatenate([session.batches.rows(state.step * batches + i) for i in range(batches)])
+    batches = setup.config.gradient_accumulation_steps
+    return np.concatenate([setup.batches.rows(state.step * batches + i) for i in range(batches)])
 
 
-def _snapshot(session: TrainingSetup, state: TrainState) -> dict[str, Tensor]:
+def _snapshot(setup: TrainingSetup, state: TrainState) -> dict[str, Tensor]:
     """Copies of what the next step changes in the buffers: of a memory only the rows of the step's clips."""
-    buffers, memories = session.method.named_buffers(), session.method.clip_buffers
-    rows = torch.from_numpy(_step_rows(session, state)) if memories else None
+    buffers, memories = setup.method.named_buffers(), setup.method.clip_buffers
+    rows = torch.from_numpy(_step_rows(setup, state)) if memories else None
     return {name: buffer[rows] if name in memories else buffer.clone() for name, buffer in buffers}
 
 
-def _restore(session: TrainingSetup, state: TrainState, before: dict[str, Tensor]) -> None:
+def _restore(setup: TrainingSetup, state: TrainState, before: dict[str, Tensor]) -> None:
     """Undo what the step has changed in the buffers since `_snapshot`."""
-    rows = torch.from_numpy(_step_rows(session, state))
-    for name, buffer in session.method.named_buffers():
-        buffer[rows if name in session.method.clip_buffers else ...] = before[name]
+    rows = torch.from_numpy(_step_rows(setup, state))
+    for name, buffer in setup.method.named_buffers():
+        buffer[rows if name in setup.method.clip_buffers else ...] = before[name]
 
 
 @contextmanager
@@ -300,7 +301,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """Writes lines of `metrics.jsonl`, each at once, and TensorBoard events where asked for; process 0 only."""
+    """Writes lines of `metrics.jsonl`, flushed one by one, and TensorBoard events if `tensorboard`; process 0 only."""
     if distributed.rank():
         yield lambda _step, _values: None
         return
