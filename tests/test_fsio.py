@@ -12,7 +12,7 @@ from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, RunError
 from avdistill.fsio import is_vacant
-from avdistill.methods import RobustConfig
+from avdistill.methods.robust import RobustConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.training import resume, train
 from support.training_cases import config, state
