@@ -21,10 +21,10 @@ from avdistill.analysis.teacher_probe import (
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, TeacherError
-from avdistill.evaluation.linear_probe import Setting
+from avdistill.evaluation.linear_probe import ProbeConfig
 from support.features import feature_arrays
 
-ONE = (Setting("unit", 10.0),)
+ONE = (ProbeConfig("unit", 10.0),)
 
 
 def arrays(clips: int = 90, classes: int = 3, noise: float = 0.5, seed: int = 0) -> dict[str, np.ndarray]:

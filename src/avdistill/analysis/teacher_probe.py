@@ -6,6 +6,7 @@ A student cannot learn from a teacher what its embeddings do not contain: run th
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from avdistill.annotations.groups import video_of
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import label_values
 from avdistill.errors import ConfigError, DatasetError, TeacherError
-from avdistill.evaluation.linear_probe import SETTINGS, Setting, linear_probe, video_folds
+from avdistill.evaluation.linear_probe import PROBE_CONFIGS, ProbeConfig, linear_probe, video_folds
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.progress import OnProgress
 from avdistill.teachers.precomputed import read_npz, strings
@@ -106,7 +107,7 @@ def dataset_features(dataset: ClipDataset, name: str | None = None) -> LabeledFe
     )
 
 
-def npz_features(path: Path) -> LabeledFeatures:
+def npz_features(path: str | os.PathLike[str]) -> LabeledFeatures:
     """Features of an .npz file with `name`, `label` and `split`, text (N,), and `embedding`, floating (N, D).
 
     An empty label is a clip without one, a row of NaN a clip without an embedding.
@@ -115,6 +116,7 @@ def npz_features(path: Path) -> LabeledFeatures:
         DatasetError: no such file or another kind of file, or an array is missing.
         TeacherError: shapes that do not fit.
     """
+    path = Path(path)
     arrays = read_npz(path, ("name", "label", "split", "embedding"))
     names, labels, splits = (strings(path, key, arrays[key]) for key in ("name", "label", "split"))
     return LabeledFeatures(
@@ -132,7 +134,7 @@ def probe(
     *,
     train_split: str | None = None,
     split: str | None = None,
-    settings: Sequence[Setting] = SETTINGS,
+    settings: Sequence[ProbeConfig] = PROBE_CONFIGS,
     folds: int = 3,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -170,7 +172,7 @@ def probe(
     x = features.embedding.astype(np.float32, copy=False)
     truth = label_values(features.labels, classes, multi_label).numpy()
     if len({name for clip in train for name in features.labels[clip]}) < 2:
-        raise TeacherError(f"{features.source}: split {train_split!r}: expected at least two classes to tell apart")
+        raise TeacherError(f"{features.source}: split {train_split!r}: expected at least two classes, found one")
     try:
         parts = video_folds(truth[train], features.groups[train], folds, seed) if len(settings) > 1 else []
     except ValueError as error:

@@ -157,7 +157,7 @@ class _Demo:
     """The whole pipeline on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
 
     out: Path
-    """Folder for everything; an interrupted demo goes on where it stopped."""
+    """Folder for everything; an interrupted demo resumes there."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the students."""
     workers: int = 2

@@ -27,7 +27,7 @@ MAX_STEPS = 1000  # of the solver; 231 were the most that UCF51's audio took
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProbeConfig:
     """How the probe is trained.
 
     Attributes:
@@ -40,9 +40,9 @@ class Setting:
     c: float
 
 
-SETTINGS = (
-    *(Setting("unit", c) for c in (1.0, 10.0, 100.0)),
-    *(Setting("standardized", c) for c in (0.001, 0.01, 0.1)),
+PROBE_CONFIGS = (
+    *(ProbeConfig("unit", c) for c in (1.0, 10.0, 100.0)),
+    *(ProbeConfig("standardized", c) for c in (0.001, 0.01, 0.1)),
 )
 
 
@@ -53,7 +53,7 @@ def linear_probe(
     test_embedding: np.ndarray,
     test_labels: np.ndarray,
     class_names: Sequence[str],
-    settings: Sequence[Setting] = SETTINGS,
+    settings: Sequence[ProbeConfig] = PROBE_CONFIGS,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def linear_probe(
     total = len(settings) * len(folds) + 1
     finished = 0
 
-    def metrics_of(setting: Setting, train: np.ndarray | slice, x: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    def metrics_of(setting: ProbeConfig, train: np.ndarray | slice, x: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         nonlocal finished
         model, converged = _fit(setting, embedding[train], labels[train])
         finished += 1
@@ -121,7 +121,7 @@ def video_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -
     return usable
 
 
-def _fit(setting: Setting, x: np.ndarray, labels: np.ndarray) -> tuple[Pipeline, bool]:
+def _fit(setting: ProbeConfig, x: np.ndarray, labels: np.ndarray) -> tuple[Pipeline, bool]:
     scaler = Normalizer() if setting.scaling == "unit" else StandardScaler()
     if labels.ndim == 2:
         return make_pipeline(scaler, Ridge(alpha=1 / (2 * setting.c))).fit(x, labels), True  # in closed form

@@ -146,7 +146,9 @@ def _fit(path: Path, module: nn.Module, weights: Mapping[str, Tensor], part: str
     module.load_state_dict({expected[key][0]: value for key, value in weights.items()}, strict=False)
 
 
-def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
+def import_checkpoint(
+    path: str | os.PathLike[str], annotation: str | os.PathLike[str], out: str | os.PathLike[str]
+) -> Path:
     """Make a run folder of a released checkpoint, for `evaluate`, `retrieve` and every later verb.
 
     Args:
@@ -163,7 +165,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
         CheckpointError: see `load_reference_checkpoint`; or student, filter and classes do not belong together.
         AnnotationError: the annotation file cannot be used.
     """
-    out = follow_link(out)
+    path, annotation, out = Path(path), Path(annotation), follow_link(out)
     if not is_vacant(out):
         raise FileExistsError(f"{out}: exists already; name a new folder")
     classes = _read_classes(annotation)
@@ -174,7 +176,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
     if noise_filter.classifier.weight.shape != (C, D):
         found = tuple(noise_filter.classifier.weight.shape)
         raise CheckpointError(f"{path}: expected a filter of the student's {C} classes and width {D}, found {found}")
-    description = StudentConfig(
+    config = StudentConfig(
         model="r2plus1d_xia2023",
         options={"depth": 34 if len(student.conv2.blocks) else 18, "embedding_dim": D},
         classes=classes,
@@ -185,7 +187,7 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "best").mkdir(parents=True)
-    save_student(fresh / "best", student, description)
+    save_student(fresh / "best", student, config)
     filter_weights = {f"filter.{key}": value for key, value in tensors(noise_filter).items()}
     save_tensors(filter_weights, fresh / "best" / "helpers.safetensors")
     chosen_by = f"the release: epoch {epoch}; its save_model.pth is the best on its validation (test) clips"
@@ -201,21 +203,19 @@ def import_checkpoint(path: Path, annotation: Path, out: Path) -> Path:
 
 
 def import_clips(
-    annotation: Path,
-    videos: Path,
-    embeddings: Path | None,
-    out: Path,
+    annotation: str | os.PathLike[str],
+    videos: str | os.PathLike[str],
+    embeddings: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
     config: PrepareConfig,
     *,
     workers: int = 2,
     strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ClipDataset:
-    """Make a dataset of the release's clips, with its audio embeddings as the teacher "audio". Resumable like
-    `prepare`.
+    """Make a dataset of the release's clips, with its audio embeddings as features "audio"; resumable like `prepare`.
 
-    A clip of the list without an HDF5 file, or with one that cannot be read, is listed in `skipped.csv`; a clip without
-    an .npy file stays and has no teacher.
+    Clips without a readable HDF5 file are listed in `skipped.csv`; a clip without an .npy file has no embedding.
 
     Args:
         annotation: the release's annotation.json.
@@ -238,7 +238,7 @@ def import_clips(
     listed = read_annotations(annotation, format="gewu_lab")
     clips = [replace(clip, path=f"{clip.clip_id}.hdf5") for clip in listed]
     # Before the videos, so that a wrong folder or a damaged file is reported at once.
-    features = None if embeddings is None else _read_embeddings(embeddings, [clip.clip_id for clip in clips])
+    features = None if embeddings is None else _read_embeddings(Path(embeddings), [clip.clip_id for clip in clips])
     dataset = prepare(
         clips, videos, out, config, read=read_hdf5_clip, workers=workers, strict=strict, on_progress=on_progress
     )
