@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -151,14 +151,9 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """`function` applied to every tensor of the batch, the teacher's features included."""
-        changed: dict[str, Tensor | Features] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Tensor):
-                changed[each.name] = function(value)
-            elif isinstance(value, Features):
-                changed[each.name] = value.map(function)
-        return replace(self, **changed)  # type: ignore[arg-type]
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed: dict[str, Any] = {n: function(value) for n, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, teacher=None if self.teacher is None else self.teacher.map(function), **changed)
 
     def ready_for(self, device: torch.device) -> Batch:
         """The batch in host memory, pinned if `device` is a GPU: `to` then copies without blocking."""
@@ -174,7 +169,7 @@ Option = int | float | bool | str
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """All that is needed to build a trained network again and to feed it; lies beside its weights.
+    """What is needed to build a trained network again and to feed it; stored beside its weights.
 
     Attributes:
         model: a name of `MODELS`.
@@ -184,8 +179,8 @@ class StudentConfig:
         view: what it was trained on.
         fps: frames a second of the dataset; None where every frame was taken.
         sample_rate_hz: of the dataset's audio.
-        short_side, size, region: how the dataset's images were cut and scaled from the files, as in `PrepareConfig`;
-            all None where that is not known.
+        short_side, size, region: how the dataset's frames were cut and scaled from the files, as in `PrepareConfig`;
+            all None if unknown.
     """
 
     model: str

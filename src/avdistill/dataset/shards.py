@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,31 +21,6 @@ from avdistill.fsio import sync
 
 _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**22
-
-
-class ShardWriter(Protocol):
-    """A file, or a pair, that a preparation appends to; it may be closed and opened again."""
-
-    @property
-    def count(self) -> int:
-        """Items so far."""
-
-    @property
-    def full(self) -> bool:
-        """Whether the next clip belongs in another shard."""
-
-    @property
-    def files(self) -> Sequence[IO[bytes]]:
-        """The open files."""
-
-    def open(self) -> None:
-        """Create the files, or truncate existing ones to `count` items, which they must hold."""
-
-    def append(self, array: np.ndarray, crc: int = 0) -> int:
-        """Write items at the end; returns the CRC-32 of their bytes, continued from `crc`."""
-
-    def close(self) -> None:
-        """Write the count, sync to disk and close."""
 
 
 @dataclass(eq=False)
@@ -207,6 +182,9 @@ class JpegShard:
         sync(self.file)
         self.file.close()
         self.ends.close()
+
+
+ShardWriter = Shard | JpegShard
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,10 @@ class Labels:
     """Labels of the chosen clips of a dataset.
 
     Attributes:
-        classes: names, in the order of the indices.
         values: int64 (N,) or multi-hot float32 (N, C).
         labeled: bool (N,).
     """
 
-    classes: tuple[str, ...]
     values: Tensor
     labeled: Tensor
 
@@ -50,7 +48,7 @@ def encode_labels(
                 f"{dataset.folder}: clip {dataset.columns['id'][clip]} has {len(row)} labels where one is expected"
             )
     labeled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
-    return Labels(classes, label_values(rows, classes, multi_label), labeled)
+    return Labels(label_values(rows, classes, multi_label), labeled)
 
 
 def training_classes(dataset: ClipDataset, clips: np.ndarray) -> tuple[str, ...]:

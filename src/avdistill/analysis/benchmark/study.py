@@ -286,7 +286,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
         try:
             check_same_features(dataset, recorded.get("teacher_features"), features)
         except DatasetError as error:
-            raise DatasetError(f"{study.out}: cannot go on: {error}") from error
+            raise DatasetError(f"{study.out}: cannot continue: {error}") from error
         return
     if study.out.exists() and any(study.out.iterdir()):
         raise ConfigError(f"{study.out}: already there, and no study")
