@@ -36,13 +36,13 @@ class VideoInput:
     """The frames that a video network gets of a clip.
 
     Attributes:
-        frames: T, at the dataset's rate; a shorter clip repeats its own frames.
-        size: (height, width) in pixels.
-        scale: range of the share of the frame's area that a training crop covers.
-        ratio: range of its width over its height.
-        hflip: mirror half of the training clips.
-        resize: False leaves the frames at the dataset's scale: `size` is cut out, at random in training and from the
-            center otherwise; `scale` and `ratio` are not used. By far the cheapest.
+        frames: The number of frames T, at the dataset's rate; a shorter clip repeats its own frames.
+        size: The height and width in pixels.
+        scale: The range of the fraction of the frame's area that a training crop covers.
+        ratio: The range of the crop's width over its height.
+        hflip: Mirror half of the training clips.
+        resize: Resize crops to `size`; otherwise `size` is cut out at the dataset's scale, at random in training and
+            from the center in evaluation, without `scale` and `ratio`, which is by far the cheapest.
     """
 
     reader: ClassVar[str] = "frames"
@@ -153,7 +153,7 @@ class AudioInput:
     """The waveform that an audio network gets of a clip.
 
     Attributes:
-        seconds: length of the window; shorter audio is repeated.
+        seconds: The length of the window in seconds; shorter audio is repeated.
     """
 
     reader: ClassVar[str] = "audio"

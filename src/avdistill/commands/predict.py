@@ -44,7 +44,7 @@ class _Predict:
     size: tuple[int, int] | None = None
     """Height and width instead of --short-side, as in `prepare`."""
     region: str | None = None
-    """x,y,width,height to crop before scaling, or `whole`; the default is the region of the training dataset."""
+    """The region x,y,width,height in pixels to crop before scaling, or `whole`; by default the dataset's."""
     batch_size: int = 32
     """Windows per batch."""
     csv: Path | None = None
@@ -130,7 +130,7 @@ class _Export:
     out: Path
     """The folder to make."""
     format: Format = "onnx"
-    """onnx takes frames or a waveform in onnxruntime; safetensors holds the weights for avdistill and PyTorch."""
+    """The format: onnx takes frames or a waveform in onnxruntime; safetensors holds the weights for PyTorch."""
     clips: Path | None = None
     """A dataset, 20 clips of which are compared besides random inputs."""
     json: bool = False

@@ -25,7 +25,7 @@ class ATConfig(BaseMethodConfig):
     """The student's tokens are to be active where the teacher's are, on every clip that has a teacher.
 
     Attributes:
-        weight: of the attention term, beta of the paper.
+        weight: The weight of the attention term, beta of the paper.
     """
 
     name: Literal["at"] = "at"

@@ -33,11 +33,12 @@ class C2KDConfig(BaseMethodConfig):
     """Defaults are the release's, where every term has weight 1 and every softmax temperature 1.
 
     Attributes:
-        threshold: a clip takes part in the exchange between the proxies where Kendall's tau of their logits is above.
-        proxy_weight: of the divergences between each network and its proxy.
-        weight: of the exchange between the proxies.
-        target_logit: "removed": the exchange is over the classes other than the target, as the paper says; "zero": the
-            release, which sets the target's logit to 0 and leaves it in the softmax.
+        threshold: A clip takes part in the exchange between the proxies where Kendall's tau of their logits is above
+            this.
+        proxy_weight: The weight of the divergences between each network and its proxy.
+        weight: The weight of the exchange between the proxies.
+        target_logit: The target's logit in the exchange: "removed" compares the other classes, as in the paper; "zero"
+            sets it to 0 and leaves it in the softmax, as in the release.
     """
 
     name: Literal["c2kd"] = "c2kd"

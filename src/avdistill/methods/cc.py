@@ -27,11 +27,11 @@ class CCConfig(BaseMethodConfig):
     """Correlations of the clips that have a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the correlation term; 0.02 is that of the CRD benchmark.
-        gamma: of the Gaussian kernel.
+        weight: The weight of the correlation term; 0.02 is that of the CRD benchmark.
+        gamma: The parameter of the Gaussian kernel.
         order: P of its Taylor series.
-        embedding_dim: width of the trained linear layers in front of the kernel, one for the student and one for the
-            teacher; 0: none, the kernels are those of the embeddings.
+        embedding_dim: The output dimension of the trained linear layers before the kernel, one for the student and one
+            for the teacher; with 0 the kernels are those of the embeddings.
     """
 
     name: Literal["cc"] = "cc"

@@ -35,10 +35,11 @@ class CCLConfig(BaseMethodConfig):
     """Defaults are the release's for an audio teacher.
 
     Attributes:
-        temperature: of the contrasts; 0.5 for an audio teacher, in the release 0.1 for a video teacher.
-        weight: of contrasts and divergences, of student and head alike.
-        released_head_gradients: the student's objective also trains the head, as in the release since its commit
-            b590483; off, only its own objective does, as in the first one.
+        temperature: The temperature of the contrastive terms: 0.5 for an audio teacher; the release has 0.1 for a video
+            teacher.
+        weight: The weight of contrastive terms and divergences, of student and head alike.
+        released_head_gradients: Let the student's objective train the head as well, as the release does since its
+            commit b590483; otherwise only the head's own objective does, as in the first release.
     """
 
     name: Literal["ccl"] = "ccl"

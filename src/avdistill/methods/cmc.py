@@ -28,9 +28,9 @@ class CMCConfig(BaseMethodConfig):
     """Contrast of the clips of a batch that have a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the contrast; in the paper it is the only loss.
-        temperature: tau.
-        width: of the space both views are projected into.
+        weight: The weight of the contrastive term, in the paper the only loss.
+        temperature: The temperature tau.
+        width: The dimension of the space that both views are projected into.
     """
 
     name: Literal["cmc"] = "cmc"

@@ -37,12 +37,13 @@ class CRDConfig(BaseMethodConfig):
     """Contrast of the clips that have a teacher, classification on the labeled. Defaults are the paper's.
 
     Attributes:
-        negatives: "memory": of all training clips, as in the paper; "batch": symmetric InfoNCE within the batch.
-        weight: of the contrast.
-        temperature: tau.
-        width: of the space both sides are projected into.
-        drawn: negatives of an anchor; all other clips if the memory holds no more.
-        momentum: of the memory.
+        negatives: The negatives: "memory" takes all training clips, as in the paper; "batch" is symmetric InfoNCE
+            within the batch.
+        weight: The weight of the contrastive term.
+        temperature: The temperature tau.
+        width: The dimension of the space that both sides are projected into.
+        drawn: The number of negatives per anchor; all other clips if the memory holds no more.
+        momentum: The momentum of the memory.
     """
 
     name: Literal["crd"] = "crd"

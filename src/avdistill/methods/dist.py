@@ -26,10 +26,10 @@ class DISTConfig(BaseMethodConfig):
     """Defaults are those of the released loss.
 
     Attributes:
-        beta: weight of the correlation over classes, clip by clip.
-        gamma: weight of the correlation over clips, class by class.
+        beta: The weight of the correlation over classes, clip by clip.
+        gamma: The weight of the correlation over clips, class by class.
         temperature: T of the softmax; both terms are scaled by T^2. 1 for ImageNet, 4 for CIFAR-100.
-        weight: of both terms; 2 in the released trainings.
+        weight: The weight of both terms; 2 in the released trainings.
     """
 
     name: Literal["dist"] = "dist"

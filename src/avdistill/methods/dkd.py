@@ -31,12 +31,12 @@ class DKDConfig(BaseMethodConfig):
     """Defaults are the published ones for CIFAR-100.
 
     Attributes:
-        alpha: weight of the target class.
-        beta: weight of the other classes.
+        alpha: The weight of the target class.
+        beta: The weight of the other classes.
         temperature: T; both parts are scaled by T^2.
-        warmup_share: share of the run over which the distillation term grows linearly to its full weight; 20 of 240
-            epochs in the release. 0: none.
-        weight: of the distillation term.
+        warmup_share: The fraction of the run over which the distillation term grows linearly to its full weight; 20 of
+            240 epochs in the release.
+        weight: The weight of the distillation term.
     """
 
     name: Literal["dkd"] = "dkd"

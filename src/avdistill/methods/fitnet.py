@@ -26,7 +26,7 @@ class FitNetConfig(BaseMethodConfig):
     """Regression of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the regression.
+        weight: The weight of the regression.
     """
 
     name: Literal["fitnet"] = "fitnet"

@@ -32,10 +32,11 @@ class IFDConfig(BaseMethodConfig):
     """Defaults are the released code's on CIFAR-10, but for the divergence.
 
     Attributes:
-        weight: of both terms.
-        initial_weight: of the embedding's divergence in the first epoch; the logits' is 1.
-        decay: factor on it after every epoch.
-        divergence: "pkt": KL over the cosine kernel; "hybrid": the release's symmetric one over two kernels.
+        weight: The weight of both terms.
+        initial_weight: The weight of the embedding's divergence in the first epoch; that of the logits is 1.
+        decay: The factor on that weight after every epoch.
+        divergence: The divergence of the embeddings: "pkt" is KL over the cosine kernel; "hybrid" is the release's
+            symmetric one over two kernels.
     """
 
     name: Literal["ifd"] = "ifd"

@@ -27,7 +27,7 @@ class KDConfig(BaseMethodConfig):
 
     Attributes:
         temperature: T of the soft labels; the loss is scaled by T^2.
-        weight: of the distillation term.
+        weight: The weight of the distillation term.
     """
 
     name: Literal["kd"] = "kd"

@@ -40,21 +40,24 @@ class MNFCSCConfig(BaseMethodConfig):
     """Defaults are the release's on UCF51 where it is right; METHOD's variants are the other values.
 
     Attributes:
-        temperature: of the contrast: "pairwise" (released), "sample" or "fixed".
-        threshold: added to the pairwise temperature, or the fixed temperature; 0.07 for UCF51, 0.2 for ActivityNet.
-        sparsity: gate layers that are kept sparse: "both", or "last" as in the release by mistake.
-        sparsity_weight: of the L1 penalty.
-        margin: of the filter's triplet.
-        triplet_weight: of that triplet, 1 in the release.
-        gate, attention: "open" and "mean" leave the filter's gate or its guided attention out (`NoiseFilter`).
-        calibration_weight: of the contrast in the student's objective.
-        calibration_into_filter: whether the contrast also trains the filter (released: yes).
-        order: of gate and attention, "gate_attention" in the release.
-        heads: of the guided attention.
-        filter_lr_scale: the filter's learning rate over the student's.
-        unlabeled: "excluded": an unlabeled clip is its own only positive and no other's negative; "pseudo_label": its
-            class in the contrast is the teacher's decision (needs a teacher with logits, and one label per clip).
-        log_epsilon: 1e-10 reproduces the release's logarithm.
+        temperature: The temperature of the contrastive calibration: "pairwise" (released), "sample" or "fixed".
+        threshold: The constant added to the pairwise temperature, or the fixed temperature; 0.07 for UCF51, 0.2 for
+            ActivityNet.
+        sparsity: The gate layers with a sparsity penalty: "both", or "last" as in the release by mistake.
+        sparsity_weight: The weight of the L1 penalty.
+        margin: The margin of the filter's triplet loss.
+        triplet_weight: The weight of the triplet loss, 1 in the release.
+        gate: The gate of the filter; "open" leaves it out (`NoiseFilter`).
+        attention: The attention of the filter; "mean" leaves out the guided one.
+        calibration_weight: The weight of the contrastive calibration in the student's objective.
+        calibration_into_filter: Train the filter by the contrastive calibration as well, as released.
+        order: The order of gate and attention, "gate_attention" in the release.
+        heads: The number of heads of the guided attention.
+        filter_lr_scale: The filter's learning rate relative to the student's.
+        unlabeled: The role of unlabeled clips: "excluded" makes each its own only positive and no other clip's
+            negative; "pseudo_label" takes the teacher's decision as its class in the contrastive calibration (needs a
+            teacher with logits, and one label per clip).
+        log_epsilon: The constant added within the logarithm; 1e-10 reproduces the release.
     """
 
     name: Literal["mnf_csc"] = "mnf_csc"

@@ -25,7 +25,7 @@ class NSTConfig(BaseMethodConfig):
     """The student's channels are to select positions as the teacher's do, on every clip that has a teacher.
 
     Attributes:
-        weight: of the selectivity term.
+        weight: The weight of the selectivity term.
     """
 
     name: Literal["nst"] = "nst"

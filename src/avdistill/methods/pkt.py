@@ -25,7 +25,7 @@ class PKTConfig(BaseMethodConfig):
     """Divergence over the clips that have a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the divergence, which is a mean over all pairs of clips; 30000 as in the CRD benchmark.
+        weight: The weight of the divergence, a mean over all pairs of clips; 30000 as in the CRD benchmark.
     """
 
     name: Literal["pkt"] = "pkt"

@@ -28,9 +28,9 @@ class PseudoLabelConfig(BaseMethodConfig):
     """Classification with the teacher's label on unlabeled clips, with the true one on the labeled.
 
     Attributes:
-        confidence: least probability of the teacher's decision; 0 takes all. With one label per clip that of the class
-            (clips below are left out), with several that of each binary decision (classes below are left out).
-        weight: of the term on unlabeled clips.
+        confidence: The least probability of the teacher's decision, 0 for no limit: with one label per clip that of the
+            class (clips below are left out), with several that of each binary decision (classes below are left out).
+        weight: The weight of the term on unlabeled clips.
     """
 
     name: Literal["pseudo_label"] = "pseudo_label"

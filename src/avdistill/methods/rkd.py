@@ -25,9 +25,9 @@ class RKDConfig(BaseMethodConfig):
     """Relations of the clips that have a teacher, classification on the labeled.
 
     Attributes:
-        weight: of both terms.
-        distance_weight: of the distances; 25 as published.
-        angle_weight: of the angles; 50 as published.
+        weight: The weight of both terms.
+        distance_weight: The weight of the distances; 25 as published.
+        angle_weight: The weight of the angles; 50 as published.
     """
 
     name: Literal["rkd"] = "rkd"

@@ -45,8 +45,8 @@ class RobustConfig(BaseMethodConfig):
     """Settings; symbols as in docs/methods/robust.md.
 
     Attributes:
-        weight: of the likelihood of the unlabeled clips' audio.
-        temperature: divides the teacher's logits; 1 takes its probabilities as calibrated.
+        weight: The weight of the likelihood of the unlabeled clips' audio.
+        temperature: The divisor of the teacher's logits; 1 takes its probabilities as calibrated.
     """
 
     name: Literal["robust"] = "robust"

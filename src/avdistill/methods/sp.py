@@ -25,7 +25,7 @@ class SPConfig(BaseMethodConfig):
     """Similarities of the clips that have a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the similarity term; 3000 as published.
+        weight: The weight of the similarity term; 3000 as published.
     """
 
     name: Literal["sp"] = "sp"

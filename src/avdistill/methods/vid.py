@@ -34,8 +34,8 @@ class VIDConfig(BaseMethodConfig):
     """Likelihood of the teacher's embedding on every clip that has a teacher, classification on the labeled.
 
     Attributes:
-        weight: of the likelihood term.
-        initial_variance: of every channel, before training.
+        weight: The weight of the likelihood term.
+        initial_variance: The variance of every channel before training.
     """
 
     name: Literal["vid"] = "vid"
