@@ -157,7 +157,7 @@ def test_code_inside_a_checkpoint_is_not_run(tmp_path):
     assert not ran.exists()
 
 
-def test_a_download_is_told_verified_and_kept(tmp_path, monkeypatch, capsys):
+def test_a_download_is_logged_verified_and_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     published = tmp_path / "published.pth"
     published.write_bytes(b"weights")
@@ -166,13 +166,14 @@ def test_a_download_is_told_verified_and_kept(tmp_path, monkeypatch, capsys):
         fetch(wanted)
     assert not list((tmp_path / "cache" / "avdistill").iterdir())
     right = Download("a.pth", published.as_uri(), str(caught.value).split("found ")[1].split(";")[0])
-    capsys.readouterr()
+    caplog.clear()
     file = fetch(right)
     assert file.read_bytes() == b"weights"
-    assert published.as_uri() in capsys.readouterr().err
+    assert published.as_uri() in caplog.text
+    caplog.clear()
     published.unlink()
     assert fetch(right) == file
-    assert not capsys.readouterr().err
+    assert not caplog.text
     file.unlink()
     with pytest.raises(CheckpointError, match="cannot be downloaded"):
         fetch(right)

@@ -21,9 +21,14 @@ def mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: float, hi
     edges = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64)
     edges = 700 * (10 ** (edges / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)[:, None]
-    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rising, falling).clamp(min=0).float()
+    return triangles(edges, frequencies).float()
+
+
+def triangles(edges: Tensor, positions: Tensor) -> Tensor:
+    """Triangular filters (bins, bands) of height 1 between the edges (bands + 2,), at the positions (bins, 1)."""
+    rising = (positions - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - positions) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0)
 
 
 class LogMel(nn.Module):
@@ -48,16 +53,7 @@ class LogMel(nn.Module):
         """waveform: float (B, S); audio shorter than one window is repeated."""
         if waveform.shape[1] < self.points:
             waveform = waveform.repeat(1, -(-self.points // waveform.shape[1]))
-        spectrum = torch.stft(
-            waveform,
-            self.points,
-            self.hop,
-            self.length,
-            self.window,
-            center=True,
-            pad_mode="reflect",
-            return_complex=True,
-        )
+        spectrum = torch.stft(waveform, self.points, self.hop, self.length, self.window, return_complex=True)
         return torch.log(spectrum.abs().transpose(1, 2) @ self.filters + 1e-3)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avdistill.errors import ConfigError
 
@@ -34,6 +35,15 @@ class FilterOutput:
     guided: Tensor
     logits: Tensor
     attention: Tensor
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """A single training row has no variance: running statistics normalize it, and stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or not self.training:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class NoiseFilter(nn.Module):
@@ -80,11 +90,11 @@ class NoiseFilter(nn.Module):
         self.gate, self.attention = None, None
         if gate == "learned":
             self.gate = nn.Sequential(
-                nn.Linear(2 * D, D // 2), nn.BatchNorm1d(D // 2), nn.ReLU(), nn.Linear(D // 2, D), nn.Sigmoid()
+                nn.Linear(2 * D, D // 2), _BatchNorm(D // 2), nn.ReLU(), nn.Linear(D // 2, D), nn.Sigmoid()
             )
         if attention == "guided":
             self.attention = nn.MultiheadAttention(D, heads, batch_first=True)
-        self.guide = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), nn.ReLU())
+        self.guide = nn.Sequential(nn.Linear(D, D), _BatchNorm(D), nn.ReLU())
         self.classifier = nn.Linear(D, num_classes)
 
     def forward(self, *, teacher: Tensor, tokens: Tensor, embedding: Tensor | None = None) -> FilterOutput:
@@ -98,16 +108,13 @@ class NoiseFilter(nn.Module):
         student = tokens.mean(1) if embedding is None else embedding
         if isinstance(self.projection, nn.Linear):
             teacher = torch.relu(self.projection(teacher))
-        if self.order == "gate_attention":
-            gate = self._gate(teacher, student)
-            attended, attention = self._attend(gate * teacher, tokens)
-        elif self.order == "parallel":
-            gate = self._gate(teacher, student)
-            attended, attention = self._attend(teacher, tokens)
-        else:
+        if self.order == "attention_gate":
             attended, attention = self._attend(teacher, tokens)
             gate = self._gate(teacher, attended)
-        guided = self._batch_independent(self.guide, attended)
+        else:
+            gate = self._gate(teacher, student)
+            attended, attention = self._attend(teacher if self.order == "parallel" else gate * teacher, tokens)
+        guided = self.guide(attended)
         return FilterOutput(
             gate=gate,
             teacher=teacher,
@@ -120,24 +127,10 @@ class NoiseFilter(nn.Module):
     def _gate(self, teacher: Tensor, student: Tensor) -> Tensor:
         if self.gate is None:
             return torch.ones_like(teacher)
-        return self._batch_independent(self.gate, torch.cat([teacher, student], 1))
+        return self.gate(torch.cat([teacher, student], 1))
 
     def _attend(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.attention is None:
             return tokens.mean(1), torch.full_like(tokens[:, :, 0], 1 / tokens.shape[1])
         attended, weights = self.attention(query[:, None], tokens, tokens, need_weights=True, average_attn_weights=True)
         return attended[:, 0], weights[:, 0]
-
-    def _batch_independent(self, layers: nn.Sequential, x: Tensor) -> Tensor:
-        """Apply the layers, to a single training row (which has no variance) with BatchNorm's running statistics."""
-        if not self.training or len(x) > 1:
-            return layers(x)
-        for layer in layers:
-            x = (
-                nn.functional.batch_norm(
-                    x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
-                )
-                if isinstance(layer, nn.BatchNorm1d)
-                else layer(x)
-            )
-        return x

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.models.logmel_cnn import mask_bands
+from avdistill.models.logmel_cnn import mask_bands, triangles
 from avdistill.types import StudentFeatures, StudentNetwork
 
 AUDIOSET_CLASSES = 527
@@ -33,10 +33,7 @@ def slaney_mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: fl
     mels = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64)
     edges = torch.where(mels < 15, 200 * mels / 3, 1000 * 6.4 ** ((mels - 15) / 27))
     frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)[:, None]
-    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
-    triangles = torch.minimum(rising, falling).clamp(min=0)
-    return (triangles * 2 / (edges[2:] - edges[:-2])).float()
+    return (triangles(edges, frequencies) * 2 / (edges[2:] - edges[:-2])).float()
 
 
 class PowerLogMel(nn.Module):
@@ -69,9 +66,7 @@ class PowerLogMel(nn.Module):
         minimum = (_MINIMUM_FRAMES - 1) * self.hop
         if waveform.shape[1] < minimum:
             waveform = waveform.repeat(1, -(-minimum // waveform.shape[1]))
-        spectrum = torch.stft(
-            waveform, self.length, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True
-        )
+        spectrum = torch.stft(waveform, self.length, self.hop, window=self.window, return_complex=True)
         power = spectrum.abs().square().transpose(1, 2) @ self.filters
         return 10 * torch.log10(power.clamp(min=1e-10))
 
@@ -112,7 +107,6 @@ class PANN(StudentNetwork):
         self,
         body: Mapping[str, nn.Module],
         map_channels: int,
-        *,
         num_classes: int,
         embedding_dim: int,
         sample_rate_hz: int,
@@ -171,37 +165,23 @@ def cnn14(
     """
     widths = (1, 64, 128, 256, 512, 1024, 2048)
     body = {f"conv_block{i + 1}": ConvBlock(widths[i], widths[i + 1], pool=1 if i == 5 else 2) for i in range(6)}
-    return PANN(
-        body,
-        2048,
-        num_classes=num_classes,
-        embedding_dim=embedding_dim,
-        sample_rate_hz=sample_rate_hz,
-        spec_augment=spec_augment,
-    )
+    return PANN(body, 2048, num_classes, embedding_dim, sample_rate_hz, spec_augment)
 
 
 def cnn10(num_classes: int = AUDIOSET_CLASSES, sample_rate_hz: int = 32000, spec_augment: bool = True) -> PANN:
     """PANNs' Cnn10, 5 M parameters, D = 512. Arguments as those of `cnn14`."""
-    return _four_blocks(3, num_classes=num_classes, sample_rate_hz=sample_rate_hz, spec_augment=spec_augment)
+    return _four_blocks(3, num_classes, sample_rate_hz, spec_augment)
 
 
 def cnn6(num_classes: int = AUDIOSET_CLASSES, sample_rate_hz: int = 32000, spec_augment: bool = True) -> PANN:
     """PANNs' Cnn6, 5 M parameters, D = 512. Arguments as those of `cnn14`."""
-    return _four_blocks(5, num_classes=num_classes, sample_rate_hz=sample_rate_hz, spec_augment=spec_augment)
+    return _four_blocks(5, num_classes, sample_rate_hz, spec_augment)
 
 
-def _four_blocks(kernel: int, *, num_classes: int, sample_rate_hz: int, spec_augment: bool) -> PANN:
+def _four_blocks(kernel: int, num_classes: int, sample_rate_hz: int, spec_augment: bool) -> PANN:
     widths = (1, 64, 128, 256, 512)
     body = {f"conv_block{i + 1}": ConvBlock(widths[i], widths[i + 1], kernel=kernel) for i in range(4)}
-    return PANN(
-        body,
-        512,
-        num_classes=num_classes,
-        embedding_dim=512,
-        sample_rate_hz=sample_rate_hz,
-        spec_augment=spec_augment,
-    )
+    return PANN(body, 512, num_classes, 512, sample_rate_hz, spec_augment)
 
 
 def panns_mobilenet_v1(
@@ -214,14 +194,7 @@ def panns_mobilenet_v1(
     widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
     # Every change of width but the first halves the feature map.
     rest = [_separable(a, b, 2 if a != b and a > 32 else 1) for a, b in pairwise(widths)]
-    return PANN(
-        {"features": nn.Sequential(first, *rest)},
-        1024,
-        num_classes=num_classes,
-        embedding_dim=1024,
-        sample_rate_hz=sample_rate_hz,
-        spec_augment=spec_augment,
-    )
+    return PANN({"features": nn.Sequential(first, *rest)}, 1024, num_classes, 1024, sample_rate_hz, spec_augment)
 
 
 def _separable(in_channels: int, out_channels: int, pool: int) -> nn.Sequential:

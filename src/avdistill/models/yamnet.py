@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avdistill.models.logmel_cnn import triangles
 from avdistill.types import StudentFeatures, StudentNetwork
 
 YAMNET_CLASSES = 521
@@ -31,9 +32,7 @@ def mel_linear_filters() -> Tensor:
     limits = to_mel(torch.tensor([125.0, 7500.0], dtype=torch.float64))
     edges = torch.linspace(limits[0].item(), limits[1].item(), _BANDS + 2, dtype=torch.float64)
     mels = to_mel(torch.linspace(0, SAMPLE_RATE_HZ / 2, _POINTS // 2 + 1, dtype=torch.float64))[:, None]
-    rising = (mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - mels) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rising, falling).clamp(min=0).float()
+    return triangles(edges, mels).float()
 
 
 class LogMelPatches(nn.Module):
@@ -100,21 +99,11 @@ class YAMNet(StudentNetwork):
         return StudentFeatures(embedding=tokens.mean(1), logits=logits, tokens=tokens)
 
 
-def _convolution(
-    in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
+def _convolution(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """Convolution, BatchNorm (without gamma in the published weights: it stays 1) and ReLU.
 
     TensorFlow's "same" padding of an even axis at stride 2 is (0, 1).
     """
     padding: list[nn.Module] = [nn.ZeroPad2d((0, 1, 0, 1))] if stride == 2 else []
-    conv = nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride=stride,
-        padding=0 if padding else kernel // 2,
-        groups=groups,
-        bias=False,
-    )
-    return nn.Sequential(*padding, conv, nn.BatchNorm2d(out_channels, eps=1e-4), nn.ReLU(inplace=True))
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, 0 if padding else kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(*padding, conv, nn.BatchNorm2d(outputs, eps=1e-4), nn.ReLU(inplace=True))

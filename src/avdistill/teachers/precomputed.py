@@ -22,11 +22,12 @@ PRECOMPUTED = "precomputed:"
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows by name: embedding (D,) and logits (C,), empty without `classes`."""
+    """N rows: embedding float32 (N, D) and, with `classes`, logits float32 (N, C)."""
 
-    embedding: dict[str, np.ndarray]
-    logits: dict[str, np.ndarray]
-    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    embedding: np.ndarray
+    logits: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
 
 def embed_precomputed(
@@ -58,28 +59,28 @@ def embed_precomputed(
         files = {key: file for key in sorted(set().union(*keys)) if (file := path / f"{key}.npy").is_file()}
         known = sorted(file.stem for file in path.glob("*.npy"))
         provenance: Provenance = {"name": f"{PRECOMPUTED}{path.name}/*.npy"}
-        table = _Table(read_embeddings(files), {}, ()) if files else None
+        table = _Table(tuple(files), np.stack(list(read_embeddings(files).values()))) if files else None
     elif path.is_file():
         table = _read_table(path)
-        known = sorted(table.embedding)
+        known = sorted(table.names)
         provenance = {"name": f"{PRECOMPUTED}{path.name}", "sha256": file_checksum(path)}
     else:
         raise DatasetError(f"{path}: expected a folder of <clip id>.npy or an .npz, found nothing")
-    matched = {} if table is None else _join(keys, table.embedding)
-    if table is None or not matched:
+    row_of = {} if table is None else {key: row for row, key in enumerate(table.names)}
+    rows = np.array([next((row_of[key] for key in names if key in row_of), -1) for names in keys])
+    if table is None or (rows < 0).all():
         found = f"{len(known)} names such as {known[0]!r}" if known else "no .npy"
         raise DatasetError(
             f"{path}: 0 of {len(dataset)} clips matched: expected names such as {keys[0][0]!r}, found {found}"
         )
-    embedding = _rows(len(dataset), matched, table.embedding)
-    logits = _rows(len(dataset), matched, table.logits) if table.classes else None
+    valid = (rows >= 0)[:, None]
     return add_features(
         dataset,
         name,
         modality=modality,
         provenance=provenance,
-        embedding=embedding,
-        logits=logits,
+        embedding=np.where(valid, table.embedding[rows], np.nan),
+        logits=None if table.logits is None else np.where(valid, table.logits[rows], np.nan),
         classes=table.classes,
         head_split=head_split,
     )
@@ -94,20 +95,6 @@ def _keys(dataset: ClipDataset) -> list[tuple[str, ...]]:
         (name, stem) if uses[stem] == 1 and stem not in taken else (name,)
         for name, stem in zip(ids, stems, strict=True)
     ]
-
-
-def _join(keys: list[tuple[str, ...]], rows: Mapping[str, np.ndarray]) -> dict[int, str]:
-    """The name of the row of each clip that has one."""
-    found = {clip: next((key for key in names if key in rows), None) for clip, names in enumerate(keys)}
-    return {clip: key for clip, key in found.items() if key is not None}
-
-
-def _rows(clips: int, matched: Mapping[int, str], values: Mapping[str, np.ndarray]) -> np.ndarray:
-    D = len(next(iter(values.values())))
-    rows = np.full((clips, D), np.nan, dtype=np.float32)
-    for clip, key in matched.items():
-        rows[clip] = values[key]
-    return rows
 
 
 def read_embeddings(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
@@ -179,12 +166,12 @@ def _read_table(file: Path) -> _Table:
     if ("logits" in arrays) != ("classes" in arrays):
         raise DatasetError(f"{file}: expected 'logits' and 'classes' together, found one of them")
     if "logits" not in arrays:
-        return _Table(dict(zip(names, embedding, strict=True)), {}, ())
+        return _Table(names, embedding)
     classes = strings(file, "classes", arrays["classes"])
     logits = _numbers(file, "logits", arrays["logits"], len(names))
     if logits.shape[1] != len(classes):
         raise DatasetError(f"{file}: expected logits of the {len(classes)} classes, found {logits.shape[1]} columns")
-    return _Table(dict(zip(names, embedding, strict=True)), dict(zip(names, logits, strict=True)), classes)
+    return _Table(names, embedding, logits, classes)
 
 
 def _numbers(file: Path, key: str, values: np.ndarray, rows: int) -> np.ndarray:
