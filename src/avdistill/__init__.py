@@ -60,6 +60,8 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.training.recipes import RECIPES as RECIPES
     from avdistill.types import Batch as Batch
     from avdistill.types import Features as Features
+    from avdistill.types import StoredFeatures as StoredFeatures
+    from avdistill.types import StudentFeatures as StudentFeatures
 
 _LAZY = {
     "avdistill.analysis.audit.audit": ("audit",),
@@ -86,7 +88,7 @@ _LAZY = {
     "avdistill.teachers.registry": ("load_teacher",),
     "avdistill.training": ("ModelConfig", "OptimizerConfig", "TrainConfig", "resume", "train"),
     "avdistill.training.recipes": ("RECIPES",),
-    "avdistill.types": ("Batch", "Features"),
+    "avdistill.types": ("Batch", "Features", "StoredFeatures", "StudentFeatures"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = sorted([*_HOMES, "losses", *(name for name in globals() if name.endswith("Error"))])
