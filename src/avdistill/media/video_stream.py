@@ -99,8 +99,15 @@ class Scaler:
     size: tuple[int, int] | None
     region: tuple[int, int, int, int] | None
 
-    def __call__(self, frame: av.VideoFrame, path: Path) -> np.ndarray:
-        """A decoded frame as displayed: rotated upright, cropped and scaled, uint8 (H, W, 3)."""
+    def __call__(self, frame: av.VideoFrame | np.ndarray, path: Path) -> np.ndarray:
+        """A frame, decoded here or elsewhere (uint8 (H, W, 3)), rotated upright, cropped and scaled; uint8 (H, W, 3).
+
+        Raises:
+            EmptySegmentError: the region reaches beyond the frame; the message names `path`.
+            UnreadableFileError: the frame is implausibly large.
+        """
+        if isinstance(frame, np.ndarray):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         check_pixels(path, frame.width, frame.height)
         if self.region is not None or frame.rotation:
             image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
@@ -131,24 +138,6 @@ class Scaler:
             return height, width
         factor = self.short_side / min(height, width)
         return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def scale_image(
-    image: np.ndarray,
-    path: Path,
-    *,
-    short_side: int | None = None,
-    size: tuple[int, int] | None = None,
-    region: tuple[int, int, int, int] | None = None,
-) -> np.ndarray:
-    """Crop and scale an image that was decoded elsewhere, as `read_clip` does; uint8 (H, W, 3) in and out.
-
-    Raises:
-        EmptySegmentError: the region reaches beyond the image; the message names `path`.
-        UnreadableFileError: the image is larger than the largest frame allowed.
-    """
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    return Scaler(short_side=short_side, size=size, region=region)(frame, path)
 
 
 class VideoTrack:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -195,7 +194,7 @@ def synthesize(
 ) -> Path:
     """Make the dataset's media files in the folder `out`; a killed run continues where it stopped.
 
-    Writes `synthetic.json` (configuration, versions, counts), then `videos/<split>/<number>.mp4|avi`, and
+    Writes `synthetic.json` (configuration and versions), then `videos/<split>/<number>.mp4|avi`, and
     `annotations.csv` last.
 
     Args:
@@ -213,7 +212,7 @@ def synthesize(
     out = Path(out)
     clips = [(split, index) for split in SPLITS for index in range(config.clips(split))]
     truths = [plan_clip(config, split, index) for split, index in clips]
-    _describe(out / "synthetic.json", config, truths)
+    _describe(out / "synthetic.json", config)
     for split in SPLITS:
         (out / "videos" / split).mkdir(parents=True, exist_ok=True)
     missing = [clip for clip, truth in zip(clips, truths, strict=True) if not (out / "videos" / truth.path).exists()]
@@ -302,7 +301,7 @@ def _make_clip(videos: Path, config: SyntheticConfig, clip_of_split: tuple[str, 
     os.replace(temporary, path)
 
 
-def _describe(path: Path, config: SyntheticConfig, truths: list[Truth]) -> None:
+def _describe(path: Path, config: SyntheticConfig) -> None:
     """Write synthetic.json, or check that the existing one has the same configuration."""
     settings = json.loads(json.dumps(asdict(config)))
     if path.exists():
@@ -312,24 +311,10 @@ def _describe(path: Path, config: SyntheticConfig, truths: list[Truth]) -> None:
         return
     description = {
         "config": settings,
-        "classes": CLASSES,
         "versions": {"avdistill": version("avdistill"), "av": version("av"), "numpy": np.__version__},
-        "counts": {split: _count([t for t in truths if t.split == split]) for split in SPLITS},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(description, indent=2) + "\n")
-
-
-def _count(truths: list[Truth]) -> dict[str, object]:
-    """How many clips there are of each class, audio, source and container."""
-    return {
-        "clips": len(truths),
-        "labeled": sum(bool(truth.label) for truth in truths),
-        "true_label": dict(sorted(Counter(truth.true_label for truth in truths).items())),
-        "audio": dict(sorted(Counter(truth.audio for truth in truths).items())),
-        "mismatched_source": dict(sorted(Counter(t.audio_source for t in truths if t.audio == "mismatched").items())),
-        "container": dict(sorted(Counter(truth.path[-3:] for truth in truths).items())),
-    }
 
 
 def _differences(existing: dict[str, object], requested: dict[str, object], prefix: str = "") -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from avdistill.annotations import Annotation
 from avdistill.errors import EmptySegmentError, UnreadableFileError
 from avdistill.media import Clip
-from avdistill.media.video_stream import scale_image
+from avdistill.media.video_stream import Scaler
 
 if TYPE_CHECKING:  # a worker process reads without PyTorch
     from avdistill.preparation.prepare import PrepareConfig
@@ -41,13 +41,13 @@ def read_hdf5_clip(path: Path, annotation: Annotation, config: PrepareConfig) ->
         raise ValueError("an HDF5 file has no clock: its frames a second (fps) must be given")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    size, short_side = config.size, config.short_side
+    scaler = Scaler(config.short_side, config.size, config.region)
     frames: list[np.ndarray] = []
     for number, content in enumerate(_images(path)):
         image = _decode(content, f"{path}: frame {number}")
-        frames.append(scale_image(image, path, short_side=short_side, size=size, region=config.region))
+        frames.append(scaler(image, path))
         if number == 0:
-            size, short_side = frames[0].shape[:2], None
+            scaler = Scaler(None, frames[0].shape[:2], config.region)
     if not frames:
         raise EmptySegmentError(f"{path}: no frame in it")
     return Clip(
