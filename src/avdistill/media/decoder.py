@@ -31,7 +31,7 @@ from avdistill.media.video_stream import (
     fraction,
 )
 
-# Seeking needs the first pts, so the file is read twice; below this, decoding from the start is as fast.
+# Seeking decodes the first frame for its pts beforehand; below this, decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
 # If audio and video begin further apart than this, their clocks are unrelated (one is that of the recorder, or has
 # wrapped around after 26.5 h, as those of MPEG streams do).
