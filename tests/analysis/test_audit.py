@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from avdistill.analysis.audit.audit import audit
-from avdistill.analysis.audit.scores import SCORES, contrast_batches, percentiles
+from avdistill.analysis.audit.scores import SCORES, percentiles
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, RunError
 from avdistill.inputs import normalize_frames
 from avdistill.methods.kd import KDConfig
-from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig, contrast_batches
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
@@ -168,11 +168,11 @@ def test_percentiles_by_hand():
     nan = math.nan
     values = torch.tensor([3.0, 1.0, 1.0, nan, 40.0, 20.0, 30.0, 10.0], dtype=torch.float64)
     labeled = torch.tensor([True, True, True, True, False, False, False, False])
-    apart = percentiles(values, labeled, apart=True).tolist()
+    apart = percentiles(values, labeled, by_group=True).tolist()
     assert apart[:3] == pytest.approx([2.5 / 3, 1 / 3, 1 / 3])
     assert math.isnan(apart[3])
     assert apart[4:] == [0.875, 0.375, 0.625, 0.125]
-    together = percentiles(values, labeled, apart=False).tolist()
+    together = percentiles(values, labeled, by_group=False).tolist()
     assert together[:3] == pytest.approx([2.5 / 7, 1 / 7, 1 / 7])
 
 

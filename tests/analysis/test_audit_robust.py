@@ -221,4 +221,4 @@ def test_table_truth_and_page_tell_the_mismatch_probability(taught, runs, tmp_pa
     won = sum(a > b for a in odd[1] for b in odd[0]) / (len(odd[0]) * len(odd[1]))
     assert metrics["mismatch_probability"] == metrics["mismatch_score"] == pytest.approx(won)
     words = Words((out / "audit.html").read_text()).words
-    assert words.count("1 − p(both belong together)") == 2 + 2 + 8  # rows of the truth, cards
+    assert words.count("p(mismatched)") == 2 + 2 + 8  # rows of the truth, cards

@@ -71,6 +71,7 @@ def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
             MethodContext(len(dataset.classes), 24, training_clips=len(clips), batch_size=12, total_iterations=10),
         ).double()
         model = distributed.wrap_ddp(method, torch.device("cpu"))
+        assert not getattr(model, "broadcast_buffers", False)  # memories would travel at each forward pass
         for module in method.student.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()

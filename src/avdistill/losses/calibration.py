@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 Temperature = Literal["pairwise", "sample", "fixed"]
 
-# A temperature at or below zero turns the contrast round or divides by zero. Cosines of features that may be negative
+# A temperature at or below zero inverts the contrast or divides by zero. Cosines of features that may be negative
 # (ViT, CLAP) get there; under the non-negative features of the paper no temperature comes near the floor.
 TEMPERATURE_FLOOR = 0.01
 
@@ -26,21 +26,21 @@ def contrastive_semantic_calibration(
     threshold: float = 0.07,
     log_epsilon: float = 0.0,
 ) -> Tensor:
-    """Contrast between student embeddings and guided embeddings, each pair at a temperature of its own (METHOD: CSC).
+    """Contrast between student embeddings and guided embeddings, with a temperature for each pair (METHOD: CSC).
 
     S_ij = cos(student_i, guided_j), P = softmax_j(S_ij / T_ij); the loss is the mean over i of the mean over the
     positives j of -log P_ij. Positives of i share its label (i included). A clip without a label has itself as its only
-    positive and is no column for another row, so it is never a negative of its own class by accident.
+    positive and is no column for another row: it might be of that row's class.
 
     Args:
         student: (B, D) student embeddings v.
         guided: (B, D) guided embeddings s.
-        filtered_teacher: (B, D) purified teacher a'. Only the temperature sees it, without gradient.
+        filtered_teacher: (B, D) purified teacher a'. It enters the temperature only, without gradient.
         labels: int64 (B,), or multi-hot float (B, C): a positive then counts by its overlap with i's labels,
             |y_i and y_j| / |y_i or y_j|.
         labeled: bool (B,); None means all.
         temperature: "pairwise" T_ij = cos(v_i, a'_j) + threshold (released); "sample" T_i = 1 - cos(v_i, a'_i)
-            (leftovers of the release, opposite sign: the better the match, the sharper); "fixed" T = threshold.
+            (unused code of the release; the better the match, the sharper); "fixed" T = threshold.
             All are kept at `TEMPERATURE_FLOOR` or above, which the release does not do.
         threshold: added to the pairwise temperature, or the fixed temperature itself.
         log_epsilon: 1e-10 gives the release's log(P + 1e-10); 0, the default, is the stable log-softmax.

@@ -15,14 +15,14 @@ from avdistill.losses.calibration import same_label
 def noise_contrastive_estimation(
     *, positive: Tensor, negative: Tensor, used: Tensor, normalizer: Tensor, clips: int
 ) -> Tensor:
-    """Tell the pair of a clip from m pairs drawn from a noise distribution 1/N (Tian et al. 2020, CRD).
+    """Distinguish the pair of a clip from m pairs drawn from a noise distribution 1/N (Tian et al. 2020, CRD).
 
     P(s) = exp(s) / Z and h(s) = P(s) / (P(s) + m / N); the loss is the mean over anchors of
     -log h(positive) - sum over the negatives of log(1 - h(negative)). m is the number of the anchor's negatives; an
     anchor without any contributes 0.
 
     Args:
-        positive: (B,) scores cos / temperature of the anchors with their own clip.
+        positive: (B,) scores cos / temperature of the anchors with the same clip.
         negative: (B, K) scores with other clips.
         used: bool (B, K), which of them count.
         normalizer: Z, a scalar without gradient.
@@ -36,13 +36,13 @@ def noise_contrastive_estimation(
     m = used.sum(1)
     # The logit of h is the score less this. As a logit nothing overflows, whatever Z was estimated.
     offset = normalizer.log() + (m.clamp(min=1).to(positive.dtype) / clips).log()
-    found = -F.logsigmoid(positive - offset).masked_fill(m == 0, 0.0)
-    refused = -F.logsigmoid(offset[:, None] - negative).masked_fill(~used, 0.0)
-    return (found + refused.sum(1)).mean()
+    positive_nll = -F.logsigmoid(positive - offset).masked_fill(m == 0, 0.0)
+    negative_nll = -F.logsigmoid(offset[:, None] - negative).masked_fill(~used, 0.0)
+    return (positive_nll + negative_nll.sum(1)).mean()
 
 
 def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float = 0.07) -> Tensor:
-    """Find the teacher's row among the batch from the student's, and the reverse (Tian et al. 2020, CMC, section 3.2).
+    """Retrieve the teacher's row of the batch by the student's, and the reverse (Tian et al. 2020, CMC, section 3.2).
 
     S_ij = cos(student_i, teacher_j) / temperature; the loss is the sum of both directions,
     mean_i -log softmax_j(S_ij)[i] + mean_i -log softmax_j(S_ji)[i].
@@ -58,8 +58,8 @@ def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float =
     if len(student) == 0:
         return student.sum() + teacher.sum()
     scores = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
-    own = torch.arange(len(scores), device=scores.device)
-    return F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+    positives = torch.arange(len(scores), device=scores.device)
+    return F.cross_entropy(scores, positives) + F.cross_entropy(scores.T, positives)
 
 
 def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, temperature: float = 0.5) -> Tensor:
@@ -69,7 +69,7 @@ def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, t
     (i included) of -log p_ij, plus the mean over the j with another label of -log(1 - p_ij); no such j, no such term.
 
     A clip without a label has itself as its only positive, no known negatives (other clips are in its softmax only),
-    and is no column for another row, so it is never a negative of its own class by accident.
+    and is no column for another row: it might be of that row's class.
 
     Args:
         first: (B, D).
@@ -97,7 +97,7 @@ def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, t
 
 
 def _ccl_nce(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: Tensor) -> Tensor:
-    # The lowest number, not -inf: a row with one column would have infinities of which gradients are no numbers.
+    # The lowest number, not -inf: a row with one column would have infinities whose gradients are NaN.
     scores = scores.masked_fill(~columns, torch.finfo(scores.dtype).min)
     log_p = F.log_softmax(scores, dim=1)
     attraction = (positives * log_p.masked_fill(positives == 0, 0.0)).sum(1) / positives.sum(1)
@@ -121,8 +121,8 @@ def two_way_divergence(*, first: Tensor, second: Tensor, multi_label: bool = Fal
     Args:
         first: (B, C) logits of p.
         second: (B, C) logits of q.
-        multi_label: every class is a yes or no of its own, with sigmoids instead of the softmax and the mean over
-            classes, as `classification` has it.
+        multi_label: every class is a binary decision: sigmoids instead of the softmax, and the mean over classes, as in
+            `masked_cross_entropy`.
 
     Returns:
         A scalar; 0 with a graph for an empty batch.

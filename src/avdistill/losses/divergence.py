@@ -1,4 +1,4 @@
-"""Divergences between predictions, and classification that knows what is labeled."""
+"""Divergences between predictions, and classification of the labeled clips."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi
         student: (B, C) logits.
         teacher: (B, C) logits; no gradient reaches them.
         temperature: T.
-        multi_label: a clip may have several: every class is a yes or no of its own, with sigmoids instead of the
-            softmax and the mean over classes, as `classification` has it.
+        multi_label: every class is a binary decision: sigmoids instead of the softmax, and the mean over classes, as in
+            `masked_cross_entropy`.
 
     Returns:
         A scalar; 0 with a graph for an empty batch.
@@ -26,10 +26,10 @@ def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi
         return student.sum()
     if multi_label:
         scaled = teacher.detach() / temperature
-        surprise, least = (
+        nll, entropy = (
             F.binary_cross_entropy_with_logits(logits, scaled.sigmoid()) for logits in (student / temperature, scaled)
         )
-        return temperature**2 * (surprise - least)
+        return temperature**2 * (nll - entropy)
     target = F.log_softmax(teacher.detach() / temperature, dim=1)
     predicted = F.log_softmax(student / temperature, dim=1)
     return temperature**2 * F.kl_div(predicted, target, reduction="batchmean", log_target=True)
@@ -40,7 +40,7 @@ def masked_cross_entropy(*, logits: Tensor, labels: Tensor, labeled: Tensor) -> 
 
     Args:
         logits: (B, C).
-        labels: int64 (B,) or multi-hot float (B, C); rows outside `labeled` are not looked at.
+        labels: int64 (B,) or multi-hot float (B, C); rows outside `labeled` are ignored.
         labeled: bool (B,).
 
     Returns:
@@ -63,7 +63,7 @@ def dkd_loss(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Target-class and non-target-class distillation with weights of their own (Zhao et al. 2022: DKD).
+    """Target-class and non-target-class distillation with separate weights (Zhao et al. 2022: DKD).
 
     T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)), mean over clips: b = (p, 1 - p) of the target class at T, q the
     softmax over the other classes. With alpha = 1 and, clip by clip, beta = 1 - the teacher's p it is
@@ -106,7 +106,7 @@ def _target_or_not(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _others(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, C - 1) logits without the target class. Taken out, not masked with a number that is large enough for some."""
+    """(B, C - 1) logits without the target class. Removed, not masked: no large number suits all logits."""
     is_target = F.one_hot(targets, logits.shape[1]).bool()
     return logits[~is_target].view(len(logits), -1)
 
@@ -182,7 +182,7 @@ CORRELATION_EPSILON = 1e-8
 def dist_inter_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.0, multi_label: bool = False) -> Tensor:
     """T^2 (1 - Pearson correlation over the classes of a clip), mean over clips (Huang et al. 2022: DIST, inter-class).
 
-    The correlation is of the student's and the teacher's probabilities, with 1e-8 in its denominator as released.
+    The correlation of the two probabilities has 1e-8 in its denominator, as released.
 
     Args:
         student: (B, C) logits.

@@ -1,7 +1,7 @@
-"""Losses that hold the student's features to the teacher's: embeddings, attention over positions, what channels select.
+"""Losses between features of student and teacher: embeddings, attention over positions, selectivity of channels.
 
-Maps of the two sides may have any number of positions and channels. Where positions are compared, both sides are taken
-to be in time order, and the one with more of them is averaged to the other's number; beyond time they share nothing.
+Tokens of the two sides may have any number of positions and channels. To compare positions, both sides are taken to be
+in time order, and the one with more positions is averaged to the other's number; beyond time they share nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-# Least variance of VID, as in the authors' code: a channel that is told perfectly would otherwise cost minus infinity.
+# Least variance of VID, as in the authors' code: the loss of a perfectly predicted channel would be minus infinity.
 VARIANCE_FLOOR = 1e-5
 
 
@@ -17,7 +17,7 @@ def hint_regression(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over clips and channels of (student - teacher)^2 (Romero et al. 2015, equation 3, which sums and halves).
 
     Args:
-        student: (B, D) embeddings, already brought to the teacher's width by the regressor.
+        student: (B, D) embeddings after the regressor to the teacher's width.
         teacher: (B, D) embeddings; no gradient reaches them.
 
     Returns:
@@ -35,8 +35,8 @@ def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
     averaged to the other's number of positions first.
 
     Args:
-        student: (B, K, D) map, positions in time order.
-        teacher: (B, K', D') map, positions in time order; no gradient reaches it.
+        student: (B, K, D) tokens, positions in time order.
+        teacher: (B, K', D') tokens, positions in time order; no gradient reaches them.
 
     Returns:
         A scalar; 0 with a graph for an empty batch.
@@ -52,15 +52,15 @@ def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def neuron_selectivity(*, student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over clips of the squared MMD between what their channels select (Huang and Wang 2017, section 4).
+    """Mean over clips of the squared MMD between the selectivities of channels (Huang and Wang 2017, section 4).
 
     A channel's sample is its activations over the positions, of length 1; the kernel is k(x, y) = (x . y)^2, the
     polynomial one with d = 2 and c = 0:
     MMD^2 = mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j).
 
     Args:
-        student: (B, K, D) map, positions in time order.
-        teacher: (B, K', D') map, positions in time order; no gradient reaches it.
+        student: (B, K, D) tokens, positions in time order.
+        teacher: (B, K', D') tokens, positions in time order; no gradient reaches them.
 
     Returns:
         A scalar; 0 with a graph for an empty batch.
@@ -78,10 +78,10 @@ def variational_information(*, mean: Tensor, raw_variance: Tensor, teacher: Tens
     """Mean over clips and channels of -log q(teacher | student), constant left out (Ahn et al. 2019).
 
     q is a Gaussian about `mean` with a variance per channel, softplus(raw_variance) + 1e-5:
-    ((teacher - mean)^2 / variance + log variance) / 2. Below 0 where the student tells the teacher well.
+    ((teacher - mean)^2 / variance + log variance) / 2. Below 0 where the prediction is good.
 
     Args:
-        mean: (B, D) what the student's embedding lets the mean network expect.
+        mean: (B, D) the mean network's output for the student's embedding.
         raw_variance: (D,) one parameter per channel of the teacher.
         teacher: (B, D) embeddings; no gradient reaches them.
 
@@ -89,8 +89,8 @@ def variational_information(*, mean: Tensor, raw_variance: Tensor, teacher: Tens
         A scalar; 0 with a graph to `mean` and `raw_variance` for an empty batch.
     """
     variance = F.softplus(raw_variance) + VARIANCE_FLOOR
-    surprise = 0.5 * ((teacher.detach() - mean).square() / variance + variance.log())
-    return surprise.sum() if len(mean) == 0 else surprise.mean()
+    nll = 0.5 * ((teacher.detach() - mean).square() / variance + variance.log())
+    return nll.sum() if len(mean) == 0 else nll.mean()
 
 
 def _averaged(tokens: Tensor, K: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Losses on how the clips of a batch lie to one another: the student's relations are brought to the teacher's.
+"""Losses between the relations of a batch's clips in the student's and in the teacher's embedding space.
 
-None of them compares a student's embedding with a teacher's directly, so the two may have any widths.
+None compares a student's embedding with a teacher's directly, so the two may have any widths.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# What is shorter has no direction.
+# A shorter vector has no direction.
 SHORTEST = 1e-12
 
 

@@ -38,13 +38,9 @@ class AT(Method):
 
     config: ATConfig
     config_class = ATConfig
+    learns_from = TeacherRequirement.TOKENS
     tuning: ClassVar = {"weight": (10.0, 100.0, 1000.0)}
     uses_tokens = True
-
-    @classmethod
-    def requires(cls, config: ATConfig) -> TeacherRequirement:
-        """Tokens."""
-        return TeacherRequirement.TOKENS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `attention`."""

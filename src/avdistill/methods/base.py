@@ -138,16 +138,18 @@ class AuditInputs:
 class Method(nn.Module, ABC):
     """A student and the helper networks that train with it; never the teacher, whose features come with the batch.
 
-    A subclass declares its settings (`config_class`, `tuning`) and what it uses (`requires`, `supports_multi_label`,
-    `uses_unlabeled`, `uses_tokens`), and computes its `losses`. Their sum is minimized in one backward pass; a helper
-    that must not move the student is fed detached features. Where several processes share a batch, `losses` gets all
-    of it in each of them. Under autocast only the student runs in half precision.
+    A subclass declares its settings (`config_class`, `tuning`) and what it uses (`learns_from`, `uses_unlabeled`,
+    `uses_tokens`, `supports_multi_label`), and computes its `losses`. Their sum is minimized in one backward pass; a
+    helper that must not move the student is fed detached features. Where several processes share a batch, `losses`
+    gets all of it in each of them. Under autocast only the student runs in half precision.
     """
 
     #: frozen dataclass of its settings; `Method.config` is one
     config_class: ClassVar[type]
     #: field of the config -> values that `avdistill compare` may try; other fields stay as published
     tuning: ClassVar[Mapping[str, tuple[Option, ...]]] = {}
+    #: the teacher's features that it needs; `requires` where that depends on the settings
+    learns_from: ClassVar[TeacherRequirement] = TeacherRequirement.NOTHING
     #: whether clips without a label contribute; otherwise none is drawn
     uses_unlabeled: ClassVar[bool] = True
     #: whether the losses use the student's tokens; otherwise they do not travel between processes
@@ -170,8 +172,8 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def requires(cls, config: Any) -> TeacherRequirement:
-        """The teacher's features that the method needs with these settings; nothing unless a subclass asks for them."""
-        return TeacherRequirement.NOTHING
+        """The teacher's features that the method needs with these settings: `learns_from` unless overridden."""
+        return cls.learns_from
 
     @classmethod
     def supports_multi_label(cls, config: Any) -> bool:

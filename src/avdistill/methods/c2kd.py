@@ -81,12 +81,8 @@ class C2KD(Method):
 
     config: C2KDConfig
     config_class = C2KDConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: C2KDConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     @classmethod
     def supports_multi_label(cls, config: C2KDConfig) -> bool:
@@ -97,7 +93,7 @@ class C2KD(Method):
         """Raises ConfigError for fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
-            raise ConfigError(f"method 'c2kd': expected two classes or more, found {context.num_classes}")
+            raise ConfigError(f"expected two classes or more, found {context.num_classes}")
         self.teacher_classifier = nn.Linear(context.teacher_dim, context.num_classes)
         self.teacher_proxy = Proxy(context.teacher_dim, context.num_classes)
         self.student_proxy = Proxy(student.embedding_dim, context.num_classes)

@@ -47,12 +47,8 @@ class CC(Method):
 
     config: CCConfig
     config_class = CCConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.02, 1.0, 100.0), "embedding_dim": (0, 128)}
-
-    @classmethod
-    def requires(cls, config: CCConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CCConfig, context: MethodContext) -> None:
         """The linear layers, unless `embedding_dim` is 0."""

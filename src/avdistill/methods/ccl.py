@@ -68,12 +68,8 @@ class CCL(Method):
 
     config: CCLConfig
     config_class = CCLConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: CCLConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CCLConfig, context: MethodContext) -> None:
         """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""

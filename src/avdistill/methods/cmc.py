@@ -45,12 +45,8 @@ class CMC(Method):
 
     config: CMCConfig
     config_class = CMCConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: CMCConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""

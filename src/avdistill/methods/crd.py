@@ -113,13 +113,9 @@ class CRD(Method):
 
     config: CRDConfig
     config_class = CRDConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
     clip_buffers = ("memory.student", "memory.teacher", "memory.filled")
-
-    @classmethod
-    def requires(cls, config: CRDConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: CRDConfig, context: MethodContext) -> None:
         """A linear projection for each side, and the memory. Raises ConfigError for a memory of no clips."""
@@ -128,7 +124,7 @@ class CRD(Method):
         self.teacher_projection = nn.Linear(context.teacher_dim, config.width)
         if config.negatives == "memory":
             if context.training_clips < 1:
-                raise ConfigError("method 'crd' with negatives='memory': expected training clips, found none")
+                raise ConfigError("negatives='memory': expected training clips, found none")
             self.memory = Memory(context.training_clips, config.width)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

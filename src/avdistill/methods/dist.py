@@ -45,12 +45,8 @@ class DIST(Method):
 
     config: DISTConfig
     config_class = DISTConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"temperature": (1.0, 4.0), "weight": (0.3, 1.0, 2.0)}
-
-    @classmethod
-    def requires(cls, config: DISTConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `inter_class` and `intra_class`."""

@@ -53,12 +53,8 @@ class DKD(Method):
 
     config: DKDConfig
     config_class = DKDConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"beta": (0.5, 2.0, 8.0), "temperature": (1.0, 4.0), "weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: DKDConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     @classmethod
     def supports_multi_label(cls, config: DKDConfig) -> bool:
@@ -69,7 +65,7 @@ class DKD(Method):
         """Raises ConfigError for fewer than two classes."""
         super().__init__(student, config, context)
         if context.num_classes < 2:
-            raise ConfigError(f"method 'dkd': expected two classes or more, found {context.num_classes}")
+            raise ConfigError(f"expected two classes or more, found {context.num_classes}")
         self.counter = IterationCounter()
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -39,12 +39,8 @@ class FitNet(Method):
 
     config: FitNetConfig
     config_class = FitNetConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
-
-    @classmethod
-    def requires(cls, config: FitNetConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: FitNetConfig, context: MethodContext) -> None:
         """The regressor is a linear layer from the student's width to the teacher's."""

@@ -52,12 +52,8 @@ class IFD(Method):
 
     config: IFDConfig
     config_class = IFDConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
-
-    @classmethod
-    def requires(cls, config: IFDConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     def __init__(self, student: StudentNetwork, config: IFDConfig, context: MethodContext) -> None:
         """A counter of iterations, for the decay."""

@@ -41,12 +41,8 @@ class KD(Method):
 
     config: KDConfig
     config_class = KDConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"temperature": (1.0, 2.0, 4.0, 8.0), "weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: KDConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `soft_labels`."""

@@ -89,14 +89,14 @@ class MNFCSC(Method):
         "calibration_weight": (0.1, 0.3, 1.0),
         "unlabeled": ("excluded", "pseudo_label"),
     }
+    learns_from = TeacherRequirement.EMBEDDING
     uses_tokens = True
     audits = ("gate", "similarity", "calibration")
 
     @classmethod
     def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:
         """The embedding; logits for pseudo-labels."""
-        pseudo_label = config.unlabeled == "pseudo_label"
-        return TeacherRequirement.LOGITS if pseudo_label else TeacherRequirement.EMBEDDING
+        return TeacherRequirement.LOGITS if config.unlabeled == "pseudo_label" else cls.learns_from
 
     @classmethod
     def supports_multi_label(cls, config: MNFCSCConfig) -> bool:

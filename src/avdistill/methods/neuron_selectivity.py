@@ -38,13 +38,9 @@ class NST(Method):
 
     config: NSTConfig
     config_class = NSTConfig
+    learns_from = TeacherRequirement.TOKENS
     tuning: ClassVar = {"weight": (0.5, 5.0, 50.0)}
     uses_tokens = True
-
-    @classmethod
-    def requires(cls, config: NSTConfig) -> TeacherRequirement:
-        """Tokens."""
-        return TeacherRequirement.TOKENS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `selectivity`."""

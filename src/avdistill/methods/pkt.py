@@ -38,12 +38,8 @@ class PKT(Method):
 
     config: PKTConfig
     config_class = PKTConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (300.0, 3000.0, 30000.0)}
-
-    @classmethod
-    def requires(cls, config: PKTConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `transfer`."""

@@ -44,12 +44,8 @@ class PseudoLabel(Method):
 
     config: PseudoLabelConfig
     config_class = PseudoLabelConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"confidence": (0.0, 0.5, 0.8), "weight": (0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: PseudoLabelConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `pseudo_labels`."""

@@ -82,4 +82,8 @@ def build_method(config: MethodConfig, student: StudentNetwork, context: MethodC
     """
     if teacher_requirement(config) and not context.teacher_dim:
         raise ConfigError(f"method {config.name!r}: expected a teacher's embedding, found none")
-    return method_class(config)(student, method_settings(config), context)
+    chosen, settings = method_class(config), method_settings(config)
+    try:
+        return chosen(student, settings, context)
+    except ValueError as error:
+        raise ConfigError(f"method {config.name!r}: {error}") from error

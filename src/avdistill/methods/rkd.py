@@ -42,12 +42,8 @@ class RKD(Method):
 
     config: RKDConfig
     config_class = RKDConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: RKDConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `distance` and `angle`."""

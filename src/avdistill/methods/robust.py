@@ -60,20 +60,16 @@ class Robust(Method):
 
     config: RobustConfig
     config_class = RobustConfig
+    learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "temperature": (0.5, 1.0, 2.0)}
     clip_buffers = ("noise_model.posterior_sum", "noise_model.visits")
     audits = ("mismatch_probability",)
-
-    @classmethod
-    def requires(cls, config: RobustConfig) -> TeacherRequirement:
-        """Logits."""
-        return TeacherRequirement.LOGITS
 
     def __init__(self, student: StudentNetwork, config: RobustConfig, context: MethodContext) -> None:
         """The noise model; nothing trains but the student. Raises ConfigError without training clips."""
         super().__init__(student, config, context)
         if context.training_clips < 1:
-            raise ConfigError("method 'robust': expected training clips, found none")
+            raise ConfigError("expected training clips, found none")
         self.noise_model = NoiseModel(context.num_classes, context.training_clips)
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
@@ -199,7 +195,7 @@ class NoiseModel(nn.Module):
 def log_likelihood_ratio(
     class_logits: Tensor, teacher: Tensor, class_prior: Tensor, multi_label: bool = False
 ) -> Tensor:
-    """The log-likelihood ratio of a clip's audio, given its video's class, over chance: (B,); 0 says nothing.
+    """The log-likelihood ratio of a clip's audio, given its video's class, over chance: (B,); 0 is no evidence.
 
     log sum_c q_c p_c / pi_c with q and p the softmax of `class_logits` and `teacher`; with several labels the sum
     over the classes of log(q p / pi + (1 - q) (1 - p) / (1 - pi)), q and p the sigmoids.

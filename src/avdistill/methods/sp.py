@@ -38,12 +38,8 @@ class SP(Method):
 
     config: SPConfig
     config_class = SPConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (300.0, 1000.0, 3000.0)}
-
-    @classmethod
-    def requires(cls, config: SPConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `similarity`."""

@@ -49,12 +49,8 @@ class VID(Method):
 
     config: VIDConfig
     config_class = VIDConfig
+    learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
-
-    @classmethod
-    def requires(cls, config: VIDConfig) -> TeacherRequirement:
-        """The embedding."""
-        return TeacherRequirement.EMBEDDING
 
     def __init__(self, student: StudentNetwork, config: VIDConfig, context: MethodContext) -> None:
         """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear."""

@@ -42,7 +42,7 @@ from avdistill.types import Batch, StudentConfig, format_provenance
 Score = Literal[
     "mismatch_score", "gate", "similarity", "calibration", "teacher_nll", "disagreement", "mismatch_probability"
 ]
-#: values of a dataset's column `extra`, key "audio", that are a truth; the first is what an audit looks for
+#: values of a dataset's column `extra`, key "audio", that are a truth; an audit searches for the first
 TRUTHS = ("mismatched", "related", "kept", "noisy", "silent", "dropped", "time_shifted")
 
 
@@ -213,8 +213,8 @@ class _Case:
 
 
 def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
-    """A filter says nothing of another network's features than it learned from. Earlier versions recorded none."""
-    then, now = data_manifest(run).get("teacher"), dataset.teachers[name].provenance
+    """A method's own scores hold for features of the network that it learned from."""
+    then, now = data_manifest(run)["teacher"], dataset.teachers[name].provenance
     if then is not None and then["provenance"] != now:
         raise DatasetError(
             f"{dataset.folder}: the features of teacher {name!r} are by {format_provenance(now)}, the run learned from "

@@ -1,4 +1,4 @@
-"""The scores of an audit, each HIGHER for a clip whose audio says LESS about its video, and how they are ranked.
+"""The scores of an audit, each HIGHER for a clip that is MORE suspicious, and how they are ranked.
 
 Dimensions: N scored clips, D the student's width, C classes. Scores are float64 (N,), NaN where a clip has none.
 """
@@ -101,7 +101,7 @@ def percentiles(values: Tensor, labeled: Tensor, *, by_group: bool) -> Tensor:
     Args:
         values: float64 (N,).
         labeled: bool (N,).
-        by_group: a clip is compared with its own group only, labeled or unlabeled, instead of with all.
+        by_group: a clip is compared with its group only, labeled or unlabeled, instead of with all.
     """
     result = torch.full_like(values, torch.nan)
     for group in (labeled, ~labeled) if by_group else (torch.ones_like(labeled),):
