@@ -225,7 +225,7 @@ def test_any_score_may_rank(taught, runs, by):
 
 
 def test_a_run_without_a_teacher_takes_one_by_name(taught, runs):
-    with pytest.raises(RunError, match=r"no teacher; name one of the dataset's with --teacher \(there: audio\)"):
+    with pytest.raises(RunError, match=r"no teacher; name one of the dataset's with --teacher \(found: audio\)"):
         audit(runs["supervised"], taught)
     rows = by_id(audit(runs["supervised"], taught, teacher="audio"))
     assert [score for score in SCORES if rows["train_1"][score] is not None] == ["teacher_nll", "disagreement"]
