@@ -20,10 +20,10 @@ _NAMES = {
     "mismatch_score": "mismatch_score",
     "gate": "1 − mean gate",
     "similarity": "1 − cos(v, a′)",
-    "calibration": "calibration's pull",
+    "calibration": "gradient weight in the calibration",
     "teacher_nll": "−log p(label) of the teacher",
     "disagreement": "−log p(both agree)",
-    "mismatch_probability": "1 − p(both belong together)",
+    "mismatch_probability": "p(mismatched)",
 }
 
 
