@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,12 +73,12 @@ def evaluate(
         on_progress: called after each batch, in windows.
 
     Raises:
-        CheckpointError, DatasetError: there is no trained network or no dataset.
-        DatasetError: nothing labeled in the split, or an unknown label.
+        CheckpointError: there is no trained network.
+        DatasetError: there is no dataset, nothing labeled in the split, or an unknown label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
     student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
     config = student.config
     check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     clips = labeled_clips(dataset, split)

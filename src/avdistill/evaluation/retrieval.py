@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,13 +40,13 @@ class EmbeddedClips:
     """The labeled clips of a split, embedded.
 
     Attributes:
-        clips: int64 (N,) rows of the dataset, those with the student's modality.
+        ids: (N,) text, of the clips with the student's modality.
         embedding: float32 (N, D).
         labels: int64 (N,), or multi-hot (N, C).
         missing_labels: likewise, of the clips without the student's modality.
     """
 
-    clips: np.ndarray
+    ids: np.ndarray
     embedding: Tensor
     labels: Tensor
     missing_labels: Tensor
@@ -80,12 +79,11 @@ def retrieve(
         on_progress: called after each batch, in windows.
 
     Raises:
-        CheckpointError, DatasetError: there is no trained network or no dataset.
-        ConfigError: a clip is in both.
-        DatasetError: a split is empty or has no label.
+        CheckpointError: there is no trained network.
+        ConfigError: a clip is in both splits.
+        DatasetError: there is no dataset, or a split is empty or has no label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
     query, gallery = embed_splits(
         model, dataset, query_split, gallery_split, batch_size=batch_size, device=device, on_progress=on_progress
     )
@@ -98,21 +96,16 @@ def retrieve(
     )
     metrics = _with_missing(metrics, query, gallery)
     scores, indices = top_k_neighbors(queries=query.embedding, gallery=gallery.embedding, k=max(ks))
-    ids = dataset.columns["id"]
     neighbors = [
-        {
-            "id": ids[clip],
-            "nearest": ids[gallery.clips[row.numpy()]].tolist(),
-            "cosine": [round(float(s), 4) for s in score],
-        }
-        for clip, row, score in zip(query.clips, indices, scores, strict=True)
+        {"id": name, "nearest": gallery.ids[row.numpy()].tolist(), "cosine": [round(float(s), 4) for s in score]}
+        for name, row, score in zip(query.ids, indices, scores, strict=True)
     ]
     return RetrievalResult(metrics, neighbors)
 
 
 def embed_splits(
     model: Student | str | os.PathLike[str],
-    dataset: ClipDataset,
+    dataset: ClipDataset | str | os.PathLike[str],
     query_split: str,
     gallery_split: str,
     *,
@@ -122,6 +115,7 @@ def embed_splits(
 ) -> tuple[EmbeddedClips, EmbeddedClips]:
     """The embedded queries and gallery. Arguments and errors as `retrieve`."""
     student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
     config = student.config
     check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     query_clips, gallery_clips = labeled_clips(dataset, query_split), labeled_clips(dataset, gallery_split)
@@ -136,7 +130,9 @@ def embed_splits(
             student.network, dataset, clips, config.view, batch_size=batch_size, on_progress=on_progress
         )
         seen = outputs.present
-        return EmbeddedClips(clips[seen.numpy()], outputs.embedding[seen], labels[seen], labels[~seen])
+        return EmbeddedClips(
+            dataset.columns["id"][clips[seen.numpy()]], outputs.embedding[seen], labels[seen], labels[~seen]
+        )
 
     with init_distributed(device) as own_device:
         student.network.to(own_device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -100,7 +99,6 @@ def reference_retrieve(
         model, dataset, query_split, gallery_split, on_progress: see `retrieve`.
         top: ranks that count; the release takes 500 for UCF51 and 100 for ActivityNet.
     """
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
     query, gallery = embed_splits(model, dataset, query_split, gallery_split, on_progress=on_progress)
     return reference_retrieval_metrics(
         queries=query.embedding,
@@ -127,7 +125,7 @@ def reference_predictions(
         ConfigError: a student of several labels per clip.
     """
     student = model if isinstance(model, Student) else Student.from_pretrained(model)
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(Path(dataset))
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
     config = student.config
     if config.multi_label:
         raise ConfigError("reference predictions: expected a student of one label per clip, found one of several")
