@@ -65,7 +65,7 @@ def test_a_table_is_joined_in_any_order_with_its_logits(dataset, tmp_path):
     logits = np.arange(4.0 * len(names)).reshape(-1, 4)
     classes = ("class_2", "dog", "class_0", "class_1")
     np.savez(tmp_path / "t.npz", name=names, embedding=values, logits=logits, classes=classes)
-    entry = embed_precomputed(dataset, tmp_path / "t.npz", "image", "video")
+    entry = embed_precomputed(dataset, str(tmp_path / "t.npz"), "image", "video")
     assert (entry.modality, entry.classes, entry.clips) == ("video", classes, len(names))
     embedding, stored, present = feature_arrays(ClipDataset(dataset.folder), "image")
     assert present.all()

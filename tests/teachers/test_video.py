@@ -60,7 +60,7 @@ def random_frames(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
 def test_torchvision_on_every_frame(saved, name):
     file, network = saved[name]
-    teacher = load_teacher(f"torchvision:{name}", weights=file)
+    teacher = load_teacher(f"torchvision:{name}", weights=str(file))
     assert (teacher.view.frames, teacher.view.size) == (8, (224, 224))
     assert teacher.classes[207] == "golden retriever"
     frames = random_frames(2, 3, 224, 224)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -32,7 +33,7 @@ class _Table:
 
 def embed_precomputed(
     dataset: ClipDataset,
-    path: Path,
+    path: str | os.PathLike[str],
     name: str,
     modality: Literal["audio", "video"] = "audio",
     *,
@@ -54,7 +55,7 @@ def embed_precomputed(
         DatasetError: nothing at `path`, no row of a clip, a repeated name, embeddings of different sizes, values that
             are not finite, or a dataset that cannot be written.
     """
-    keys = _keys(dataset)
+    path, keys = Path(path), _keys(dataset)
     if path.is_dir():
         files = {key: file for key in sorted(set().union(*keys)) if (file := path / f"{key}.npy").is_file()}
         known = sorted(file.stem for file in path.glob("*.npy"))

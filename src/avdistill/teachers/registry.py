@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from avdistill.errors import TeacherError
@@ -22,7 +23,7 @@ ANY_ENCODER = {
 }
 
 
-def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
+def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> Teacher:
     """Load a teacher.
 
     Args:
@@ -35,11 +36,11 @@ def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
             cannot be used.
         CheckpointError: a run without a trained network, or weights that do not fit.
     """
-    requested = str(name)
+    requested, file = os.fspath(name), None if weights is None else Path(weights)
     if requested in TEACHERS:
-        return TEACHERS[requested].load(weights)
+        return TEACHERS[requested].load(file)
     if requested.startswith(TORCHVISION):
-        return load_torchvision(requested.removeprefix(TORCHVISION), weights)
+        return load_torchvision(requested.removeprefix(TORCHVISION), file)
     if weights is not None:
         named = ", ".join(sorted(TEACHERS))
         raise TeacherError(f"{name}: --weights: expected with {named} or {TORCHVISION}<network> only")
@@ -50,12 +51,11 @@ def load_teacher(name: str | Path, *, weights: Path | None = None) -> Teacher:
     if not Path(name).exists():
         known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
         raise TeacherError(f"{name}: expected a run folder or one of {known}, found neither")
-    return load_run(name)
+    return _load_run(Path(name))
 
 
-def load_run(run: str | Path) -> Teacher:
+def _load_run(folder: Path) -> Teacher:
     """The best student of a run as a teacher. Raises CheckpointError for a folder without a trained network."""
-    folder = Path(run)
     network, description = load_student(folder)
     weights = student_folder(folder) / WEIGHTS
     return Teacher(
