@@ -8,22 +8,7 @@ Public names are imported on first use, so `import avdistill` imports no PyTorch
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from avdistill.errors import AnnotationError as AnnotationError
-from avdistill.errors import AvdistillError as AvdistillError
-from avdistill.errors import CheckpointError as CheckpointError
-from avdistill.errors import ConfigError as ConfigError
-from avdistill.errors import DatasetError as DatasetError
-from avdistill.errors import EmptySegmentError as EmptySegmentError
-from avdistill.errors import ExportError as ExportError
-from avdistill.errors import MediaError as MediaError
-from avdistill.errors import NoStreamError as NoStreamError
-from avdistill.errors import NotFiniteError as NotFiniteError
-from avdistill.errors import NoTokensError as NoTokensError
-from avdistill.errors import ProcessLostError as ProcessLostError
-from avdistill.errors import RunError as RunError
-from avdistill.errors import SpoolError as SpoolError
-from avdistill.errors import TeacherError as TeacherError
-from avdistill.errors import UnreadableFileError as UnreadableFileError
+from avdistill.errors import *  # noqa: F403
 
 if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill import losses as losses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
@@ -92,20 +92,7 @@ def compare(arguments: list[str]) -> None:
         default=_Compare(dataset=tyro.MISSING, out=tyro.MISSING, base=RECIPES[recipe]),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    study = Study(
-        dataset=a.dataset,
-        out=a.out,
-        base=a.base,
-        methods=a.methods,
-        corruptions=a.corruptions,
-        seeds=a.seeds,
-        trials=a.trials,
-        trial_steps=a.trial_steps,
-        tuning_seed=a.tuning_seed,
-        teacher=a.teacher,
-        test_dataset=a.test_dataset,
-        test_split=a.test_split,
-    )
+    study = Study(**{each.name: getattr(a, each.name) for each in fields(Study)})
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
     with progress_bar("compare") as update:
         rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)
