@@ -65,11 +65,11 @@ def training_classes(dataset: ClipDataset, clips: np.ndarray) -> tuple[str, ...]
 def evaluation_classes(dataset: ClipDataset, clips: np.ndarray, classes: tuple[str, ...]) -> tuple[str, ...]:
     """A student's classes, followed by other labels of these clips: those were not trained on, so they are misses.
 
-    Nothing is added where the dataset lacks a class of the student or no clip has one: its labels are another task's,
-    which `encode_labels` refuses.
+    Nothing is added where the dataset lacks a class of the student: its labels are another task's, which
+    `encode_labels` refuses.
     """
     names = {name for i in clips for name in dataset.labels[i]}
-    same_task = set(classes) <= set(dataset.classes) and names & set(classes)
+    same_task = names | set(classes) <= set(dataset.classes)
     return classes + tuple(sorted(names - set(classes))) if same_task else classes
 
 
