@@ -60,9 +60,7 @@ STUDENT = TrainConfig(
     dataset=Path(),
     out=Path(),
     student=ModelConfig(
-        "stacked_frames",
-        VideoInput(frames=16, size=(28, 48), scale=(0.6, 1.0), ratio=(1.5, 2.1)),
-        {"width": 32},
+        "stacked_frames", VideoInput(frames=16, size=(28, 48), scale=(0.6, 1.0), ratio=(1.5, 2.1)), {"width": 32}
     ),
     steps=2000,
     batch_size=48,

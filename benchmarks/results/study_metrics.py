@@ -189,12 +189,7 @@ class Metrics:
                         if line["group"] == group and line["score"] == "mismatch_score" and line["auroc"] is not None
                     ]
                     if lines:
-                        row: Run = {
-                            "data": cell[0],
-                            "labeled_clips": cell[1],
-                            "wrong_audio": cell[2],
-                            "method": method,
-                        }
+                        row: Run = {"data": cell[0], "labeled_clips": cell[1], "wrong_audio": cell[2], "method": method}
                         row |= {"clips": group, "seeds": len(lines)}
                         for name in ("auroc", "average_precision"):
                             row[name] = statistics.mean(line[name] for line in lines)

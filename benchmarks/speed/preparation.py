@@ -126,12 +126,7 @@ def help_text(_: Path) -> Row:
     return within("help", 0.3, [seconds(ours) - seconds(bare) for _ in range(9)])
 
 
-MEASURES = {
-    "prepare_vs_decode": vs_decode,
-    "prepare_vs_chain": vs_chain,
-    "prepare_memory": memory,
-    "help": help_text,
-}
+MEASURES = {"prepare_vs_decode": vs_decode, "prepare_vs_chain": vs_chain, "prepare_memory": memory, "help": help_text}
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """The command line: a table of verbs. The module of a verb is imported when the verb is called."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib import import_module

@@ -1,7 +1,5 @@
 """JSON <-> frozen dataclasses: an unknown key, a missing key or a wrong type is a one-line error that names the key."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass

@@ -5,8 +5,6 @@ Every process computes the student's features of its own rows of the batch, all 
 batch, and no method knows of other processes. Only the student, which takes most of the time, is distributed.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Files that are complete or absent, also after a power cut: atomic writing, locks, checksums, errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

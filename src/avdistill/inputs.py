@@ -12,8 +12,6 @@ Both classes have the same members, so that a dataset, a file and a batch are re
     training_crop(...), evaluation_crop(...), network_input(...), random_inputs(...)
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal

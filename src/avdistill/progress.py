@@ -1,7 +1,5 @@
 """How far long work has come: one callback for everything that takes minutes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -30,10 +30,7 @@ CONFIG = RobustConfig(temperature=1.5)
 @pytest.fixture(scope="module")
 def runs(taught, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {
-        "robust": trained(taught, folder / "robust", CONFIG),
-        "kd": trained(taught, folder / "kd", KDConfig()),
-    }
+    return {"robust": trained(taught, folder / "robust", CONFIG), "kd": trained(taught, folder / "kd", KDConfig())}
 
 
 # The oracle: naive loops in float64 over what the run saved and what the networks say of one clip

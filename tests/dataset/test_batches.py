@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from avdistill.annotations.groups import video_of
 from avdistill.dataset.batches import EvaluationWindows, TrainingBatches
 from avdistill.dataset.splits import clips_of_split, clips_of_splits, encode_labels, has_modality, split_validation
-from avdistill.dataset.windows import (
-    evaluation_window,
-    sliding_starts,
-    spaced_starts,
-    take_window,
-    training_window,
-)
+from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts, take_window, training_window
 from avdistill.errors import DatasetError
 from avdistill.inputs import AudioInput, VideoInput
 from support.features import feature_arrays

@@ -170,10 +170,7 @@ def test_reference_formula_hides_what_was_not_found() -> None:
         "gallery_labels": torch.tensor([0, 2, 2, 0]),
     }
     data["gallery_labels"][1] = 1
-    assert reference_retrieval_metrics(**data, top=1) == {
-        "map@1": 1.0,
-        "queries_without_hit": 1,
-    }
+    assert reference_retrieval_metrics(**data, top=1) == {"map@1": 1.0, "queries_without_hit": 1}
     assert retrieval_metrics(**data).map == pytest.approx(((1 + 2 / 4) / 2 + 1 / 2) / 2)
 
 

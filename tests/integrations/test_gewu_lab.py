@@ -449,11 +449,7 @@ def test_page_runs_as_written(tmp_path, monkeypatch, capsys):
         "--steps 1 --batch-size 2 --val-fraction 0 --workers 0 --student.view.size 32 32"
         " --student.options embedding_dim 16"
     )
-    small = {
-        "reference clips": "--workers 1",
-        "train ucf51_mnf_csc": training,
-        "train activitynet_mnf_csc": training,
-    }
+    small = {"reference clips": "--workers 1", "train ucf51_mnf_csc": training, "train activitynet_mnf_csc": training}
     page = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     street = [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]

@@ -7,12 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.losses import (
-    ccl_nce,
-    noise_contrastive_estimation,
-    symmetric_info_nce,
-    two_way_divergence,
-)
+from avdistill.losses import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -189,11 +184,7 @@ def test_degenerate_embeddings_have_finite_values_and_gradients(labels, labeled,
     second = second.clone().requires_grad_()
     terms = [
         ccl_nce(
-            first=first,
-            second=second,
-            labels=labels[:rows],
-            labeled=torch.tensor(labeled[:rows]),
-            temperature=0.01,
+            first=first, second=second, labels=labels[:rows], labeled=torch.tensor(labeled[:rows]), temperature=0.01
         ),
         symmetric_info_nce(student=first, teacher=second),
     ]

@@ -7,23 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.losses import (
-    correlation_congruence,
-    ifd_loss,
-    pkt_loss,
-    rkd_angle_loss,
-    rkd_distance_loss,
-    sp_loss,
-)
+from avdistill.losses import correlation_congruence, ifd_loss, pkt_loss, rkd_angle_loss, rkd_distance_loss, sp_loss
 
-LOSSES = [
-    sp_loss,
-    correlation_congruence,
-    rkd_distance_loss,
-    rkd_angle_loss,
-    pkt_loss,
-    ifd_loss,
-]
+LOSSES = [sp_loss, correlation_congruence, rkd_distance_loss, rkd_angle_loss, pkt_loss, ifd_loss]
 
 
 def dot(x, y):

@@ -95,20 +95,12 @@ KINDS = {
     "mp4_h264_aac": ("a.mp4", {"codecs": ("libx264", "aac"), "sample_rate": 44100}, ()),
     "mp4_h264_mp3": ("a.mp4", {"codecs": ("libx264", "libmp3lame"), "sample_rate": 44100}, ()),
     "mkv_h264_opus": ("a.mkv", {"codecs": ("libx264", "libopus"), "sample_rate": 48000}, ()),
-    "webm_vp8_vorbis": (
-        "a.webm",
-        {"codecs": ("libvpx", "vorbis"), "sample_rate": 44100, "layout": "stereo"},
-        (),
-    ),
+    "webm_vp8_vorbis": ("a.webm", {"codecs": ("libvpx", "vorbis"), "sample_rate": 44100, "layout": "stereo"}, ()),
     "webm_vp9_opus": ("a.webm", {"codecs": ("libvpx-vp9", "libopus"), "sample_rate": 48000}, ()),
     "surround": ("a.mp4", {"codecs": ("libx264", "aac"), "sample_rate": 48000, "layout": "5.1"}, ()),
     "two_audio": ("a.mkv", {"audio_streams": 2}, ("2 audio streams, first taken",)),
     "two_images": ("a.mp4", {"video_streams": 2}, ("2 video streams, first taken",)),
-    "no_duration": (
-        "a.webm",
-        {"codecs": ("libvpx", "libopus"), "sample_rate": 48000, "options": {"live": "1"}},
-        (),
-    ),
+    "no_duration": ("a.webm", {"codecs": ("libvpx", "libopus"), "sample_rate": 48000, "options": {"live": "1"}}, ()),
     "starts_late": ("a.mkv", {"first_pts": 15}, ()),
 }
 

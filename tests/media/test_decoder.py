@@ -39,11 +39,7 @@ def test_takes_the_first_frame_at_or_after_each_time(plain):
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    fps=st.sampled_from([1.0, 3.0, 4.0, 7.5, 10.0, 12.5, 25.0]),
-    start=st.integers(0, 35),
-    length=st.integers(1, 50),
-)
+@given(fps=st.sampled_from([1.0, 3.0, 4.0, 7.5, 10.0, 12.5, 25.0]), start=st.integers(0, 35), length=st.integers(1, 50))
 def test_segment_is_half_open_and_follows_the_rule(plain, fps, start, length):
     start_seconds, end_seconds = start / 10, (start + length) / 10
     clip = read_clip(plain, fps=fps, start_seconds=start_seconds, end_seconds=end_seconds)

@@ -152,10 +152,7 @@ def test_the_memory_of_a_step_that_is_not_finite_is_that_before_it(taught, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(METHODS["crd"], "losses", infinite)
         with pytest.raises(RunError, match="at step 3"):
-            train(
-                config(taught.folder, tmp_path / "bad", method=method, teacher="audio"),
-                on_step=break_a_weight,
-            )
+            train(config(taught.folder, tmp_path / "bad", method=method, teacher="audio"), on_step=break_a_weight)
     expected, found = (state(run)[0] for run in (good, tmp_path / "bad"))
     assert all(torch.equal(found[name], value) for name, value in expected.items() if name.startswith("memory"))
 

@@ -98,10 +98,7 @@ def table(**changed) -> dict:
         (table(name=["a", "a"]), "expected every name once, found 'a' 2 times"),
         (table(name=np.array([{}, {}], dtype=object)), r"expected an \.npz of plain arrays"),
         (table(name=[1, 2]), r"name: expected strings of shape \(N,\), found int64 \(2,\)"),
-        (
-            table(embedding=np.ones((3, 2))),
-            r"embedding: expected numbers of shape \(2, columns\).* float64 \(3, 2\)",
-        ),
+        (table(embedding=np.ones((3, 2))), r"embedding: expected numbers of shape \(2, columns\).* float64 \(3, 2\)"),
         (table(embedding=np.full((2, 3), np.inf)), "embedding: expected finite numbers"),
         (table(logits=np.ones((2, 2))), "expected 'logits' and 'classes' together"),
         (table(logits=np.ones((2, 2)), classes=["c"]), "expected logits of the 1 classes, found 2 columns"),

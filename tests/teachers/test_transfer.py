@@ -103,10 +103,7 @@ def ears(many_clips, monkeypatch):
 
 def test_new_audio_is_heard_by_the_network_of_these_features_only(many_clips, ears, tmp_path, capsys):
     call = ["corrupt", str(many_clips.folder), "time_shifted=0.5", "--out", str(tmp_path / "made"), "--teacher-run"]
-    for name, said in (
-        ("other", "'audio' by test; 'ears' by mine, sha256 1), found other"),
-        ("eyes", "found eyes"),
-    ):
+    for name, said in (("other", "'audio' by test; 'ears' by mine, sha256 1), found other"), ("eyes", "found eyes")):
         assert main([*call, name]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "made").exists()
@@ -173,10 +170,7 @@ def test_features_of_another_network_that_a_corruption_already_has_are_refused(m
 
 def test_a_study_takes_no_other_network_than_that_of_its_features(many_clips, ears, tmp_path, capsys):
     call = ["compare", str(many_clips.folder), "--out", str(tmp_path / "study"), "--methods", "supervised"]
-    for name, said in (
-        ("other", "expected the network of its features ('ears'"),
-        ("eyes", "found eyes"),
-    ):
+    for name, said in (("other", "expected the network of its features ('ears'"), ("eyes", "found eyes")):
         assert main([*call, "--corruptions", "noisy=0.5", "--teacher", "ears", "--teacher-run", name]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "study").exists()

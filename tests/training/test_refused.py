@@ -137,8 +137,7 @@ def test_weights_that_a_student_begins_with_are_not_sought_when_a_run_goes_on(ta
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"gamma": 1.0, "schedule": "plateau"}, {"gamma": -1.0}, {"weight_decay": math.nan}, {"gamma": math.nan}],
+    "wrong", [{"gamma": 1.0, "schedule": "plateau"}, {"gamma": -1.0}, {"weight_decay": math.nan}, {"gamma": math.nan}]
 )
 def test_optimizers_that_cannot_be(wrong):
     with pytest.raises(ConfigError, match=f"config.optimizer.{'gamma' if 'gamma' in wrong else 'weight_decay'}"):

@@ -1,7 +1,5 @@
 """`avdistill demo`: the whole pipeline on synthetic videos, from files to a report. Resumable."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager

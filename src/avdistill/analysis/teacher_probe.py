@@ -3,8 +3,6 @@
 A student cannot learn from a teacher what its embeddings do not contain: run this before training with it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

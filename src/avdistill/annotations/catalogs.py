@@ -4,8 +4,6 @@ Only UCF101's lists contain paths. The files of the others are found by the name
 stored, see `VideoFiles` and docs/formats/annotations.md.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

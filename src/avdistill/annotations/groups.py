@@ -1,7 +1,5 @@
 """Groups: which clips are parts of one source video."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
 

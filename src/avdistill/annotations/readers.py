@@ -3,8 +3,6 @@
 docs/formats/annotations.md has an example of each format. No video is opened here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

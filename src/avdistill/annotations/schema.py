@@ -3,8 +3,6 @@
 `where` is the place (file, line or entry) that an error message names.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

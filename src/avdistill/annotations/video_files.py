@@ -1,7 +1,5 @@
 """The media files of a folder: all of them, and by the names under which published datasets store their clips."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The verb that searches for clips with mismatched audio."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

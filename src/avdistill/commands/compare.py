@@ -1,7 +1,5 @@
 """Verbs of a benchmark study: compare, corrupt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What all verbs share: progress and messages on standard error, results on standard output."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Verbs of videos and datasets: synthesize, prepare, info."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Verbs from a model to metrics: evaluate, retrieve, demo."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping

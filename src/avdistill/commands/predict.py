@@ -1,7 +1,5 @@
 """Verbs that use a trained student: predict, export."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections.abc import Callable, Iterator
@@ -74,12 +72,7 @@ def predict(arguments: list[str]) -> None:
             try:
                 with progress_bar(file.name) as update:
                     prediction = student.predict(
-                        file,
-                        top=a.top,
-                        windows=a.windows,
-                        stride=a.stride,
-                        batch_size=a.batch_size,
-                        on_progress=update,
+                        file, top=a.top, windows=a.windows, stride=a.stride, batch_size=a.batch_size, on_progress=update
                     )
             except (MediaError, OSError) as error:
                 print(f"avdistill: {error}", file=sys.stderr)

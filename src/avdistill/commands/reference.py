@@ -1,7 +1,5 @@
 """Verbs for the paper's released implementation: `avdistill reference clips | checkpoint | retrieve | predictions`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,10 +113,7 @@ def _predictions(arguments: list[str]) -> None:
 
 
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "clips": (
-        _import_clips,
-        "its clips -> a dataset: `clips FILE --videos DIR --embeddings DIR --out DATASET`",
-    ),
+    "clips": (_import_clips, "its clips -> a dataset: `clips FILE --videos DIR --embeddings DIR --out DATASET`"),
     "checkpoint": (_import_checkpoint, "its checkpoint -> a run: `checkpoint FILE.pth --annotation FILE --out RUN`"),
     "retrieve": (_retrieve, "its mean average precision: `retrieve MODEL DATASET`"),
     "predictions": (_predictions, "its JSON of the most probable classes: `predictions MODEL DATASET --out FILE`"),

@@ -1,7 +1,5 @@
 """Verbs about a teacher: `avdistill teacher train | probe | list`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Verbs of a run: train, resume, teacher train, embed, recipes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path

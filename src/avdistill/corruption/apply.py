@@ -6,8 +6,6 @@ only: `audio` (a name of `AUDIO_CHANGES`, or "kept" for clips without a change a
 `audio_source` (the clip it came from) and `true_label` (of a clip whose label was removed).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

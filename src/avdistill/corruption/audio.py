@@ -1,7 +1,5 @@
 """Mismatched, dropped, time-shifted and noisy audio."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

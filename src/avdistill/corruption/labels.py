@@ -1,7 +1,5 @@
 """Fewer labels."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The configuration of a corruption: shares of clips whose audio is changed, and how many labels are kept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -66,7 +64,7 @@ class Corruption:
     def name(self) -> str:
         """The fields that differ from their defaults, as `parse_corruption` reads them; "clean" if none does."""
         changed = [
-            f"{each.name}={getattr(self, each.name):{'g' if each.type == 'float' else ''}}"
+            f"{each.name}={getattr(self, each.name):{'g' if each.type is float else ''}}"
             for each in fields(self)
             if getattr(self, each.name) != each.default
         ]
@@ -83,15 +81,15 @@ def parse_corruption(text: str, split: str = "train") -> Corruption:
     Raises:
         ConfigError: an unknown name, a value that is not a number, or a combination that `Corruption` refuses.
     """
-    kinds = {each.name: each.type for each in fields(Corruption)}
+    kinds: dict[str, Any] = {each.name: each.type for each in fields(Corruption)}
     values: dict[str, Any] = {"split": split}
     for pair in [] if text == "clean" else text.split(","):
         name, _, value = pair.partition("=")
         if name not in kinds or not value:
             raise ConfigError(f"corruption {text!r}: expected 'clean' or NAME=VALUE pairs of {', '.join(kinds)}")
         try:
-            values[name] = {"float": float, "int": int, "str": str}[str(kinds[name])](value)
+            values[name] = kinds[name](value)
         except ValueError:
-            kind = "whole number" if kinds[name] == "int" else "number"
+            kind = "whole number" if kinds[name] is int else "number"
             raise ConfigError(f"corruption {text!r}: {name} must be a {kind}, got {value!r}") from None
     return Corruption(**values)

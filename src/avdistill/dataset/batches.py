@@ -1,7 +1,5 @@
 """Training batches and evaluation windows. A batch is a function of (seed, number), so that a run resumes exactly."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -10,12 +8,7 @@ from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import Labels
-from avdistill.dataset.windows import (
-    evaluation_window,
-    sliding_starts,
-    spaced_starts,
-    training_window,
-)
+from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts, training_window
 from avdistill.errors import DatasetError
 from avdistill.inputs import View
 from avdistill.types import Batch, StoredFeatures

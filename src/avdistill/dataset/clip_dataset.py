@@ -15,8 +15,6 @@ Layout of format 3 (`docs/formats/dataset.md`):
 A dataset is written under another name and renamed when it is whole (`preparation/`).
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable

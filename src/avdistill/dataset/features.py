@@ -5,8 +5,6 @@ features-<name>-logits.npy      float32 (clips, C)
 features-<name>-tokens.npy      float32 (clips, K, D)
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,11 +61,7 @@ def _load(file: Path, shape: tuple[int, ...], *, mapped: bool = False) -> np.nda
 
 
 def write_features(
-    folder: Path,
-    entry: TeacherEntry,
-    embedding: np.ndarray,
-    logits: np.ndarray | None,
-    tokens: np.ndarray | None,
+    folder: Path, entry: TeacherEntry, embedding: np.ndarray, logits: np.ndarray | None, tokens: np.ndarray | None
 ) -> DatasetDescription:
     """Write or replace the features of a teacher; returns the new content of dataset.json.
 

@@ -1,7 +1,5 @@
 """The two tables of contents of a dataset: `dataset.json` and `clips.parquet` (`docs/formats/dataset.md`)."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

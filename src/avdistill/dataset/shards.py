@@ -4,8 +4,6 @@ Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one 
 `frames-00000.npy`, int64 (frames,), the byte at which each image ends.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import zlib

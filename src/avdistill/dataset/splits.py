@@ -1,7 +1,5 @@
 """Clips of a split, their labels, and the validation part of the training clips."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Windows of a clip: where they start, and their items. Crops and normalization are those of `inputs.py`."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Classification metrics of a student on the labeled clips of a split."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, replace
 from typing import Any

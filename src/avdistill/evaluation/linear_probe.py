@@ -3,8 +3,6 @@
 Dimensions: N clips, C classes, D channels. Labels are int64 (N,) class indices or multi-hot float32 (N, C).
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

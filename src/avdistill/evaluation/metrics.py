@@ -11,8 +11,6 @@ Metrics are fractions, never percentages. Empty input, lengths that differ, NaN 
 ValueError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict

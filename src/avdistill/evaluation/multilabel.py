@@ -4,8 +4,6 @@ Gemmeke et al., "Audio Set", ICASSP 2017. Dimensions: N clips, C classes. A clas
 metrics: it is left out of the means and counted.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Retrieval metrics of a student: one mean embedding per clip, cosine similarity, queries against a gallery."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Retrieval metrics: hit@k and mAP over all relevant gallery items."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

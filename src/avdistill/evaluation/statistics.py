@@ -4,8 +4,6 @@
 independent, so the bootstrap draws videos (`groups`), and it draws seeds: an interval covers both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reading of batches ahead of the training step that consumes them."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

@@ -1,7 +1,5 @@
 """Whether a dataset has the rates that a network was trained at."""
 
-from __future__ import annotations
-
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import TeacherError
 from avdistill.inputs import View

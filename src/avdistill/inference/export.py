@@ -1,7 +1,5 @@
 """Export of a student as ONNX or safetensors, with its preprocessing, and a comparison with the run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

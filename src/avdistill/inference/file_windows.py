@@ -1,7 +1,5 @@
 """The windows of a media file, as `evaluate` cuts them from a dataset, read segment by segment in bounded memory."""
 
-from __future__ import annotations
-
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Running a trained network over the clips of a dataset: windows in bounded batches, averaged per clip."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,12 +1,7 @@
 """Losses: pure functions of named tensors, a scalar back. No state, no device names."""
 
 from avdistill.losses.calibration import contrastive_semantic_calibration, filter_triplet, gate_sparsity
-from avdistill.losses.contrastive import (
-    ccl_nce,
-    noise_contrastive_estimation,
-    symmetric_info_nce,
-    two_way_divergence,
-)
+from avdistill.losses.contrastive import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
 from avdistill.losses.divergence import (
     dist_inter_loss,
     dist_intra_loss,
@@ -16,12 +11,7 @@ from avdistill.losses.divergence import (
     masked_cross_entropy,
     non_target_divergence,
 )
-from avdistill.losses.features import (
-    attention_transfer,
-    hint_regression,
-    neuron_selectivity,
-    variational_information,
-)
+from avdistill.losses.features import attention_transfer, hint_regression, neuron_selectivity, variational_information
 from avdistill.losses.relational import (
     correlation_congruence,
     ifd_loss,

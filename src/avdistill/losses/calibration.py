@@ -1,7 +1,5 @@
 """Losses of the paper (Xia et al. 2023): contrastive semantic calibration, the filter's triplet and sparsity."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

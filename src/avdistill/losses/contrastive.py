@@ -3,8 +3,6 @@
 Gradients reach both views: the second one may be a head that a method trains on the teacher.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -107,9 +105,7 @@ def _ccl_nce(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: T
     largest = torch.zeros_like(columns).scatter(1, scores.argmax(1, keepdim=True), True)
     others = scores.masked_fill(largest, torch.finfo(scores.dtype).min).logsumexp(1, keepdim=True)
     log_not_p = torch.where(
-        largest,
-        others - scores.logsumexp(1, keepdim=True),
-        torch.log1p(-log_p.exp().masked_fill(largest, 0.0)),
+        largest, others - scores.logsumexp(1, keepdim=True), torch.log1p(-log_p.exp().masked_fill(largest, 0.0))
     )
     repulsion = (negatives * log_not_p.masked_fill(negatives == 0, 0.0)).sum(1) / negatives.sum(1).clamp(min=1)
     return -(attraction + repulsion).mean()

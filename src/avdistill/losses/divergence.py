@@ -1,7 +1,5 @@
 """Divergences between predictions, and classification of the labeled clips."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -4,8 +4,6 @@ Tokens of the two sides may have any number of positions and channels. To compar
 in time order, and the one with more positions is averaged to the other's number; beyond time they share nothing.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

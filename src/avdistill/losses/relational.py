@@ -3,8 +3,6 @@
 None compares a student's embedding with a teacher's directly, so the two may have any widths.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The audio of a file: decoded frames in, a mono waveform out, each sample at its time in the file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction

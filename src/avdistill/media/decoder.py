@@ -6,8 +6,6 @@ segment that starts at s is the one at s + k / fps. Times are compared as fracti
 file's own takes every frame exactly once.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Encoding: clips as WebM for browsers (VP8, Opus), single images as JPEG, and synthetic clips as MP4 or AVI files."""
 
-from __future__ import annotations
-
 import io
 from fractions import Fraction
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Attention transfer between feature maps (Zagoruyko and Komodakis 2017, arXiv 1612.03928)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

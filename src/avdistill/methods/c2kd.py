@@ -4,8 +4,6 @@ There the teacher's network trains along with the student. Here the teacher is f
 embedding, trained from the start, takes the place of its logits, and its proxy is a second head on the same embedding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

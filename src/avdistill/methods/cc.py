@@ -1,7 +1,5 @@
 """Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802), without its soft labels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

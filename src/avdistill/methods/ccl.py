@@ -5,8 +5,6 @@ the student's, through the same head, whose gradients the head keeps. The same g
 student's objective on its features, and the head's objective on detached copies of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Contrastive multiview coding (Tian et al. 2020, arXiv 1906.05849) between the student's and the teacher's view."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

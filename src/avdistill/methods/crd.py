@@ -5,8 +5,6 @@ until its clip first comes with a teacher: until then it is nobody's negative, a
 side's present projection.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

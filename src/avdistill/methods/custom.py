@@ -1,7 +1,5 @@
 """Custom methods: a class in a user's file takes part wherever a built-in method does, without being registered."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """DIST: distillation by correlation (Huang, You, Wang, Qian and Xu, NeurIPS 2022, arXiv 2205.10536)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

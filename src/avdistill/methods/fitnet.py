@@ -1,7 +1,5 @@
 """FitNet: a regressor maps the student's embedding to the teacher's (Romero et al. 2015, arXiv 1412.6550)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 

@@ -4,8 +4,6 @@ The student copies how similar the clips of a batch are, layer by layer; early i
 weigh most, later almost only the last.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

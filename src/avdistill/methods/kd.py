@@ -1,7 +1,5 @@
 """Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -6,8 +6,6 @@ student's features for the calibration, and detached copies of them for its own 
 not move BatchNorm's running statistics, so it runs on copies of the buffers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Neuron selectivity transfer between feature maps (Huang and Wang 2017, arXiv 1707.01219)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Pseudo-labels: the teacher's decision is the label of a clip without one (Lee 2013, with a teacher's labels)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

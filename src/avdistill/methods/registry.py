@@ -1,7 +1,5 @@
 """Methods by name: found in the modules of this package, chosen by a config or a text, built around a student."""
 
-from __future__ import annotations
-
 import json
 import re
 from importlib import import_module

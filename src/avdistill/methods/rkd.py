@@ -1,7 +1,5 @@
 """Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -16,8 +16,6 @@ of its two modalities). In the words of a video student with an audio teacher:
 The posterior probability that the audio matches, sigmoid(log ratio + logit rho), is w in docs/methods/robust.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 

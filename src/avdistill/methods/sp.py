@@ -1,7 +1,5 @@
 """Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

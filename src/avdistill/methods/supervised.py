@@ -1,7 +1,5 @@
 """Supervised training without distillation, the baseline of every comparison."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ A Gaussian of the teacher's embedding, about a mean that a network computes from
 information from below.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal

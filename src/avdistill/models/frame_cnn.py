@@ -1,7 +1,5 @@
 """Networks of 2-D convolutions over frames: stacked frames and temporal shift."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -1,7 +1,5 @@
 """ImageNet's normalization of frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A log-mel CNN: mono waveform (B, S) -> `StudentFeatures`, tokens in (time, frequency) order."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The Modality Noise Filter (Xia et al. 2023, section 3.2; METHOD: MNF gate, guided attention)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

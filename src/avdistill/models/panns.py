@@ -3,8 +3,6 @@
 After the authors' qiuqiangkong/audioset_tagging_cnn; parameters have the names of the published checkpoints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import pairwise

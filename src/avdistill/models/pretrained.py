@@ -1,7 +1,5 @@
 """Pretrained weights: downloads, and loading of PANNs checkpoints and YAMNet SavedModels."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import importlib.util

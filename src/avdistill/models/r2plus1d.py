@@ -1,7 +1,5 @@
 """R(2+1)D: normalized video (B, 3, T, H, W) -> `StudentFeatures`, tokens in (time, height, width) order."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """The table of networks by name, and `build_model`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial

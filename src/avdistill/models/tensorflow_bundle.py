@@ -4,8 +4,6 @@
 `variables.data-00000-of-00001` holds the values one after the other. Every checksum is verified.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

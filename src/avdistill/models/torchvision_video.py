@@ -1,7 +1,5 @@
 """torchvision's video networks as students and teachers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 After tensorflow/models, research/audioset/yamnet; with the published weights its outputs agree to 1e-3.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -3,8 +3,6 @@
 A worker writes a clip's arrays to spool files and sends only their shapes, so that no process holds a long clip.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

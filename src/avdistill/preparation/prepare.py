@@ -8,8 +8,6 @@ A fault of one file (damage, a decoder that hangs or crashes, too much memory) c
 disk stops the run and costs nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """One HTML page of text, tables and images, with nothing loaded from outside."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

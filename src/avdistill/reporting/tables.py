@@ -1,7 +1,5 @@
 """Tables of results: means over seeds, Markdown."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 `top_k_neighbors` is exact; `relevant_ranks`, for metrics, is so to the rounding of float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 

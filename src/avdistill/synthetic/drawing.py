@@ -4,8 +4,6 @@ An object is drawn by a function `(stage, cycles, rng)`. `cycles` (T,) counts th
 audio is made from the same count, so that both have their events at whole cycles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A clip depends on the configuration, its split and its index alone: the first dr
 independent streams then make its video and its audio, so that a parameter of one never changes the other.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Pretrained audio teachers: PANNs and YAMNet, both trained on AudioSet."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`Teacher`, a frozen network with its input, and `TeacherSpec`, an entry of the table of pretrained teachers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

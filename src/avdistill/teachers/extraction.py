@@ -1,7 +1,5 @@
 """Extraction: the features of a frozen teacher are computed and written into a dataset."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

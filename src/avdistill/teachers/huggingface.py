@@ -4,8 +4,6 @@ Tested against transformers: AST, CLAP (audio tower), HuBERT; CLIP (image tower)
 waveforms, audio features or images work the same way, without tokens. Code beside the weights is never run.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,7 @@ from avdistill.types import Features, Network, Provenance
 
 HUGGINGFACE = "huggingface:"
 # Number of special tokens (class, distillation) before the positions, by the config's model_type.
-_SPECIAL_TOKENS = {
-    "audio-spectrogram-transformer": 2,
-    "dinov2": 1,
-    "hubert": 0,
-    "videomae": 0,
-    "vit": 1,
-    "wav2vec2": 0,
-}
+_SPECIAL_TOKENS = {"audio-spectrogram-transformer": 2, "dinov2": 1, "hubert": 0, "videomae": 0, "vit": 1, "wav2vec2": 0}
 # Classifiers whose logits are kept, by the suffix of the architecture; others are loaded without a head.
 _HEADS = {
     "ForAudioClassification": "AutoModelForAudioClassification",
@@ -209,10 +200,7 @@ def _video_network(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInp
     frames = getattr(encoder.model.config, "num_frames", None)
     if frames is not None:
         return _Video(encoder, mean, std), VideoInput(frames=frames, size=(height, width))
-    return (
-        EachFrame(encoder, encoder.embedding_dim, mean, std),
-        VideoInput(frames=IMAGE_FRAMES, size=(height, width)),
-    )
+    return (EachFrame(encoder, encoder.embedding_dim, mean, std), VideoInput(frames=IMAGE_FRAMES, size=(height, width)))
 
 
 def _check_forward(network: Network, view: View, processor: Any) -> None:

@@ -5,8 +5,6 @@ without them and without other segments of their video: in-sample predictions ar
 that is missing in the other folds has an unknown, not a zero probability there (`_scores`).
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

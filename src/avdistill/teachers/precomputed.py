@@ -1,7 +1,5 @@
 """Embeddings from files, joined to the clips of a dataset by name: `precomputed:<folder or .npz>`."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections import Counter

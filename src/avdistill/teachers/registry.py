@@ -1,7 +1,5 @@
 """The table of teachers by name, and `load_teacher`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

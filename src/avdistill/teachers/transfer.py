@@ -1,7 +1,5 @@
 """Transfer of a teacher's features from a dataset to a corrupted copy of it (`corruption/apply.py`)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pretrained video teachers: EfficientNet-Lite0 and torchvision's networks of images and of videos."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,5 +221,5 @@ VIDEO_TEACHERS: dict[str, TeacherSpec] = {
         license="Apache-2.0",
         load=_load_lite,
         available=lambda: _lite_file() is not None,
-    ),
+    )
 }

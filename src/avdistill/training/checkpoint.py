@@ -1,7 +1,5 @@
 """The saved states of a run: `last/`, from which it resumes exactly, and `best/`, the student to use."""
 
-from __future__ import annotations
-
 import io
 
 import torch

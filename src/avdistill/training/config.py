@@ -1,7 +1,5 @@
 """The config of a training run: frozen dataclasses, written to `config.json` of the run folder."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

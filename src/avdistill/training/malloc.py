@@ -1,7 +1,5 @@
 """How glibc handles freed memory."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Optimizer, schedule, gradient clipping and precision of a run."""
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal

@@ -4,8 +4,6 @@ The ucf51 and activitynet recipes are the paper's (Xia et al. 2023, section 4.1 
 Recipes), with epochs written as optimizer steps. The `demo` ones are what `avdistill demo` runs.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The run folder: `config.json`, `environment.json`, `data.json`, `metrics.jsonl`, `best/` and `last/`."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -20,15 +18,7 @@ from safetensors import SafetensorError
 
 from avdistill import distributed
 from avdistill.errors import RunError
-from avdistill.fsio import (
-    commit,
-    error_message,
-    open_lock,
-    replace_text,
-    sync_all,
-    sync_folder,
-    write_json,
-)
+from avdistill.fsio import commit, error_message, open_lock, replace_text, sync_all, sync_folder, write_json
 from avdistill.models.checkpoint import saved_folder
 from avdistill.training.config import TrainConfig, read_config
 

@@ -1,7 +1,5 @@
 """The training loop: `train(config)` and `resume(run)`, one function that reads from top to bottom."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

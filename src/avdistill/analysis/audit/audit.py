@@ -5,8 +5,6 @@ for a clip that is MORE suspicious. Where a dataset records the truth (synthetic
 metrics include how well each score finds it; the truth is never an input of a score.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections import Counter
@@ -19,12 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.analysis.audit.scores import (
-    SCORES,
-    audit_inputs,
-    label_scores,
-    percentiles,
-)
+from avdistill.analysis.audit.scores import SCORES, audit_inputs, label_scores, percentiles
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
 from avdistill.distributed import init_distributed, move_module

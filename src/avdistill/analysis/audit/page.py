@@ -1,7 +1,5 @@
 """An audit as one HTML file that plays the most suspicious clips. No script, no network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

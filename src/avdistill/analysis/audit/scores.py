@@ -3,8 +3,6 @@
 Dimensions: N scored clips, D the student's width, C classes. Scores are float64 (N,), NaN where a clip has none.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

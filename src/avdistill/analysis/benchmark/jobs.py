@@ -1,7 +1,5 @@
 """The runs of a study: each has a process of its own, and its result is written as soon as it ends."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

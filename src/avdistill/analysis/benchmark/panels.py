@@ -1,7 +1,5 @@
 """Learning curves of many methods as small panels: twenty lines on one plot cannot be distinguished."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Mapping, Sequence

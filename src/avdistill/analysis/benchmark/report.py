@@ -1,7 +1,5 @@
 """What a study found: from the rows of its runs to tables, curves and one page. No torch, no training."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -10,8 +10,6 @@ repeated, so a killed study continues with the next run and ends with the same t
     results.json, *.csv, *.md, *.png, report.html   (report.py)
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

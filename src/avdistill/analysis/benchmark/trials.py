@@ -1,7 +1,5 @@
 """Which settings of a method a study tries: the published one, and others drawn from what the method declares."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path

@@ -4,8 +4,6 @@ Its checkpoint becomes a student and a noise filter, or a run folder; its annota
 embeddings become a dataset. A checkpoint is unpickled with a list of allowed classes; nothing else in it is run.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

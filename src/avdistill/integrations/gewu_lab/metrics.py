@@ -1,7 +1,5 @@
 """The metrics and the prediction file of the released implementation, which count differently from ours."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 
@@ -52,13 +50,7 @@ def top_k_predictions(
 
 
 def reference_retrieval_metrics(
-    *,
-    queries: Tensor,
-    gallery: Tensor,
-    query_labels: Tensor,
-    gallery_labels: Tensor,
-    top: int = 500,
-    block: int = 1024,
+    *, queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, top: int = 500, block: int = 1024
 ) -> dict[str, float | int | None]:
     """The released implementation's mean average precision, for comparison with its tables only.
 
