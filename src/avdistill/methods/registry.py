@@ -22,7 +22,7 @@ METHODS: dict[str, type[Method]] = dict(sorted(_METHODS.items()))
 
 if TYPE_CHECKING:
     MethodConfig = BaseMethodConfig
-else:  # for the strict reader and the command line: the config of every method, told apart by its name
+else:  # for the strict reader and the command line: the config of every method, distinguished by its name
     MethodConfig = Union[*(method.config_class for method in METHODS.values()), CustomMethodConfig]
 
 
