@@ -173,7 +173,7 @@ def test_embeddings_from_files_have_no_maps(taught, tmp_path, capsys):
         ("prepare {list} --videos {here} --out {out} --teacher nothere", 1, "nothere"),
         ("prepare {list} --videos {out} --out {out}", 2, "--videos: expected a folder"),
         ("evaluate nothere {dataset}", 1, "nothere: no trained network"),
-        ("teacher probe nothere.npz", 1, "avdistill: nothere.npz: expected an .npz of plain arrays: No such file"),
+        ("teacher probe nothere.npz", 1, "avdistill: nothere.npz: No such file"),
         ("compare {dataset} --out {out} --methods supervised --workers 0", 2, "at least 1, got 0"),
         ("synthesize --out {out} --seconds 0", 2, "seconds and fps must be above 0"),
         ("synthesize --out {out} --sample-rate-hz 1234", 2, "must be one of 8000"),

@@ -261,7 +261,7 @@ def test_a_trained_teacher_is_embedded_and_taught_with(prepared, tmp_path):
     assert 0 <= retrieve(kd, dataset).metrics.hit[1] <= 1
     told = json.loads((dataset.folder / "dataset.json").read_text())
     (dataset.folder / "dataset.json").write_text(json.dumps(told | {"fps": 4.0}))
-    with pytest.raises(TeacherError, match=r"trained at 10\.0 frames a second"):
+    with pytest.raises(TeacherError, match=r"expected fps 10\.0, at which the student was trained, found 4\.0"):
         evaluate(kd, ClipDataset(dataset.folder))
 
 

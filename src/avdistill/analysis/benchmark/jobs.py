@@ -147,15 +147,13 @@ def _result(job: Job) -> dict[str, Any]:
     out = job.config.out
     try:
         resume(out) if (out / "data.json").is_file() else train(job.config)
-    except RunError as error:
-        if not (out / "not_finite.json").is_file():
+    except (RunError, ConfigError) as error:
+        # A setting that the dataset does not allow loses its trial. A loss that is not finite is a finding about the
+        # method: the others can be compared all the same.
+        refused = job.test_dataset is None and not (out / "data.json").is_file()
+        if not refused and not (out / "not_finite.json").is_file():
             raise
-        # A loss that is not finite is a finding about the method, and the others can be compared all the same.
         return job.metadata | {"failed": str(error).replace(f"{out}: ", "")}
-    except ConfigError as error:
-        if job.test_dataset is not None:
-            raise
-        return job.metadata | {"failed": str(error)}  # a setting that this dataset does not allow loses its trial
     lines = read_lines(out / "metrics.jsonl")
     if not lines or lines[-1]["step"] < job.config.steps:  # stopped by a signal
         raise RunError("stopped before its last step")
