@@ -475,10 +475,10 @@ def test_a_setting_that_the_dataset_does_not_allow_loses_its_trial(taught, tmp_p
     )
     assert _result(trial) == {
         "run": "trial-1",
-        "failed": "unlabeled='pseudo_label' needs a teacher with logits and one label per clip",
+        "failed": "method 'mnf_csc' needs logits in the dataset's classes; 'deaf' has none",
     }
     _do_job(trial)  # there is no run folder yet for what came of it
-    assert "needs a teacher with logits" in json.loads(trial.metrics.read_text())["failed"]
+    assert "needs logits" in json.loads(trial.metrics.read_text())["failed"]
     counts = replace(trial, config=replace(config, out=tmp_path / "seed"), test_dataset=dataset.folder)
     with pytest.raises(ConfigError, match="needs a teacher with logits"):
         _result(counts)
