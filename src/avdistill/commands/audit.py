@@ -9,14 +9,14 @@ import tyro
 from avdistill.analysis.audit.audit import Audit, Score, write_audit
 from avdistill.analysis.audit.audit import audit as audit_run
 from avdistill.analysis.audit.page import write_audit_page
-from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
+from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.reporting.tables import format_value
 
 
 @dataclass(frozen=True)
-class _Audit:
+class _Audit(Printed):
     """Rank the clips of a split by how likely their audio is mismatched; write a table and a page."""
 
     run: tyro.conf.Positional[Path]
@@ -36,8 +36,6 @@ class _Audit:
     """Clips per batch."""
     out: Path | None = None
     """Folder for clips.csv, audit.json and audit.html; the default is RUN/audit-SPLIT."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def audit(arguments: list[str]) -> None:

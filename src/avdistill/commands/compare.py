@@ -7,7 +7,7 @@ import tyro
 
 from avdistill.analysis.benchmark.report import columns_of
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
-from avdistill.commands.console import output, progress_bar, say, take_option
+from avdistill.commands.console import Printed, output, progress_bar, say, take_option
 from avdistill.corruption import corrupt as corrupt_dataset
 from avdistill.corruption import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
@@ -21,21 +21,12 @@ from avdistill.training.recipes import RECIPES
 
 # The other columns of the report make lines too long for a terminal.
 _SHOWN = {
-    "corruption",
-    "method",
-    "n",
-    "top1_accuracy",
-    "std",
-    "difference",
-    "difference_interval",
-    "auc",
-    "d_prime",
-    "rank",
-}
+    "corruption", "method", "n", "top1_accuracy", "std", "difference", "difference_interval", "auc", "d_prime", "rank"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Compare:
+class _Compare(Printed):
     """Train several methods alike on one dataset and test which are better than training without distillation."""
 
     dataset: tyro.conf.Positional[Path]
@@ -73,8 +64,6 @@ class _Compare:
     """The threads of each run; by default the cores divided by the workers."""
     base: TrainConfig = RECIPES["tiny_supervised"]
     """The config that all runs share; `--recipe NAME` takes another."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def compare(arguments: list[str]) -> None:
@@ -102,7 +91,7 @@ def compare(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Corruption:
+class _Corruption(Printed):
     """Make a copy of a dataset with some audio mismatched, dropped, time-shifted or noisy, or with fewer labels."""
 
     dataset: tyro.conf.Positional[Path]
@@ -116,8 +105,6 @@ class _Corruption:
     teacher_run: str | None = None
     """The teacher (a run folder or a name) that embeds new time_shifted or noisy audio. The features of other audio
     teachers are left out; the same command with their --teacher-run adds them."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def corrupt(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 
 import rich.progress
@@ -20,6 +21,14 @@ FIRST_PROCESS = not _SEVERAL_PROCESSES or os.environ.get("RANK", "0") == "0"
 # Verbs whose work torchrun's processes share.
 _SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve", "audit")
 MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """Arguments of every verb that prints a result."""
+
+    json: bool = False
+    """Print the result as one JSON object."""
 
 
 class _MessageHandler(logging.Handler):

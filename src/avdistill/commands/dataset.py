@@ -10,7 +10,7 @@ import tyro
 
 from avdistill.annotations import read_annotations
 from avdistill.annotations.readers import keep_labels
-from avdistill.commands.console import output, progress_bar, say
+from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.preparation.prepare import PrepareConfig
@@ -20,7 +20,7 @@ from avdistill.synthetic.generator import synthesize as synthesize_videos
 
 
 @dataclass(frozen=True)
-class _Synthesize:
+class _Synthesize(Printed):
     """Make video files of twelve classes of moving objects, some with their own audio, some with mismatched audio."""
 
     out: Path
@@ -28,8 +28,6 @@ class _Synthesize:
     config: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
     workers: int = os.cpu_count() or 1
     """The processes that draw and encode; the default is the number of cores."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def synthesize(arguments: list[str]) -> None:
@@ -46,7 +44,7 @@ def synthesize(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Prepare:
+class _Prepare(Printed):
     """Read the listed videos into a dataset of frames and audio; the same command resumes an interrupted one."""
 
     list: tyro.conf.Positional[tuple[Path, ...]]
@@ -57,18 +55,9 @@ class _Prepare:
     out: Path
     """The folder of the dataset to make."""
     format: Literal[
-        "auto",
-        "csv",
-        "jsonl",
-        "folder",
-        "ucf101",
-        "ucf51",
-        "activitynet",
-        "vggsound",
-        "kinetics",
-        "audioset",
+        "auto", "csv", "jsonl", "folder", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
         "gewu_lab",
-    ] = "auto"
+    ] = "auto"  # fmt: skip
     """The format of the list; auto recognizes it by its content."""
     labels: Path | None = None
     """A file with a label per line; clips with other labels are left out."""
@@ -93,8 +82,6 @@ class _Prepare:
     """The seconds that reading one clip may take before it is skipped; 0 sets no limit."""
     strict: bool = False
     """Stop at the first file that cannot be read or was skipped before."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def prepare(arguments: list[str]) -> None:
@@ -164,15 +151,13 @@ def region_of(text: str | None) -> tuple[int, int, int, int] | None:
 
 
 @dataclass(frozen=True)
-class _Info:
+class _Info(Printed):
     """Describe a dataset and verify its checksums."""
 
     dataset: tyro.conf.Positional[Path]
     """The dataset's folder."""
     verify: bool = True
     """Recompute and compare every checksum."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def info(arguments: list[str]) -> None:

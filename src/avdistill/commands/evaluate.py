@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say
+from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
 from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import ClassificationResult
 from avdistill.evaluation.classification import evaluate as evaluate_model
@@ -20,15 +20,13 @@ from avdistill.reporting.plots import plot_confusion
 
 
 @dataclass(frozen=True)
-class ModelAndDataset:
+class ModelAndDataset(Printed):
     """Arguments of the verbs that evaluate a model on a dataset."""
 
     model: tyro.conf.Positional[Path]
     """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
     dataset: tyro.conf.Positional[Path]
     """A dataset."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
     def report(self, metrics: Mapping[str, object]) -> dict[str, object]:
         """The metrics and what they were computed of."""
@@ -151,7 +149,7 @@ def metric_lines(metrics: Mapping[str, object]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Demo:
+class _Demo(Printed):
     """The whole pipeline on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
 
     out: Path
@@ -160,8 +158,6 @@ class _Demo:
     """Seeds of the students."""
     workers: int = 2
     """Processes; each training run takes one core."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 def demo(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar
+from avdistill.commands.console import Printed, output, progress_bar
 from avdistill.commands.dataset import region_of
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, MediaError
@@ -115,7 +115,7 @@ def _row_writer(file: TextIO) -> Callable[[Prediction], None]:
 
 
 @dataclass(frozen=True)
-class _Export:
+class _Export(Printed):
     """Export the best student of a run with its preprocessing, and compare its outputs with the run's."""
 
     run: tyro.conf.Positional[Path]
@@ -126,8 +126,6 @@ class _Export:
     """The format: onnx takes frames or a waveform in onnxruntime; safetensors holds the weights for PyTorch."""
     clips: Path | None = None
     """A dataset, 20 clips of which are compared besides random inputs."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def export(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import output, progress_bar, run_sub_verb
+from avdistill.commands.console import Printed, output, progress_bar, run_sub_verb
 from avdistill.commands.evaluate import ModelAndDataset, QueriesAndGallery, metric_lines
 from avdistill.fsio import write_json
 from avdistill.integrations.gewu_lab.importer import import_checkpoint, import_clips
@@ -17,7 +17,7 @@ from avdistill.preparation.prepare import PrepareConfig
 
 
 @dataclass(frozen=True)
-class _Clips:
+class _Clips(Printed):
     """Make a dataset of the release's videos and audio embeddings; an interrupted command resumes when repeated."""
 
     annotation: tyro.conf.Positional[Path]
@@ -32,12 +32,10 @@ class _Clips:
     """Pixels of the shorter side of the stored frames."""
     workers: int = os.cpu_count() or 1
     """Processes that decode."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class _Checkpoint(Printed):
     """Make a run folder of a checkpoint of the release."""
 
     file: tyro.conf.Positional[Path]
@@ -46,8 +44,6 @@ class _Checkpoint:
     """The annotation.json that it was trained with."""
     out: Path
     """Run folder to make."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import tyro
 
 from avdistill.analysis.teacher_probe import dataset_features, npz_features
 from avdistill.analysis.teacher_probe import probe as probe_features
-from avdistill.commands.console import output, progress_bar, run_sub_verb
+from avdistill.commands.console import Printed, output, progress_bar, run_sub_verb
 from avdistill.commands.train import train_teacher
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
@@ -17,7 +17,7 @@ from avdistill.teachers.registry import ANY_ENCODER, TEACHERS
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _Probe(Printed):
     """Measure how well a teacher's embeddings predict the labels: linear probe, retrieval, identical embeddings."""
 
     features: tyro.conf.Positional[Path]
@@ -30,8 +30,6 @@ class _Probe:
     """The split that is evaluated; its clips are the queries; the default is test, or else validation."""
     seed: int = 0
     """Seed of the folds of the cross-validation."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def probe(arguments: list[str]) -> None:
@@ -70,11 +68,8 @@ def _probe_lines(report: dict[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _List:
+class _List(Printed):
     """List the pretrained teachers: input, size of the embedding, where the weights come from, license."""
-
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def list_teachers(arguments: list[str]) -> None:

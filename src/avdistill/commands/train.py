@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from avdistill.commands.console import FIRST_PROCESS, output, progress_bar, say, take_option, training_bar
+from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say, take_option, training_bar
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import ConfigError
@@ -42,18 +42,12 @@ def train(arguments: list[str]) -> None:
         base, rest = replace(RECIPES[arguments[0]], **unset), arguments[1:]
     else:
         raise ConfigError(f"no recipe {arguments[0]!r}; recipes: {', '.join(RECIPES)}")
-    base, rest = _with_method(base, rest)
-    _train(_overridden(base, rest, f"avdistill train {arguments[0]}"))
-
-
-def _with_method(base: TrainConfig, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
-    """`--method NAME` or `--method FILE.py:Class` replaces the method of a recipe."""
-    given, rest = take_option(arguments, "--method")
-    if given is None:
-        return base, rest
-    method = parse_method(given)
-    teacher = (base.teacher or "audio") if teacher_requirement(method) else None
-    return replace(base, method=method, teacher=teacher), rest
+    given, rest = take_option(rest, "--method")
+    if given is not None:
+        method = parse_method(given)
+        teacher = (base.teacher or "audio") if teacher_requirement(method) else None
+        base = replace(base, method=method, teacher=teacher)
+    _train(base, rest, f"avdistill train {arguments[0]}")
 
 
 def train_teacher(arguments: list[str]) -> None:
@@ -68,14 +62,11 @@ def train_teacher(arguments: list[str]) -> None:
     splits = set(dataset.columns["split"].tolist())
     split = "teacher" if "teacher" in splits else "train"
     base = replace(RECIPES["audio_teacher"], dataset=dataset.folder, out=tyro.MISSING, train_split=split)
-    _train(_overridden(base, arguments[1:], "avdistill teacher train"))
+    _train(base, arguments[1:], "avdistill teacher train")
 
 
-def _overridden(base: TrainConfig, arguments: list[str], program: str) -> TrainConfig:
-    return tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
-
-
-def _train(config: TrainConfig) -> None:
+def _train(base: TrainConfig, arguments: list[str], program: str) -> None:
+    config = tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
     with training_bar(f"train {config.method.name}", config.steps) as on_step:
         run = train_run(config, on_step=on_step)
     _report_run(run)
@@ -112,7 +103,7 @@ def resume(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Embed:
+class _Embed(Printed):
     """Add a frozen teacher's embedding and logits of every clip to the dataset."""
 
     dataset: tyro.conf.Positional[Path]
@@ -132,8 +123,6 @@ class _Embed:
     head_split: str = "train"
     """The split whose labeled clips a linear head is fitted on, where the teacher has no logits for the dataset's
     classes; "+" joins several, as in train+teacher."""
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def embed(arguments: list[str]) -> None:
@@ -182,11 +171,8 @@ def embed_with(
 
 
 @dataclass(frozen=True)
-class _Recipes:
+class _Recipes(Printed):
     """List recipes, models and methods."""
-
-    json: bool = False
-    """Print the result as one JSON object."""
 
 
 def recipes(arguments: list[str]) -> None:
