@@ -20,18 +20,16 @@ from avdistill.evaluation.metrics import (
 )
 from avdistill.evaluation.multilabel import MultilabelMetrics, tagging_means, tagging_table
 from avdistill.evaluation.statistics import interval
-from avdistill.inference.compatibility import check_rates
 from avdistill.inference.predictor import Student
-from avdistill.inference.runner import Outputs, run_network
+from avdistill.inference.runner import Outputs, check_rates, run_network
 from avdistill.progress import OnProgress
 
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """Metrics of a split, and the predictions they come from.
+    """Metrics of a split (`MultilabelMetrics` for a student of several labels), and the predictions they come from.
 
     Attributes:
-        metrics: `MultilabelMetrics` for a student of several labels per clip.
         confusion: (C, C) counts [true][predicted] of the clips with the student's modality; None with several labels.
         predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels (joined by |)
             and the most probable classes, predicted_1, probability_1, and so on.
@@ -62,23 +60,20 @@ def evaluate(
 
     Args:
         model: a student, or what `Student.from_pretrained` loads: a run folder (its best student) or an exported one.
-        dataset: or its folder; may be another than the one trained on, with labels among the student's classes.
+        dataset: or its folder; may be another than the one trained on.
         split: of the dataset; several are joined by "+".
         windows: evenly spaced windows per clip; None slides over the whole clip.
         stride: of the sliding windows, in frames or samples; None is their length.
-        batch_size: windows at a time.
+        batch_size, on_progress: in windows.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
-        on_progress: called after each batch, in windows.
 
     Raises:
         CheckpointError: there is no trained network.
         DatasetError: there is no dataset, nothing labeled in the split, or an unknown label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
-    student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
+    student, dataset = student_and_dataset(model, dataset)
     config = student.config
-    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     clips = labeled_clips(dataset, split)
     classes = evaluation_classes(dataset, clips, config.classes)
     labels = encode_labels(dataset, clips, classes, config.multi_label).values
@@ -105,6 +100,17 @@ def evaluate(
     }
     summarize = _multi_label if config.multi_label else _one_label
     return summarize(dataset, clips, labels, outputs, classes, counts)
+
+
+def student_and_dataset(
+    model: Student | str | os.PathLike[str], dataset: ClipDataset | str | os.PathLike[str], device: str = "cpu"
+) -> tuple[Student, ClipDataset]:
+    """Both, opened where they are paths. Raises TeacherError where the dataset's rate is not the student's."""
+    student = model if isinstance(model, Student) else Student.from_pretrained(model, device)
+    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
+    config = student.config
+    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
+    return student, dataset
 
 
 def _one_label(

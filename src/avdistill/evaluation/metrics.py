@@ -37,36 +37,37 @@ class ClassMetrics(TypedDict):
 
 
 @dataclass(frozen=True)
-class ClassificationMetrics:
-    """Metrics of a split whose clips have one label each.
-
-    Attributes:
-        split: its name.
-        clips: labeled clips of the split.
-        missing: how many of them lack the student's modality; they count as misses.
-        unlabeled_left_out: clips of the split without a label.
-        top1_accuracy, top5_accuracy: over all labeled clips.
-        mean_class_accuracy: top-1 accuracy of each class, averaged over the classes.
-        top1_accuracy_interval: 95%, by a bootstrap over source videos (`statistics.interval`): clips of one video are
-            not independent.
-        expected_calibration_error: of the clips that are not missing.
-        per_class: rows of `per_class_table`, of the clips that are not missing.
-    """
+class SplitMetrics:
+    """Counts of a split: its labeled `clips`, those that lack the student's modality, and those without a label."""
 
     split: str
     clips: int
     missing: int
     unlabeled_left_out: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassificationMetrics(SplitMetrics):
+    """Metrics of a split whose clips have one label each; missing clips count as misses.
+
+    Attributes:
+        top1_accuracy, top5_accuracy: over all labeled clips.
+        mean_class_accuracy: top-1 accuracy of each class, averaged over the classes.
+        top1_accuracy_interval: 95%, by a bootstrap over source videos (`statistics.interval`).
+        expected_calibration_error: of the clips that are not missing.
+        per_class: rows of `per_class_table`, of the clips that are not missing.
+    """
+
     top1_accuracy: float
     top5_accuracy: float
     mean_class_accuracy: float
     top1_accuracy_interval: tuple[float, float]
     expected_calibration_error: float
     per_class: list[ClassMetrics]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name, JSON-ready."""
-        return asdict(self)
 
 
 def top_k_accuracy(*, scores: Tensor, labels: Tensor, k: int) -> float:
@@ -85,31 +86,21 @@ def top_k_accuracy(*, scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def mean_class_accuracy(*, scores: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of each class that has clips, averaged over those classes (also called balanced accuracy).
-
-    `scores` (N, C), `labels` (N,).
-    """
+    """Top-1 accuracy of each class that has clips, averaged over those classes; `scores` (N, C), `labels` (N,)."""
     matrix = confusion_matrix(scores=scores, labels=labels)
     clips = matrix.sum(dim=1)
     return float((matrix.diagonal()[clips > 0] / clips[clips > 0].double()).mean())
 
 
 def confusion_matrix(*, scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 (C, C) counts, `[true, predicted]`; the prediction is the first of the best-scored classes.
-
-    `scores` (N, C), `labels` (N,).
-    """
+    """int64 (C, C) counts, `[true, predicted]`, of `scores` (N, C) and `labels` (N,); the first best class counts."""
     _check_scores(scores, labels)
-    classes = scores.shape[1]
-    cell = labels * classes + scores.argmax(dim=1)
-    return torch.bincount(cell, minlength=classes * classes).reshape(classes, classes)
+    C = scores.shape[1]
+    return torch.bincount(labels * C + scores.argmax(dim=1), minlength=C * C).reshape(C, C)
 
 
 def per_class_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[ClassMetrics]:
-    """One row of metrics per class, in class order. Of equally frequent confusions the first class is named.
-
-    `scores` (N, C), `labels` (N,), `class_names` C.
-    """
+    """A row per class, in class order; of equal confusions the first is named. `scores` (N, C), `labels` (N,)."""
     matrix = confusion_matrix(scores=scores, labels=labels)
     _check_class_names(class_names, classes=matrix.shape[0])
     rows: list[ClassMetrics] = []

@@ -6,12 +6,14 @@ metrics: it is left out of the means and counted.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypedDict
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
+
+from avdistill.evaluation.metrics import SplitMetrics
 
 
 class TagMetrics(TypedDict):
@@ -30,29 +32,18 @@ class TagMetrics(TypedDict):
 
 
 @dataclass(frozen=True)
-class MultilabelMetrics:
-    """Metrics of a split whose clips may have several labels. None where a value does not exist.
+class MultilabelMetrics(SplitMetrics):
+    """Metrics of a split whose clips may have several labels; a missing clip ranks last.
 
-    Attributes:
-        split, clips, missing, unlabeled_left_out: as in `ClassificationMetrics`; a missing clip ranks last.
-        map, auc, d_prime, classes_counted, classes_left_out: as `tagging_means` gives them.
-        per_class: rows of `tagging_table`.
+    The means are those of `tagging_means`, `per_class` holds the rows of `tagging_table`.
     """
 
-    split: str
-    clips: int
-    missing: int
-    unlabeled_left_out: int
     map: float | None
     auc: float | None
     d_prime: float | None
     classes_counted: int
     classes_left_out: int
     per_class: list[TagMetrics]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name, JSON-ready."""
-        return asdict(self)
 
 
 def d_prime(auc: float) -> float:
@@ -73,7 +64,6 @@ def tagging_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str])
     Args:
         scores: (N, C) finite, higher is better; compared within a class only.
         labels: (N, C) multi-hot, of any dtype.
-        class_names: C names.
 
     Raises:
         ValueError: shapes that differ, scores that are not finite, labels other than 0 and 1.

@@ -12,8 +12,8 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import encode_labels, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.errors import ConfigError
+from avdistill.evaluation.classification import student_and_dataset
 from avdistill.evaluation.retrieval_metrics import RetrievalMetrics, retrieval_metrics
-from avdistill.inference.compatibility import check_rates
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.progress import OnProgress
@@ -22,12 +22,7 @@ from avdistill.search.knn import top_k_neighbors
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Metrics, and the nearest gallery clips of each query.
-
-    Attributes:
-        metrics: hit@k and mean average precision.
-        neighbors: a row per query: id, and the ids and cosines of its nearest gallery clips.
-    """
+    """Metrics, and a row per query: its id, and the ids and cosines of its nearest gallery clips."""
 
     metrics: RetrievalMetrics
     neighbors: list[dict[str, object]]
@@ -72,9 +67,8 @@ def retrieve(
         dataset: holds both splits; or its folder.
         query_split, gallery_split: several splits are joined by "+", as in "train+teacher".
         ks: of hit@k.
-        batch_size: windows at a time.
+        batch_size, on_progress: in windows.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
-        on_progress: called after each batch, in windows.
 
     Raises:
         CheckpointError: there is no trained network.
@@ -85,15 +79,11 @@ def retrieve(
     query, gallery = embed_splits(
         model, dataset, query_split, gallery_split, batch_size=batch_size, device=device, on_progress=on_progress
     )
-    metrics = retrieval_metrics(
-        queries=query.embedding,
-        gallery=gallery.embedding,
-        query_labels=query.labels,
-        gallery_labels=gallery.labels,
-        ks=ks,
-    )
+    queries, items = query.embedding, gallery.embedding
+    labels, item_labels = query.labels, gallery.labels
+    metrics = retrieval_metrics(queries=queries, gallery=items, query_labels=labels, gallery_labels=item_labels, ks=ks)
     metrics = _with_missing(metrics, query, gallery)
-    scores, indices = top_k_neighbors(queries=query.embedding, gallery=gallery.embedding, k=max(ks))
+    scores, indices = top_k_neighbors(queries=queries, gallery=items, k=max(ks))
     neighbors = [
         {"id": name, "nearest": gallery.ids[row.numpy()].tolist(), "cosine": [round(float(s), 4) for s in score]}
         for name, row, score in zip(query.ids, indices, scores, strict=True)
@@ -112,25 +102,19 @@ def embed_splits(
     on_progress: OnProgress | None = None,
 ) -> tuple[EmbeddedClips, EmbeddedClips]:
     """The embedded queries and gallery. Arguments and errors as `retrieve`."""
-    student = model if isinstance(model, Student) else Student.from_pretrained(model, "cpu")
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
-    config = student.config
-    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
+    student, dataset = student_and_dataset(model, dataset)
     query_clips, gallery_clips = labeled_clips(dataset, query_split), labeled_clips(dataset, gallery_split)
     if len(np.intersect1d(query_clips, gallery_clips)):
-        raise ConfigError(
-            f"queries {query_split!r} and gallery {gallery_split!r} share clips, and each would find itself first"
-        )
+        names = f"queries {query_split!r} and gallery {gallery_split!r}"
+        raise ConfigError(f"{names} share clips, and each would find itself first")
 
     def embedded(clips: np.ndarray) -> EmbeddedClips:
         labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
-        outputs = run_network(
-            student.network, dataset, clips, config.view, batch_size=batch_size, on_progress=on_progress
-        )
+        view = student.config.view
+        outputs = run_network(student.network, dataset, clips, view, batch_size=batch_size, on_progress=on_progress)
         seen = outputs.present
-        return EmbeddedClips(
-            dataset.columns["id"][clips[seen.numpy()]], outputs.embedding[seen], labels[seen], labels[~seen]
-        )
+        ids = dataset.columns["id"][clips[seen.numpy()]]
+        return EmbeddedClips(ids, outputs.embedding[seen], labels[seen], labels[~seen])
 
     with init_distributed(device) as own_device:
         student.network.to(own_device)
@@ -140,7 +124,10 @@ def embed_splits(
 def _with_missing(metrics: RetrievalMetrics, query: EmbeddedClips, gallery: EmbeddedClips) -> RetrievalMetrics:
     """With the queries that lack the modality, which find nothing, and of which some have something to be found."""
     missing = len(query.missing_labels)
-    findable = int(_shares_a_label(query.missing_labels, gallery.labels).sum())
+    if gallery.labels.ndim == 1:
+        findable = int(torch.isin(query.missing_labels, gallery.labels).sum())
+    else:
+        findable = int(((query.missing_labels > 0) & (gallery.labels > 0).any(0)).any(1).sum())
     seen = metrics.queries
     answered = seen - metrics.queries_without_relevant
 
@@ -157,10 +144,3 @@ def _with_missing(metrics: RetrievalMetrics, query: EmbeddedClips, gallery: Embe
         queries_missing=missing,
         gallery_missing=len(gallery.missing_labels),
     )
-
-
-def _shares_a_label(labels: Tensor, others: Tensor) -> Tensor:
-    """bool (N,): whether a clip has a label that one of the others has too; both (N,) or multi-hot (N, C)."""
-    if labels.ndim == 1:
-        return torch.isin(labels, others)
-    return ((labels > 0) & (others > 0).any(0)).any(1)

@@ -19,7 +19,7 @@ from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, ExportError
 from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
-from avdistill.inference.compatibility import check_rates
+from avdistill.inference.runner import check_rates
 from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
 from avdistill.types import StudentConfig, StudentNetwork

@@ -10,7 +10,7 @@ from avdistill import distributed
 from avdistill.dataset.batches import EvaluationWindows
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
-from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError
+from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError, TeacherError
 from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
 from avdistill.progress import OnProgress, Progress
@@ -50,28 +50,23 @@ def run_network(
     with_tokens: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Outputs:
-    """Mean embedding, logits and probabilities of each clip; several processes share the clips, each gets all
-    results.
+    """Mean embedding, logits and probabilities of each clip; processes share the clips and get all results.
 
     Args:
         network: on its device; evaluation mode is set for the time of the call.
-        dataset: with the clips.
         clips: (N,) rows of the dataset.
-        view: input of the network.
         multi_label: sigmoid instead of softmax.
         windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
         stride: of the sliding windows, at most a window's length; None is a window's length.
-        batch_size: windows at a time.
+        batch_size, on_progress: in windows.
         workers: threads that read ahead.
         with_tokens: keep the tokens as well, which take far more memory than all else.
-        on_progress: called after each batch, in windows.
 
     Raises:
         NoTokensError: `with_tokens`, and the network has no feature map.
         NotFiniteError: outputs are infinite or NaN.
         ConfigError: `batch_size` or `windows` below 1, windows and a stride, or a stride that would skip something.
-        DatasetError: no clip has the network's modality, or the frames are smaller than a view that does not resize
-            them.
+        DatasetError: no clip has the network's modality, or frames are smaller than a view that does not resize.
     """
     check_windows(view.window_length(dataset.sample_rate_hz), stride, batch_size=batch_size, windows=windows)
     present = has_modality(dataset, clips, view)
@@ -101,12 +96,10 @@ def run_network(
                     if features.tokens is None:
                         raise NoTokensError("this network has no feature map")
                     kept.append(features.tokens)
-                values = [x.float().cpu() for x in kept]
-                if sums is None:
-                    sums = [torch.zeros(len(clips), *x.shape[1:]) for x in values]
+                sums = sums or [torch.zeros(len(clips), *x.shape[1:]) for x in kept]
                 index = torch.from_numpy(rows)[positions]
-                for total, value in zip(sums, values, strict=True):
-                    total.index_add_(0, index, value)
+                for total, value in zip(sums, kept, strict=True):
+                    total.index_add_(0, index, value.float().cpu())
                 counts.index_add_(0, index, torch.ones(len(index)))
                 finished += len(index)
                 if on_progress is not None:
@@ -139,3 +132,12 @@ def check_windows(length: int, stride: int | None, **counts: int | None) -> None
         raise ConfigError("give windows or stride, not both")
     if stride is not None and not 1 <= stride <= length:
         raise ConfigError(f"stride: expected 1 to {length}, a window's length, found {stride}")
+
+
+def check_rates(dataset: ClipDataset, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:
+    """Raise TeacherError where the dataset has another rate than a network was trained at."""
+    expected, found = {"fps": fps, "sample_rate_hz": sample_rate_hz}[view.rate], getattr(dataset, view.rate)
+    if expected != found:
+        raise TeacherError(
+            f"{dataset.folder}: expected {view.rate} {expected}, at which {who} was trained, found {found}"
+        )

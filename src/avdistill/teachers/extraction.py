@@ -11,8 +11,7 @@ from avdistill import distributed
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import has_modality
 from avdistill.errors import NoTokensError, TeacherError
-from avdistill.inference.compatibility import check_rates
-from avdistill.inference.runner import run_network
+from avdistill.inference.runner import check_rates, run_network
 from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.linear_head import fit_head

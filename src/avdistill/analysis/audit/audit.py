@@ -24,7 +24,7 @@ from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
 from avdistill.fsio import write_json
-from avdistill.inference.compatibility import check_rates
+from avdistill.inference.runner import check_rates
 from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.base import AuditInputs
 from avdistill.progress import OnProgress

@@ -19,7 +19,7 @@ from avdistill.dataset.splits import (
     training_classes,
 )
 from avdistill.errors import ConfigError, DatasetError
-from avdistill.inference.compatibility import check_rates
+from avdistill.inference.runner import check_rates
 from avdistill.methods import MethodConfig, supports_multi_label, teacher_requirement
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import check_teacher

@@ -9,10 +9,10 @@ from torch import Tensor
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
 from avdistill.errors import ConfigError
+from avdistill.evaluation.classification import student_and_dataset
 from avdistill.evaluation.metrics import _check_class_names, _check_probabilities
 from avdistill.evaluation.retrieval import embed_splits
 from avdistill.evaluation.retrieval_metrics import _check_retrieval_labels, _precision_at_hits, _relevant_ranks
-from avdistill.inference.compatibility import check_rates
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.progress import OnProgress
@@ -116,12 +116,10 @@ def reference_predictions(
     Raises:
         ConfigError: a student of several labels per clip.
     """
-    student = model if isinstance(model, Student) else Student.from_pretrained(model)
-    dataset = dataset if isinstance(dataset, ClipDataset) else ClipDataset(dataset)
+    student, dataset = student_and_dataset(model, dataset, "auto")
     config = student.config
     if config.multi_label:
         raise ConfigError("reference predictions: expected a student of one label per clip, found one of several")
-    check_rates(dataset, config.view, config.fps, config.sample_rate_hz, "the student")
     clips = labeled_clips(dataset, split)
     outputs = run_network(student.network, dataset, clips, config.view, on_progress=on_progress)
     names = dataset.columns["id"][clips[outputs.present.numpy()]].tolist()
