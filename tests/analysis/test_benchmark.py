@@ -24,7 +24,7 @@ from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
-from avdistill.errors import ConfigError
+from avdistill.errors import ConfigError, RunError
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.methods import METHODS, CustomMethodConfig, parse_method
@@ -480,5 +480,5 @@ def test_a_setting_that_the_dataset_does_not_allow_loses_its_trial(taught, tmp_p
     _do_job(trial)  # there is no run folder yet for what came of it
     assert "needs logits" in json.loads(trial.metrics.read_text())["failed"]
     counts = replace(trial, config=replace(config, out=tmp_path / "seed"), test_dataset=dataset.folder)
-    with pytest.raises(ConfigError, match="needs a teacher with logits"):
+    with pytest.raises(RunError, match="needs logits"):
         _result(counts)
