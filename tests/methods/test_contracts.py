@@ -31,7 +31,8 @@ NEW_FILE = """
 from dataclasses import dataclass
 from typing import Literal
 
-from avdistill.methods.base import BaseMethodConfig, Method, NonNegative, classification_loss, register_method
+from avdistill.methods.base import Method, classification_loss, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Losses: pure functions of named tensors, a scalar back. No state, no device names."""
+"""Losses: pure functions of named tensors, a scalar back (0 with a graph for an empty batch). No state."""
 
 from avdistill.losses.calibration import contrastive_semantic_calibration, filter_triplet, gate_sparsity
 from avdistill.losses.contrastive import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence

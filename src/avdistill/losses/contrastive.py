@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.losses.calibration import same_label
+from avdistill.losses.empty import zero_if_empty
 
 
+@zero_if_empty("positive", "negative")
 def noise_contrastive_estimation(
     *, positive: Tensor, negative: Tensor, used: Tensor, normalizer: Tensor, clips: int
 ) -> Tensor:
@@ -25,12 +27,7 @@ def noise_contrastive_estimation(
         used: bool (B, K), which of them count.
         normalizer: Z, a scalar without gradient.
         clips: N.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(positive) == 0:
-        return positive.sum() + negative.sum()
     m = used.sum(1)
     # The logit of h is the score less this. As a logit nothing overflows, whatever Z was estimated.
     offset = normalizer.log() + (m.clamp(min=1).to(positive.dtype) / clips).log()
@@ -39,6 +36,7 @@ def noise_contrastive_estimation(
     return (positive_nll + negative_nll.sum(1)).mean()
 
 
+@zero_if_empty("student", "teacher")
 def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float = 0.07) -> Tensor:
     """Retrieve the teacher's row of the batch by the student's, and the reverse (Tian et al. 2020, CMC, section 3.2).
 
@@ -49,17 +47,13 @@ def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float =
         student: (B, D).
         teacher: (B, D).
         temperature: tau.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum() + teacher.sum()
     scores = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
     positives = torch.arange(len(scores), device=scores.device)
     return F.cross_entropy(scores, positives) + F.cross_entropy(scores.T, positives)
 
 
+@zero_if_empty("first", "second")
 def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, temperature: float = 0.5) -> Tensor:
     """NCE(first, second) + NCE(second, first) of compositional contrastive learning (Chen et al. 2021).
 
@@ -76,12 +70,7 @@ def ccl_nce(*, first: Tensor, second: Tensor, labels: Tensor, labeled: Tensor, t
             |y_i and y_j| / |y_i or y_j|, and a clip that shares none is a negative.
         labeled: bool (B,).
         temperature: tau.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(first) == 0:
-        return first.sum() + second.sum()
     cosines = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T
     itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     known = labeled[:, None] & labeled[None, :]
@@ -111,6 +100,7 @@ def _ccl_nce(*, scores: Tensor, positives: Tensor, negatives: Tensor, columns: T
     return -(attraction + repulsion).mean()
 
 
+@zero_if_empty("first", "second")
 def two_way_divergence(*, first: Tensor, second: Tensor, multi_label: bool = False) -> Tensor:
     """(KL(p || q) + KL(q || p)) / 2 between two predictions, mean over clips; gradients reach both (Chen et al. 2021).
 
@@ -119,12 +109,7 @@ def two_way_divergence(*, first: Tensor, second: Tensor, multi_label: bool = Fal
         second: (B, C) logits of q.
         multi_label: every class is a binary decision: sigmoids instead of the softmax, and the mean over classes, as in
             `masked_cross_entropy`.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(first) == 0:
-        return first.sum() + second.sum()
     if multi_label:
         return 0.5 * ((first.sigmoid() - second.sigmoid()) * (first - second)).mean()
     log_p, log_q = F.log_softmax(first, dim=1), F.log_softmax(second, dim=1)

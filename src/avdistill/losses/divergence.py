@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avdistill.losses.empty import zero_if_empty
 
+
+@zero_if_empty("student")
 def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi_label: bool = False) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over clips (Hinton et al. 2015, section 2).
 
@@ -16,12 +19,7 @@ def kd_loss(*, student: Tensor, teacher: Tensor, temperature: float = 4.0, multi
         temperature: T.
         multi_label: every class is a binary decision: sigmoids instead of the softmax, and the mean over classes, as in
             `masked_cross_entropy`.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     if multi_label:
         scaled = teacher.detach() / temperature
         nll, entropy = (
@@ -52,6 +50,7 @@ def masked_cross_entropy(*, logits: Tensor, labels: Tensor, labeled: Tensor) -> 
     return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype))
 
 
+@zero_if_empty("student")
 def dkd_loss(
     *,
     student: Tensor,
@@ -74,12 +73,7 @@ def dkd_loss(
         alpha: weight of the target class.
         beta: weight of the others.
         temperature: T.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     student, teacher = _precise(student), _precise(teacher.detach())
     binary = F.kl_div(
         _target_or_not(student / temperature, targets),
@@ -177,6 +171,7 @@ def kendall_tau(*, student: Tensor, teacher: Tensor) -> Tensor:
 CORRELATION_EPSILON = 1e-8
 
 
+@zero_if_empty("student")
 def dist_inter_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.0, multi_label: bool = False) -> Tensor:
     """T^2 (1 - Pearson correlation over the classes of a clip), mean over clips (Huang et al. 2022: DIST, inter-class).
 
@@ -191,20 +186,17 @@ def dist_inter_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.
     Returns:
         A scalar; 0 with a graph for an empty batch. A row without variance has correlation 0 and no gradient.
     """
-    if len(student) == 0:
-        return student.sum()
     q_s = _probabilities(_precise(student) / temperature, multi_label)
     q_t = _probabilities(_precise(teacher.detach()) / temperature, multi_label)
     return temperature**2 * (1 - _row_correlation(q_s, q_t)).mean()
 
 
+@zero_if_empty("student")
 def dist_intra_loss(*, student: Tensor, teacher: Tensor, temperature: float = 1.0, multi_label: bool = False) -> Tensor:
     """T^2 (1 - Pearson correlation over the clips of a class), mean over classes (Huang et al.: DIST, intra-class).
 
     Arguments, result and errors as for `dist_inter_loss`; a single clip has no variance and gives T^2.
     """
-    if len(student) == 0:
-        return student.sum()
     q_s = _probabilities(_precise(student) / temperature, multi_label)
     q_t = _probabilities(_precise(teacher.detach()) / temperature, multi_label)
     return temperature**2 * (1 - _row_correlation(q_s.T, q_t.T)).mean()

@@ -7,25 +7,24 @@ in time order, and the one with more positions is averaged to the other's number
 from torch import Tensor
 from torch.nn import functional as F
 
+from avdistill.losses.empty import zero_if_empty
+
 # Least variance of VID, as in the authors' code: the loss of a perfectly predicted channel would be minus infinity.
 VARIANCE_FLOOR = 1e-5
 
 
+@zero_if_empty("student")
 def hint_regression(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over clips and channels of (student - teacher)^2 (Romero et al. 2015, equation 3, which sums and halves).
 
     Args:
         student: (B, D) embeddings after the regressor to the teacher's width.
         teacher: (B, D) embeddings; no gradient reaches them.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     return F.mse_loss(student, teacher.detach())
 
 
+@zero_if_empty("student")
 def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over clips and positions of (q_s - q_t)^2, q = a / |a| over positions (Zagoruyko and Komodakis 2017, eq. 2).
 
@@ -35,12 +34,7 @@ def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (B, K, D) tokens, positions in time order.
         teacher: (B, K', D') tokens, positions in time order; no gradient reaches them.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     K = min(student.shape[1], teacher.shape[1])
     q_student, q_teacher = (
         F.normalize(_averaged(tokens.square().mean(2, keepdim=True), K)[:, 0], dim=1)
@@ -49,6 +43,7 @@ def attention_transfer(*, student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(q_student, q_teacher)
 
 
+@zero_if_empty("student")
 def neuron_selectivity(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over clips of the squared MMD between the selectivities of channels (Huang and Wang 2017, section 4).
 
@@ -59,12 +54,7 @@ def neuron_selectivity(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (B, K, D) tokens, positions in time order.
         teacher: (B, K', D') tokens, positions in time order; no gradient reaches them.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     K = min(student.shape[1], teacher.shape[1])
     # sum_ij (x_i . y_j)^2 = <X'X, Y'Y>: K x K numbers a clip instead of channels x channels, and a difference that
     # cannot fall below 0 by rounding.

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avdistill.losses.empty import zero_if_empty
+
 # A shorter vector has no direction.
 SHORTEST = 1e-12
 
 
+@zero_if_empty("student")
 def sp_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """Similarity-preserving distillation (Tung and Mori, ICCV 2019, section 3).
 
@@ -21,16 +24,12 @@ def sp_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (B, D) embeddings.
         teacher: (B, E) embeddings; no gradient reaches them.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     teacher = teacher.detach()
     return (_unit(teacher @ teacher.T) - _unit(student @ student.T)).square().mean()
 
 
+@zero_if_empty("student", "teacher")
 def correlation_congruence(*, student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Correlation congruence (Peng et al., ICCV 2019): ||K_teacher - K_student||_F^2 / B^2.
 
@@ -42,12 +41,7 @@ def correlation_congruence(*, student: Tensor, teacher: Tensor, gamma: float = 0
         teacher: (B, E); likewise. Detach it where nothing in front of it is trained.
         gamma: of the kernel exp(-gamma ||x_i - x_j||^2).
         order: P, the last power of the series.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum() + teacher.sum()
     return (_gaussian_series(teacher, gamma, order) - _gaussian_series(student, gamma, order)).square().mean()
 
 
@@ -57,6 +51,7 @@ def _gaussian_series(x: Tensor, gamma: float, order: int) -> Tensor:
     return math.exp(-2 * gamma) * torch.stack(terms).sum(0)
 
 
+@zero_if_empty("student")
 def rkd_distance_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """The distance-wise loss of RKD (Park et al., CVPR 2019, section 3.2.1).
 
@@ -70,8 +65,6 @@ def rkd_distance_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar; 0 with a graph for an empty batch. Equal embeddings give no gradient to their distance.
     """
-    if len(student) == 0:
-        return student.sum()
     return F.smooth_l1_loss(_scaled_distances(student), _scaled_distances(teacher.detach()))
 
 
@@ -81,6 +74,7 @@ def _scaled_distances(x: Tensor) -> Tensor:
     return distances / torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
+@zero_if_empty("student")
 def rkd_angle_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     """The angle-wise loss of RKD (Park et al., CVPR 2019, section 3.2.2).
 
@@ -90,12 +84,7 @@ def rkd_angle_loss(*, student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (B, D) embeddings.
         teacher: (B, E) embeddings; no gradient reaches them.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     return F.smooth_l1_loss(_angles(student), _angles(teacher.detach()))
 
 
@@ -104,6 +93,7 @@ def _angles(x: Tensor) -> Tensor:
     return directions @ directions.transpose(1, 2)  # (B, B, B): at j, between i and k
 
 
+@zero_if_empty("student")
 def pkt_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, section 3, cosine kernel).
 
@@ -114,16 +104,12 @@ def pkt_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         student: (B, D) embeddings or logits.
         teacher: (B, E); no gradient reaches it.
         eps: keeps the logarithms finite where two clips are opposite.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     t, s = _by_row(_cosine_kernel(teacher.detach())), _by_row(_cosine_kernel(student))
     return (t * ((t + eps).log() - (s + eps).log())).mean()
 
 
+@zero_if_empty("student")
 def ifd_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """The divergence in the released code of information-flow distillation (Passalis et al., CVPR 2020).
 
@@ -134,12 +120,7 @@ def ifd_loss(*, student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         student: (B, D) embeddings or logits.
         teacher: (B, E); no gradient reaches it.
         eps: keeps the logarithms finite; the release has none here.
-
-    Returns:
-        A scalar; 0 with a graph for an empty batch.
     """
-    if len(student) == 0:
-        return student.sum()
     pairs = [(_by_row(kernel(teacher.detach())), _by_row(kernel(student))) for kernel in (_cosine_kernel, _t_kernel)]
     return torch.stack([((t - s) * ((t + eps).log() - (s + eps).log())).mean() for t, s in pairs]).sum()
 

@@ -1,7 +1,6 @@
 """Methods of distillation by name, all behind `Method`: a file per paper with its config, losses and equations."""
 
 from avdistill.methods.base import (
-    BaseMethodConfig,
     Method,
     MethodContext,
     TeacherRequirement,
@@ -9,6 +8,7 @@ from avdistill.methods.base import (
     paired,
     register_method,
 )
+from avdistill.methods.config import BaseMethodConfig
 from avdistill.methods.custom import CustomMethodConfig, custom_checksum
 from avdistill.methods.registry import (
     METHODS,

@@ -6,16 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import attention_transfer
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures
+from avdistill.methods.base import SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 
 
 @dataclass(frozen=True)
@@ -31,17 +23,14 @@ class ATConfig(BaseMethodConfig):
 
 
 @register_method("at")
-class AT(Method):
+class AT(SingleTermMethod):
     """Activation-based attention transfer at the last feature map."""
 
-    config: ATConfig
     config_class = ATConfig
     learns_from = TeacherRequirement.TOKENS
+    term = "attention"
     tuning: ClassVar = {"weight": (10.0, 100.0, 1000.0)}
     uses_tokens = True
 
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `attention`."""
-        student_tokens, teacher_tokens = paired(student, batch, "tokens")
-        attention = attention_transfer(student=student_tokens, teacher=teacher_tokens)
-        return classification_loss(student, batch) | {"attention": self.config.weight * attention}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return attention_transfer(student=student, teacher=teacher)

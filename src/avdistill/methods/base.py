@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from avdistill.distributed import all_gather_with_grad
-from avdistill.errors import ConfigError
 from avdistill.inputs import INPUTS
 from avdistill.losses import masked_cross_entropy
 from avdistill.types import Batch, Features, Option, StudentFeatures, StudentNetwork
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a field of a config may have: finite, from `low` (exclusive where `above`) to `high`."""
-
-    low: float
-    high: float = math.inf
-    above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
-
-    def __str__(self) -> str:
-        least = f"{'above' if self.above else 'of at least'} {self.low:g}"
-        return least if math.isinf(self.high) else f"{least} and at most {self.high:g}"
-
-
-NonNegative = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, above=True)]
-Fraction = Annotated[float, Range(0, 1)]
-NonNegativeInt = Annotated[int, Range(0)]
-PositiveInt = Annotated[int, Range(1)]
-
-
-@dataclass(frozen=True)
-class BaseMethodConfig:
-    """The settings of a method; a subclass is a frozen dataclass with a `name` and a default for every field.
-
-    Raises:
-        ConfigError: a value outside the `Range` or the `Literal` of its field's type.
-    """
-
-    if TYPE_CHECKING:
-
-        @property
-        def name(self) -> str:
-            """The name that the method is registered under."""
-
-    def __post_init__(self) -> None:
-        for key, hint in get_type_hints(type(self), include_extras=True).items():
-            value, expected = getattr(self, key), ""
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                expected = " or ".join(map(repr, get_args(hint)))
-            elif get_origin(hint) is Annotated and value not in hint.__metadata__[0]:
-                expected = f"a number {hint.__metadata__[0]}"
-            if expected:
-                raise ConfigError(f"config.method.{key}: expected {expected}, found {value!r}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +104,8 @@ class Method(nn.Module, ABC):
     uses_unlabeled: ClassVar[bool] = True
     #: whether the losses use the student's tokens; otherwise they do not travel between processes
     uses_tokens: ClassVar[bool] = False
+    #: name of a parameter group -> the attributes, modules or parameters, that it holds; at the student's learning rate
+    helper_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: buffers with a row per training clip, of which `update` changes those of the batch's clips only
     clip_buffers: ClassVar[tuple[str, ...]] = ()
     #: names of the scores that `audit_scores` returns, keys of `analysis.audit.scores.SCORES`
@@ -217,7 +169,12 @@ class Method(nn.Module, ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups with `name`, `params` and `lr_scale`; gradients are clipped group by group."""
-        return [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
+        groups = [{"name": "student", "params": list(self.student.parameters()), "lr_scale": 1.0}]
+        for group, helpers in self.helper_groups.items():
+            params = [p for helper in helpers for name, p in self.named_parameters() if name.split(".")[0] == helper]
+            if params:
+                groups.append({"name": group, "params": params, "lr_scale": 1.0})
+        return groups
 
     def audit_helpers(self, student: Features, teacher: Tensor) -> dict[str, Tensor]:
         """Outputs of the helpers for a few clips of an audit, which does not keep the clips' tokens.
@@ -273,18 +230,44 @@ def paired(
     return getattr(student_rows, field), getattr(teacher_rows, field)
 
 
-class IterationCounter(nn.Module):
-    """Counts a run's training iterations for losses that change over time; saved and resumed with the method.
+class SingleTermMethod(Method):
+    """A method with one term beside the classification, of the features in `learns_from`, times `config.weight`."""
 
-    Attributes:
-        iterations: int64 (), forward passes in training so far.
-    """
+    #: its name among the losses
+    term: ClassVar[str]
+
+    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns `classification` and the term."""
+        field: Any = str(self.learns_from)
+        loss = self._term(*paired(student, batch, field))
+        return classification_loss(student, batch) | {self.term: self.config.weight * loss}
+
+    @abstractmethod
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The term of the (N, ...) features of the clips that have a teacher."""
+
+
+class IterationCounter(nn.Module):
+    """`iterations`: int64 (), forward passes in training so far."""
 
     iterations: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
+
+
+class CountingMethod(Method):
+    """A method whose losses change over time."""
+
+    def __init__(self, student: StudentNetwork, config: Any, context: MethodContext) -> None:
+        """The counter; saved and resumed with the method."""
+        super().__init__(student, config, context)
+        self.counter = IterationCounter()
+
+    def update(self, student: StudentFeatures, batch: Batch) -> None:
+        """Count the iteration."""
+        self.counter.iterations += 1
 
 
 _METHODS: dict[str, type[Method]] = {}

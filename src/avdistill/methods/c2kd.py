@@ -14,15 +14,14 @@ from torch.nn import functional as F
 from avdistill.errors import ConfigError
 from avdistill.losses import kd_loss, kendall_tau, masked_cross_entropy, non_target_divergence
 from avdistill.methods.base import (
-    BaseMethodConfig,
     Method,
     MethodContext,
-    NonNegative,
     TeacherRequirement,
     classification_loss,
     register_method,
     rows_with_teacher,
 )
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
@@ -81,6 +80,7 @@ class C2KD(Method):
     config_class = C2KDConfig
     learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.3, 1.0, 3.0), "proxy_weight": (0.3, 1.0)}
+    helper_groups: ClassVar = {"heads": ("teacher_classifier", "teacher_proxy", "student_proxy")}
 
     @classmethod
     def supports_multi_label(cls, config: C2KDConfig) -> bool:
@@ -96,14 +96,6 @@ class C2KD(Method):
         self.teacher_proxy = Proxy(context.teacher_dim, context.num_classes)
         self.student_proxy = Proxy(student.embedding_dim, context.num_classes)
 
-    def _helpers(self) -> list[nn.Parameter]:
-        modules = (self.teacher_classifier, self.teacher_proxy, self.student_proxy)
-        return [p for module in modules for p in module.parameters()]
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The student, and the three heads at the same rate, as in the release."""
-        return [*super().parameter_groups(), {"name": "heads", "params": self._helpers(), "lr_scale": 1.0}]
-
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `student_proxy`, `to_student`; teacher's heads: the other three.
 
@@ -117,7 +109,7 @@ class C2KD(Method):
         student_rows, teacher_rows = rows_with_teacher(student, batch)
         labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
         if len(labels) == 0:  # the heads stay in the graph
-            zero_loss = sum(p.sum() for p in self._helpers()) * 0.0 + student_rows.embedding.sum()
+            zero_loss = sum(p.sum() for p in self.parameter_groups()[1]["params"]) * 0.0 + student_rows.embedding.sum()
             names = ("teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher")
             return losses | dict.fromkeys(names, zero_loss)
 

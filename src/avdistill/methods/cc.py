@@ -1,23 +1,14 @@
 """Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802), without its soft labels."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from avdistill.losses import correlation_congruence
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    MethodContext,
-    NonNegative,
-    NonNegativeInt,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.methods.base import MethodContext, SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative, NonNegativeInt
+from avdistill.types import StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -40,13 +31,15 @@ class CCConfig(BaseMethodConfig):
 
 
 @register_method("cc")
-class CC(Method):
+class CC(SingleTermMethod):
     """The student's kernel matrix is brought to the teacher's, both behind a linear layer."""
 
     config: CCConfig
     config_class = CCConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "correlation"
     tuning: ClassVar = {"weight": (0.02, 1.0, 100.0), "embedding_dim": (0, 128)}
+    helper_groups: ClassVar = {"linear": ("linear",)}
 
     def __init__(self, student: StudentNetwork, config: CCConfig, context: MethodContext) -> None:
         """The linear layers, unless `embedding_dim` is 0."""
@@ -56,19 +49,8 @@ class CC(Method):
             self.linear["student"] = nn.Linear(student.embedding_dim, config.embedding_dim)
             self.linear["teacher"] = nn.Linear(context.teacher_dim, config.embedding_dim)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The student and, at the same rate, the linear layers if there are any."""
-        groups = super().parameter_groups()
-        if self.linear:
-            groups.append({"name": "linear", "params": list(self.linear.parameters()), "lr_scale": 1.0})
-        return groups
-
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `correlation`."""
-        student_rows, teacher_rows = paired(student, batch, "embedding")
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.linear:  # without rows, their outputs are empty and keep them in the graph
-            student_rows, teacher_rows = self.linear["student"](student_rows), self.linear["teacher"](teacher_rows)
-        correlation = correlation_congruence(
-            student=student_rows, teacher=teacher_rows, gamma=self.config.gamma, order=self.config.order
-        )
-        return classification_loss(student, batch) | {"correlation": self.config.weight * correlation}
+            student, teacher = self.linear["student"](student), self.linear["teacher"](teacher)
+        c = self.config
+        return correlation_congruence(student=student, teacher=teacher, gamma=c.gamma, order=c.order)

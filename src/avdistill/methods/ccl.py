@@ -6,7 +6,7 @@ student's objective on its features, and the head's objective on detached copies
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,14 @@ from torch.nn import functional as F
 
 from avdistill.losses import ccl_nce, masked_cross_entropy, two_way_divergence
 from avdistill.methods.base import (
-    BaseMethodConfig,
     Method,
     MethodContext,
-    NonNegative,
-    Positive,
     TeacherRequirement,
     classification_loss,
     register_method,
     rows_with_teacher,
 )
+from avdistill.methods.config import BaseMethodConfig, NonNegative, Positive
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
@@ -68,6 +66,7 @@ class CCL(Method):
     config_class = CCLConfig
     learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"temperature": (0.1, 0.5), "weight": (0.1, 0.3, 1.0)}
+    helper_groups: ClassVar = {"head": ("head",), "projection": ("projection",)}
 
     def __init__(self, student: StudentNetwork, config: CCLConfig, context: MethodContext) -> None:
         """Where widths differ, a linear layer that trains with the student brings it to the teacher's."""
@@ -75,12 +74,6 @@ class CCL(Method):
         D = context.teacher_dim
         self.projection = nn.Identity() if student.embedding_dim == D else nn.Linear(student.embedding_dim, D)
         self.head = CompositionHead(D, context.num_classes)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Student, head and, where there is one, the layer between the widths, at the same rate."""
-        parts = {"head": list(self.head.parameters()), "projection": list(self.projection.parameters())}
-        groups = [{"name": name, "params": params, "lr_scale": 1.0} for name, params in parts.items() if params]
-        return [*super().parameter_groups(), *groups]
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Student: `classification`, `contrast`, `divergence`; head: the same three, with `head_` before them."""

@@ -1,24 +1,14 @@
 """Contrastive multiview coding (Tian et al. 2020, arXiv 1906.05849) between the student's and the teacher's view."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from avdistill.losses import symmetric_info_nce
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    MethodContext,
-    NonNegative,
-    Positive,
-    PositiveInt,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.methods.base import MethodContext, SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative, Positive, PositiveInt
+from avdistill.types import StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -38,13 +28,15 @@ class CMCConfig(BaseMethodConfig):
 
 
 @register_method("cmc")
-class CMC(Method):
+class CMC(SingleTermMethod):
     """Symmetric contrast between two views, of which only the student's network trains."""
 
     config: CMCConfig
     config_class = CMCConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "contrast"
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
+    helper_groups: ClassVar = {"projections": ("student_projection", "teacher_projection")}
 
     def __init__(self, student: StudentNetwork, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""
@@ -52,17 +44,6 @@ class CMC(Method):
         self.student_projection = nn.Linear(student.embedding_dim, config.width)
         self.teacher_projection = nn.Linear(context.teacher_dim, config.width)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Student and projections, at the same rate."""
-        params = [*self.student_projection.parameters(), *self.teacher_projection.parameters()]
-        return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
-
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `contrast`."""
-        student_rows, teacher_rows = paired(student, batch, "embedding")
-        contrast = symmetric_info_nce(
-            student=self.student_projection(student_rows),
-            teacher=self.teacher_projection(teacher_rows),
-            temperature=self.config.temperature,
-        )
-        return classification_loss(student, batch) | {"contrast": self.config.weight * contrast}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = self.student_projection(student), self.teacher_projection(teacher)
+        return symmetric_info_nce(student=s, teacher=t, temperature=self.config.temperature)

@@ -6,7 +6,7 @@ side's present projection.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,14 @@ from torch.nn import functional as F
 from avdistill.errors import ConfigError
 from avdistill.losses import noise_contrastive_estimation, symmetric_info_nce
 from avdistill.methods.base import (
-    BaseMethodConfig,
-    Fraction,
     Method,
     MethodContext,
-    NonNegative,
-    Positive,
-    PositiveInt,
     TeacherRequirement,
     classification_loss,
     paired,
     register_method,
 )
+from avdistill.methods.config import BaseMethodConfig, Fraction, NonNegative, Positive, PositiveInt
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
@@ -113,6 +109,7 @@ class CRD(Method):
     config_class = CRDConfig
     learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
+    helper_groups: ClassVar = {"projections": ("student_projection", "teacher_projection")}
     clip_buffers = ("memory.student", "memory.teacher", "memory.filled")
 
     def __init__(self, student: StudentNetwork, config: CRDConfig, context: MethodContext) -> None:
@@ -124,11 +121,6 @@ class CRD(Method):
             if context.training_clips < 1:
                 raise ConfigError("negatives='memory': expected training clips, found none")
             self.memory = Memory(context.training_clips, config.width)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Student and projections, at the same rate."""
-        params = [*self.student_projection.parameters(), *self.teacher_projection.parameters()]
-        return [*super().parameter_groups(), {"name": "projections", "params": params, "lr_scale": 1.0}]
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `contrast`. Raises ValueError if the memory needs `Batch.indices`, missing."""

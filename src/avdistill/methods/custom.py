@@ -10,7 +10,8 @@ from typing import Any, Literal
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError
 from avdistill.fsio import file_checksum
-from avdistill.methods.base import BaseMethodConfig, Method
+from avdistill.methods.base import Method
+from avdistill.methods.config import BaseMethodConfig
 from avdistill.types import Option
 
 

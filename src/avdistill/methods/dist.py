@@ -6,16 +6,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import dist_inter_loss, dist_intra_loss
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    Positive,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
+from avdistill.methods.base import Method, TeacherRequirement, classification_loss, paired, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative, Positive
 from avdistill.types import Batch, StudentFeatures
 
 

@@ -9,18 +9,14 @@ from torch import Tensor
 from avdistill.errors import ConfigError
 from avdistill.losses import dkd_loss
 from avdistill.methods.base import (
-    BaseMethodConfig,
-    Fraction,
-    IterationCounter,
-    Method,
+    CountingMethod,
     MethodContext,
-    NonNegative,
-    Positive,
     TeacherRequirement,
     classification_loss,
     paired,
     register_method,
 )
+from avdistill.methods.config import BaseMethodConfig, Fraction, NonNegative, Positive
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 
@@ -46,7 +42,7 @@ class DKDConfig(BaseMethodConfig):
 
 
 @register_method("dkd")
-class DKD(Method):
+class DKD(CountingMethod):
     """Target class and other classes distilled with separate weights. One label per clip."""
 
     config: DKDConfig
@@ -64,7 +60,6 @@ class DKD(Method):
         super().__init__(student, config, context)
         if context.num_classes < 2:
             raise ConfigError(f"expected two classes or more, found {context.num_classes}")
-        self.counter = IterationCounter()
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification` and `decoupled`. Raises ValueError for clips with several labels."""
@@ -81,10 +76,6 @@ class DKD(Method):
             temperature=c.temperature,
         )
         return classification_loss(student, batch) | {"decoupled": c.weight * self._warmup() * divergence}
-
-    def update(self, student: StudentFeatures, batch: Batch) -> None:
-        """Count the iteration."""
-        self.counter.iterations += 1
 
     def _warmup(self) -> float:
         """The factor of the term's weight in this iteration: 1 from the last iteration of the warm-up."""

@@ -1,22 +1,14 @@
 """FitNet: a regressor maps the student's embedding to the teacher's (Romero et al. 2015, arXiv 1412.6550)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from avdistill.losses import hint_regression
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    MethodContext,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.methods.base import MethodContext, SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
+from avdistill.types import StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -32,26 +24,19 @@ class FitNetConfig(BaseMethodConfig):
 
 
 @register_method("fitnet")
-class FitNet(Method):
+class FitNet(SingleTermMethod):
     """Hint regression at the embedding, in one stage with the classification."""
 
-    config: FitNetConfig
     config_class = FitNetConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "hint"
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0, 100.0)}
+    helper_groups: ClassVar = {"regressor": ("regressor",)}
 
     def __init__(self, student: StudentNetwork, config: FitNetConfig, context: MethodContext) -> None:
         """The regressor is a linear layer from the student's width to the teacher's."""
         super().__init__(student, config, context)
         self.regressor = nn.Linear(student.embedding_dim, context.teacher_dim)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Student and regressor, at the same rate."""
-        regressor = {"name": "regressor", "params": list(self.regressor.parameters()), "lr_scale": 1.0}
-        return [*super().parameter_groups(), regressor]
-
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `hint`."""
-        student_embedding, teacher_embedding = paired(student, batch, "embedding")
-        hint = hint_regression(student=self.regressor(student_embedding), teacher=teacher_embedding)
-        return classification_loss(student, batch) | {"hint": self.config.weight * hint}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return hint_regression(student=self.regressor(student), teacher=teacher)

@@ -10,19 +10,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import ifd_loss, pkt_loss
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Fraction,
-    IterationCounter,
-    Method,
-    MethodContext,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.methods.base import CountingMethod, TeacherRequirement, classification_loss, paired, register_method
+from avdistill.methods.config import BaseMethodConfig, Fraction, NonNegative
+from avdistill.types import Batch, StudentFeatures
 
 
 @dataclass(frozen=True)
@@ -45,18 +35,13 @@ class IFDConfig(BaseMethodConfig):
 
 
 @register_method("ifd")
-class IFD(Method):
+class IFD(CountingMethod):
     """Two layers: the embedding, with a weight that decays, and the logits."""
 
     config: IFDConfig
     config_class = IFDConfig
     learns_from = TeacherRequirement.LOGITS
     tuning: ClassVar = {"weight": (0.1, 1.0, 10.0), "divergence": ("pkt", "hybrid")}
-
-    def __init__(self, student: StudentNetwork, config: IFDConfig, context: MethodContext) -> None:
-        """A counter of iterations, for the decay."""
-        super().__init__(student, config, context)
-        self.counter = IterationCounter()
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`, `embedding_flow` and `logits_flow`."""
@@ -67,10 +52,6 @@ class IFD(Method):
             "embedding_flow": c.weight * c.initial_weight * c.decay**epoch * embedding_flow,
             "logits_flow": c.weight * self._divergence(*paired(student, batch, "logits")),
         }
-
-    def update(self, student: StudentFeatures, batch: Batch) -> None:
-        """Count the iteration."""
-        self.counter.iterations += 1
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The mean over rows, which, unlike the mean over pairs, does not vanish as the batch grows."""

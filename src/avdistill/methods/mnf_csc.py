@@ -19,16 +19,14 @@ from avdistill.losses import contrastive_semantic_calibration, filter_triplet, g
 from avdistill.losses.calibration import Temperature, temperatures
 from avdistill.methods.base import (
     AuditInputs,
-    BaseMethodConfig,
     Method,
     MethodContext,
-    NonNegative,
-    PositiveInt,
     TeacherRequirement,
     classification_loss,
     register_method,
     rows_with_teacher,
 )
+from avdistill.methods.config import BaseMethodConfig, NonNegative, PositiveInt
 from avdistill.models.noise_filter import Attention, FilterOutput, Gate, NoiseFilter, Order
 from avdistill.types import Batch, Features, StudentFeatures, StudentNetwork
 

@@ -6,16 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import neuron_selectivity
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures
+from avdistill.methods.base import SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 
 
 @dataclass(frozen=True)
@@ -31,17 +23,14 @@ class NSTConfig(BaseMethodConfig):
 
 
 @register_method("nst")
-class NST(Method):
+class NST(SingleTermMethod):
     """Neuron selectivity transfer with the polynomial kernel at the last feature map."""
 
-    config: NSTConfig
     config_class = NSTConfig
     learns_from = TeacherRequirement.TOKENS
+    term = "selectivity"
     tuning: ClassVar = {"weight": (0.5, 5.0, 50.0)}
     uses_tokens = True
 
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `selectivity`."""
-        student_tokens, teacher_tokens = paired(student, batch, "tokens")
-        selectivity = neuron_selectivity(student=student_tokens, teacher=teacher_tokens)
-        return classification_loss(student, batch) | {"selectivity": self.config.weight * selectivity}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return neuron_selectivity(student=student, teacher=teacher)

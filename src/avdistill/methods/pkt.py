@@ -6,16 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import pkt_loss
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures
+from avdistill.methods.base import SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 
 
 @dataclass(frozen=True)
@@ -31,16 +23,13 @@ class PKTConfig(BaseMethodConfig):
 
 
 @register_method("pkt")
-class PKT(Method):
+class PKT(SingleTermMethod):
     """The probability with which a clip picks another as its neighbor is brought to the teacher's."""
 
-    config: PKTConfig
     config_class = PKTConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "transfer"
     tuning: ClassVar = {"weight": (300.0, 3000.0, 30000.0)}
 
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `transfer`."""
-        student_embedding, teacher_embedding = paired(student, batch, "embedding")
-        transfer = pkt_loss(student=student_embedding, teacher=teacher_embedding)
-        return classification_loss(student, batch) | {"transfer": self.config.weight * transfer}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return pkt_loss(student=student, teacher=teacher)

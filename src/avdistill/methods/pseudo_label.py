@@ -8,16 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.losses import masked_cross_entropy
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Fraction,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    register_method,
-    rows_with_teacher,
-)
+from avdistill.methods.base import Method, TeacherRequirement, classification_loss, register_method, rows_with_teacher
+from avdistill.methods.config import BaseMethodConfig, Fraction, NonNegative
 from avdistill.types import Batch, StudentFeatures
 
 

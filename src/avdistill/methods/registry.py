@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError
-from avdistill.methods.base import _METHODS, BaseMethodConfig, Method, MethodContext, TeacherRequirement
+from avdistill.methods.base import _METHODS, Method, MethodContext, TeacherRequirement
+from avdistill.methods.config import BaseMethodConfig
 from avdistill.methods.custom import CustomMethodConfig, custom_config, load_custom
 from avdistill.types import Option, StudentNetwork
 

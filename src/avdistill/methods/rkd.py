@@ -6,15 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import rkd_angle_loss, rkd_distance_loss
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
+from avdistill.methods.base import Method, TeacherRequirement, classification_loss, paired, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 from avdistill.types import Batch, StudentFeatures
 
 

@@ -26,15 +26,13 @@ from torch.nn import functional as F
 from avdistill.errors import ConfigError
 from avdistill.methods.base import (
     AuditInputs,
-    BaseMethodConfig,
     Method,
     MethodContext,
-    NonNegative,
-    Positive,
     TeacherRequirement,
     classification_loss,
     register_method,
 )
+from avdistill.methods.config import BaseMethodConfig, NonNegative, Positive
 from avdistill.types import Batch, StudentFeatures, StudentNetwork
 
 

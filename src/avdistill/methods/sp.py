@@ -6,16 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from avdistill.losses import sp_loss
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    NonNegative,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures
+from avdistill.methods.base import SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative
 
 
 @dataclass(frozen=True)
@@ -31,16 +23,13 @@ class SPConfig(BaseMethodConfig):
 
 
 @register_method("sp")
-class SP(Method):
+class SP(SingleTermMethod):
     """The student's similarities between the clips of a batch are brought to the teacher's."""
 
-    config: SPConfig
     config_class = SPConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "similarity"
     tuning: ClassVar = {"weight": (300.0, 1000.0, 3000.0)}
 
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `similarity`."""
-        student_embedding, teacher_embedding = paired(student, batch, "embedding")
-        similarity = sp_loss(student=student_embedding, teacher=teacher_embedding)
-        return classification_loss(student, batch) | {"similarity": self.config.weight * similarity}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return sp_loss(student=student, teacher=teacher)

@@ -5,7 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from avdistill.methods.base import BaseMethodConfig, Method, classification_loss, register_method
+from avdistill.methods.base import Method, classification_loss, register_method
+from avdistill.methods.config import BaseMethodConfig
 from avdistill.types import Batch, StudentFeatures
 
 

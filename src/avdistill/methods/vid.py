@@ -6,25 +6,16 @@ information from below.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from avdistill.losses import variational_information
 from avdistill.losses.features import VARIANCE_FLOOR
-from avdistill.methods.base import (
-    BaseMethodConfig,
-    Method,
-    MethodContext,
-    NonNegative,
-    Range,
-    TeacherRequirement,
-    classification_loss,
-    paired,
-    register_method,
-)
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.methods.base import MethodContext, SingleTermMethod, TeacherRequirement, register_method
+from avdistill.methods.config import BaseMethodConfig, NonNegative, Range
+from avdistill.types import StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -42,13 +33,14 @@ class VIDConfig(BaseMethodConfig):
 
 
 @register_method("vid")
-class VID(Method):
+class VID(SingleTermMethod):
     """Variational information distillation at the embedding."""
 
-    config: VIDConfig
     config_class = VIDConfig
     learns_from = TeacherRequirement.EMBEDDING
+    term = "information"
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
+    helper_groups: ClassVar = {"likelihood": ("mean", "raw_variance")}
 
     def __init__(self, student: StudentNetwork, config: VIDConfig, context: MethodContext) -> None:
         """The mean network is the authors' three 1x1 convolutions without bias, which on an embedding are linear."""
@@ -65,15 +57,5 @@ class VID(Method):
         raw = above + math.log(-math.expm1(-above))  # the inverse of softplus
         self.raw_variance = nn.Parameter(torch.full((D,), raw))
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Student, and mean network and variances, at the same rate."""
-        helpers = {"name": "likelihood", "params": [*self.mean.parameters(), self.raw_variance], "lr_scale": 1.0}
-        return [*super().parameter_groups(), helpers]
-
-    def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns `classification` and `information`."""
-        student_rows, teacher_rows = paired(student, batch, "embedding")
-        information = variational_information(
-            mean=self.mean(student_rows), raw_variance=self.raw_variance, teacher=teacher_rows
-        )
-        return classification_loss(student, batch) | {"information": self.config.weight * information}
+    def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return variational_information(mean=self.mean(student), raw_variance=self.raw_variance, teacher=teacher)
