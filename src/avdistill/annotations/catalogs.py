@@ -31,7 +31,7 @@ from avdistill.annotations.schema import (
     read_text,
     truncate_repr,
 )
-from avdistill.annotations.video_files import StoredClip, VideoFiles, find_videos
+from avdistill.annotations.video_files import VideoFiles, find_videos
 from avdistill.errors import AnnotationError
 
 # fmt: off
@@ -121,13 +121,12 @@ def _read_activitynet(source: Path, files: VideoFiles) -> Iterator[LocatedAnnota
         segments: list[tuple[float, float | None, tuple[str, ...]]] = []
         for annotation in annotations:
             if not isinstance(annotation, dict):
-                raise annotation_error(
-                    where, "objects with 'segment' and 'label' as annotations", truncate_repr(annotation)
-                )
+                expected = "objects with 'segment' and 'label' as annotations"
+                raise annotation_error(where, expected, truncate_repr(annotation))
             label = _required_name(where, "label", annotation)
             segments.append((*_parse_segment(where, _required(where, "segment", annotation)), (label,)))
         for start, end, labels in segments or [(0.0, None, ())]:
-            path, *_ = files.locate(where, [(f"v_{name}", start, end), (name, start, end)], labels)
+            path, *_ = files.locate(where, labels, [], [f"v_{name}", name], (start, end))
             yield where, Annotation("", path, labels, split, start, end)
 
 
@@ -141,13 +140,8 @@ def _read_vggsound(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotatio
         name, labels = _parse_file_name(where, "id", row), parse_labels(where, [row["label"]])
         start = _parse_whole_seconds(where, "start", row)
         end = start + _VGGSOUND_SECONDS
-        stored: list[StoredClip] = [
-            (f"{name}_{start:06d}", 0.0, None),
-            (f"{name}_{start:06d}_{end:06d}", 0.0, None),
-            (f"{name}_{start * 1000}_{end * 1000}", 0.0, None),
-            (name, float(start), float(end)),
-        ]
-        path, begin, stop = files.locate(where, stored, labels)
+        cut = (f"{name}_{start:06d}", f"{name}_{start:06d}_{end:06d}", f"{name}_{start * 1000}_{end * 1000}")
+        path, begin, stop = files.locate(where, labels, cut, [name], (float(start), float(end)))
         split = parse_split(where, _required_name(where, "split", row))
         yield where, Annotation("", path, labels, split, begin, stop)
 
@@ -160,17 +154,17 @@ def _read_kinetics(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotatio
         end = _parse_whole_seconds(where, "time_end", row)
         if start >= end:
             raise annotation_error(where, "time_start < time_end", f"{start} and {end}")
-        stored: list[StoredClip] = [(f"{name}_{start:06d}_{end:06d}", 0.0, None), (name, float(start), float(end))]
-        path, begin, stop = files.locate(where, stored, labels)
+        cut = [f"{name}_{start:06d}_{end:06d}"]
+        path, begin, stop = files.locate(where, labels, cut, [name], (float(start), float(end)))
         split = parse_split(where, _required_name(where, "split", row))
         extra = parse_extra(row, KINETICS_COLUMNS)
         yield where, Annotation("", path, labels, split, begin, stop, extra)
 
 
 def _check_kinetics_header(where: str, header: list[str]) -> None:
-    missing = [column for column in KINETICS_COLUMNS[1:] if column not in header]
-    if missing:
-        raise annotation_error(where, f"a column {missing[0]!r}", truncate_repr(", ".join(header)))
+    for column in KINETICS_COLUMNS[1:]:
+        if column not in header:
+            raise annotation_error(where, f"a column {column!r}", truncate_repr(", ".join(header)))
 
 
 def _read_audioset(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:
@@ -196,14 +190,9 @@ def _read_audioset(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotatio
         if start is None or end is None or start >= end:
             raise annotation_error(where, "start_seconds < end_seconds", truncate_repr(cells))
         labels = parse_labels(where, [names.get(item.strip(), item) for item in row["labels"].split(",")])
-        stored: list[StoredClip] = [
-            (f"{name}_{round(start * 1000)}_{round(end * 1000)}", 0.0, None),
-            (f"{name}_{round(start):06d}", 0.0, None),
-            (f"{name}_{round(start)}_{round(end)}", 0.0, None),
-            (f"Y{name}", 0.0, None),
-            (name, start, end),
-        ]
-        path, begin, stop = files.locate(where, stored, labels)
+        times = (f"{round(start * 1000)}_{round(end * 1000)}", f"{round(start):06d}", f"{round(start)}_{round(end)}")
+        cut = [*(f"{name}_{time}" for time in times), f"Y{name}"]
+        path, begin, stop = files.locate(where, labels, cut, [name], (start, end))
         yield where, Annotation("", path, labels, split, begin, stop)
 
 
@@ -227,15 +216,13 @@ def _read_gewu_lab(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotatio
         label = _required_name(where, "label", entry)
         if label not in classes:
             raise annotation_error(where, "a label that is in 'labels'", truncate_repr(label))
-        stored: list[StoredClip] = [(name, 0.0, None)]
-        if "segment" in entry:
-            start, end = _parse_segment(where, entry["segment"])
-            upload = re.sub(r"_[0-9]+$", "", name)
-            stored += [(upload, start, end), (upload.removeprefix("v_"), start, end)] if upload != name else []
+        upload = re.sub(r"_[0-9]+$", "", name)
+        segment = _parse_segment(where, entry["segment"]) if "segment" in entry else None
+        whole = [upload, upload.removeprefix("v_")] if segment and upload != name else []
         suffix = ".mp4"
         if UCF_NAME.fullmatch(name):
             label, suffix = _UCF51_BY_FOLDED_NAME.get(label.casefold(), label), ".avi"
-        path, begin, stop = files.locate(where, stored, (label,), suffix)
+        path, begin, stop = files.locate(where, (label,), [name], whole, segment or (0.0, None), suffix)
         split = parse_split(where, _required_name(where, "subset", entry))
         yield where, Annotation(name, path, (label,), split, begin, stop)
 

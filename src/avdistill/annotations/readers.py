@@ -86,13 +86,12 @@ def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]
     try:
         wanted = [line.strip() for _, line in numbered_lines(labels)]
     except OSError as error:
-        raise annotation_error(
-            format_path(labels), "a readable file with a label a line", str(error.strerror)
-        ) from error
+        where = format_path(labels)
+        raise annotation_error(where, "a readable file with a label a line", str(error.strerror)) from error
     occurring = {label for a in annotations for label in a.labels}
-    absent = [label for label in wanted if label not in occurring]
-    if absent:
-        raise annotation_error(format_path(labels), "labels that occur in the list of clips", truncate_repr(absent[0]))
+    for label in wanted:
+        if label not in occurring:
+            raise annotation_error(format_path(labels), "labels that occur in the list of clips", truncate_repr(label))
     kept = [replace(a, labels=tuple(label for label in a.labels if label in wanted)) for a in annotations]
     return [a for a in kept if a.labels]
 
@@ -185,9 +184,8 @@ def _read_folder(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
         folders = list(path.parts[:-1])
         split = SPLIT_ALIASES[folders.pop(0).casefold()] if by_split and folders else "train"
         if not folders:
-            raise annotation_error(
-                where, "split/class/video" if by_split else "class/video", "a video outside any class folder"
-            )
+            expected = "split/class/video" if by_split else "class/video"
+            raise annotation_error(where, expected, "a video outside any class folder")
         yield where, Annotation("", parse_path(where, str(path)), parse_labels(where, folders[:1]), split)
 
 
@@ -196,9 +194,8 @@ def _has_split_folders(source: Path, paths: list[PurePosixPath]) -> bool:
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
     splits = {name for name in tops if name.casefold() in SPLIT_ALIASES}
     if splits and splits != tops and any(path.parts[0] in splits and len(path.parts) > 2 for path in paths):
-        raise annotation_error(
-            format_path(source), "only splits or only classes as top folders", truncate_repr(sorted(tops))
-        )
+        expected = "only splits or only classes as top folders"
+        raise annotation_error(format_path(source), expected, truncate_repr(sorted(tops)))
     return bool(splits) and splits == tops
 
 
@@ -217,9 +214,8 @@ def _refuse_repeats(listed: list[LocatedAnnotation]) -> None:
                     found = f"{truncate_repr(path)} in {split!r} here and in {other!r} at {other_where}"
                     raise annotation_error(where, "every clip in one split (else one leaks into the other)", found)
             if (start, end) in clips:
-                raise annotation_error(
-                    where, "every clip once", f"{truncate_repr(path)} already at {clips[start, end]}"
-                )
+                found = f"{truncate_repr(path)} already at {clips[start, end]}"
+                raise annotation_error(where, "every clip once", found)
             clips[start, end] = where
             latest[split] = max(latest.get(split, (end, where)), (end, where), key=lambda reach: reach[0])
 
@@ -229,9 +225,8 @@ def _name_clips(listed: list[LocatedAnnotation]) -> list[Annotation]:
     places: dict[str, str] = {}
     for where, clip in listed:
         if clip.clip_id and places.setdefault(clip.clip_id, where) != where:
-            raise annotation_error(
-                where, "every id once", f"{truncate_repr(clip.clip_id)} already at {places[clip.clip_id]}"
-            )
+            found = f"{truncate_repr(clip.clip_id)} already at {places[clip.clip_id]}"
+            raise annotation_error(where, "every id once", found)
     uses = Counter([clip.clip_id or _derive_id(clip, exact=False) for _, clip in listed])
     named = []
     for where, clip in listed:

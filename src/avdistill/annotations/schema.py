@@ -172,9 +172,8 @@ def parse_path(where: str, value: object) -> str:
     if path.is_absolute() or PureWindowsPath(text).is_absolute() or ".." in re.split(r"[/\\]", text):
         raise annotation_error(where, "a relative path without '..', inside the folder of videos", truncate_repr(value))
     if not path.name or text != text.rstrip() or SURROGATE.search(text) or "\\" in text or "\0" in text:
-        raise annotation_error(
-            where, "the path of a video, '/' between folders and no space at the end", truncate_repr(value)
-        )
+        expected = "the path of a video, '/' between folders and no space at the end"
+        raise annotation_error(where, expected, truncate_repr(value))
     return str(path)
 
 

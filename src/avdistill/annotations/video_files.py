@@ -1,7 +1,7 @@
 """The media files of a folder: all of them, and by the names under which published datasets store their clips."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +13,6 @@ VIDEO_SUFFIXES: tuple[str, ...] = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov
                                    ".ogv", ".ts", ".webm", ".wmv")
 AUDIO_SUFFIXES: tuple[str, ...] = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
 # fmt: on
-# A name without suffix under which a clip may be stored, and the start and end of the clip in that file.
-StoredClip = tuple[str, float, float | None]
 
 
 def find_videos(source: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[PurePosixPath]:
@@ -42,19 +40,27 @@ class VideoFiles:
         self._folder = folder
 
     def locate(
-        self, where: str, stored: list[StoredClip], labels: tuple[str, ...], suffix: str = ".mp4"
+        self,
+        where: str,
+        labels: tuple[str, ...],
+        cut: Sequence[str],
+        whole: Sequence[str] = (),
+        segment: tuple[float, float | None] = (0.0, None),
+        suffix: str = ".mp4",
     ) -> tuple[str, float, float | None]:
         """(path, start, end) of the first name with a file; if there is none, of the first name and `suffix`.
+
+        Names, without suffix, are those of files that hold the clip alone (`cut`), then its `segment` among others.
 
         Raises:
             AnnotationError: several files have the name, and not exactly one is in a folder named like the label.
         """
+        stored = [(stem, 0.0, None) for stem in cut] + [(stem, *segment) for stem in whole]
         for stem, start, end in stored:
             path = self.find(where, stem, labels)
             if path is not None:
                 return path, start, end
-        stem, start, end = stored[0]
-        return parse_path(where, stem + suffix), start, end
+        return parse_path(where, stored[0][0] + suffix), *stored[0][1:]
 
     def find(self, where: str, stem: str, labels: tuple[str, ...]) -> str | None:
         """The file called `stem` in any folder and with any suffix, or None; raises as `locate`."""
@@ -77,12 +83,10 @@ class VideoFiles:
         if self._folder is None:
             return {}
         try:
-            videos = find_videos(self._folder)
-            audio_files = find_videos(self._folder, AUDIO_SUFFIXES)
+            videos, audio_files = (find_videos(self._folder, kind) for kind in (VIDEO_SUFFIXES, AUDIO_SUFFIXES))
         except OSError as error:
-            raise annotation_error(
-                format_path(self._folder), "a readable folder of videos", str(error.strerror)
-            ) from error
+            where = format_path(self._folder)
+            raise annotation_error(where, "a readable folder of videos", str(error.strerror)) from error
         by_name: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
         for path in videos:
             by_name[_folded(path.stem)].append(path)

@@ -35,10 +35,7 @@ class _Mixer:
         # Large frames, pulled now and then: Python is slow at pulling a thousand small ones.
         parts = graph.add("asetnsamples", "n=16384:p=0")
         self._sink = graph.add("abuffersink")
-        self._source.link_to(mixer)
-        mixer.link_to(parts)
-        parts.link_to(self._sink)
-        graph.configure()
+        graph.link_nodes(self._source, mixer, parts, self._sink).configure()
         self._pushed = 0
 
     def __call__(self, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
@@ -62,13 +59,10 @@ class AudioTrack:
     gap is filled with silence. Where audio overlaps, the first remains, as with video frames.
 
     Attributes:
-        path: of the file, for messages.
-        sample_rate_hz: of the collected audio.
         by_count: the container counts samples and stores no times (AVI): nothing can be missing, and the times made up
             for it are off by seconds for MP3 of variable rate declared as constant.
         own_clock: its times are unrelated to the video's; it is taken to begin with the video, as players do.
         first: time of the first sample in the container's seconds; None before there is one.
-        done: no more frames are needed.
         errors: number of damaged packets and frames.
         notes: irregularities of the part that was cut.
     """
@@ -78,7 +72,7 @@ class AudioTrack:
     by_count: bool = False
     own_clock: bool = False
     first: Fraction | None = None
-    done: bool = False
+    done: bool = False  # no more frames are needed
     errors: int = 0
     notes: list[str] = field(default_factory=list)
     _kept: bytearray = field(default_factory=bytearray)  # float32; grows in place, unlike a list to be joined
@@ -113,11 +107,6 @@ class AudioTrack:
         self._due += frame.samples / frame.sample_rate
         for out in self._mixer(frame):
             self._keep(out)
-
-    @property
-    def from_the_beginning(self) -> bool:
-        """Whether its position is known only if it is read from the file's first sample on."""
-        return self.by_count or self.own_clock
 
     def reaches(self, end: Fraction, origin: Fraction | None) -> bool:
         """Whether the samples so far reach `end` on the clock that begins at `origin`, see `cut`."""

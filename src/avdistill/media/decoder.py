@@ -96,27 +96,22 @@ def read_clip(
         SpoolError: the spool file cannot be written.
     """
     path = Path(path)
-    _check_segment(start_seconds, end_seconds)
+    if not 0 <= start_seconds < float("inf"):
+        raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
+    if end_seconds is not None and not start_seconds < end_seconds < float("inf"):
+        raise ValueError(f"end_seconds must be greater than start_seconds ({start_seconds}), got {end_seconds}")
     check_reading(fps, short_side, size, region, sample_rate_hz)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    scale = Scaler(short_side=short_side, size=size, region=region)
-    start = fraction(start_seconds)
-    end = None if end_seconds is None else fraction(end_seconds)
+    start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
         with FrameBuffer(path, None if spool is None else Path(spool)) as frames, _open(path) as container:
+            scale = Scaler(short_side, size, region)
             return _decode(path, container, start, end, fps, scale, frames, sample_rate_hz)
     except EXHAUSTED as error:
         raise MemoryError(f"{path}: {_first_line(error)}") from error
     except DECODE_ERRORS as error:
         raise UnreadableFileError(f"{path}: {_first_line(error)}") from error
-
-
-def _check_segment(start_seconds: float, end_seconds: float | None) -> None:
-    if not 0 <= start_seconds < float("inf"):
-        raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
-    if end_seconds is not None and not start_seconds < end_seconds < float("inf"):
-        raise ValueError(f"end_seconds must be greater than start_seconds ({start_seconds}), got {end_seconds}")
 
 
 def check_reading(
@@ -165,7 +160,8 @@ def _decode(
 
     if video and start >= _SEEK_FROM_SECONDS:
         video.seek(container, video_streams[0])
-        if audio and audio.from_the_beginning:  # in a separate pass, which is cheap beside that of the video
+        # Its position is known only from the file's first sample on: a separate pass, cheap beside that of the video.
+        if audio and (audio.by_count or audio.own_clock):
             with _open(path) as whole:
                 _read(whole, {audio_streams[0].index: audio}, video, end, notes)
             del tracks[audio_streams[0].index]
@@ -185,8 +181,9 @@ def _decode(
         notes.append("audio stream cannot be decoded" if broken else "no audio in this segment")
     if frames is None and waveform is None:
         if video:
-            last = f"the last is at {video.last_seconds:g} s"
-            raise EmptySegmentError(f"{path}: no frame at or after {float(start):g} s; {last}")
+            raise EmptySegmentError(
+                f"{path}: no frame at or after {float(start):g} s; the last is at {video.last_seconds:g} s"
+            )
         if audio and audio.first is None:
             raise UnreadableFileError(f"{path}: the audio stream cannot be decoded")
         until = "on" if end is None else f"to {float(end):g} s"

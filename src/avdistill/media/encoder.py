@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 
 # The highest of Opus's five rates; FFmpeg resamples to it.
 _OPUS_RATE_HZ = 48000
@@ -32,10 +33,7 @@ def encode_clip(
     Raises:
         ValueError: neither frames nor audio, or frames without a rate.
     """
-    if frames is not None and not len(frames):
-        frames = None
-    if audio is not None and not len(audio):
-        audio = None
+    frames, audio = (None if array is None or not len(array) else array for array in (frames, audio))
     if frames is None and audio is None:
         raise ValueError("a clip needs frames or audio")
     if frames is not None and not fps:
@@ -62,10 +60,7 @@ def encode_clip(
                 container.mux(video_stream.encode(frame))
             container.mux(video_stream.encode(None))
         if audio_stream is not None and audio is not None:
-            samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio)[None], format="s16", layout="mono")
-            samples.sample_rate, samples.pts, samples.time_base = sample_rate_hz, 0, Fraction(1, sample_rate_hz)
-            container.mux(audio_stream.encode(samples))
-            container.mux(audio_stream.encode(None))
+            _write_audio(container, audio_stream, np.ascontiguousarray(audio), "s16", sample_rate_hz)
     return file.getvalue()
 
 
@@ -124,7 +119,14 @@ def write_clip(
             container.mux(video_stream.encode(image))
         container.mux(video_stream.encode(None))
         if audio_stream is not None and waveform is not None:
-            samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-            samples.sample_rate, samples.pts, samples.time_base = sample_rate_hz, 0, Fraction(1, sample_rate_hz)
-            container.mux(audio_stream.encode(samples))
-            container.mux(audio_stream.encode(None))
+            _write_audio(container, audio_stream, waveform, "fltp", sample_rate_hz)
+
+
+def _write_audio(
+    container: OutputContainer, stream: av.AudioStream, samples: np.ndarray, sample_format: str, sample_rate_hz: int
+) -> None:
+    """Encode all samples (S,) and end the stream."""
+    frame = av.AudioFrame.from_ndarray(samples[None], format=sample_format, layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = sample_rate_hz, 0, Fraction(1, sample_rate_hz)
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import av
@@ -49,9 +48,7 @@ class FrameBuffer:
     def __enter__(self) -> FrameBuffer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is not None:
             with suppress(OSError):  # the rest of the buffer is not needed
                 self._file.close()
@@ -114,9 +111,8 @@ class Scaler:
             if self.region is not None:
                 x, y, width, height = self.region
                 if x + width > image.shape[1] or y + height > image.shape[0]:
-                    raise EmptySegmentError(
-                        f"{path}: region {self.region} reaches beyond the video of {image.shape[1]}x{image.shape[0]}"
-                    )
+                    found = f"{image.shape[1]}x{image.shape[0]}"
+                    raise EmptySegmentError(f"{path}: region {self.region} reaches beyond the video of {found}")
                 image = image[y : y + height, x : x + width]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, dtype=np.uint8), format="rgb24")
         height, width = self._target(frame.height, frame.width)
@@ -191,8 +187,7 @@ class VideoTrack:
             jump = float((ticks - self._last) * self._tick)
             self.jump, self.done = f"frame times jump by {jump:.0f} s", True
             return
-        if ticks > self._last:
-            self._last = ticks
+        self._last = max(self._last, ticks)
         if ticks >= self._wanted:
             self._keep(frame, ticks)
 
@@ -208,9 +203,7 @@ class VideoTrack:
     def _ticks(self, frame: av.VideoFrame) -> int:
         # AVI stores decoding times only, and frames leave the decoder in their order; the presentation times that
         # FFmpeg makes up for it go back and forth if frames are reordered.
-        ticks = frame.dts if self._by_decoding_time else frame.pts
-        if ticks is None:
-            ticks = frame.dts
+        ticks = frame.dts if self._by_decoding_time or frame.pts is None else frame.pts
         if ticks is None:
             return self._last + (frame.duration or max(1, round(Fraction(1, 25) / self._tick)))
         return ticks
@@ -232,26 +225,20 @@ class VideoTrack:
     def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
         """Keep a frame, with a rate as often as it is requested."""
         time = (ticks - self._first) * self._tick
-        if self._step is None and self._end is not None and time >= self._end:
+        if self.done or (self._step is None and self._end is not None and time >= self._end):
             self.done = True
             return
-        image: np.ndarray | None = None
+        image = self._scale(frame, self._path)
+        if self._frames.count and image.shape != self._frames.shape:  # the size of the file's frames changes
+            height, width, _ = self._frames.shape
+            self._scale = Scaler(None, (height, width), self._scale.region)
+            image = self._scale(frame, self._path)
         while not self.done and ticks >= self._wanted:
-            image = self._scaled(frame) if image is None else image
             self._frames.add(image)
             self._times.append(float(time))
             self._want_next()
             if self._step is None:
                 return
-
-    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
-        """The frame in the size of the first, even if the size of the file's frames changes."""
-        image = self._scale(frame, self._path)
-        if self._frames.count and image.shape != self._frames.shape:
-            height, width, _ = self._frames.shape
-            self._scale = Scaler(None, (height, width), self._scale.region)
-            image = self._scale(frame, self._path)
-        return image
 
 
 def fraction(value: float) -> Fraction:

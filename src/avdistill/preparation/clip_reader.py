@@ -53,28 +53,14 @@ Reader = Callable[[Path, Annotation, PrepareConfig], Clip]
 
 def read_media(path: Path, annotation: Annotation, config: PrepareConfig, spool: Path | None = None) -> Clip:
     """The annotated segment of a media file; raises what `read_clip` raises."""
-    return read_clip(
-        path,
-        start_seconds=annotation.start_seconds,
-        end_seconds=annotation.end_seconds,
-        fps=config.fps,
-        short_side=config.short_side,
-        size=config.size,
-        region=config.region,
-        sample_rate_hz=config.sample_rate_hz,
-        spool=spool,
-    )
+    options = {name: value for name, value in vars(config).items() if name != "jpeg_quality"}
+    start, end = annotation.start_seconds, annotation.end_seconds
+    return read_clip(path, start_seconds=start, end_seconds=end, spool=spool, **options)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A clip to read.
-
-    Attributes:
-        annotation: of the clip.
-        file: the media file.
-        spool: path of its spool files, without suffix; the name begins with "spool-".
-    """
+    """A clip to read from `file`; `spool` is the path of its spool files, without suffix, and begins with "spool-"."""
 
     annotation: Annotation
     file: Path
@@ -93,19 +79,12 @@ class Task:
 
 @dataclass(frozen=True)
 class SpooledClip:
-    """A clip whose arrays are in its task's spool files.
+    """A clip whose arrays are in its task's spool files."""
 
-    Attributes:
-        clip: everything but the arrays.
-        frames_shape: (T, H, W, 3) of the uint8 frames, or None.
-        audio_shape: (S,) of the float32 audio, or None.
-        state: bytes and mtime_ns of the media file.
-    """
-
-    clip: Clip
-    frames_shape: tuple[int, ...] | None
-    audio_shape: tuple[int, ...] | None
-    state: tuple[int, int]
+    clip: Clip  # everything but the arrays
+    frames_shape: tuple[int, ...] | None  # (T, H, W, 3) of the uint8 frames
+    audio_shape: tuple[int, ...] | None  # (S,) of the float32 audio
+    state: tuple[int, int]  # bytes and mtime_ns of the media file
 
     def open(self, task: Task) -> Clip:
         """The clip, its arrays mapped from the spool files."""
@@ -171,6 +150,5 @@ def _write(spool: Path, dtype: Any, array: np.ndarray | None) -> None:
 
 
 def _map(spool: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    if 0 in shape:  # an empty file cannot be mapped
-        return np.zeros(shape, dtype)
-    return np.memmap(spool, dtype, "r", shape=shape)
+    # An empty file cannot be mapped.
+    return np.zeros(shape, dtype) if 0 in shape else np.memmap(spool, dtype, "r", shape=shape)

@@ -48,20 +48,12 @@ _Recovery = ShardRecovery | JpegShardRecovery
 
 @dataclass(frozen=True)
 class Skip:
-    """A clip that could not be read: a line of `skipped.csv`.
+    """A clip that could not be read: a line of `skipped.csv`."""
 
-    Attributes:
-        clip: its id.
-        file: path of its file.
-        reason: in one line.
-        bytes: size of the file before it was read; with `mtime_ns`, `NO_FILE` if there was none.
-        mtime_ns: modification time of the file before it was read.
-    """
-
-    clip: str
+    clip: str  # its id
     file: str
-    reason: str
-    bytes: int
+    reason: str  # in one line
+    bytes: int  # with `mtime_ns` the state of the file before it was read, `NO_FILE` if there was none
     mtime_ns: int
 
 
@@ -181,20 +173,14 @@ class Journal:
                 stray.unlink()
 
     def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
-        """Write a clip's frames and audio, then its line.
-
-        Args:
-            annotation: of the clip.
-            clip: its arrays may be memory maps of whole spool files.
-            source: bytes and mtime_ns of the file it was read from.
+        """Write a clip's frames and audio, then its line; its arrays may be memory maps of whole spool files.
 
         Raises:
-            DatasetError: an earlier clip was read from another state of the file.
+            DatasetError: an earlier clip was read from another state (bytes and mtime_ns) of the file than `source`.
         """
         if self.sources.setdefault(annotation.path, source) != source:
-            raise DatasetError(
-                f"{annotation.path}: changed while its clips were read; remove {self.folder} to start anew"
-            )
+            where = annotation.path
+            raise DatasetError(f"{where}: changed while its clips were read; remove {self.folder} to start anew")
         row: dict[str, Any] = {
             "id": annotation.clip_id,
             "path": annotation.path,
@@ -222,8 +208,7 @@ class Journal:
         if clip.waveform is not None:
             shard = self._audio.next()
             self._use(shard)
-            row |= {"audio_shard": self._audio.number, "audio_offset": shard.count}
-            row["audio_count"] = len(clip.waveform)
+            row |= {"audio_shard": self._audio.number, "audio_offset": shard.count, "audio_count": len(clip.waveform)}
             peak = 0.0
             for samples in _blocks(clip.waveform):
                 peak = max(peak, float(np.abs(samples).max()))
@@ -304,8 +289,7 @@ class Journal:
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
         for row in rows:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # as Arrow's map type requires
-        table = pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
-        pq.write_table(table, self.folder / "clips.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), self.folder / "clips.parquet")
         names = [each.name for each in fields(Skip)]
         _write_csv(self.folder / _SKIPPED, names, [list(astuple(skip)) for skip in self.skipped])
         sources = [[path, *state] for path, state in self.sources.items()]
@@ -332,8 +316,7 @@ class Journal:
 def remove_journal(dataset: Path) -> None:
     """Remove the journal from a finished dataset, which needs it until it has its name."""
     for name in (_JOURNAL, _SETTINGS):
-        if (dataset / name).exists():
-            (dataset / name).unlink()
+        (dataset / name).unlink(missing_ok=True)
 
 
 def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:

@@ -1,8 +1,7 @@
 """Preparation: videos and annotations -> a dataset. Parallel, resumable, the same bytes for any number of workers.
 
-While it runs, everything is in the staging folder `<dataset>.partial/`: growing shards, and a journal with a line for
-each finished clip, written after the clip's bytes. A resumed run truncates journal and shards to the clips that both
-hold and continues. The folder gets the dataset's name when it is complete and synced to the disk.
+While it runs, everything is in the staging folder `<dataset>.partial/` (see `journal`), which gets the dataset's name
+when it is complete and synced to the disk.
 
 A fault of one file (damage, a decoder that hangs or crashes, too much memory) costs that clip; a fault of the dataset's
 disk stops the run and costs nothing.
@@ -83,9 +82,8 @@ def prepare(
     if time_limit_seconds is not None and not time_limit_seconds > 0:
         raise ConfigError(f"time_limit_seconds: expected more than 0, got {time_limit_seconds:g}")
     if read.__module__ == "__main__":
-        raise ConfigError(
-            f"read: expected a function that worker processes can import, {read.__qualname__} is a script's"
-        )
+        found = f"{read.__qualname__} is a script's"
+        raise ConfigError(f"read: expected a function that worker processes can import, {found}")
     videos, out = Path(videos), follow_link(out)
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
     if read is not read_media:
@@ -98,7 +96,9 @@ def prepare(
         with lock, closing(Journal.open(folder, settings)) as journal:
             _refuse_changed(folder, journal.sources, videos, absent_too=True)
             _refuse_skipped(folder, journal.skipped, videos, strict, time_limit_seconds)
-            tasks = _tasks(annotations[journal.finished :], videos, folder)
+            # With the process id, because workers of a run that was just killed may still be writing.
+            spool, left = str(folder / f"spool-{os.getpid()}-"), annotations[journal.finished :]
+            tasks = [Task(a, videos / a.path, Path(f"{spool}{i}")) for i, a in enumerate(left)]
             answers = ordered_map(
                 partial(read_to_spool, read, config),
                 tasks,
@@ -138,9 +138,8 @@ def _existing(
             f"{out}: a dataset under a corruption is here, not the one it was made from; name another folder"
         )
     if description.settings != settings:
-        raise DatasetError(
-            f"{out}: a dataset made from another list or other settings is here; remove it or name another"
-        )
+        found = "a dataset made from another list or other settings"
+        raise DatasetError(f"{out}: {found} is here; remove it or name another")
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
     _refuse_skipped(out, read_skipped(out), videos, strict, time_limit_seconds)
     remove_journal(out)  # of a preparation that was killed right after the dataset got its name
@@ -210,11 +209,6 @@ def _state_of(path: Path) -> tuple[int, int]:
 def _fingerprint(annotations: list[Annotation]) -> str:
     lines = (json.dumps(asdict(a), sort_keys=True, ensure_ascii=False) for a in annotations)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _tasks(annotations: list[Annotation], videos: Path, folder: Path) -> list[Task]:
-    # With the process id, because workers of a run that was just killed may still be writing.
-    return [Task(a, videos / a.path, folder / f"spool-{os.getpid()}-{i}") for i, a in enumerate(annotations)]
 
 
 def _fill(

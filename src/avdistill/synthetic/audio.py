@@ -21,10 +21,9 @@ class AudioDifficulty:
     """How hard the audio is to classify; none of these changes the video.
 
     Attributes:
-        floor_db: The level of the recording noise in dB, RMS relative to the rest of the audio over the clip; each clip
-            draws a level within 4 dB of it.
-        pitch_spread_octaves: The largest distance of a clip's pitch from that of its class in octaves.
-        room: The strength of echo and of coloring by the microphone, 0 (none) to 1.
+        floor_db: RMS of the recording noise relative to the rest of the clip's audio; a clip draws one within 4 dB.
+        pitch_spread_octaves: largest distance of a clip's pitch from that of its class.
+        room: strength of echo and of coloring by the microphone, 0 (none) to 1.
     """
 
     floor_db: float = -14.0
@@ -143,11 +142,8 @@ def fluttering_bird(motion: Motion, times: FloatArray, pitch: float, rng: Genera
 
     def chirp(age: FloatArray) -> FloatArray:
         within = age % 0.07
-        return (
-            np.sin(2 * np.pi * pitch * (3300 * within - 9000 * within**2))
-            * np.sin(np.pi * within / 0.07)
-            * (age < 0.21)
-        )
+        whistle = np.sin(2 * np.pi * pitch * (3300 * within - 9000 * within**2))
+        return whistle * np.sin(np.pi * within / 0.07) * (age < 0.21)
 
     return _strike(motion, times, chirp)
 
@@ -194,9 +190,7 @@ def babble(motion: Motion, times: FloatArray, pitch: float, rng: Generator) -> F
         vowel = rng.integers(0, 4, syllable[-1] + 1)[syllable]  # three vowels; the fourth is a pause
         throat = rng.uniform(0.9, 1.15)
         for number, formants_hz in enumerate(rng.permutation(vowels_hz)[:3]):
-            response = sum(
-                1 / (1 + ((frequencies - throat * f) / 70) ** 2) / (i + 1) for i, f in enumerate(formants_hz)
-            )
+            response = sum(1 / (1 + ((frequencies - throat * f) / 70) ** 2) / i for i, f in enumerate(formants_hz, 1))
             mix += np.fft.irfft(spectrum * response, len(times)) * _smooth(vowel == number, _rate(times))
     return mix
 
@@ -246,15 +240,13 @@ def _strike(motion: Motion, times: FloatArray, voice: Callable[[FloatArray], Flo
     return total
 
 
-def _partials(
-    frequencies_hz: FloatArray, gains: list[float], *, decay_seconds: float
-) -> Callable[[FloatArray], FloatArray]:
+def _partials(hz: FloatArray, gains: list[float], *, decay_seconds: float) -> Callable[[FloatArray], FloatArray]:
     """A struck body: one decaying sine per partial, higher ones decay faster."""
 
     def voice(age: FloatArray) -> FloatArray:
         total = np.zeros(len(age))
-        for frequency, gain in zip(frequencies_hz, gains, strict=True):
-            decay = decay_seconds * np.sqrt(frequencies_hz[0] / frequency)
+        for frequency, gain in zip(hz, gains, strict=True):
+            decay = decay_seconds * np.sqrt(hz[0] / frequency)
             total += gain * np.sin(2 * np.pi * frequency * age) * np.exp(-age / decay)
         return total
 

@@ -6,6 +6,7 @@ audio is made from the same count, so that both have their events at whole cycle
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.random import Generator
@@ -15,6 +16,7 @@ FloatArray = NDArray[np.floating]
 Scalar = float | FloatArray  # one for all frames, or (T,)
 Color = FloatArray | None  # (3,) or (T, 3); None is the object's main color
 Draw = Callable[["Stage", FloatArray, Generator], None]
+Distance = Callable[[FloatArray, FloatArray], FloatArray]  # pixels to a shape's edge from (dx, dy); negative inside
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,7 @@ class VideoDifficulty:
     """How hard the video is to classify; none of these changes the audio.
 
     Attributes:
-        object_size: The mean half-height of the object as a fraction of the frame height; a clip draws 0.7 to 1.3 times
-            it.
+        object_size: mean half-height of the object as a fraction of the frame height; a clip draws 0.7 to 1.3 times it.
         contrast: The contrast of objects and distractors, 0 (the color of the background) to 1.
         clutter: The clutter of the background, 0 (plain) to 1 (strong texture and fourteen shapes behind the object).
         distractors: The largest number of other objects in a clip; at least one unless this is 0.
@@ -41,6 +42,7 @@ class VideoDifficulty:
     occlusion: float = 0.3
 
 
+@dataclass
 class Stage:
     """The frames being painted, with a local coordinate system that moves with one object.
 
@@ -48,15 +50,13 @@ class Stage:
     frame (T,). Edges are softened over one pixel, so that slow motion is smooth.
     """
 
-    def __init__(
-        self, frames: FloatArray, anchor: FloatArray, size: float, colors: FloatArray, tilt: float, mirror: float
-    ):
-        self.frames = frames  # (T, H, W, 3) float32 in [0, 255], painted in place
-        self.anchor = anchor  # (T, 2) pixels, x then y
-        self.size = size  # pixels per local unit
-        self.main, self.accent = colors  # (3,) each
-        self.tilt = tilt  # radians
-        self.mirror = mirror  # 1 or -1
+    frames: FloatArray  # (T, H, W, 3) float32 in [0, 255], painted in place
+    anchor: FloatArray  # (T, 2) pixels, x then y
+    size: float  # pixels per local unit
+    main: FloatArray  # a color (3,)
+    accent: FloatArray
+    tilt: float  # radians
+    mirror: float  # 1 or -1
 
     @property
     def half_width(self) -> float:
@@ -66,20 +66,12 @@ class Stage:
     def ellipse(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, angle: Scalar = 0.0, color: Color = None) -> None:
         """A filled ellipse with half axes `rx`, `ry`, turned by `angle` radians."""
         a, b = self._pixels(rx), self._pixels(ry)
-
-        def distance(dx: FloatArray, dy: FloatArray) -> FloatArray:
-            return (np.sqrt((dx / a) ** 2 + (dy / b) ** 2) - 1) * np.minimum(a, b)
-
-        self._paint(x, y, np.maximum(a, b), angle, color, distance)
+        self._paint(x, y, np.maximum(a, b), angle, color, partial(_to_ellipse, a, b))
 
     def box(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, angle: Scalar = 0.0, color: Color = None) -> None:
         """A filled rectangle with half sides `rx`, `ry`, turned by `angle` radians."""
         a, b = self._pixels(rx), self._pixels(ry)
-
-        def distance(dx: FloatArray, dy: FloatArray) -> FloatArray:
-            return np.maximum(np.abs(dx) - a, np.abs(dy) - b)
-
-        self._paint(x, y, np.hypot(a, b), angle, color, distance)
+        self._paint(x, y, np.hypot(a, b), angle, color, lambda dx, dy: np.maximum(np.abs(dx) - a, np.abs(dy) - b))
 
     def bar(self, x0: Scalar, y0: Scalar, x1: Scalar, y1: Scalar, thickness: float, color: Color = None) -> None:
         """A straight bar of the given half thickness between two points."""
@@ -89,26 +81,15 @@ class Stage:
     def ring(self, x: Scalar, y: Scalar, rx: Scalar, ry: Scalar, color: Color = None) -> None:
         """The outline of an ellipse, about two pixels thick."""
         a, b = self._pixels(rx), self._pixels(ry)
-
-        def distance(dx: FloatArray, dy: FloatArray) -> FloatArray:
-            return np.abs(np.sqrt((dx / a) ** 2 + (dy / b) ** 2) - 1) * np.minimum(a, b) - 0.8
-
-        self._paint(x, y, np.maximum(a, b) + 1, 0.0, color, distance)
+        reach = np.maximum(a, b) + 1
+        self._paint(x, y, reach, 0.0, color, lambda dx, dy: np.abs(_to_ellipse(a, b, dx, dy)) - 0.8)
 
     def _pixels(self, length: Scalar) -> FloatArray:
         """Local lengths as pixels, at least half a pixel, shaped to broadcast over (T, h, w)."""
         lengths = np.broadcast_to(np.asarray(length, np.float32), len(self.frames))
         return np.maximum(lengths * self.size, 0.5)[:, None, None]
 
-    def _paint(
-        self,
-        x: Scalar,
-        y: Scalar,
-        reach: FloatArray,
-        angle: Scalar,
-        color: Color,
-        distance: Callable[[FloatArray, FloatArray], FloatArray],
-    ) -> None:
+    def _paint(self, x: Scalar, y: Scalar, reach: FloatArray, angle: Scalar, color: Color, distance: Distance) -> None:
         """Blend `color` ((3,) or (T, 3)) over the window of every frame where the shape's distance is below zero."""
         T, H, W = self.frames.shape[:3]
         cos, sin = np.cos(self.tilt), np.sin(self.tilt)
@@ -131,6 +112,10 @@ class Stage:
         paint = np.broadcast_to(self.main if color is None else color, (T, 3)).astype(np.float32)[t]
         under = pixels[where]
         pixels[where] = under + np.minimum(depth[t, i, j], 1)[:, None] * (paint - under)
+
+
+def _to_ellipse(a: FloatArray, b: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+    return (np.sqrt((dx / a) ** 2 + (dy / b) ** 2) - 1) * np.minimum(a, b)
 
 
 def draw_bouncing_ball(stage: Stage, cycles: FloatArray, rng: Generator) -> None:
@@ -271,20 +256,19 @@ def render_video(
         directions /= np.abs(directions).max(axis=1, keepdims=True)
         colors = base + difficulty.contrast * rng.uniform(90, 150, (2, 1)) * directions
         mirror = 1.0 if rng.random() < 0.5 else -1.0
-        return Stage(frames, start + drift + camera, size, np.clip(colors, 0, 255), rng.uniform(-0.25, 0.25), mirror)
+        first, second = np.clip(colors, 0, 255)
+        return Stage(frames, start + drift + camera, size, first, second, rng.uniform(-0.25, 0.25), mirror)
 
     main, others = stage(0.04), [stage(0.25) for _ in range(difficulty.distractors)]
     shown = int(rng.integers(min(1, difficulty.distractors), difficulty.distractors + 1))
-    behind = rng.random(len(others)) < 0.6  # drawn before the object, which hides them
-    for other, back in zip(others[:shown], behind[:shown], strict=True):
-        if back:
-            _draw_distractor(other, times, rng)
+    behind = rng.random(len(others))[:shown] < 0.6  # drawn before the object, which hides them
+    for number in np.flatnonzero(behind):
+        _draw_distractor(others[number], times, rng)
     draw(main, cycles, rng)
-    for other, back in zip(others[:shown], behind[:shown], strict=True):
-        if not back:
-            _draw_distractor(other, times, rng)
-    angle, shift, occluded = rng.uniform(-0.6, 0.6), rng.uniform(-1, 1), rng.random() < difficulty.occlusion
-    if occluded:
+    for number in np.flatnonzero(~behind):
+        _draw_distractor(others[number], times, rng)
+    angle, shift = rng.uniform(-0.6, 0.6), rng.uniform(-1, 1)
+    if rng.random() < difficulty.occlusion:
         main.box(shift + 0.3 * np.sin(times + 6 * shift), 0.0, 0.18, 2.5, angle, base + rng.uniform(-40, 40, 3))
     flicker = 1 + difficulty.brightness * (0.6 * rng.uniform(-1, 1) + 0.5 * _wander(times, rng)[:, 0])
     grain = rng.normal(0, 3, (height + 16, width + 16)).astype(np.float32)
@@ -326,8 +310,8 @@ def _background(
     image = (base + 38 * clutter * image).astype(np.float32)
     for _ in range(round(14 * clutter)):
         center, size = rng.uniform(0, (W, H)), rng.uniform(0.08, 0.22) * height
-        colors = np.clip(base + clutter * rng.normal(0, 60, (2, 3)), 0, 255)
-        shape = Stage(image[None], center[None], size, colors, rng.uniform(0, 3), 1.0)
+        first, second = np.clip(base + clutter * rng.normal(0, 60, (2, 3)), 0, 255)
+        shape = Stage(image[None], center[None], size, first, second, rng.uniform(0, 3), 1.0)
         (shape.ellipse if rng.random() < 0.5 else shape.box)(0.0, 0.0, 1.0, rng.uniform(0.15, 1.0))
     pan = rng.normal(0, 0.1 * height, 2) * (times[:, None] - times[-1] / 2)
     corners = np.clip(np.round(margin - pan - camera), 0, 2 * margin).astype(int)

@@ -67,23 +67,21 @@ class SyntheticConfig:
     """What `synthesize` makes.
 
     Attributes:
-        teacher_clips: The number of labeled clips to train an audio teacher on; their audio is `related` or `noisy`, in
-            the ratio of these two fractions.
-        labeled_clips: The number of clips of the split train with a label in the annotations.
-        unlabeled_clips: The number of clips of the split train without a label.
-        test_clips: The number of labeled test clips, with the same mix of audio as train.
-        seconds: The length of every clip in seconds.
-        height: The height of the frames in pixels, even because H.264 halves the color planes.
-        width: The width of the frames in pixels, even.
-        fps: Frames per second.
-        sample_rate_hz: The sample rate of the audio in Hz, one of `MP3_RATES_HZ`.
-        noisy: The fraction of clips of train and test with other audio mixed in.
-        mismatched: The fraction of clips of train and test with audio that does not belong to the object.
-        silent: The fraction of clips of train and test without an audio stream or with zeros; the rest is `related`.
-        snr_db: The range of the signal-to-noise ratio of noisy clips in dB, 10 log10(mean own^2 / mean other^2) over
-            the clip, without the recording noise that every clip has.
-        avi_share: The fraction of clips that are AVI with MPEG-4 and MP3; the others are MP4 with H.264 and AAC.
-        seed: The seed of all draws.
+        teacher_clips: labeled clips to train an audio teacher on; `related` or `noisy`, in the ratio of the two.
+        labeled_clips: clips of the split train with a label in the annotations.
+        unlabeled_clips: clips of the split train without a label.
+        test_clips: labeled test clips, with the same mix of audio as train.
+        seconds: length of every clip.
+        height: of the frames in pixels, even because H.264 halves the color planes.
+        width: of the frames in pixels, even.
+        fps: frames per second.
+        sample_rate_hz: of the audio, one of `MP3_RATES_HZ`.
+        noisy: fraction of clips of train and test with other audio mixed in.
+        mismatched: fraction of clips of train and test with audio that does not belong to the object.
+        silent: fraction of clips of train and test without an audio stream or with zeros; the rest is `related`.
+        snr_db: range of 10 log10(mean own^2 / mean other^2) of noisy clips, without the recording noise of every clip.
+        avi_share: fraction of clips that are AVI with MPEG-4 and MP3; the others are MP4 with H.264 and AAC.
+        seed: of all draws.
         difficulty: how hard video and audio are to classify.
     """
 
@@ -109,9 +107,7 @@ class SyntheticConfig:
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ConfigError(f"noisy, mismatched and silent must be shares that sum to at most 1, got {shares}")
         if self.teacher_clips and self.mismatched + self.silent > 1 - 1e-9:
-            raise ConfigError(
-                "teacher_clips need related or noisy audio, but mismatched and silent leave no share for them"
-            )
+            raise ConfigError("teacher_clips need related or noisy audio, but mismatched and silent leave no share")
         if self.seed < 0:
             raise ConfigError(f"seed: must not be negative, got {self.seed}")
         if not 0 < self.seconds < float("inf") or self.fps < 1:
@@ -223,9 +219,8 @@ def synthesize(
             on_progress(Progress(len(clips) - len(missing) + number, len(clips)))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([HEADER, *(truth.row() for truth in truths)])
-    annotations = out / "annotations.csv"
-    replace_text(annotations, table.getvalue())
-    return annotations
+    replace_text(out / "annotations.csv", table.getvalue())
+    return out / "annotations.csv"
 
 
 def _plan(config: SyntheticConfig, split: str, index: int) -> tuple[Truth, Generator]:
@@ -273,8 +268,7 @@ def _render_audio(
     if truth.audio == "mismatched":
         kind, _, name = truth.audio_source.partition(":")
         if kind == "class":
-            donor = OBJECTS[name]
-            other = render(donor.voice, Motion.draw(donor.rates_hz, rng))
+            other = render(OBJECTS[name].voice, Motion.draw(OBJECTS[name].rates_hz, rng))
         else:
             other = render({"music": audio.music, "babble": audio.babble}[kind], motion)
     else:
@@ -307,12 +301,9 @@ def _describe(path: Path, config: SyntheticConfig) -> None:
         if differences:
             raise DatasetError(f"{path}: another configuration is here: {'; '.join(differences)}")
         return
-    description = {
-        "config": settings,
-        "versions": {"avdistill": version("avdistill"), "av": version("av"), "numpy": np.__version__},
-    }
+    versions = {name: version(name) for name in ("avdistill", "av", "numpy")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(description, indent=2) + "\n")
+    replace_text(path, json.dumps({"config": settings, "versions": versions}, indent=2) + "\n")
 
 
 def _differences(existing: dict[str, object], requested: dict[str, object], prefix: str = "") -> list[str]:
