@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from avdistill.errors import ConfigError
 
 # ImageNet's statistics of RGB in [0, 1], as in the paper. torchvision's R3D, MC3 and R(2+1)D were trained on Kinetics
-# with others (`models/imagenet.py`); as students they are trained on, and adapt to these.
+# with others (`teachers/video.py`); as students they are trained on, and adapt to these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

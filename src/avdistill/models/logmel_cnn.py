@@ -76,9 +76,6 @@ class LogMelCNN(StudentNetwork):
         """Build the network.
 
         Args:
-            num_classes: C.
-            embedding_dim: D.
-            sample_rate_hz: of the waveforms.
             bands: mel bands.
             width: channels of the first block, doubled by the second and third.
             spec_augment: in training, mask two bands of frequencies and two of times (Park et al. 2019).

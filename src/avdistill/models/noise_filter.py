@@ -47,10 +47,9 @@ class _BatchNorm(nn.BatchNorm1d):
 class NoiseFilter(nn.Module):
     """Gates out of a teacher's embedding what is not of the student's clip, and attends to the tokens with the rest.
 
-    The release's filter is `order="gate_attention"` with teacher and student embeddings of one size; its BatchNorm
-    layers are kept. Embeddings of another size, which the release does not support, are projected first, by a linear
-    layer and ReLU: the pairwise temperature assumes non-negative embeddings, as those of the paper. A batch of one row
-    uses BatchNorm's running statistics.
+    The release's filter is `order="gate_attention"` with teacher and student embeddings of one size. Others are first
+    projected by a linear layer and ReLU: the pairwise temperature assumes non-negative embeddings, as the paper's. A
+    batch of one row uses BatchNorm's running statistics.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class NoiseFilter(nn.Module):
             student_dim: D of the student's tokens; divisible by `heads` and by 2.
             num_classes: C.
             teacher_dim: D of the teacher's embedding; None means the student's.
-            heads: of the attention, 2 in the release.
+            heads: of the attention.
             order: "gate_attention" gates by [teacher; mean of the tokens], then attends with the gated teacher (as
                 released); "attention_gate" attends with the ungated teacher and gates by [teacher; attended];
                 "parallel" gates by [teacher; mean of the tokens] and attends with the ungated teacher.
@@ -113,19 +112,13 @@ class NoiseFilter(nn.Module):
             gate = self._gate(teacher, student)
             attended, attention = self._attend(teacher if self.order == "parallel" else gate * teacher, tokens)
         guided = self.guide(attended)
+        logits = self.classifier(guided)
         return FilterOutput(
-            gate=gate,
-            teacher=teacher,
-            embedding=gate * teacher,
-            guided=guided,
-            logits=self.classifier(guided),
-            attention=attention,
+            gate=gate, teacher=teacher, embedding=gate * teacher, guided=guided, logits=logits, attention=attention
         )
 
     def _gate(self, teacher: Tensor, student: Tensor) -> Tensor:
-        if self.gate is None:
-            return torch.ones_like(teacher)
-        return self.gate(torch.cat([teacher, student], 1))
+        return torch.ones_like(teacher) if self.gate is None else self.gate(torch.cat([teacher, student], 1))
 
     def _attend(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.attention is None:

@@ -48,13 +48,8 @@ class PowerLogMel(nn.Module):
         if sample_rate_hz not in (8000, 16000, 32000):
             raise ValueError(f"sample_rate_hz: expected 8000, 16000 or 32000, found {sample_rate_hz}")
         self.length, self.hop = sample_rate_hz * 32 // 1000, sample_rate_hz // 100
-        filters = slaney_mel_filters(
-            bands=64,
-            bins=self.length // 2 + 1,
-            sample_rate_hz=sample_rate_hz,
-            low_hz=50,
-            high_hz=min(14000, sample_rate_hz / 2),
-        )
+        bins, high_hz = self.length // 2 + 1, min(14000, sample_rate_hz / 2)
+        filters = slaney_mel_filters(bands=64, bins=bins, sample_rate_hz=sample_rate_hz, low_hz=50, high_hz=high_hz)
         # Derived from the constructor's arguments, so not part of the weights.
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.length), persistent=False)
@@ -110,13 +105,7 @@ class PANN(StudentNetwork):
         sample_rate_hz: int,
         spec_augment: bool,
     ) -> None:
-        """Build the network.
-
-        Args:
-            body: name -> module, in order: (B, 1, time, 64) -> (B, map_channels, time, bands).
-            map_channels: of the last module.
-            num_classes, embedding_dim, sample_rate_hz, spec_augment: see `cnn14`.
-        """
+        """Args: body: name -> module, in order: (B, 1, time, 64) -> (B, map_channels, time, bands); others: `cnn14`."""
         super().__init__()
         self.embedding_dim, self.sample_rate_hz, self.spec_augment = embedding_dim, sample_rate_hz, spec_augment
         self.log_mel = PowerLogMel(sample_rate_hz)
@@ -156,8 +145,6 @@ def cnn14(
     """PANNs' Cnn14, 81 M parameters; an `embedding_dim` of 512, 128 or 32 gives Cnn14_emb512, _emb128 and _emb32.
 
     Args:
-        num_classes: C.
-        embedding_dim: D.
         sample_rate_hz: of the waveforms: 32000, 16000 or 8000.
         spec_augment: in training, mask two bands of frequencies and two of times (Park et al. 2019).
     """

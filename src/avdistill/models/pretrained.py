@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import urllib.request
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError
+from avdistill.fsio import sync
 from avdistill.models.checkpoint import load_tensors
 from avdistill.models.panns import PANN
 from avdistill.models.tensorflow_bundle import read_bundle
@@ -27,22 +29,16 @@ from avdistill.models.yamnet import YAMNet
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the web.
-
-    Attributes:
-        file: name in the cache folder.
-        url: its address.
-        md5: as the publisher states it.
-    """
+    """A file on the web: its name in the cache folder, its address, and its MD5 as the publisher states it."""
 
     file: str
     url: str
     md5: str
 
-
-def cache_folder() -> Path:
-    """The folder of downloads: `avdistill` in XDG_CACHE_HOME or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avdistill"
+    @property
+    def path(self) -> Path:
+        """Its place in the cache folder: `avdistill` in XDG_CACHE_HOME or `~/.cache`."""
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avdistill" / self.file
 
 
 def fetch(download: Download) -> Path:
@@ -51,24 +47,20 @@ def fetch(download: Download) -> Path:
     Raises:
         CheckpointError: it cannot be downloaded, or its MD5 differs.
     """
-    file = cache_folder() / download.file
+    file = download.path
     if file.is_file():
         return file
     logging.getLogger(__name__).warning("downloading %s to %s", download.url, file)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    digest = hashlib.md5(usedforsecurity=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(download.url, timeout=60) as response, part.open("wb") as out:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                out.write(block)
-            out.flush()
-            os.fsync(out.fileno())  # the next call trusts the file by its name
-        if digest.hexdigest() != download.md5:
-            raise CheckpointError(
-                f"{download.url}: expected MD5 {download.md5}, found {digest.hexdigest()}; nothing kept"
-            )
+            shutil.copyfileobj(response, out)
+            sync(out)  # the next call trusts the file by its name
+        with part.open("rb") as written:
+            found = hashlib.file_digest(written, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != download.md5:
+            raise CheckpointError(f"{download.url}: expected MD5 {download.md5}, found {found}; nothing kept")
         os.replace(part, file)
     except (OSError, HTTPException) as error:
         raise CheckpointError(
@@ -179,27 +171,20 @@ def load_yamnet(network: YAMNet, path: Path) -> None:
         if match := re.fullmatch(r"(.*)layer_with_weights-(\d+)/(\w+)/\.ATTRIBUTES/VARIABLE_VALUE", name):
             layers[match[1]][int(match[2]), match[3]] = value
     # A network on top of YAMNet has numbered layers too, under another prefix.
-    state = _yamnet_state(network, max(layers.values(), key=len, default={}))
-    _load(network, state, path)
+    _load(network, _yamnet_state(network, max(layers.values(), key=len, default={})), path)
 
 
 def _yamnet_state(network: YAMNet, layers: dict[tuple[int, str], np.ndarray]) -> dict[str, Tensor]:
     """Keras variables by (layer, name) -> our state. Keras kernels are (height, width, in, out)."""
     ours = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
-    names = {
-        "kernel": ("weight", (3, 2, 0, 1)),
-        "depthwise_kernel": ("weight", (2, 3, 0, 1)),
-        "bias": ("bias", None),
-        "beta": ("bias", None),
-        "moving_mean": ("running_mean", None),
-        "moving_variance": ("running_var", None),
-    }
+    names = {"kernel": "weight", "depthwise_kernel": "weight", "bias": "bias", "beta": "bias"}
+    names |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
     state = {f"{n}.weight": torch.ones_like(m.weight) for n, m in ours if isinstance(m, nn.BatchNorm2d)}  # no gamma
     for (number, variable), value in layers.items():
         if number < len(ours) and variable in names:
-            ending, order = names[variable]
-            transposed = value.transpose(order) if order and value.ndim == 4 else value.T
-            state[f"{ours[number][0]}.{ending}"] = torch.from_numpy(np.array(transposed))
+            order = (2, 3, 0, 1) if variable == "depthwise_kernel" else (3, 2, 0, 1)
+            transposed = value.transpose(order) if value.ndim == 4 else value.T
+            state[f"{ours[number][0]}.{names[variable]}"] = torch.from_numpy(np.array(transposed))
     return state
 
 

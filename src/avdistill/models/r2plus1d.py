@@ -80,13 +80,10 @@ class _Stage(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, downsample: bool) -> None:
         super().__init__()
         self.block1 = _Block(inputs, outputs, downsample)
-        self.blocks = nn.ModuleList(_Block(outputs, outputs, False) for _ in range(blocks - 1))
+        self.blocks = nn.Sequential(*(_Block(outputs, outputs, False) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.block1(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(self.block1(x))
 
 
 class R2Plus1D(StudentNetwork):
@@ -127,7 +124,6 @@ def r2plus1d_xia2023(num_classes: int, depth: int = 18, embedding_dim: int = 512
     """The student of Xia et al. 2023: 14.39 M parameters at 51 classes and depth 18.
 
     Args:
-        num_classes: C.
         depth: 18 means one block per stage, 34 means (3, 4, 6, 3), as the release names them.
         embedding_dim: D, the last stage's width.
 

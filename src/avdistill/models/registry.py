@@ -46,7 +46,16 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
     constructor = MODELS[name]
-    checked = _checked_options(f"model {name!r}", constructor, options or {})
+    # Checked against the signature: a TypeError of the constructor is then a real one.
+    fixed = constructor.keywords if isinstance(constructor, partial) else {}
+    parameters = inspect.signature(constructor, eval_str=True).parameters
+    kinds = {key: p.annotation for key, p in parameters.items() if key != "num_classes" and key not in fixed}
+    checked = {}
+    for key, value in (options or {}).items():
+        if key not in kinds:
+            raise ConfigError(f"model {name!r}: unknown option {key!r}; known: {', '.join(kinds) or 'none'}")
+        untyped = kinds[key] is inspect.Parameter.empty
+        checked[key] = value if untyped else decode(kinds[key], value, f"model {name!r}: {key}")
     try:
         model = constructor(num_classes=num_classes, **checked)
     except ValueError as error:
@@ -56,19 +65,3 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
-
-
-def _checked_options(
-    where: str, constructor: Callable[..., StudentNetwork], options: Mapping[str, Option]
-) -> dict[str, Option]:
-    """The options, checked against the constructor's signature: a TypeError of the constructor is then a real one."""
-    fixed = constructor.keywords if isinstance(constructor, partial) else {}
-    parameters = inspect.signature(constructor, eval_str=True).parameters
-    kinds = {name: p.annotation for name, p in parameters.items() if name != "num_classes" and name not in fixed}
-    checked = {}
-    for name, value in options.items():
-        if name not in kinds:
-            raise ConfigError(f"{where}: unknown option {name!r}; known: {', '.join(kinds) or 'none'}")
-        untyped = kinds[name] is inspect.Parameter.empty
-        checked[name] = value if untyped else decode(kinds[name], value, f"{where}: {name}")
-    return checked

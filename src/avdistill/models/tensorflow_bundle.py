@@ -6,6 +6,7 @@
 
 import struct
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,7 @@ _FLOAT = 1  # DT_FLOAT of types.proto
 
 
 def read_bundle(folder: Path) -> dict[str, np.ndarray]:
-    """The float32 variables of a bundle of one shard, by name.
-
-    Args:
-        folder: the SavedModel's `variables` folder.
+    """The float32 variables of a bundle of one shard, by name, from the SavedModel's `variables` folder.
 
     Raises:
         CheckpointError: a file is missing, damaged or cut short, or the bundle has several shards.
@@ -39,12 +37,9 @@ def read_bundle(folder: Path) -> dict[str, np.ndarray]:
         if header.get(1) != 1 or header.get(2, 0) != 0:
             raise ValueError("expected one shard, little endian")
         values = data.read_bytes()
-        return {
-            name.decode(): _tensor(name.decode(), entry, values)
-            for name, entry in ((name, _message(value)) for name, value in entries.items())
-            if entry.get(1) == _FLOAT
-        }
-    except (ValueError, IndexError, struct.error, TypeError) as error:
+        messages = {name.decode(): _message(value) for name, value in entries.items()}
+        return {name: _tensor(name, entry, values) for name, entry in messages.items() if entry.get(1) == _FLOAT}
+    except (ValueError, IndexError, OverflowError, struct.error, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged TensorFlow variables: {error}") from error
 
 
@@ -65,14 +60,11 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of a LevelDB table: the index block at the end lists the blocks with the entries."""
     if len(file) < _FOOTER_BYTES or struct.unpack("<Q", file[-8:])[0] != _MAGIC:
         raise ValueError(f"the index of {len(file)} bytes does not end as a table does")
-    numbers, position = [], len(file) - _FOOTER_BYTES
-    for _ in range(4):  # offset and size of the metaindex, offset and size of the index
-        number, position = _varint(file, position)
-        numbers.append(number)
-    for _, handle in _block(file, numbers[2], numbers[3]):
-        offset, position = _varint(handle, 0)
-        size, _ = _varint(handle, position)
-        yield from _block(file, offset, size)
+    footer = BytesIO(file[-_FOOTER_BYTES:])
+    _, _, *index = (_varint(footer) for _ in range(4))  # offset and size of the metaindex and of the index
+    for _, handle in _block(file, *index):
+        place = BytesIO(handle)
+        yield from _block(file, _varint(place), _varint(place))
 
 
 def _block(file: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -85,57 +77,45 @@ def _block(file: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     if masked_crc32c(content + trailer[:1]) != struct.unpack("<I", trailer[1:])[0]:
         raise ValueError("the index has a wrong checksum")
     end = size - 4 - 4 * int(struct.unpack("<I", content[-4:])[0])
-    position, key = 0, b""
-    while position < end:
-        shared, position = _varint(content, position)
-        own, position = _varint(content, position)
-        length, position = _varint(content, position)
-        key = key[:shared] + content[position : position + own]
-        position += own
-        yield key, content[position : position + length]
-        position += length
+    stream, key = BytesIO(content), b""
+    while stream.tell() < end:
+        shared, own, length = (_varint(stream) for _ in range(3))
+        key = key[:shared] + stream.read(own)
+        yield key, stream.read(length)
 
 
 def _message(content: bytes) -> dict[int, Any]:
     """Fields of a protocol buffer by number: integers, and lists of bytes for length-delimited ones."""
     fields: dict[int, Any] = {}
-    position = 0
-    while position < len(content):
-        tag, position = _varint(content, position)
+    stream = BytesIO(content)
+    while stream.tell() < len(content):
+        tag = _varint(stream)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            fields[number], position = _varint(content, position)
+            fields[number] = _varint(stream)
         elif wire == 5:
-            fields[number] = struct.unpack_from("<I", content, position)[0]
-            position += 4
+            fields[number] = struct.unpack("<I", stream.read(4))[0]
         elif wire == 2:
-            length, position = _varint(content, position)
-            fields.setdefault(number, []).append(content[position : position + length])
-            position += length
+            fields.setdefault(number, []).append(stream.read(_varint(stream)))
         else:
             raise ValueError(f"unknown wire type {wire}")
     return fields
 
 
-def _varint(content: bytes, position: int) -> tuple[int, int]:
-    """(value, position after it) of an integer of seven bits a byte."""
+def _varint(stream: BytesIO) -> int:
+    """An integer of seven bits a byte. Raises IndexError at the end of the stream."""
     value = shift = 0
     while True:
-        byte = content[position]
+        byte = stream.read(1)[0]
         value |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
+        shift += 7
         if byte < 128:
-            return value, position
+            return value
 
 
-def _crc_table() -> np.ndarray:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    return table
-
-
-_CRC = _crc_table()
+_CRC = np.arange(256, dtype=np.uint32)
+for _ in range(8):
+    _CRC = np.where(_CRC & 1, (_CRC >> 1) ^ np.uint32(0x82F63B78), _CRC >> 1)
 
 
 def masked_crc32c(content: bytes) -> int:

@@ -8,15 +8,10 @@ from avdistill.types import StudentFeatures, StudentNetwork
 
 # By name: the module of the last feature map, that of the classifier, and the map's layout.
 NETWORKS = {
-    "r3d_18": ("layer4", "fc", "first"),
-    "mc3_18": ("layer4", "fc", "first"),
-    "r2plus1d_18": ("layer4", "fc", "first"),
+    **dict.fromkeys(("r3d_18", "mc3_18", "r2plus1d_18"), ("layer4", "fc", "first")),
     "s3d": ("features", "classifier", "first"),
-    "mvit_v1_b": ("norm", "head", "tokens"),
-    "mvit_v2_s": ("norm", "head", "tokens"),
-    "swin3d_t": ("norm", "head", "last"),
-    "swin3d_s": ("norm", "head", "last"),
-    "swin3d_b": ("norm", "head", "last"),
+    **dict.fromkeys(("mvit_v1_b", "mvit_v2_s"), ("norm", "head", "tokens")),
+    **dict.fromkeys(("swin3d_t", "swin3d_s", "swin3d_b"), ("norm", "head", "last")),
 }
 
 
@@ -37,7 +32,6 @@ class TorchvisionVideo(StudentNetwork):
         """Build the network.
 
         Args:
-            num_classes: C of the new linear classifier.
             network: a name of torchvision.models.video, such as "r2plus1d_18" or "mvit_v2_s".
             kinetics: start from the Kinetics-400 weights, which torchvision downloads on first use.
 
@@ -68,8 +62,6 @@ class TorchvisionVideo(StudentNetwork):
         x = self._map.pop()
         if self._layout == "first":
             tokens = x.flatten(2).transpose(1, 2)
-        elif self._layout == "last":
-            tokens = x.flatten(1, 3)
-        else:
-            tokens = x[:, 1:]  # MViT: the first is the class token
+        else:  # MViT's first token is the class token
+            tokens = x.flatten(1, 3) if self._layout == "last" else x[:, 1:]
         return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)

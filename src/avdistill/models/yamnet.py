@@ -70,11 +70,7 @@ class YAMNet(StudentNetwork):
     sample_rate_hz = SAMPLE_RATE_HZ
 
     def __init__(self, num_classes: int = YAMNET_CLASSES) -> None:
-        """Build the network.
-
-        Args:
-            num_classes: C.
-        """
+        """Args: num_classes: C."""
         super().__init__()
         self.patches = LogMelPatches()
         widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)

@@ -8,15 +8,7 @@ import torch
 from avdistill.errors import TeacherError
 from avdistill.inputs import AudioInput
 from avdistill.models.panns import AUDIOSET_CLASSES, PANN
-from avdistill.models.pretrained import (
-    Download,
-    cache_folder,
-    class_names,
-    fetch,
-    installed_yamnet,
-    load_panns,
-    load_yamnet,
-)
+from avdistill.models.pretrained import Download, class_names, fetch, installed_yamnet, load_panns, load_yamnet
 from avdistill.models.registry import build_model
 from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
 from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
@@ -122,17 +114,14 @@ def _panns(name: str, embedding_dim: int) -> TeacherSpec:
         ),
         license="CC BY 4.0",
         load=partial(_load_panns, name),
-        available=lambda: published is not None and (cache_folder() / published.file).is_file(),
+        available=lambda: published is not None and published.path.is_file(),
     )
 
 
 AUDIO_TEACHERS: dict[str, TeacherSpec] = {
-    "cnn6": _panns("cnn6", 512),
-    "cnn10": _panns("cnn10", 512),
+    **{name: _panns(name, 512) for name in ("cnn6", "cnn10")},
     "cnn14": _panns("cnn14", 2048),
-    "cnn14_emb512": _panns("cnn14_emb512", 512),
-    "cnn14_emb128": _panns("cnn14_emb128", 128),
-    "cnn14_emb32": _panns("cnn14_emb32", 32),
+    **{f"cnn14_emb{D}": _panns(f"cnn14_emb{D}", D) for D in (512, 128, 32)},
     "panns_mobilenet_v1": _panns("panns_mobilenet_v1", 1024),
     "yamnet": TeacherSpec(
         modality="audio",

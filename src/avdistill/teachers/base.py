@@ -20,7 +20,7 @@ class Teacher:
     """A frozen network.
 
     Attributes:
-        network: in evaluation mode; returns `Features`.
+        network: in evaluation mode.
         view: its input window; the modality is the teacher's.
         classes: names of the logits' columns.
         multi_label: whether its probabilities are sigmoids.

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from avdistill.errors import TeacherError
 from avdistill.fsio import error_message
 from avdistill.inputs import AudioInput, VideoInput, View
-from avdistill.models.imagenet import renormalize_frames
 from avdistill.models.torchvision_video import OutputHook
 from avdistill.teachers.base import Teacher, weights_provenance
-from avdistill.teachers.video import IMAGE_FRAMES, EachFrame
+from avdistill.teachers.video import IMAGE_FRAMES, EachFrame, Renormalized
 from avdistill.types import Features, Network, Provenance
 
 HUGGINGFACE = "huggingface:"
@@ -75,17 +74,10 @@ class _Encoder(nn.Module):
         return Features(embedding=embedding, logits=logits, tokens=tokens)
 
 
-class _Video(Network):
-    modality = "video"
-
-    def __init__(self, encoder: _Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.encoder, self.embedding_dim = encoder, encoder.embedding_dim
-        self.mean, self.std = mean, std
-
+class _Video(Renormalized):
     def forward(self, inputs: Tensor) -> Features:
         """inputs: float (B, 3, T, H, W), normalized, with the number of frames of the config."""
-        return self.encoder(renormalize_frames(inputs, self.mean, self.std).transpose(1, 2))
+        return self.network(self.renormalized(inputs).transpose(1, 2))
 
 
 class _Audio(Network):
@@ -165,8 +157,8 @@ def _load_model(name: str, config: Any) -> tuple[Any, set[str]]:
     model, report = auto.from_pretrained(name, config=config, output_loading_info=True, trust_remote_code=False)
     absent = set(report["missing_keys"])
     if needed := sorted(key for key in absent if not any(part in key for part in _OPTIONAL)):
-        found = f"{len(needed)} missing such as {needed[0]}"
-        raise ValueError(f"expected all weights of {type(model).__name__}, found {found}")
+        kind = type(model).__name__
+        raise ValueError(f"expected all weights of {kind}, found {len(needed)} missing such as {needed[0]}")
     return model.float(), absent
 
 
@@ -174,8 +166,7 @@ def _takes_audio(model: Any) -> bool:
     main_input = model.main_input_name
     decodes = getattr(model.config, "is_encoder_decoder", False)
     if main_input not in ("input_values", "input_features", "pixel_values") or decodes:
-        found = f"{type(model).__name__} with {main_input}"
-        raise ValueError(f"expected an encoder of audio or images, found {found}")
+        raise ValueError(f"expected an encoder of audio or images, found {type(model).__name__} with {main_input}")
     return main_input != "pixel_values"
 
 
@@ -198,9 +189,8 @@ def _video_network(encoder: _Encoder, processor: Any) -> tuple[Network, VideoInp
     mean = tuple(value / unit for value in (settings["image_mean"] if normalizes else (0.0,) * 3))
     std = tuple(value / unit for value in (settings["image_std"] if normalizes else (1.0,) * 3))
     frames = getattr(encoder.model.config, "num_frames", None)
-    if frames is not None:
-        return _Video(encoder, mean, std), VideoInput(frames=frames, size=(height, width))
-    return (EachFrame(encoder, encoder.embedding_dim, mean, std), VideoInput(frames=IMAGE_FRAMES, size=(height, width)))
+    network = (EachFrame if frames is None else _Video)(encoder, encoder.embedding_dim, mean, std)
+    return network, VideoInput(frames=IMAGE_FRAMES if frames is None else frames, size=(height, width))
 
 
 def _check_forward(network: Network, view: View, processor: Any) -> None:

@@ -62,13 +62,11 @@ def fit_head(
     strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, len(occurring), fitted_on, held_out, c))
     out_of_fold = np.zeros((len(rows), len(occurring)))
     for fitted_on, held_out in folds:
-        head = _fitted(x[fitted_on], targets[fitted_on], strength)
-        out_of_fold[held_out] = _scores(head, targets[fitted_on], x[held_out], len(occurring))
+        out_of_fold[held_out] = _scores(x[fitted_on], targets[fitted_on], strength, x[held_out], len(occurring))
     columns = np.array([dataset.classes.index(name) for name in occurring])
     logits = np.full((len(dataset), len(dataset.classes)), np.nan, dtype=np.float32)
     logits[valid] = _MINIMUM_LOGIT
-    whole = _fitted(x, targets, strength)
-    logits[np.ix_(np.flatnonzero(valid), columns)] = _scores(whole, targets, embedding[valid], len(occurring))
+    logits[np.ix_(np.flatnonzero(valid), columns)] = _scores(x, targets, strength, embedding[valid], len(occurring))
     logits[np.ix_(rows, columns)] = out_of_fold
     return logits, {"labeled_clips": len(rows), "C": strength}
 
@@ -77,8 +75,7 @@ def _likelihood(
     x: np.ndarray, targets: np.ndarray, classes: int, fitted_on: np.ndarray, held_out: np.ndarray, strength: float
 ) -> float:
     """Mean log-likelihood of the held-out clips."""
-    head = _fitted(x[fitted_on], targets[fitted_on], strength)
-    scores = _scores(head, targets[fitted_on], x[held_out], classes)
+    scores = _scores(x[fitted_on], targets[fitted_on], strength, x[held_out], classes)
     if targets.ndim == 2:
         return float(-np.logaddexp(0, np.where(targets[held_out] == 1, -scores, scores)).mean())
     return float(scores[np.arange(len(scores)), targets[held_out]].mean())
@@ -95,18 +92,17 @@ def _fitted(x: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
         # A head that has almost converged is good enough; constant labels are handled by `_scores`.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
-        warnings.filterwarnings("ignore", message="Label not .* is present in all training examples")
         head.fit(x, targets)
     return head
 
 
-def _scores(head: Pipeline, targets: np.ndarray, x: np.ndarray, classes: int) -> np.ndarray:
-    """Log-probabilities or, of several labels, log-odds (n, C) of a head that was fitted on `targets`.
+def _scores(fitted_on: np.ndarray, targets: np.ndarray, strength: float, x: np.ndarray, classes: int) -> np.ndarray:
+    """Log-probabilities or, of several labels, log-odds (n, C) at x, of a head on `fitted_on` and `targets`.
 
     What the targets do not determine follows Laplace's rule of succession: a class without a clip counts one more clip;
     a label that no clip or every clip has counts one clip of the opposite.
     """
-    clips = len(targets)
+    head, clips = _fitted(fitted_on, targets, strength), len(targets)
     if targets.ndim == 2:
         p = np.clip(head.predict_proba(x), 1e-9, 1 - 1e-9)
         counts = targets.sum(0)

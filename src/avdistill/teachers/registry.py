@@ -49,13 +49,8 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
     if not Path(name).exists():
         known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
         raise TeacherError(f"{name}: expected a run folder or one of {known}, found neither")
-    return _load_run(Path(name))
-
-
-def _load_run(folder: Path) -> Teacher:
-    """The best student of a run as a teacher. Raises CheckpointError for a folder without a trained network."""
-    network, description = load_student(folder)
-    weights = student_folder(folder) / WEIGHTS
+    network, description = load_student(name)
+    weights_file = student_folder(Path(name)) / WEIGHTS
     return Teacher(
         network=network,
         view=description.view,
@@ -63,5 +58,5 @@ def _load_run(folder: Path) -> Teacher:
         multi_label=description.multi_label,
         fps=description.fps,
         sample_rate_hz=description.sample_rate_hz,
-        provenance=weights_provenance(f"{description.model} of run {folder.name}", weights),
+        provenance=weights_provenance(f"{description.model} of run {Path(name).name}", weights_file),
     )

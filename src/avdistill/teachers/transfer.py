@@ -5,12 +5,13 @@ from collections.abc import Collection
 import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.schema import TeacherEntry
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.inputs import INPUTS
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import add_features, embed, provenance_on
 from avdistill.types import format_provenance
+
+_ABSENT, _NEW = -1, -2
 
 
 def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teacher | None = None) -> list[str]:
@@ -25,7 +26,9 @@ def transfer_teachers(base: ClipDataset, dataset: ClipDataset, *, teacher: Teach
         left_out = sorted(
             name
             for name, entry in base.teachers.items()
-            if entry.provenance != own and name not in dataset.teachers and _has_new(base, dataset, entry)
+            if entry.provenance != own
+            and name not in dataset.teachers
+            and (clip_sources(base, dataset, entry.modality) == _NEW).any()
         )
     for name in base.teachers:
         if name not in left_out:
@@ -110,13 +113,6 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
     splits = [entry.head_split if entry.fitted_head else None for entry in (old, new)]
     if not same or old.num_tokens != new.num_tokens or splits[0] != splits[1]:
         raise DatasetError(f"{dataset.folder}: {base.folder} has other features of teacher {name!r} now: {again}")
-
-
-_ABSENT, _NEW = -1, -2
-
-
-def _has_new(base: ClipDataset, dataset: ClipDataset, entry: TeacherEntry) -> bool:
-    return bool((clip_sources(base, dataset, entry.modality) == _NEW).any())
 
 
 def clip_sources(base: ClipDataset, dataset: ClipDataset, modality: str) -> np.ndarray:

