@@ -37,7 +37,6 @@ def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike
 
     Args:
         dataset: the source. It is not changed; on another disk it must stay readable, for the copy links to it.
-        corruption: what to change.
         out: the new dataset's folder; returned as it is if it already holds exactly this dataset.
 
     Raises:

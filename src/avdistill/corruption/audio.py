@@ -18,8 +18,6 @@ def corrupt_audio(
     """Change the audio of a share of the clips; draws depend on the seed and the rows alone.
 
     Args:
-        dataset: the source of all audio.
-        corruption: shares of each change.
         rows: of the whole clip table, changed in place: where the audio lies, and the truth in `extra`.
         clips: numbers of the rows that may be changed.
         new: receives audio that no clip of the dataset has, that of time-shifted and noisy clips.

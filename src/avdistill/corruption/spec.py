@@ -72,11 +72,7 @@ class Corruption:
 
 
 def parse_corruption(text: str, split: str = "train") -> Corruption:
-    """Parse "clean" or pairs such as "mismatched=0.4,label_fraction=0.25".
-
-    Args:
-        text: comma-separated NAME=VALUE pairs of the fields of `Corruption`.
-        split: the split that is changed if the text names none.
+    """Parse "clean" or pairs such as "mismatched=0.4,label_fraction=0.25"; `split` is used if the text names none.
 
     Raises:
         ConfigError: an unknown name, a value that is not a number, or a combination that `Corruption` refuses.

@@ -19,7 +19,6 @@ def prefetch(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> 
 
     Args:
         read: called by several threads; its exceptions are raised here.
-        numbers: arguments of `read`.
         threads: number of threads, each at most two batches ahead; with 0 each batch is read when it is needed.
     """
     if threads == 0:

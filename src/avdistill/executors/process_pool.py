@@ -110,7 +110,6 @@ def ordered_map(
 
     Args:
         function: picklable, as are the items and the answers. Its exceptions are raised here.
-        items: its arguments.
         workers: number of processes, at least one.
         time_limit_seconds: for one item, after which its worker is killed; None: no limit.
         memory_limit_bytes: that a worker may use on top of what it has at its start (enforced on Linux); beyond it,

@@ -74,7 +74,6 @@ def read_clip(
     """Decode the segment [start_seconds, end_seconds) of a file, video and audio in one pass.
 
     Args:
-        path: the file.
         start_seconds: on the file's clock, which starts at its first frame.
         end_seconds: None means the end of the file.
         fps: frames per second to take; a rate above the file's own repeats frames. None takes every frame once.

@@ -89,10 +89,8 @@ def write_clip(
     """Write a media file with the fast variants of the format's usual encoders.
 
     Args:
-        path: of the file.
         container_format: "mp4" (H.264 and AAC) or "avi" (MPEG-4 and MP3).
         frames: uint8 (T, H, W, 3) RGB, H and W even.
-        fps: frames per second.
         waveform: float32 (S,) mono in [-1, 1], or None for no audio stream.
         sample_rate_hz: of the waveform.
     """

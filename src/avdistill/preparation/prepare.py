@@ -64,7 +64,6 @@ def prepare(
         annotations: the clips, in the order of the dataset's rows.
         videos: the folder that the annotations' paths are relative to.
         out: the dataset's folder; returned as it is if it already holds exactly this dataset.
-        config: frame rate, sizes, sample rate.
         read: reads a clip from its file; a function of a module, which worker processes import.
         workers: number of decoding processes, at least one, because a file may crash its decoder.
         strict: raise for the first file that cannot be read, now or earlier, instead of listing it in `skipped.csv`.

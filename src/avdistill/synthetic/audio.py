@@ -33,17 +33,11 @@ class AudioDifficulty:
 
 @dataclass(frozen=True)
 class Motion:
-    """The periodic motion that the video and the audio of one object share.
+    """The periodic motion that the video and the audio of one object share."""
 
-    Attributes:
-        rate_hz: cycles per second on average.
-        phase: cycles completed at second 0.
-        wobble: unevenness in cycles, small enough for the number of cycles to increase with time.
-    """
-
-    rate_hz: float
-    phase: float
-    wobble: float
+    rate_hz: float  # cycles per second on average
+    phase: float  # cycles completed at second 0
+    wobble: float  # unevenness in cycles, small enough for the number of cycles to increase with time
 
     @staticmethod
     def draw(rates_hz: tuple[float, float], rng: Generator) -> Motion:

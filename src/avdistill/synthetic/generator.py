@@ -193,7 +193,6 @@ def synthesize(
 
     Args:
         out: a folder, created if it does not exist.
-        config: what to make.
         workers: number of processes, at least one.
         on_progress: called after each clip.
 
