@@ -1,7 +1,8 @@
 """JSON <-> frozen dataclasses: an unknown key, a missing key or a wrong type is a one-line error that names the key."""
 
+import json
+import os
 import types
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,12 +17,7 @@ def decode(kind: type[T], value: object, key: str = "config") -> T:
 
     Fields may be dataclasses, unions of dataclasses distinguished by a field with one literal value, tuples, dicts
     with string keys, literals, paths, numbers, strings and None. An int is accepted for a float, nothing else is
-    converted.
-
-    Args:
-        kind: the dataclass.
-        value: the parsed JSON.
-        key: the name of the outermost object in messages.
+    converted. `key` names the outermost object in messages.
 
     Raises:
         ConfigError: the value does not fit.
@@ -31,17 +27,7 @@ def decode(kind: type[T], value: object, key: str = "config") -> T:
 
 def encode(value: Any) -> dict[str, Any]:
     """The dataclass as JSON-ready objects, the inverse of `decode`."""
-    return {name: _plain(item) for name, item in asdict(value).items()}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
+    return dict(json.loads(json.dumps(asdict(value), default=os.fspath)))
 
 
 def _decode(kind: Any, value: object, key: str) -> Any:

@@ -8,7 +8,7 @@ batch, and no method knows of other processes. Only the student, which takes mos
 import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -53,15 +53,13 @@ def move_module(module: M, device: torch.device) -> M:
 
 @contextmanager
 def init_distributed(device: str = "auto") -> Iterator[torch.device]:
-    """Join the processes that torchrun started; yields this process's device.
+    """Join the processes that torchrun started; yields this process's device, of several GPUs its own.
 
     Without torchrun, or inside a group, nothing is started. A group lasts until the process ends: one that is ended and
     started again would wait for the addresses of the first.
 
-    Args:
-        device: a device's name; "auto" is CUDA where available (each process its own), else the CPU.
-
     Raises:
+        ConfigError: there is no such device (`best_device`).
         ProcessLostError: another process ended while this one waited for it.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -152,14 +150,9 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
-@contextmanager
-def no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
+def no_sync(module: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """Only accumulate gradients in the block (if `wanted`), for all but the last forward pass of a step."""
-    if wanted and isinstance(module, DistributedDataParallel):
-        with module.no_sync():
-            yield
-    else:
-        yield
+    return module.no_sync() if wanted and isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 class _AllGather(torch.autograd.Function):

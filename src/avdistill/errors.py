@@ -1,16 +1,11 @@
 """The exceptions of the library; every message is one line of the form "where: expected X, found Y"."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 
 class AvdistillError(Exception):
-    """The base of all errors that a user can mend.
-
-    Attributes:
-        exit_code: what the command line returns.
-    """
+    """The base of all errors that a user can mend; `exit_code` is what the command line returns."""
 
     exit_code = 1
 
@@ -62,17 +57,13 @@ class NoTokensError(AvdistillError, ValueError):
 
 
 class NotFiniteError(AvdistillError, ValueError):
-    """Outputs of a network that are infinite or NaN.
-
-    Attributes:
-        clips: ids of all clips with such outputs.
-    """
+    """Outputs of a network that are infinite or NaN; `clips` are the ids of all clips with such outputs."""
 
     def __init__(self, message: str, clips: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.clips = list(clips)
 
-    def __reduce__(self) -> tuple[type[NotFiniteError], tuple[str, list[str]]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, list[str]]]:
         """The arguments of `__init__`, so that the error crosses process borders."""
         return type(self), (str(self), self.clips)
 

@@ -40,10 +40,7 @@ def open_lock(folder: Path, *, wait: bool = False) -> IO[str]:
 
 
 def follow_link(path: str | os.PathLike[str]) -> Path:
-    """Where a symbolic link leads; another path as it is.
-
-    A folder is renamed from beside its target, which must be the same file system.
-    """
+    """Where a symbolic link leads, another path as it is: a folder is renamed within the file system of its target."""
     path = Path(path)
     return path.resolve() if path.is_symlink() else path
 
@@ -126,10 +123,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def commit(finished: Path, target: Path) -> None:
-    """Rename a complete file or folder to its target, content on the disk first, then the name.
-
-    In the other order a power cut may leave the name with empty files behind it.
-    """
+    """Rename a complete file or folder to its target, its content being on the disk: no power cut leaves it empty."""
     sync_all(finished)
     finished.rename(target)
     sync_folder(target.parent)

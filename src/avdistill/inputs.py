@@ -105,9 +105,8 @@ class VideoInput:
         if not self.resize:
             self.check_fits(window.shape)
             top, left = (H - self.size[0]) // 2, (W - self.size[1]) // 2
-            return torch.from_numpy(
-                np.array(window[:, top : top + self.size[0], left : left + self.size[1]], order="C")
-            )
+            center = window[:, top : top + self.size[0], left : left + self.size[1]]
+            return torch.from_numpy(np.array(center, order="C"))
         factor = max(self.size[0] / H, self.size[1] / W)
         height, width = max(self.size[0], round(H * factor)), max(self.size[1], round(W * factor))
         frames = _resized(_channels_first(window), (height, width))

@@ -3,10 +3,8 @@
 Dimensions: B clips, T frames, H and W pixels, S audio samples, C classes, K token positions, D channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -33,8 +31,7 @@ class Features:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """`function` applied to every field that is not None."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
+        return replace(self, **{name: function(value) for name, value in vars(self).items() if value is not None})
 
     def select(self, rows: Tensor) -> Self:
         """The given rows (bool (B,) or int64 indices) of every field."""
@@ -84,12 +81,11 @@ class StoredFeatures:
     classes: tuple[str, ...]
     provenance: Provenance
 
-    def with_classes(self, classes: tuple[str, ...]) -> StoredFeatures:
+    def with_classes(self, classes: tuple[str, ...]) -> Self:
         """The same with the logits' columns in the order of `classes`; without logits where one of them is missing."""
         if self.logits is None or not set(classes) <= set(self.classes):
             return replace(self, logits=None, classes=())
-        place = {name: i for i, name in enumerate(self.classes)}
-        return replace(self, logits=self.logits[:, [place[name] for name in classes]], classes=classes)
+        return replace(self, logits=self.logits[:, [self.classes.index(name) for name in classes]], classes=classes)
 
     def select(self, clips: np.ndarray) -> Features:
         """The given rows as tensors on the CPU."""
@@ -149,17 +145,16 @@ class Batch:
     teacher: Features | None = None
     indices: Tensor | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """`function` applied to every tensor of the batch, the teacher's features included."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        changed: dict[str, Any] = {n: function(value) for n, value in values.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {n: function(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, teacher=None if self.teacher is None else self.teacher.map(function), **changed)
 
-    def ready_for(self, device: torch.device) -> Batch:
+    def ready_for(self, device: torch.device) -> Self:
         """The batch in host memory, pinned if `device` is a GPU: `to` then copies without blocking."""
         return self.map(Tensor.pin_memory) if device.type == "cuda" else self
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The batch on `device`; copies do not block when the memory is pinned."""
         return self.map(lambda values: values.to(device, non_blocking=True))
 

@@ -38,11 +38,7 @@ class TrainingBatches:
         """Prepare the pools.
 
         Args:
-            dataset: with the frames and audio.
-            clips: (N,) rows of the dataset to train on, all with the view's modality.
-            labels: of these clips.
-            view: input of the student.
-            batch_size: B.
+            dataset, clips, labels: the N clips to train on, as rows (N,) of the dataset, all with the view's modality.
             labeled_per_batch: labeled clips of each batch; None draws from one pool.
             use_unlabeled: False draws labeled clips only.
             teacher: features with a row per clip of the *dataset*, without tokens unless the method needs them.
@@ -123,9 +119,7 @@ class EvaluationWindows:
         """Lay out the windows.
 
         Args:
-            dataset: with the frames and audio.
-            clips: rows of the dataset, all with the view's modality.
-            view: input of the network.
+            dataset, clips: the clips, as rows of the dataset, all with the view's modality.
             windows: this many, evenly spaced; None slides over the whole clip.
             stride: of the sliding windows in frames or samples; None is the window's length.
         """

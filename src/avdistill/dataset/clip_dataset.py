@@ -1,23 +1,11 @@
 """A dataset: clips of uint8 frames and int16 audio in a folder, readable without this library.
 
-Layout of format 3 (`docs/formats/dataset.md`):
-
-    dataset.json              version, rates, classes, features, SHA-256 of every file (`schema.py`)
-    clips.parquet             a row per clip: id, source video, labels, split, times, where its frames and audio lie
-    frames-00000.npy          uint8 (frames, height, width, 3), memory-mapped; a shard per frame size and per 2 GB.
-                              Frames encoded as JPEG: frames-00000.jpeg and where each frame ends (`shards.py`)
-    audio-00000.npy           int16 (samples,) mono
-    features-<name>*.npy      a teacher's embedding, logits and tokens (`features.py`)
-    skipped.csv               files that could not be read, and why
-    sources.csv               size and date of the files that were read
-    lock                      empty; held by the process that writes
-
-A dataset is written under another name and renamed when it is whole (`preparation/`).
+`docs/formats/dataset.md` describes its files. It is written under another name and renamed when it is whole
+(`preparation/`).
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -114,9 +102,9 @@ class ClipDataset:
         if not c["has_video"][clip]:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no video")
         number, offset, count = (int(c[f"frame_{name}"][clip]) for name in ("shard", "offset", "count"))
-        shard = self._shard("frames", number)
+        shard = self._mapped(f"frames-{number:05d}.npy")
         if self._description.frame_encoding == "jpeg":
-            return JpegFrames(self._images(number), shard, offset, count)
+            return JpegFrames(self._mapped(f"frames-{number:05d}.jpeg"), shard, offset, count)
         return shard[offset : offset + count]
 
     def audio(self, clip: int) -> np.ndarray:
@@ -124,8 +112,8 @@ class ClipDataset:
         c = self.columns
         if not c["has_audio"][clip]:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no audio")
-        offset = c["audio_offset"][clip]
-        return self._shard("audio", int(c["audio_shard"][clip]))[offset : offset + c["audio_count"][clip]]
+        number, offset, count = (int(c[f"audio_{name}"][clip]) for name in ("shard", "offset", "count"))
+        return self._mapped(f"audio-{number:05d}.npy")[offset : offset + count]
 
     def read(self, clip: int, view: View) -> np.ndarray | JpegFrames:
         """The frames or the audio of a clip, whichever the view is of."""
@@ -133,11 +121,7 @@ class ClipDataset:
         return items
 
     def features(self, name: str) -> StoredFeatures:
-        """The features of a teacher, row i for clip i.
-
-        Raises:
-            DatasetError: no such teacher, or its files are missing or damaged.
-        """
+        """A teacher's features, row i for clip i. Raises DatasetError if they are not there or damaged."""
         return read_features(self.folder, self._teacher(name), len(self))
 
     def features_manifest(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
@@ -172,8 +156,7 @@ class ClipDataset:
 
         Args:
             name: of the teacher in this dataset: letters, digits, "_" and ".".
-            modality: what the embeddings were computed from.
-            provenance: what computed them.
+            modality, provenance: what the embeddings were computed from, and what computed them.
             embedding: float32 (N, D), rows of NaN for clips without one.
             logits: float32 (N, C), or None.
             classes: names of the logits' columns.
@@ -245,19 +228,13 @@ class ClipDataset:
             "bytes": sum(f.stat().st_size for f in self.folder.iterdir()),
         }
 
-    def _shard(self, kind: str, number: int) -> np.ndarray:
-        return self._mapped(f"{kind}-{number:05d}.npy", lambda file: np.load(file, mmap_mode="r"))
-
-    def _images(self, number: int) -> np.ndarray:
-        return self._mapped(f"frames-{number:05d}.jpeg", lambda file: np.memmap(file, np.uint8, "r"))
-
-    def _mapped(self, name: str, open_map: Callable[[Path], np.ndarray]) -> np.ndarray:
-        shards = self.__dict__.setdefault("_shards", {})
+    def _mapped(self, name: str) -> np.ndarray:
+        shards: dict[str, np.ndarray] = self.__dict__.setdefault("_shards", {})
         found = shards.get(name)
         if found is None:
             file = self.folder / name
             try:
-                found = open_map(file)
+                found = np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.memmap(file, np.uint8, "r")
             except (OSError, ValueError, EOFError) as error:
                 raise DatasetError(
                     f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`"

@@ -1,9 +1,4 @@
-"""A teacher's features in a dataset's folder: written, replaced, read.
-
-features-<name>.npy             float32 (clips, D), row i for row i of clips.parquet; NaN where a clip has none
-features-<name>-logits.npy      float32 (clips, C)
-features-<name>-tokens.npy      float32 (clips, K, D)
-"""
+"""A teacher's features in a dataset's folder (`docs/formats/dataset.md`): written, replaced, read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +27,7 @@ def feature_files(name: str) -> tuple[str, str, str]:
 
 
 def read_features(folder: Path, entry: TeacherEntry, clips: int) -> StoredFeatures:
-    """The features that `entry` describes.
-
-    Raises:
-        DatasetError: a file is missing, damaged or of another shape.
-    """
+    """The features that `entry` describes. Raises DatasetError if a file is missing, damaged or of another shape."""
     C, D, K = len(entry.classes), entry.embedding_dim, entry.num_tokens
     files = feature_files(entry.name)
     embedding = _load(folder / files[0], (clips, D))

@@ -101,11 +101,7 @@ class DatasetDescription:
 
 
 def read_description(folder: Path) -> DatasetDescription:
-    """`dataset.json` of a folder.
-
-    Raises:
-        DatasetError: no dataset there, a damaged one, or another format than `FORMAT_VERSION`.
-    """
+    """`dataset.json` of a folder. Raises DatasetError for none, a damaged one, or a format not `FORMAT_VERSION`."""
     path, again = folder / "dataset.json", "prepare it again with `avdistill prepare`"
     if not path.is_file():
         if (folder / "store.json").is_file():
@@ -126,12 +122,7 @@ def read_description(folder: Path) -> DatasetDescription:
 
 
 def read_clips(folder: Path, clips: int) -> pa.Table:
-    """`clips.parquet` of a folder, the columns of `CLIP_SCHEMA`.
-
-    Raises:
-        DatasetError: the file is missing or damaged, a column is missing or of another type, or there are not as many
-            rows as `clips`.
-    """
+    """`clips.parquet` of a folder. Raises DatasetError unless it has the columns of `CLIP_SCHEMA` and `clips` rows."""
     try:
         table = pq.read_table(folder / "clips.parquet")
     except (OSError, pa.ArrowException) as error:

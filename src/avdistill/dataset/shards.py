@@ -1,8 +1,4 @@
-"""The files with a dataset's frames and audio: writers, recovery after an interruption, reader of JPEG frames.
-
-Raw items are an .npy file. JPEG frames are two files: `frames-00000.jpeg`, one image after the other, and
-`frames-00000.npy`, int64 (frames,), the byte at which each image ends.
-"""
+"""The files with a dataset's frames and audio: writers, recovery after an interruption, reader of JPEG frames."""
 
 import io
 import os
@@ -75,21 +71,10 @@ class Shard:
 
 
 class AudioShards:
-    """A dataset's audio shards of about 2 GB, filled one after the other.
-
-    Attributes:
-        number: of the shard that was used last.
-        shard: that one.
-    """
+    """A dataset's audio shards of about 2 GB, filled one after the other; `shard`, number `number`, was used last."""
 
     def __init__(self, folder: Path, number: int, count: int = 0) -> None:
-        """Nothing is written before the first audio.
-
-        Args:
-            folder: of the shards.
-            number: of the first shard to write to.
-            count: samples that it holds already.
-        """
+        """Start with shard `number`, which holds `count` samples; nothing is written before the first audio."""
         self._folder, self.number = folder, number
         self.shard = self._make(count)
         self._opened: Shard | None = None
@@ -123,16 +108,10 @@ class AudioShards:
 
 
 class JpegShard:
-    """Frames as JPEG images, and the byte at which each ends."""
+    """Two files: JPEG images one after the other, and an `.npy` file, int64 (frames,): the byte where each ends."""
 
     def __init__(self, path: Path, quality: int, count: int) -> None:
-        """Name both files.
-
-        Args:
-            path: of the .npy file; that of the images ends in .jpeg.
-            quality: 1 to 100.
-            count: frames that it holds already.
-        """
+        """Name both files: `path` is the .npy file, the images' ends in .jpeg. They hold `count` frames already."""
         self.quality = quality
         self.ends = Shard(path, (), "int64", count)
         self.end = 0
@@ -268,14 +247,7 @@ class JpegFrames:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, images: np.ndarray, ends: np.ndarray, first: int, count: int) -> None:
-        """Frames `first` to `first + count` of a shard.
-
-        Args:
-            images: uint8 (bytes,) of the whole shard.
-            ends: int64 (frames,) of the whole shard.
-            first: of the clip's frames.
-            count: of the clip's frames.
-        """
+        """Frames `first` to `first + count` of a shard of uint8 (bytes,) `images` with their int64 (frames,) `ends`."""
         self._images, self._ends, self._first, self._count = images, ends, first, count
 
     def __len__(self) -> int:

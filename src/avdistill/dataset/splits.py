@@ -14,15 +14,10 @@ from avdistill.inputs import View
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of the chosen clips of a dataset.
+    """Labels of the chosen clips of a dataset."""
 
-    Attributes:
-        values: int64 (N,) or multi-hot float32 (N, C).
-        labeled: bool (N,).
-    """
-
-    values: Tensor
-    labeled: Tensor
+    values: Tensor  # int64 (N,) or multi-hot float32 (N, C)
+    labeled: Tensor  # bool (N,)
 
 
 def encode_labels(
@@ -36,15 +31,12 @@ def encode_labels(
     known = set(classes)
     rows = [dataset.labels[i] for i in clips]
     for clip, row in zip(clips, rows, strict=True):
+        where = f"{dataset.folder}: clip {dataset.columns['id'][clip]}"
         unknown = [name for name in row if name not in known]
         if unknown:
-            raise DatasetError(
-                f"{dataset.folder}: clip {dataset.columns['id'][clip]}: label {unknown[0]!r} is not a known class"
-            )
+            raise DatasetError(f"{where}: label {unknown[0]!r} is not a known class")
         if len(row) > 1 and not multi_label:
-            raise DatasetError(
-                f"{dataset.folder}: clip {dataset.columns['id'][clip]} has {len(row)} labels where one is expected"
-            )
+            raise DatasetError(f"{where} has {len(row)} labels where one is expected")
     labeled = torch.tensor([bool(row) for row in rows], dtype=torch.bool)
     return Labels(label_values(rows, classes, multi_label), labeled)
 

@@ -21,9 +21,7 @@ def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = F
         raise ValueError(
             f"need count >= 1 and 1 <= stride <= length, got count {count}, length {length}, stride {stride}"
         )
-    starts = [0]
-    while starts[-1] + length < count:
-        starts.append(starts[-1] + stride)
+    starts = list(range(0, max(1, count - length + stride), stride))
     if align_last:
         starts[-1] = max(0, count - length)
     return starts

@@ -5,7 +5,6 @@ import io
 import torch
 
 from avdistill import distributed
-from avdistill.errors import RunError
 from avdistill.fsio import sync, write_json
 from avdistill.models.checkpoint import WEIGHTS, load_tensors, save_student, save_tensors, saved_folder, tensors
 from avdistill.training.run_dir import TrainState, read_state, replace_folder
@@ -39,14 +38,12 @@ def save_last(setup: TrainingSetup, train_state: TrainState) -> None:
 def load_last(setup: TrainingSetup) -> TrainState:
     """Restore what `save_last` saved: weights, optimizer, schedule, random state, position in the data.
 
-    A process that the saved run did not have keeps the random state of its seed.
-
-    Raises:
-        RunError: there is no saved state.
+    A process that the saved run did not have keeps the random state of its seed. A run that ended before its first save
+    begins anew.
     """
     folder = saved_folder(setup.run, "last")
     if folder is None:
-        raise RunError(f"{setup.run}: no saved state to resume from (last/ is missing)")
+        return TrainState()
     load_tensors(setup.method.student, folder / WEIGHTS)
     load_tensors(setup.method, folder / "helpers.safetensors", without="student.")
     state = read_state(folder, setup.device)

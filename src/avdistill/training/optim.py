@@ -45,11 +45,7 @@ def build_schedule(config: OptimizerConfig, optimizer: Optimizer, steps: int) ->
 
 
 def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float]:
-    """Clip each parameter group by its own norm: a helper's gradient does not change the student's step.
-
-    Returns:
-        The norm of each group before clipping, by name.
-    """
+    """Clip each parameter group, student or helper, by its own norm; returns the norms before clipping, by name."""
     norms = {}
     for group in optimizer.param_groups:
         norm = torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])

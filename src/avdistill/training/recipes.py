@@ -99,15 +99,11 @@ _DEMO_TEACHER = replace(
 )
 
 
-def _each_method(
-    task: str, base: TrainConfig, mnf_csc: MNFCSCConfig, kd: KDConfig | None = None
-) -> dict[str, TrainConfig]:
-    methods: tuple[MethodConfig, ...] = (SupervisedConfig(), kd or KDConfig(), mnf_csc)
+def _each_method(task: str, base: TrainConfig, mnf: MNFCSCConfig, kd: KDConfig | None = None) -> dict[str, TrainConfig]:
+    distillation: tuple[MethodConfig, ...] = (kd or KDConfig(), mnf)
     return {
-        f"{task}_{method.name}": replace(
-            base, method=method, teacher=base.teacher if method.name != "supervised" else None
-        )
-        for method in methods
+        f"{task}_supervised": replace(base, method=SupervisedConfig(), teacher=None),
+        **{f"{task}_{method.name}": replace(base, method=method) for method in distillation},
     }
 
 

@@ -139,9 +139,7 @@ def run_config(run: Path) -> TrainConfig:
 def run_state(run: Path) -> TrainState:
     """Where a run stands by its last save; of a run without one, the beginning."""
     folder = saved_folder(run, "last")
-    if folder is None:
-        return TrainState()
-    return TrainState(**read_state(folder, "cpu")["progress"])
+    return TrainState() if folder is None else TrainState(**read_state(folder, "cpu")["progress"])
 
 
 def read_state(folder: Path, device: torch.device | str) -> dict[str, Any]:
@@ -157,8 +155,8 @@ def data_manifest(run: Path) -> dict[str, Any]:
     """`data.json` of a run (`TrainingSetup.data_manifest`). Raises RunError where it is missing or damaged."""
     try:
         record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        if not {"dataset_checksum", "training"} <= record.keys():
-            raise ValueError("dataset_checksum or training is not there")
+        if missing := {"dataset_checksum", "teacher", "method_file", "training"} - record.keys():
+            raise ValueError(f"{min(missing)} is not there")
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{run}: data.json is missing or damaged: {error_message(error)}") from error
     return dict(record)

@@ -1,12 +1,10 @@
 """From the config of a run to its data, networks and optimizer."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -63,7 +61,7 @@ class TrainingSetup:
     left_out: int
 
     @classmethod
-    def open(cls, config: TrainConfig, run: Path, device: torch.device) -> TrainingSetup:
+    def open(cls, config: TrainConfig, run: Path, device: torch.device) -> Self:
         """Build everything, on `device`; several processes build the same.
 
         Raises:
@@ -146,25 +144,21 @@ class TrainingSetup:
         return self.dataset.features_manifest(self.config.teacher, tokens=required.tokens)
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
-        """Raise RunError unless dataset, features and a custom method's file are those the run was started with.
-
-        Args:
-            recorded: the run's `data.json`.
-        """
+        """Raise RunError unless dataset, features and a custom method's file are those of the run's `data.json`."""
         if recorded["dataset_checksum"] != self.dataset.checksum:
             raise RunError(
                 f"{self.run}: the dataset {self.dataset.folder} is no longer the one this run was started on"
             )
         check_same_method(self.run, self.config, recorded)
         try:
-            check_same_features(self.dataset, recorded.get("teacher"), self.teacher_record())
+            check_same_features(self.dataset, recorded["teacher"], self.teacher_record())
         except DatasetError as error:
             raise RunError(f"{self.run}: cannot continue: {error}") from error
 
 
 def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
     """Raise RunError where the file of a custom method is not the one recorded in `data.json`."""
-    then = recorded.get("method_file")
+    then = recorded["method_file"]
     if then is not None and then != custom_checksum(config.method):
         raise RunError(f"{run}: cannot continue: the file of its method has changed since it was started")
 
@@ -172,10 +166,7 @@ def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any
 def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
     """Raise DatasetError where a teacher's features differ from those of an earlier `ClipDataset.features_manifest`.
 
-    Args:
-        dataset: named in the message.
-        then: None for a run without a teacher.
-        now: None if they are gone.
+    `then` is None for a run without a teacher, `now` if the features are gone.
     """
     if then is not None and then["files"] != (now or {}).get("files"):
         made_by = "nothing" if now is None else format_provenance(now["provenance"])
@@ -188,10 +179,6 @@ def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, no
 
 def load_method(run: str | os.PathLike[str], dataset: ClipDataset) -> tuple[Method, StudentConfig]:
     """The method of a run from its last save, helpers and student, on the CPU and in evaluation mode.
-
-    Args:
-        run: the run folder.
-        dataset: any that holds the run's teacher.
 
     Raises:
         RunError: no run, or nothing saved yet.

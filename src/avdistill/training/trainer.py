@@ -27,7 +27,6 @@ from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.executors.prefetch import prefetch
 from avdistill.fsio import follow_link, is_vacant, write_json
 from avdistill.inference.runner import run_network
-from avdistill.models.checkpoint import saved_folder
 from avdistill.training.checkpoint import load_last, save_best, save_last
 from avdistill.training.config import TrainConfig
 from avdistill.training.malloc import configure_malloc
@@ -90,7 +89,6 @@ def resume(
     The number of processes may differ from before.
 
     Args:
-        run: the run folder.
         on_step, stop_after: as for `train`.
         dataset: the folder of the run's dataset, if it was moved.
 
@@ -104,9 +102,7 @@ def resume(
     with _joined(run, config.device) as device, exclusive_lock(run):
         setup = TrainingSetup.open(config, run, device)
         setup.check_data(data_manifest(run))
-        state = TrainState()  # ended before the first save: from the beginning
-        if saved_folder(run, "last") is not None:
-            state = load_last(setup)
+        state = load_last(setup)
         distributed.barrier()
         if distributed.rank() == 0:
             truncate_metrics(run, state.step)
