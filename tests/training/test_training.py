@@ -142,14 +142,13 @@ def test_a_run_does_not_go_on_with_features_of_another_teacher(taught, tmp_path)
     assert same(state(run), state(train(replace(kd, dataset=taught.folder, out=tmp_path / "whole"))))
 
 
-def test_a_run_of_an_older_version_that_does_not_tell_its_teacher_goes_on(taught, tmp_path):
-    kd = config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="audio")
-    run = train(kd, stop_after=5)
-    told = json.loads((run / "data.json").read_text())
-    del told["teacher"]
-    (run / "data.json").write_text(json.dumps(told))
-    resume(run)
-    assert same(state(run), state(train(replace(kd, out=tmp_path / "whole"))))
+def test_a_run_whose_record_lacks_the_teacher_is_refused(taught, tmp_path):
+    run = train(config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="audio"), stop_after=5)
+    record = json.loads((run / "data.json").read_text())
+    del record["teacher"]
+    (run / "data.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"data\.json is missing or damaged: teacher is not there"):
+        resume(run)
 
 
 def test_a_run_without_a_teacher_minds_no_features(taught, tmp_path):
