@@ -21,8 +21,9 @@ class AudioDifficulty:
     """How hard the audio is to classify; none of these changes the video.
 
     Attributes:
-        floor_db: RMS of the recording noise relative to the rest of the clip's audio; a clip draws one within 4 dB.
-        pitch_spread_octaves: largest distance of a clip's pitch from that of its class.
+        floor_db: level of the recording noise relative to the rest of the audio, RMS to RMS over the clip; each clip
+            draws a level within 4 dB of it.
+        pitch_spread_octaves: the pitch is drawn up to this far above or below that of the class.
         room: strength of echo and of coloring by the microphone, 0 (none) to 1.
     """
 

@@ -67,21 +67,23 @@ class SyntheticConfig:
     """What `synthesize` makes.
 
     Attributes:
-        teacher_clips: labeled clips to train an audio teacher on; `related` or `noisy`, in the ratio of the two.
-        labeled_clips: clips of the split train with a label in the annotations.
-        unlabeled_clips: clips of the split train without a label.
-        test_clips: labeled test clips, with the same mix of audio as train.
-        seconds: length of every clip.
-        height: of the frames in pixels, even because H.264 halves the color planes.
-        width: of the frames in pixels, even.
-        fps: frames per second.
-        sample_rate_hz: of the audio, one of `MP3_RATES_HZ`.
-        noisy: fraction of clips of train and test with other audio mixed in.
-        mismatched: fraction of clips of train and test with audio that does not belong to the object.
-        silent: fraction of clips of train and test without an audio stream or with zeros; the rest is `related`.
-        snr_db: range of 10 log10(mean own^2 / mean other^2) of noisy clips, without the recording noise of every clip.
-        avi_share: fraction of clips that are AVI with MPEG-4 and MP3; the others are MP4 with H.264 and AAC.
-        seed: of all draws.
+        teacher_clips: The number of labeled clips to train an audio teacher on; their audio is `related` or `noisy`, in
+            the ratio of these two fractions.
+        labeled_clips: The number of clips of the split train with a label in the annotations.
+        unlabeled_clips: The number of clips of the split train without a label.
+        test_clips: The number of labeled test clips, with the same mix of audio as train.
+        seconds: The length of every clip in seconds.
+        height: The height of the frames in pixels, even because H.264 halves the color planes.
+        width: The width of the frames in pixels, even.
+        fps: Frames per second.
+        sample_rate_hz: The sample rate of the audio in Hz, one of `MP3_RATES_HZ`.
+        noisy: The fraction of clips of train and test with other audio mixed in.
+        mismatched: The fraction of clips of train and test with audio that does not belong to the object.
+        silent: The fraction of clips of train and test without an audio stream or with zeros; the rest is `related`.
+        snr_db: The range of the signal-to-noise ratio of noisy clips in dB, 10 log10(mean own^2 / mean other^2) over
+            the clip, without the recording noise that every clip has.
+        avi_share: The fraction of clips that are AVI with MPEG-4 and MP3; the others are MP4 with H.264 and AAC.
+        seed: The seed of all draws.
         difficulty: how hard video and audio are to classify.
     """
 
