@@ -21,10 +21,10 @@ class AudioDifficulty:
     """How hard the audio is to classify; none of these changes the video.
 
     Attributes:
-        floor_db: level of the recording noise relative to the rest of the audio, RMS to RMS over the clip; each clip
+        floor_db: The level of the recording noise in dB, RMS relative to the rest of the audio over the clip; each clip
             draws a level within 4 dB of it.
-        pitch_spread_octaves: the pitch is drawn up to this far above or below that of the class.
-        room: strength of echo and of coloring by the microphone, 0 (none) to 1.
+        pitch_spread_octaves: The largest distance of a clip's pitch from that of its class in octaves.
+        room: The strength of echo and of coloring by the microphone, 0 (none) to 1.
     """
 
     floor_db: float = -14.0

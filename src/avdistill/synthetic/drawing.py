@@ -24,13 +24,14 @@ class VideoDifficulty:
     """How hard the video is to classify; none of these changes the audio.
 
     Attributes:
-        object_size: mean half-height of the object as a share of the frame height; a clip draws 0.7 to 1.3 times it.
-        contrast: of objects and distractors alike, 0 (the color of the background) to 1.
-        clutter: 0 (a plain background) to 1 (strong texture and fourteen shapes behind the object).
-        distractors: largest number of other objects in a clip; at least one unless this is 0.
-        shake_pixels: standard deviation of the camera's position, in pixels.
-        brightness: relative variation of brightness within a clip and between clips.
-        occlusion: probability that a bar hides part of the object.
+        object_size: The mean half-height of the object as a fraction of the frame height; a clip draws 0.7 to 1.3 times
+            it.
+        contrast: The contrast of objects and distractors, 0 (the color of the background) to 1.
+        clutter: The clutter of the background, 0 (plain) to 1 (strong texture and fourteen shapes behind the object).
+        distractors: The largest number of other objects in a clip; at least one unless this is 0.
+        shake_pixels: The standard deviation of the camera's position in pixels.
+        brightness: The relative variation of brightness within a clip and between clips.
+        occlusion: The probability that a bar hides part of the object.
     """
 
     object_size: float = 0.28
