@@ -157,7 +157,7 @@ def test_few_ranked_clips_are_all_that_is_printed(taught, runs, tmp_path, capsys
         (lambda words, _tmp: [*words, "--split", "nobody"], "no clip in split 'nobody'", 1),
         (lambda words, _tmp: [*words, "--by", "gate"], "it needs a run of method mnf_csc", 1),
         (lambda words, _tmp: [*words, "--cards", "-1"], "cards: must be at least 0", 2),
-        (lambda words, _tmp: [*words, "--batch-size", "0"], "batch_size: expected at least 1", 2),
+        (lambda words, _tmp: [*words, "--batch-size", "0"], "batch_size: must be at least 1", 2),
     ],
 )
 def test_wrong_calls_are_one_line(taught, runs, tmp_path, capsys, change, message, code):
