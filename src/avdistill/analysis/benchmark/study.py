@@ -282,7 +282,7 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")
         try:
-            check_same_features(dataset, recorded.get("teacher_features"), features)
+            check_same_features(dataset, recorded["teacher_features"], features)
         except DatasetError as error:
             raise DatasetError(f"{study.out}: cannot continue: {error}") from error
         return
