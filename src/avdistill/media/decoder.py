@@ -18,6 +18,7 @@ from av.container import InputContainer
 
 from avdistill.errors import EmptySegmentError, NoStreamError, UnreadableFileError
 from avdistill.media.audio_stream import AudioTrack
+from avdistill.media.container import open_container
 from avdistill.media.video_stream import (
     DECODE_ERRORS,
     EXHAUSTED,
@@ -104,7 +105,7 @@ def read_clip(
         raise FileNotFoundError(f"{path}: no such file")
     start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
-        with FrameBuffer(path, None if spool is None else Path(spool)) as frames, _open(path) as container:
+        with FrameBuffer(path, None if spool is None else Path(spool)) as frames, open_container(path) as container:
             scale = Scaler(short_side, size, region)
             return _decode(path, container, start, end, fps, scale, frames, sample_rate_hz)
     except EXHAUSTED as error:
@@ -161,7 +162,7 @@ def _decode(
         video.seek(container, video_streams[0])
         # Its position is known only from the file's first sample on: a separate pass, cheap beside that of the video.
         if audio and (audio.by_count or audio.own_clock):
-            with _open(path) as whole:
+            with open_container(path) as whole:
                 _read(whole, {audio_streams[0].index: audio}, video, end, notes)
             del tracks[audio_streams[0].index]
     _read(container, tracks, video, end, notes)
@@ -191,11 +192,6 @@ def _decode(
         notes.append(video.jump)
     # Without repeats: a file that was read in two passes may break off in both.
     return Clip(frames, times, fps, waveform, sample_rate_hz, tuple(dict.fromkeys(notes)))
-
-
-def _open(path: Path) -> InputContainer:
-    # Absolute: FFmpeg takes the "12:" of a relative name 12:30.mp4 for a protocol.
-    return av.open(str(path.absolute()), metadata_errors="ignore")
 
 
 def _has_own_clock(audio: av.AudioStream, video: av.VideoStream, notes: list[str]) -> bool:
