@@ -4,6 +4,7 @@ line.
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -136,7 +137,7 @@ def test_a_long_video_is_read_in_pieces_and_gives_the_same_windows(long_files, s
     view, config = VideoInput(frames=7, size=(24, 32)), PrepareConfig(fps=fps, short_side=32)
     file = long_files / "both.mkv"
     whole = read_clip(file, fps=fps, short_side=32).frames
-    assert len(whole) == {10.0: 123, 3.0: 37, 29.97: 366, None: 123}[fps]
+    assert len(whole) == (123 if fps is None else math.ceil(12.3 * fps))
     if "windows" in options:
         starts = spaced_starts(len(whole), 7, 4)
     else:

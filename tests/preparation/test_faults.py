@@ -245,7 +245,8 @@ def test_audio_that_does_not_fit_the_video(tmp_path, video_seconds, audio_second
         audio_seconds=audio_seconds,
     )
     dataset = prepare([Annotation("clip", "clip.mkv", (), "train")], tmp_path, tmp_path / "dataset", CONFIG)
-    assert len(dataset.frames(0)) == 20
+    # The last frame lasts until the audio ends, of which AAC fills up the last packet of 64 ms.
+    assert 0 <= len(dataset.frames(0)) - max(20, 10 * (audio_seconds + audio_length)) <= 1
     assert dataset.columns["has_audio"][0] == (expected is not None)
     if expected is not None:
         audio = dataset.audio(0) / 32767

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,6 +63,30 @@ def write_video(
                 frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
+    return path
+
+
+def write_timed(
+    path: Path,
+    seconds: Sequence[Fraction | float],
+    *,
+    frames: np.ndarray | None = None,
+    tick: Fraction = Fraction(1, 1000),
+    codec: str = "mpeg4",
+    prepare_stream: Callable[[av.VideoStream], object] = lambda stream: None,
+) -> Path:
+    """A video whose frames begin at these times, rounded to ticks; numbered frames unless others are given."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=round(1 / tick))
+        images = numbered_frames(len(seconds)) if frames is None else frames
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
+        stream.time_base = stream.codec_context.time_base = tick
+        prepare_stream(stream)
+        for time, image in zip(seconds, images, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(time / tick), tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return path
 
 

@@ -99,25 +99,23 @@ class FileFrames(FileItems):
         expected = None if fps is None else max(1, round(fps * _VIDEO_SEGMENT_SECONDS))
         # A whole number of frames, so that a segment's first frame is the next of the whole file.
         step_seconds = _VIDEO_SEGMENT_SECONDS if fps is None or expected is None else expected / fps
-        empty = 0
         for number in itertools.count():
-            clip = self._read(config, number * step_seconds, (number + 1) * step_seconds)
+            start = number * step_seconds
+            clip = self._read(config, start, start + step_seconds)
             if clip is None or clip.frames is None:
                 if number == 0:  # a video that is there has a frame in the first segment: the clock begins with it
                     raise NoStreamError(f"{self.path}: no video, which this student takes")
-                # The video ends; the audio may go on. With a rate, frames fill every hole. Without, a hole may
-                # swallow a segment, but not two: a hole of more than 60 seconds ends a video for `read_clip`.
-                empty += 1
-                if expected is not None or empty == 2:
-                    return
-                continue
-            empty = 0
+                return
             # All frames have the size of the first, also where the file changes its own.
             config = replace(config, short_side=None, size=clip.frames.shape[1:3])
+            frames, times = clip.frames, clip.frame_times_seconds
             if expected is None:
-                self._times.extend(clip.frame_times_seconds.tolist())
-            yield clip.frames
-            if expected is not None and len(clip.frames) < expected:
+                if number:  # the frame that is still shown at the start belongs to an earlier segment
+                    frames, times = frames[times >= start], times[times >= start]
+                self._times.extend(times.tolist())
+            if len(frames):
+                yield frames
+            if expected is not None and len(frames) < expected:
                 return
 
 

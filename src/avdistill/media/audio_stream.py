@@ -9,12 +9,14 @@ import av
 import numpy as np
 
 from avdistill.errors import MediaError
-from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED, LONGEST_GAP_SECONDS
+from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED
 
 # A frame that begins this close to the end of the audio before it follows it directly. The tolerance is larger than
 # rounding errors of times (milliseconds; 35 ms in MPEG program streams by FFmpeg), and about what people notice between
 # lips and voice.
 _TOLERANCE_SECONDS = 0.05
+# A longer gap is a broken clock.
+_LONGEST_GAP_SECONDS = 60
 _LONGEST_SECONDS = 24 * 3600
 _PUSHES_PER_PULL = 8
 
@@ -108,9 +110,11 @@ class AudioTrack:
         for out in self._mixer(frame):
             self._keep(out)
 
-    def reaches(self, end: Fraction, origin: Fraction | None) -> bool:
-        """Whether the samples so far reach `end` on the clock that begins at `origin`, see `cut`."""
-        return self.first is not None and self._delay(origin) + Fraction(self._samples, self.sample_rate_hz) >= end
+    def end(self, origin: Fraction | None) -> Fraction | None:
+        """The end of the samples so far on the clock that begins at `origin`, see `cut`; None before the first."""
+        if self.first is None or not self._samples:
+            return None
+        return self._delay(origin) + Fraction(self._samples, self.sample_rate_hz)
 
     def cut(self, start: Fraction, end: Fraction | None, origin: Fraction | None) -> np.ndarray | None:
         """The waveform of [start, end), or None if there is no audio in it.
@@ -150,7 +154,7 @@ class AudioTrack:
         """Continue at `time`, with an empty mixer; False if it lies implausibly far ahead."""
         assert self.first is not None
         ahead = round((time - self.first) * self.sample_rate_hz) - self._samples
-        if ahead > LONGEST_GAP_SECONDS * self.sample_rate_hz:
+        if ahead > _LONGEST_GAP_SECONDS * self.sample_rate_hz:
             self._jump_note = self._jump_note or f"audio times jump by {ahead / self.sample_rate_hz:.0f} s"
             return False
         self._to_drop = max(0, -ahead)

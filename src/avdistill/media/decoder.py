@@ -1,9 +1,10 @@
 """Decoding of one media file: frames at a requested rate and mono audio, in one pass.
 
 The clock of a file starts at its first decoded frame, or at its first audio sample if it has no video. The frame at
-time t is *the first frame whose pts minus the first pts is at least t*; at `fps` frames per second, frame k of a
-segment that starts at s is the one at s + k / fps. Times are compared as fractions, so that a rate that divides the
-file's own takes every frame exactly once.
+time t is the one that a player shows: *the last frame whose pts minus the first pts is at most t*; at `fps` frames per
+second, frame k of a segment that starts at s is the one at s + k / fps. The last frame lasts for its duration, or until
+the audio ends. A frame less than a tick of the file's clock late is in time, for times are rounded to ticks: a rate
+that divides the file's own takes every frame exactly once.
 """
 
 import os
@@ -23,6 +24,7 @@ from avdistill.media.video_stream import (
     DECODE_ERRORS,
     EXHAUSTED,
     LARGEST_FRAME_PIXELS,
+    PADDING_SECONDS,
     FrameBuffer,
     Scaler,
     VideoTrack,
@@ -43,7 +45,7 @@ class Clip:
 
     Attributes:
         frames: uint8 (T, H, W, 3) RGB, or None if the file has no video in the segment; read-only in a spool file.
-        frame_times_seconds: float64 (T,), the time of each frame on the file's clock.
+        frame_times_seconds: float64 (T,), the time on the file's clock from which each frame is shown.
         fps: requested frames per second; None if every frame was taken.
         waveform: float32 (S,) mono in [-1, 1] from the segment's start on, or None if the file has no audio in the
             segment. Like the file's audio it may be shorter or longer than the video. Gaps are filled with silence, as
@@ -77,7 +79,8 @@ def read_clip(
     Args:
         start_seconds: on the file's clock, which starts at its first frame.
         end_seconds: None means the end of the file.
-        fps: frames per second to take; a rate above the file's own repeats frames. None takes every frame once.
+        fps: frames per second to take; a rate above the file's own repeats frames. None takes every frame that is
+            shown in the segment once.
         short_side: scale the shorter side to this many pixels and keep the aspect ratio.
         size: (height, width) to scale to instead. With neither, frames keep the size of the file.
         region: (x, y, width, height) in pixels of the file as displayed, cropped before scaling.
@@ -169,8 +172,10 @@ def _decode(
 
     if video and video.origin is None:
         raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
-    frames, times = video.result() if video else (None, np.zeros(0))
     waveform = audio.cut(start, end, video.origin if video else None) if audio else None
+    if video:
+        video.finish(_audio_end(container, audio, video.origin) if audio else None)
+    frames, times = video.result() if video else (None, np.zeros(0))
     for kind, track in (("video", video), ("audio", audio)):
         if track and track.errors:
             notes.append(f"{track.errors} damaged {kind} packets or frames")
@@ -182,7 +187,7 @@ def _decode(
     if frames is None and waveform is None:
         if video:
             raise EmptySegmentError(
-                f"{path}: no frame at or after {float(start):g} s; the last is at {video.last_seconds:g} s"
+                f"{path}: no frame at {float(start):g} s; the video ends at {video.end_seconds:g} s"
             )
         if audio and audio.first is None:
             raise UnreadableFileError(f"{path}: the audio stream cannot be decoded")
@@ -206,6 +211,15 @@ def _has_own_clock(audio: av.AudioStream, video: av.VideoStream, notes: list[str
     return True
 
 
+def _audio_end(container: InputContainer, audio: AudioTrack, origin: Fraction | None) -> Fraction | None:
+    """The end of the audio on the clock, without what the codec fills its last packet up with."""
+    end = audio.end(origin)
+    if end is None or origin is None or audio.own_clock or container.duration is None or container.start_time is None:
+        return end
+    stated = Fraction(container.start_time + container.duration, av.time_base) - origin
+    return stated if 0 < end - stated <= PADDING_SECONDS else end
+
+
 def _read(
     container: InputContainer,
     tracks: dict[int, VideoTrack | AudioTrack],
@@ -219,7 +233,8 @@ def _read(
         if not track.done:
             _decode_packet(packet, track)
         if isinstance(track, AudioTrack) and end is not None and (video is None or video.origin is not None):
-            track.done = track.reaches(end, video.origin if video else None)
+            reached = track.end(video.origin if video else None)
+            track.done = reached is not None and reached >= end
         if all(track.done for track in tracks.values()):
             break
 

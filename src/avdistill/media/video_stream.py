@@ -20,8 +20,15 @@ from av.video.reformatter import VideoReformatter
 
 from avdistill.errors import EmptySegmentError, MediaError, SpoolError, UnreadableFileError
 
-# A longer gap between two frames is a broken clock, not a slow slide show: filling it would invent the video.
-LONGEST_GAP_SECONDS = 60
+# A longer time between two frames is a broken clock, not a slow slide show: filling it would invent the video.
+_LONGEST_FRAME_SECONDS = 3600
+# Audio may go on for so much longer than the video, because encoders fill up their last packet: no time of a frame.
+PADDING_SECONDS = Fraction(1, 4)
+# Where frames are so many ticks apart, their times are rounded ones (33, 67, 100 ms at 30 frames per second), and a
+# frame less than a tick late is in time. A clock with fewer ticks counts frames.
+_FINE_TICKS = 4
+# Rates are rounded as well: 29.97 for 30000/1001.
+_RATE_TOLERANCE = 1 + Fraction(1, 500_000)
 # Reading begins a little before the segment, for the audio packet that crosses its start, and the packets its decoder
 # needs to settle, come before a key frame at that time.
 _LEAD_SECONDS = Fraction(1, 4)
@@ -137,7 +144,10 @@ class Scaler:
 
 
 class VideoTrack:
-    """Collects the requested ones of decoded frames, in order; its unit of time is the tick of the stream."""
+    """Collects the requested ones of decoded frames, in order; its unit of time is the tick of the stream.
+
+    A frame is shown from its time until the next one begins, so it is kept when that one arrives, or by `finish`.
+    """
 
     def __init__(
         self,
@@ -157,11 +167,21 @@ class VideoTrack:
         self._start, self._end = start, end  # these and the step in seconds after the first frame
         self._step = None if fps is None else 1 / fraction(fps)
         self._times: list[float] = []
-        self._first = self._last = 0  # the first frame's time, the latest so far
-        self._wanted = 0  # the next frame to keep is the first that is not earlier
+        self._shown: av.VideoFrame | None = None  # the latest frame
+        self._shown_ticks = self._duration = 0  # its time, and how long it lasts if none follows
+        self._shortest = max(1, round(Fraction(1, 25) / tick))  # time between two frames; at first a guess
+        self._first = self._last = 0  # the first frame's time, the latest time so far
+        self._wanted = (0, 0)  # the next time to keep the frame of, rounded down and up
         self._longest_gap = self._longest_wait = 0  # beyond both, after the last frame and at all, is a jump
+        self._complete = False  # all requested frames are kept
         self.origin: Fraction | None = None  # the first frame's time in seconds
-        self.done, self.errors, self.jump = False, 0, ""
+        self.end_seconds = 0.0  # when the last frame ends, see `finish`
+        self.errors, self.jump = 0, ""
+
+    @property
+    def done(self) -> bool:
+        """Whether no more frames are needed."""
+        return self._complete or bool(self.jump)
 
     def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
         """Seek to a key frame before the start, or to the beginning if the file's index is wrong."""
@@ -179,66 +199,86 @@ class VideoTrack:
             container.seek(target, stream=stream)
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Add the next decoded frame, in display order."""
+        """Add the next decoded frame, in display order; where times overlap, the first remains."""
+        if self.done:
+            return
         ticks = self._ticks(frame)
         if self.origin is None:
             self._begin(ticks)
         if ticks > self._last + self._longest_gap and ticks > self._longest_wait:
-            jump = float((ticks - self._last) * self._tick)
-            self.jump, self.done = f"frame times jump by {jump:.0f} s", True
+            self.jump = f"frame times jump by {float((ticks - self._last) * self._tick):.0f} s"
             return
-        self._last = max(self._last, ticks)
-        if ticks >= self._wanted:
-            self._keep(frame, ticks)
+        if ticks < self._last and self._step is not None:
+            return
+        self._keep_until(ticks)
+        if self._shown is not None and ticks > self._last:
+            self._shortest = min(self._shortest, ticks - self._last)
+        self._duration = frame.duration or self._shortest
+        self._shown, self._shown_ticks, self._last = frame, ticks, max(self._last, ticks)
+
+    def finish(self, audio_end: Fraction | None) -> None:
+        """Keep the last frame until it ends: after its duration, or with the audio (seconds after the first frame)."""
+        if self._shown is None:
+            return
+        end = self._last - self._first + min(self._duration, self._longest_gap)
+        until = end - 1 if self._duration >= _FINE_TICKS else end  # both of the times that it is made of are rounded
+        if audio_end is not None and audio_end > end * self._tick + PADDING_SECONDS:
+            until = end = math.ceil(audio_end / self._tick)
+        self.end_seconds = float(end * self._tick)
+        self._keep_until(self._first + until)
 
     def result(self) -> tuple[np.ndarray | None, np.ndarray]:
         """uint8 (T, H, W, 3), or None if no frame was kept, and the frames' times, float64 (T,)."""
         return self._frames.result() if self._frames.count else None, np.array(self._times, np.float64)
-
-    @property
-    def last_seconds(self) -> float:
-        """The time of the latest frame so far, kept or not."""
-        return float((self._last - self._first) * self._tick)
 
     def _ticks(self, frame: av.VideoFrame) -> int:
         # AVI stores decoding times only, and frames leave the decoder in their order; the presentation times that
         # FFmpeg makes up for it go back and forth if frames are reordered.
         ticks = frame.dts if self._by_decoding_time or frame.pts is None else frame.pts
         if ticks is None:
-            return self._last + (frame.duration or max(1, round(Fraction(1, 25) / self._tick)))
+            return self._last + (frame.duration or self._shortest)
         return ticks
 
     def _begin(self, ticks: int) -> None:
         """Start the clock at the first frame."""
         self.origin = ticks * self._tick
         self._first = self._last = ticks
-        self._longest_gap = math.floor(LONGEST_GAP_SECONDS / self._tick)
-        self._longest_wait = ticks + math.floor((self._start + LONGEST_GAP_SECONDS) / self._tick)
+        self._longest_gap = math.floor(_LONGEST_FRAME_SECONDS / self._tick)
+        self._longest_wait = ticks + math.floor((self._start + _LONGEST_FRAME_SECONDS) / self._tick)
         self._want_next()
 
     def _want_next(self) -> None:
-        """Set the time of the next frame to keep; without a rate every frame from the start on is kept once."""
+        """Set the time of the next frame to keep; without a rate every frame shown from the start on is kept once."""
         wanted = self._start + self._frames.count * (self._step or 0)
-        self._wanted = self._first + math.ceil(wanted / self._tick)
-        self.done = self._step is not None and self._end is not None and wanted >= self._end
+        self._complete = self._step is not None and self._end is not None and wanted >= self._end
+        down, up = math.floor(wanted * _RATE_TOLERANCE / self._tick), math.ceil(wanted / self._tick)
+        self._wanted = (self._first + down, self._first + max(down, up))
 
-    def _keep(self, frame: av.VideoFrame, ticks: int) -> None:
-        """Keep a frame, with a rate as often as it is requested."""
-        time = (ticks - self._first) * self._tick
-        if self.done or (self._step is None and self._end is not None and time >= self._end):
-            self.done = True
+    def _keep_until(self, ticks: int) -> None:
+        """Keep the frame that is shown until then, with a rate as often as it is requested."""
+        if self._shown is None or self._complete:
             return
-        image = self._scale(frame, self._path)
-        if self._frames.count and image.shape != self._frames.shape:  # the size of the file's frames changes
-            height, width, _ = self._frames.shape
-            self._scale = Scaler(None, (height, width), self._scale.region)
-            image = self._scale(frame, self._path)
-        while not self.done and ticks >= self._wanted:
+        time = (self._shown_ticks - self._first) * self._tick
+        if self._step is None and self._end is not None and time >= self._end:
+            self._complete = True
+            return
+        fine = ticks - self._shown_ticks >= _FINE_TICKS
+        image = None
+        while not self._complete and ticks > self._wanted[fine]:
+            image = self._scaled(self._shown) if image is None else image
             self._frames.add(image)
             self._times.append(float(time))
             self._want_next()
             if self._step is None:
                 return
+
+    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
+        image = self._scale(frame, self._path)
+        if self._frames.count and image.shape != self._frames.shape:  # the size of the file's frames changes
+            height, width, _ = self._frames.shape
+            self._scale = Scaler(None, (height, width), self._scale.region)
+            image = self._scale(frame, self._path)
+        return image
 
 
 def fraction(value: float) -> Fraction:
