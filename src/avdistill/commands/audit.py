@@ -34,6 +34,8 @@ class _Audit(Printed):
     """The number of top-ranked clips that the page shows."""
     batch_size: int = 32
     """Clips per batch."""
+    trust_method: bool = False
+    """Run the Python file of the run's custom method; read it first if the run is somebody else's."""
     out: Path | None = None
     """Folder for clips.csv, audit.json and audit.html; the default is RUN/audit-SPLIT."""
 
@@ -47,7 +49,14 @@ def audit(arguments: list[str]) -> None:
     dataset = ClipDataset(a.dataset)
     with progress_bar("audit") as update:
         result = audit_run(
-            a.run, dataset, split=a.split, by=a.by, teacher=a.teacher, batch_size=a.batch_size, on_progress=update
+            a.run,
+            dataset,
+            split=a.split,
+            by=a.by,
+            teacher=a.teacher,
+            batch_size=a.batch_size,
+            trust_method=a.trust_method,
+            on_progress=update,
         )
     out = a.out or a.run / f"audit-{a.split}"
     if FIRST_PROCESS:

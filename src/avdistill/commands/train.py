@@ -29,7 +29,8 @@ def train(arguments: list[str]) -> None:
     if arguments[:1] in ([], ["-h"], ["--help"]):
         print("usage: avdistill train RECIPE --dataset DATASET --out RUN [--OPTION VALUE ...]")
         print("       avdistill train --config FILE.json [--OPTION VALUE ...]")
-        print("       --method NAME or --method FILE.py:Class replaces the recipe's method\n\nrecipes:")
+        print("       --method NAME or --method FILE.py:Class replaces the recipe's method")
+        print("       --trust-method runs the Python file of a config's custom method\n\nrecipes:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print("\noptions: avdistill train RECIPE --help")
         return
@@ -42,12 +43,13 @@ def train(arguments: list[str]) -> None:
         base, rest = replace(RECIPES[arguments[0]], **unset), arguments[1:]
     else:
         raise ConfigError(f"no recipe {arguments[0]!r}; recipes: {', '.join(RECIPES)}")
+    trust_method, rest = "--trust-method" in rest, [word for word in rest if word != "--trust-method"]
     given, rest = take_option(rest, "--method")
     if given is not None:
         method = parse_method(given)
         teacher = (base.teacher or "audio") if teacher_requirement(method) else None
         base = replace(base, method=method, teacher=teacher)
-    _train(base, rest, f"avdistill train {arguments[0]}")
+    _train(base, rest, f"avdistill train {arguments[0]}", trust_method)
 
 
 def train_teacher(arguments: list[str]) -> None:
@@ -65,10 +67,10 @@ def train_teacher(arguments: list[str]) -> None:
     _train(base, arguments[1:], "avdistill teacher train")
 
 
-def _train(base: TrainConfig, arguments: list[str], program: str) -> None:
+def _train(base: TrainConfig, arguments: list[str], program: str, trust_method: bool = False) -> None:
     config = tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
     with training_bar(f"train {config.method.name}", config.steps) as on_step:
-        run = train_run(config, on_step=on_step)
+        run = train_run(config, on_step=on_step, trust_method=trust_method)
     _report_run(run)
 
 
@@ -92,13 +94,15 @@ class _Resume:
     """The run folder."""
     dataset: Path | None = None
     """The folder of the run's dataset, if it was moved."""
+    trust_method: bool = False
+    """Run the Python file of the run's custom method; read it first if the run is somebody else's."""
 
 
 def resume(arguments: list[str]) -> None:
     """`avdistill resume RUN`."""
     a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
     with training_bar("resume", run_config(a.run).steps) as on_step:
-        run = resume_run(a.run, on_step=on_step, dataset=a.dataset)
+        run = resume_run(a.run, on_step=on_step, dataset=a.dataset, trust_method=a.trust_method)
     _report_run(run)
 
 

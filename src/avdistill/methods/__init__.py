@@ -9,7 +9,7 @@ from avdistill.methods.base import (
     register_method,
 )
 from avdistill.methods.config import BaseMethodConfig
-from avdistill.methods.custom import CustomMethodConfig, custom_checksum
+from avdistill.methods.custom import CustomMethodConfig, custom_checksum, trust_file
 from avdistill.methods.registry import (
     METHODS,
     MethodConfig,
@@ -37,4 +37,5 @@ __all__ = [
     "register_method",
     "supports_multi_label",
     "teacher_requirement",
+    "trust_file",
 ]

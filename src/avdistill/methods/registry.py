@@ -11,7 +11,7 @@ from avdistill.config_io import decode
 from avdistill.errors import ConfigError
 from avdistill.methods.base import _METHODS, Method, MethodContext, TeacherRequirement
 from avdistill.methods.config import BaseMethodConfig
-from avdistill.methods.custom import CustomMethodConfig, custom_config, load_custom
+from avdistill.methods.custom import CustomMethodConfig, custom_checksum, custom_config, load_custom, trust_file
 from avdistill.types import Option, StudentNetwork
 
 for _module in iter_modules([str(Path(__file__).parent)]):
@@ -50,6 +50,8 @@ def supports_multi_label(config: MethodConfig) -> bool:
 def parse_method(text: str) -> MethodConfig:
     """A method by name or from a file, with settings: "kd", "crd:negatives=batch", "mine.py:Mine:weight=2".
 
+    A file is run, now and later in this process: whoever names it trusts it.
+
     Raises:
         ConfigError: no such method, file or setting, or a value that the setting cannot have.
     """
@@ -64,6 +66,8 @@ def parse_method(text: str) -> MethodConfig:
             options[key] = json.loads(value)
         except json.JSONDecodeError:
             options[key] = value
+    if custom:
+        trust_file(custom_checksum(CustomMethodConfig(name)))
     chosen = load_custom(name) if custom else METHODS[name]
     config: MethodConfig = decode(chosen.config_class, dict(options), f"method {name}")
     if not custom:

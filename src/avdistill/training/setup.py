@@ -29,6 +29,7 @@ from avdistill.methods import (
     method_class,
     supports_multi_label,
     teacher_requirement,
+    trust_file,
 )
 from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
 from avdistill.models.registry import build_model
@@ -144,23 +145,28 @@ class TrainingSetup:
         return self.dataset.features_manifest(self.config.teacher, tokens=required.tokens)
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
-        """Raise RunError unless dataset, features and a custom method's file are those of the run's `data.json`."""
+        """Raise RunError unless dataset and features are those of the run's `data.json`."""
         if recorded["dataset_checksum"] != self.dataset.checksum:
             raise RunError(
                 f"{self.run}: the dataset {self.dataset.folder} is no longer the one this run was started on"
             )
-        check_same_method(self.run, self.config, recorded)
         try:
             check_same_features(self.dataset, recorded["teacher"], self.teacher_record())
         except DatasetError as error:
             raise RunError(f"{self.run}: cannot continue: {error}") from error
 
 
-def check_same_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any]) -> None:
-    """Raise RunError where the file of a custom method is not the one recorded in `data.json`."""
-    then = recorded["method_file"]
-    if then is not None and then != custom_checksum(config.method):
+def check_method(run: Path, config: TrainConfig, recorded: Mapping[str, Any], trust_method: bool) -> None:
+    """Check the file of a custom method before any of it is run; with `trust_method` it may then be run.
+
+    Raises:
+        RunError: it is not the one recorded in `data.json`.
+    """
+    found = custom_checksum(config.method)
+    if recorded["method_file"] != found:
         raise RunError(f"{run}: cannot continue: the file of its method has changed since it was started")
+    if trust_method:
+        trust_file(found)
 
 
 def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
@@ -177,11 +183,19 @@ def check_same_features(dataset: ClipDataset, then: Mapping[str, Any] | None, no
         )
 
 
-def load_method(run: str | os.PathLike[str], dataset: ClipDataset) -> tuple[Method, StudentConfig]:
+def load_method(
+    run: str | os.PathLike[str], dataset: ClipDataset, *, trust_method: bool = False
+) -> tuple[Method, StudentConfig]:
     """The method of a run from its last save, helpers and student, on the CPU and in evaluation mode.
 
+    Args:
+        run: the run folder.
+        dataset: it holds the teacher that the run learned from.
+        trust_method: run the file of a custom method, see `resume`.
+
     Raises:
-        RunError: no run, or nothing saved yet.
+        RunError: no run, nothing saved yet, or another file of a custom method than the run was started with.
+        ConfigError: a custom method without `trust_method`.
         DatasetError: the dataset does not hold the run's teacher.
         CheckpointError: the saved tensors are damaged or do not fit.
     """
@@ -190,9 +204,9 @@ def load_method(run: str | os.PathLike[str], dataset: ClipDataset) -> tuple[Meth
     folder = saved_folder(run, "last")
     if folder is None:
         raise RunError(f"{run}: no saved state (last/ is missing)")
-    student, description = load_student(folder)
     recorded = data_manifest(run)
-    check_same_method(run, config, recorded)
+    check_method(run, config, recorded, trust_method)
+    student, description = load_student(folder)
     teacher_dim = 0 if config.teacher is None else dataset.features(config.teacher).embedding.shape[1]
     context = _context(config, description.classes, teacher_dim, len(recorded["training"]))
     method = build_method(config.method, student, context)

@@ -27,6 +27,7 @@ from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.executors.prefetch import prefetch
 from avdistill.fsio import follow_link, is_vacant, write_json
 from avdistill.inference.runner import run_network
+from avdistill.methods import custom_checksum, trust_file
 from avdistill.training.checkpoint import load_last, save_best, save_last
 from avdistill.training.config import TrainConfig
 from avdistill.training.malloc import configure_malloc
@@ -41,19 +42,23 @@ from avdistill.training.run_dir import (
     truncate_metrics,
     wrap_io_errors,
 )
-from avdistill.training.setup import TrainingSetup
+from avdistill.training.setup import TrainingSetup, check_method
 from avdistill.types import Batch
 
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int | None = None) -> Path:
+def train(
+    config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int | None = None, trust_method: bool = False
+) -> Path:
     """Train a student; returns the run folder. Under torchrun the processes share every batch; process 0 writes.
 
     Args:
         config: the whole run.
         on_step: called with the step and its named losses after each step.
         stop_after: save and return after this many steps, as after SIGTERM; `resume` continues.
+        trust_method: run the Python file of a custom method that a config names; one that `parse_method` was given in
+            this process is run without it.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C (SIGINT), once the step is done and the state saved; after a second one at once.
@@ -63,6 +68,8 @@ def train(config: TrainConfig, *, on_step: OnStep | None = None, stop_after: int
     """
     # Where the run is resumed from must not matter.
     config = replace(config, dataset=config.dataset.resolve(), out=follow_link(config.out))
+    if trust_method:
+        trust_file(custom_checksum(config.method))
     if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run
         raise RunError(f"{config.out}: expected a new folder, found the working directory")
     if not is_vacant(config.out):
@@ -83,6 +90,7 @@ def resume(
     on_step: OnStep | None = None,
     stop_after: int | None = None,
     dataset: str | os.PathLike[str] | None = None,
+    trust_method: bool = False,
 ) -> Path:
     """Continue an interrupted run exactly from its last save; a finished run is returned as it is.
 
@@ -91,17 +99,22 @@ def resume(
     Args:
         on_step, stop_after: as for `train`.
         dataset: the folder of the run's dataset, if it was moved.
+        trust_method: run the Python file of a custom method, which must be the one that the run was started with. A run
+            from somebody else runs what they wrote: read the file first.
 
     Raises:
         RunError: no run is there, another process trains it, or its dataset, the features of its teacher or the file
             of its method have changed since.
+        ConfigError: a custom method without `trust_method`.
     """
     run = Path(run)
     config = run_config(run)
     config = config if dataset is None else replace(config, dataset=Path(dataset).resolve())
+    recorded = data_manifest(run)
+    check_method(run, config, recorded, trust_method)
     with _joined(run, config.device) as device, exclusive_lock(run):
         setup = TrainingSetup.open(config, run, device)
-        setup.check_data(data_manifest(run))
+        setup.check_data(recorded)
         state = load_last(setup)
         distributed.barrier()
         if distributed.rank() == 0:

@@ -67,6 +67,7 @@ def audit(
     teacher: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    trust_method: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Audit:
     """Score and rank the clips of a split, labeled and unlabeled, with the last state of a run.
@@ -75,15 +76,14 @@ def audit(
 
     Args:
         run: run folder. Its `last/` is taken, where student and helpers are of the same step.
-        dataset: usually the one the run was trained on; it holds the teacher's features.
-        split: of the dataset.
+        dataset, split: usually what the run was trained on; the dataset holds the teacher's features.
         by: the score to rank by. "mismatch_score" is `mismatch_probability`, one scale for all clips, if the run's
             method gives it (robust); otherwise `teacher_nll` for a labeled clip and `disagreement` for an unlabeled
             one, each group ranked separately and merged by percentile, because their scales differ; `similarity` if
             the teacher has no logits.
         teacher: whose features to use; only for a run without a teacher.
         batch_size: clips, and windows, at a time: tokens of this many clips are held.
-        device: "auto", "cpu", "cuda", ...
+        device, trust_method: see `TrainConfig` and `resume`.
         on_progress: called after each batch, in clips.
 
     Raises:
@@ -91,7 +91,7 @@ def audit(
         DatasetError: no such split or teacher, a label the student does not know.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
-    case = _open(run, dataset, split, teacher)
+    case = _open(run, dataset, split, teacher, trust_method)
     with init_distributed(device) as chosen_device:
         inputs = audit_inputs(
             move_module(case.method, chosen_device),
@@ -215,10 +215,10 @@ def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
         )
 
 
-def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None) -> _Case:
+def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None, trust_method: bool) -> _Case:
     config = run_config(run)
     name = _teacher_name(run, config.teacher, dataset, requested)
-    method, description = load_method(run, dataset)
+    method, description = load_method(run, dataset, trust_method=trust_method)
     if name == config.teacher and method.audits:
         _check_maker(run, dataset, name)
     check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")

@@ -25,6 +25,7 @@ from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.fsio import open_lock, write_json
 from avdistill.inputs import View
+from avdistill.methods import trust_file
 from avdistill.models.checkpoint import load_student
 from avdistill.training import TrainConfig, resume, train
 
@@ -38,6 +39,7 @@ class Job:
         test_split: whose labeled clips are classified and looked up.
         gallery: split of the test dataset that they are looked up in; where it holds nothing to find, they are not.
         metadata: copied into the result.
+        method_file: SHA-256 of a custom method's file, which the study was given and the worker may run.
     """
 
     corruption: str
@@ -49,6 +51,7 @@ class Job:
     test_split: str
     metadata: dict[str, Any]
     gallery: str = "train"
+    method_file: str | None = None
 
     @property
     def metrics(self) -> Path:
@@ -108,6 +111,7 @@ def _do_job(job: Job) -> None:
     """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own."""
     _end_with_parent()
     torch.set_num_threads(job.threads)
+    trust_file(job.method_file)
     job.config.out.parent.mkdir(parents=True, exist_ok=True)
     error_log = sibling_path(job.config.out, "error.txt")
     # A killed study's worker may still be at this run for a moment: wait until it is gone.

@@ -248,6 +248,7 @@ class _MethodSweep:
             study.test_split,
             metadata,
             gallery=study.base.train_split,
+            method_file=custom_checksum(setting.method),
         )
 
 
