@@ -155,19 +155,6 @@ def test_of_audio_that_overlaps_the_first_stays(tmp_path):
     assert clip.notes == ("0.4 s of audio dropped, it overlaps",)
 
 
-def test_a_clock_that_begins_again(tmp_path):
-    """Two recordings in one file: of the second is taken what lies after the end of the first."""
-    first = write_video(tmp_path / "a.ts", frames=None, waveform=tone(2.0, 440), codecs=("", "mp2"))
-    second = write_video(tmp_path / "b.ts", frames=None, waveform=tone(3.0, 1000), codecs=("", "mp2"))
-    (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes())
-    clip = read_clip(tmp_path / "both.ts")
-    assert len(clip.waveform) / 16000 == pytest.approx(3, abs=0.1)
-    (note,) = clip.notes
-    assert float(note.removesuffix(" s of audio dropped, it overlaps")) == pytest.approx(2, abs=0.1)
-    for part, hz in ((clip.waveform[:30000], 440), (clip.waveform[36000:46000], 1000)):
-        assert np.argmax(np.abs(np.fft.rfft(part))) * 16000 / len(part) == pytest.approx(hz, abs=2)
-
-
 def test_frames_that_tell_no_time_lie_before_the_first_that_does():
     audio = AudioTrack("stream.ogg", 16000)
     for pts in (None, None, 80000, 96000):

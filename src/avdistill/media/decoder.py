@@ -8,27 +8,28 @@ that divides the file's own takes every frame exactly once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
 
-from avdistill.errors import EmptySegmentError, NoStreamError, UnreadableFileError
+from avdistill.errors import EmptySegmentError, MediaError, UnreadableFileError
 from avdistill.media.audio_stream import AudioTrack
+from avdistill.media.clock import ContinuousClock
 from avdistill.media.container import open_container
+from avdistill.media.streams import choose_streams
 from avdistill.media.video_stream import (
     DECODE_ERRORS,
     EXHAUSTED,
-    LARGEST_FRAME_PIXELS,
     PADDING_SECONDS,
     FrameBuffer,
     Scaler,
     VideoTrack,
-    check_pixels,
     fraction,
 )
 
@@ -37,6 +38,8 @@ _SEEK_FROM_SECONDS = 5
 # If audio and video begin further apart than this, their clocks are unrelated (one is that of the recorder, or has
 # wrapped around after 26.5 h, as those of MPEG streams do).
 _LARGEST_OFFSET_SECONDS = 3600
+# Set for formats whose clock may begin again or jump: MPEG streams, Ogg.
+_MAY_JUMP = 0x200  # AVFMT_TS_DISCONT
 
 
 @dataclass(frozen=True)
@@ -148,30 +151,29 @@ def _decode(
     sample_rate_hz: int,
 ) -> Clip:
     notes: list[str] = []
-    video_streams, audio_streams = _streams(path, container, notes)
+    video_stream, audio_stream = choose_streams(path, container, notes)
     avi = container.format.name == "avi"
     tracks: dict[int, VideoTrack | AudioTrack] = {}
     video = audio = None
-    if video_streams:
-        tick = Fraction(video_streams[0].time_base or 1)
-        video = tracks[video_streams[0].index] = VideoTrack(
-            path, start, end, fps, scale, kept, tick, by_decoding_time=avi
-        )
-    if audio_streams:
-        own_clock = bool(video_streams) and _has_own_clock(audio_streams[0], video_streams[0], notes)
-        audio = tracks[audio_streams[0].index] = AudioTrack(path, sample_rate_hz, by_count=avi, own_clock=own_clock)
+    if video_stream is not None:
+        tick = Fraction(video_stream.time_base or 1)
+        video = tracks[video_stream.index] = VideoTrack(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
+    if audio_stream is not None:
+        own_clock = video_stream is not None and _has_own_clock(audio_stream, video_stream, notes)
+        audio = tracks[audio_stream.index] = AudioTrack(path, sample_rate_hz, by_count=avi, own_clock=own_clock)
 
-    if video and start >= _SEEK_FROM_SECONDS:
-        video.seek(container, video_streams[0])
+    leave_out = None
+    if video and video_stream is not None and start >= _SEEK_FROM_SECONDS:
+        leave_out = _seek(path, container, video, video_stream, tuple(tracks))
         # Its position is known only from the file's first sample on: a separate pass, cheap beside that of the video.
-        if audio and (audio.by_count or audio.own_clock):
+        if audio and audio_stream is not None and (audio.by_count or audio.own_clock):
             with open_container(path) as whole:
-                _read(whole, {audio_streams[0].index: audio}, video, end, notes)
-            del tracks[audio_streams[0].index]
-    _read(container, tracks, video, end, notes)
+                _read(whole, {audio_stream.index: audio}, video, end, notes)
+            del tracks[audio_stream.index]
+    _read(container, tracks, video, end, notes, leave_out)
 
     if video and video.origin is None:
-        raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
+        notes.append("video stream cannot be decoded")
     waveform = audio.cut(start, end, video.origin if video else None) if audio else None
     if video:
         video.finish(_audio_end(container, audio, video.origin) if audio else None)
@@ -185,18 +187,23 @@ def _decode(
         broken = audio.first is None and (audio.errors or start < _SEEK_FROM_SECONDS)
         notes.append("audio stream cannot be decoded" if broken else "no audio in this segment")
     if frames is None and waveform is None:
-        if video:
-            raise EmptySegmentError(
-                f"{path}: no frame at {float(start):g} s; the video ends at {video.end_seconds:g} s"
-            )
-        if audio and audio.first is None:
-            raise UnreadableFileError(f"{path}: the audio stream cannot be decoded")
-        until = "on" if end is None else f"to {float(end):g} s"
-        raise EmptySegmentError(f"{path}: no audio from {float(start):g} s {until}")
+        raise _empty(path, video, audio, start, end)
     if video and video.jump:
         notes.append(video.jump)
     # Without repeats: a file that was read in two passes may break off in both.
     return Clip(frames, times, fps, waveform, sample_rate_hz, tuple(dict.fromkeys(notes)))
+
+
+def _empty(
+    path: Path, video: VideoTrack | None, audio: AudioTrack | None, start: Fraction, end: Fraction | None
+) -> MediaError:
+    """The error for a segment without a frame and a sample."""
+    if video and video.origin is not None:
+        return EmptySegmentError(f"{path}: no frame at {float(start):g} s; the video ends at {video.end_seconds:g} s")
+    if video or audio is None or audio.first is None:
+        return UnreadableFileError(f"{path}: the {'video' if video else 'audio'} stream cannot be decoded")
+    until = "on" if end is None else f"to {float(end):g} s"
+    return EmptySegmentError(f"{path}: no audio from {float(start):g} s {until}")
 
 
 def _has_own_clock(audio: av.AudioStream, video: av.VideoStream, notes: list[str]) -> bool:
@@ -220,15 +227,50 @@ def _audio_end(container: InputContainer, audio: AudioTrack, origin: Fraction | 
     return stated if 0 < end - stated <= PADDING_SECONDS else end
 
 
+def _seek(
+    path: Path, container: InputContainer, video: VideoTrack, stream: av.VideoStream, streams: tuple[int, ...]
+) -> tuple[av.VideoStream, int] | None:
+    """Seek to a key frame before the start; in a file whose clock begins again, see `_read` for what to leave out."""
+    status = path.stat()
+    if not _may_jump(container) or not _joints(path, status.st_size, status.st_mtime_ns, streams):
+        video.seek(container, stream)
+        return None
+    with open_container(path) as head:  # a second one, for the time of the file's first frame
+        (head_stream,) = head.streams.get(stream.index)
+        assert isinstance(head_stream, av.VideoStream)
+        return stream, video.seek(head, head_stream)
+
+
+def _may_jump(container: InputContainer) -> bool:
+    return bool(int(container.format.flags) & _MAY_JUMP)
+
+
+@lru_cache(maxsize=16)
+def _joints(path: Path, size: int, mtime_ns: int, streams: tuple[int, ...]) -> int:
+    """How often the clock of a file begins again; its packets are read, but not decoded."""
+    with open_container(path) as container:
+        clock = ContinuousClock([container.streams[index] for index in streams], may_jump=True)
+        for packet in _packets(container, [container.streams[index] for index in streams], []):
+            clock.place(packet)
+    return clock.joints
+
+
 def _read(
     container: InputContainer,
     tracks: dict[int, VideoTrack | AudioTrack],
     video: VideoTrack | None,
     end: Fraction | None,
     notes: list[str],
+    leave_out: tuple[av.VideoStream, int] | None = None,
 ) -> None:
-    """Decode streams, by index, into their tracks until all are done; the clock begins with `video`."""
-    for packet in _packets(container, [container.streams[index] for index in tracks], notes):
+    """Decode streams, by index, into their tracks until all are done; the clock begins with `video`.
+
+    `leave_out` are a stream and a time in its ticks: what precedes its last key frame until then is not decoded.
+    """
+    streams = [container.streams[index] for index in tracks]
+    clock = ContinuousClock(streams, may_jump=_may_jump(container))
+    packets = _placed(_packets(container, streams, notes), clock)
+    for packet in packets if leave_out is None else _from_key_frame(packets, *leave_out):
         track = tracks[packet.stream.index]  # not `stream_index`, which is 0 for packets that flush
         if not track.done:
             _decode_packet(packet, track)
@@ -237,35 +279,29 @@ def _read(
             track.done = reached is not None and reached >= end
         if all(track.done for track in tracks.values()):
             break
+    if clock.joints:
+        notes.append(clock.note)
 
 
-def _streams(
-    path: Path, container: InputContainer, notes: list[str]
-) -> tuple[list[av.VideoStream], list[av.AudioStream]]:
-    """The video streams (without cover art) and the decodable audio streams; the first of each is read.
-
-    Raises MediaError if there are none, or the first video stream cannot be decoded.
-    """
-    video_streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    audio_streams = [s for s in container.streams.audio if _is_decodable(s)]
-    if len(audio_streams) < len(container.streams.audio):
-        notes.append("audio stream cannot be decoded")
-    if not video_streams and not audio_streams:
-        raise NoStreamError(f"{path}: neither video nor audio")
-    for kind, streams in (("video", video_streams), ("audio", audio_streams)):
-        if len(streams) > 1:
-            notes.append(f"{len(streams)} {kind} streams, first taken")
-    for stream in video_streams[:1]:
-        if not _is_decodable(stream):
-            raise UnreadableFileError(f"{path}: the video stream cannot be decoded")
-        check_pixels(path, stream.width, stream.height)
-        stream.codec_context.options = {"max_pixels": str(LARGEST_FRAME_PIXELS)}  # a frame may still grow midway
-    return video_streams, audio_streams
+def _placed(packets: Iterable[av.Packet], clock: ContinuousClock) -> Iterator[av.Packet]:
+    for packet in packets:
+        clock.place(packet)
+        yield packet
 
 
-def _is_decodable(stream: av.stream.Stream) -> bool:
-    # None if FFmpeg has no decoder for the file's codec, as after a damaged header.
-    return getattr(stream, "codec_context", None) is not None
+def _from_key_frame(packets: Iterator[av.Packet], stream: av.VideoStream, before: int) -> Iterator[av.Packet]:
+    """The packets from the stream's last key frame at `before` (in its ticks) or earlier on."""
+    held: list[av.Packet] = []
+    for packet in packets:
+        if packet.stream.index == stream.index and packet.pts is not None:
+            if packet.pts > before:
+                held.append(packet)
+                break
+            if packet.is_keyframe:
+                held.clear()
+        held.append(packet)
+    yield from held
+    yield from packets
 
 
 def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: list[str]) -> Iterator[av.Packet]:

@@ -183,9 +183,12 @@ class VideoTrack:
         """Whether no more frames are needed."""
         return self._complete or bool(self.jump)
 
-    def seek(self, container: InputContainer, stream: av.VideoStream) -> None:
-        """Seek to a key frame before the start, or to the beginning if the file's index is wrong."""
-        target = 0
+    def seek(self, container: InputContainer, stream: av.VideoStream) -> int:
+        """Seek to a key frame before the start, or to the beginning if the file's index is wrong.
+
+        Returns the time it was asked for, in ticks.
+        """
+        target = start = 0
         try:
             self._begin(self._ticks(next(container.decode(stream))))
             target = self._first
@@ -197,6 +200,7 @@ class VideoTrack:
             pass
         with suppress(*DECODE_ERRORS):
             container.seek(target, stream=stream)
+        return start
 
     def add(self, frame: av.VideoFrame) -> None:
         """Add the next decoded frame, in display order; where times overlap, the first remains."""
