@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from avdistill.methods import MethodContext, build_method
-from avdistill.methods.robust import RobustConfig, label_logits, log_likelihood_ratio
+from avdistill.methods.noise_model import label_logits, log_likelihood_ratio
+from avdistill.methods.robust import RobustConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Batch, Features
 from support.method_cases import C, D, N, batch, built, step, student
@@ -165,11 +166,11 @@ def test_mismatch_probability_equal_loops_over_single_clips(several):
     before = asked.clone()
     outside = torch.arange(12) % 5 == 2  # clips 2 and 7: as if they were not among the training clips
     data = replace(data, indices=data.indices.masked_fill(outside, -1))
-    mismatch_probability = method.mismatch_probability(asked, data)
+    mismatch_probability = method.noise_model.mismatch_probability(asked, data)
     assert torch.equal(asked, before)
     del literal.posterior_sum[11], literal.posterior_sum[2]  # as if never seen without a label, and outside
     method.noise_model.visits[11] = method.noise_model.posterior_sum[11] = 0
-    mismatch_probability = method.mismatch_probability(asked, data)
+    mismatch_probability = method.noise_model.mismatch_probability(asked, data)
     for clip in range(12):
         if not data.has_teacher[clip]:
             assert torch.isnan(mismatch_probability[clip])
@@ -270,13 +271,13 @@ def test_audio_of_other_clips_are_doubted(several):
             step(method, Features(torch.zeros(100, D), logits[rows]), everything.map(lambda x, r=rows: x[r]))
     assert float(method.noise_model.clean_rate) == pytest.approx(0.6, abs=0.06)
     seen = torch.stack(views).mean(0)
-    mismatch_probability = method.mismatch_probability(torch.full(hot.shape, 1 / classes), everything)
+    mismatch_probability = method.noise_model.mismatch_probability(torch.full(hot.shape, 1 / classes), everything)
     for rows in (labeled, ~labeled):
         assert roc_auc_score(swapped[rows], mismatch_probability[rows]) > 0.9
         assert mismatch_probability[rows & swapped].mean() > 0.5 > mismatch_probability[rows & ~swapped].mean()
     strange = replace(everything, labeled=torch.zeros_like(labeled), indices=torch.full((clips,), -1))
-    assert roc_auc_score(swapped, method.mismatch_probability(seen, strange)) > 0.9
-    blind = method.mismatch_probability(torch.full(hot.shape, 0.5 if several else 1 / classes), strange)
+    assert roc_auc_score(swapped, method.noise_model.mismatch_probability(seen, strange)) > 0.9
+    blind = method.noise_model.mismatch_probability(torch.full(hot.shape, 0.5 if several else 1 / classes), strange)
     assert roc_auc_score(swapped, blind) < 0.7  # without the student there is nothing to mismatch_probability by
 
 
@@ -328,7 +329,7 @@ def test_evaluation_remembers_nothing():
     before = {name: x.clone() for name, x in method.noise_model.named_buffers()}
     seen, data = random_batch(STEPS[0], 9)
     evaluated = value(method.eval().losses(seen, data))
-    method.mismatch_probability(seen.logits.detach().softmax(1), data)
+    method.noise_model.mismatch_probability(seen.logits.detach().softmax(1), data)
     assert all(torch.equal(x, before[n]) for n, x in method.noise_model.named_buffers())
     assert value(step(method.train(), seen, data)) == evaluated
     assert all(not torch.equal(x, before[name]) for name, x in method.noise_model.named_buffers())
@@ -359,7 +360,7 @@ def test_extremes_are_finite(classes, several, spoken, loud):
             sum(losses.values()).backward()
             assert torch.isfinite(logits.grad).all()
             said = logits.detach().sigmoid() if several else logits.detach().softmax(1)
-            mismatch_probability = method.mismatch_probability(said, replace(data, teacher=teacher))
+            mismatch_probability = method.noise_model.mismatch_probability(said, replace(data, teacher=teacher))
             assert torch.isfinite(mismatch_probability[data.has_teacher]).all()
     assert all(torch.isfinite(values).all() for values in method.noise_model.buffers())
     assert 0 < float(method.noise_model.clean_rate) < 1

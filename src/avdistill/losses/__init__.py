@@ -1,6 +1,11 @@
 """Losses: pure functions of named tensors, a scalar back (0 with a graph for an empty batch). No state."""
 
-from avdistill.losses.calibration import contrastive_semantic_calibration, filter_triplet, gate_sparsity
+from avdistill.losses.calibration import (
+    believed_calibration,
+    contrastive_semantic_calibration,
+    filter_triplet,
+    gate_sparsity,
+)
 from avdistill.losses.contrastive import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
 from avdistill.losses.divergence import (
     dist_inter_loss,
@@ -23,6 +28,7 @@ from avdistill.losses.relational import (
 
 __all__ = [
     "attention_transfer",
+    "believed_calibration",
     "ccl_nce",
     "contrastive_semantic_calibration",
     "correlation_congruence",

@@ -70,6 +70,42 @@ def contrastive_semantic_calibration(
     return -((weights * log_p).sum(1) / weights.sum(1)).mean()
 
 
+def believed_calibration(
+    *,
+    student: Tensor,
+    guided: Tensor,
+    filtered_teacher: Tensor,
+    same: Tensor,
+    matching: Tensor,
+    temperature: Temperature = "pairwise",
+    threshold: float = 0.07,
+) -> Tensor:
+    """`contrastive_semantic_calibration` of clips whose class and correspondence are known with a probability. Ours.
+
+    Clip j is a positive of i by A_ij, the probability that both have the same class (A_ii counts as 1), and a column by
+    w_j, the probability that its audio matches: P_ij = w_j exp(S_ij / T_ij) / sum_k w_k exp(S_ik / T_ik). The loss is
+    the mean over i of A_ii times the mean of -log P_ij over j, weighted by A_ij w_j: an anchor counts by the certainty
+    of its class. With certain classes and w = 1 it is the published loss.
+
+    Args:
+        student, guided, filtered_teacher, temperature, threshold: as there.
+        same: (B, B) A, in [0, 1]; A_ii is the probability that two draws of i's class agree.
+        matching: (B,) w, in [0, 1].
+
+    Returns:
+        A scalar; 0 with a graph for an empty batch.
+    """
+    B = len(student)
+    if B == 0:
+        return student.sum() + guided.sum()
+    v, s = F.normalize(student, dim=1), F.normalize(guided, dim=1)
+    T = temperatures(v.detach(), F.normalize(filtered_teacher.detach(), dim=1), temperature, threshold)
+    matching = matching.clamp(min=1e-6)  # a row of the batch without any matching audio has no mean
+    log_p = F.log_softmax((v @ s.T) / T + matching.log(), dim=1)
+    weights = same.masked_fill(torch.eye(B, dtype=torch.bool, device=v.device), 1.0) * matching
+    return -(same.diagonal() * (weights * log_p).sum(1) / weights.sum(1)).mean()
+
+
 def temperatures(v: Tensor, a: Tensor, temperature: Temperature, threshold: float) -> Tensor:
     """(B, B) or (B, 1) temperatures of the contrast, at `TEMPERATURE_FLOOR` or above.
 

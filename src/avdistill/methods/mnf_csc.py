@@ -129,17 +129,7 @@ class MNFCSC(Method):
             return losses | dict.fromkeys(names, zero_loss) | self._sparsity()
 
         with_grad = self._filtered(teacher_rows, student_rows, train_filter=c.calibration_into_filter)
-        contrast_labels, contrast_labeled = self._contrast_labels(labels, labeled, teacher_rows)
-        losses["calibration"] = c.calibration_weight * contrastive_semantic_calibration(
-            student=student_rows.embedding,
-            guided=with_grad.guided,
-            filtered_teacher=with_grad.embedding,
-            labels=contrast_labels,
-            labeled=contrast_labeled,
-            temperature=c.temperature,
-            threshold=c.threshold,
-            log_epsilon=c.log_epsilon,
-        )
+        losses["calibration"] = c.calibration_weight * self._calibration(student, batch, with_grad)
         detached = self._filtered(teacher_rows, student_rows.detach(), on_copied_buffers=True)
         losses["filter_classification"] = masked_cross_entropy(logits=detached.logits, labels=labels, labeled=labeled)
         losses["triplet"] = c.triplet_weight * filter_triplet(
@@ -149,6 +139,24 @@ class MNFCSC(Method):
             margin=c.margin,
         )
         return losses | self._sparsity()
+
+    def _calibration(self, student: StudentFeatures, batch: Batch, filtered: FilterOutput) -> Tensor:
+        """The contrast of the clips that have a teacher, of which `filtered` has the rows."""
+        student_rows, teacher_rows = rows_with_teacher(student, batch)
+        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
+        if self.config.unlabeled == "pseudo_label":
+            assert teacher_rows.logits is not None
+            labels, labeled = torch.where(labeled, labels, teacher_rows.logits.argmax(1)), torch.ones_like(labeled)
+        return contrastive_semantic_calibration(
+            student=student_rows.embedding,
+            guided=filtered.guided,
+            filtered_teacher=filtered.embedding,
+            labels=labels,
+            labeled=labeled,
+            temperature=self.config.temperature,
+            threshold=self.config.threshold,
+            log_epsilon=self.config.log_epsilon,
+        )
 
     def _sparsity(self) -> dict[str, Tensor]:
         if self.filter.gate is None:
@@ -165,12 +173,6 @@ class MNFCSC(Method):
             replaced |= {name: b.clone() for name, b in self.filter.named_buffers()}
         arguments = {"teacher": teacher.embedding, "tokens": student.tokens, "embedding": student.embedding}
         return functional_call(self.filter, replaced, args=(), kwargs=arguments)
-
-    def _contrast_labels(self, labels: Tensor, labeled: Tensor, teacher: Features) -> tuple[Tensor, Tensor]:
-        if self.config.unlabeled == "excluded":
-            return labels, labeled
-        assert teacher.logits is not None
-        return torch.where(labeled, labels, teacher.logits.argmax(1)), torch.ones_like(labeled)
 
     def audit_helpers(self, student: Features, teacher: Tensor) -> dict[str, Tensor]:
         """The filter's `gate`, `purified` (the purified teacher) and `guided`, (B, D) each."""
