@@ -1,16 +1,17 @@
 """UCF51, 14 classes of real videos: what the audio is worth to a video student. `results/ucf51.csv`, a row a run.
 
     python benchmarks/results/ucf51.py prepare --videos DIR --embeddings FILE.npz --work DIR
-    python benchmarks/results/ucf51.py tune --work DIR
+    python benchmarks/results/ucf51.py tune --work DIR [--workers 2] [--commit]
     python benchmarks/results/ucf51.py run --work DIR [--workers 2] [--commit]
     python benchmarks/results/ucf51.py plan
 
 Videos are those of 14 of UCF51's classes, groups 03 to 25 (a group is one source video). The audio teacher is the
 paper's: embeddings of PANNs CNN14, with a linear head fitted on the labeled training clips of each split. The splits
 are UCF101's three by group: groups 03-07, 08-14 and 15-21 are tested, all other groups are trained on. Split 0 is for
-choosing settings: they are judged on groups 22-25, which no other split tests, after training on groups 08-21. A row is
-appended as its run ends, so the study continues on any machine. `results/ucf51_clips.jsonl` holds for each run which
-test clips were right and the average precision of each query, for paired intervals over groups.
+choosing settings: they are judged on groups 22-25, which no other split tests, after training on groups 08-21; its runs
+are in `results/ucf51_tuning.csv`. A row is appended as its run ends, so the study continues on any machine.
+`results/ucf51_clips.jsonl` holds for each run which test clips were right and the average precision of each query, for
+paired intervals over groups.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,18 @@ from avdistill.teachers.transfer import transfer_features
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-TABLE, CLIPS, TUNING = (RESULTS / f"ucf51{ending}" for ending in (".csv", "_clips.jsonl", "_tuning.csv"))
+TABLE, TUNING = RESULTS / "ucf51.csv", RESULTS / "ucf51_tuning.csv"
 GROUPS = range(3, 26)
 TESTED = {0: range(22, 26), 1: range(3, 8), 2: range(8, 15), 3: range(15, 22)}
 TRAINED = {0: range(8, 22)} | {split: [g for g in GROUPS if g not in TESTED[split]] for split in (1, 2, 3)}
-# The student of a first look at these videos: 8 frames of 56 x 56 at 4 fps, from scratch.
+# From scratch, on 4 frames of 56 x 56 at 4 fps: small enough that the study ends on two cores.
 STUDENTS = {
-    "shifted_frames": ModelConfig(
-        "shifted_frames", VideoInput(frames=8, size=(56, 56), scale=(0.25, 1.0)), {"embedding_dim": 256}
+    f"shifted_frames_{dim}": ModelConfig(
+        "shifted_frames", VideoInput(frames=4, size=(56, 56), scale=(0.25, 1.0)), {"embedding_dim": dim}
     )
+    for dim in (128, 256)
 }
+STUDENT = "shifted_frames_128"
 OPTIMIZER = OptimizerConfig("adamw", 1e-3, 1e-2, "cosine", warmup_steps=50, max_grad_norm=5.0)
 # Settings other than the published ones, each chosen on split 0.
 SETTINGS: dict[str, str] = {"mnf_csc, fixed": "mnf_csc:temperature=fixed"}
@@ -76,11 +79,12 @@ class Cell:
     setting: str
     split: int
     seed: int
+    learning_rate: float = 1e-3
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return "-".join(str(value).replace(", ", "_") for value in asdict(self).values() if value != "")
+        return "-".join(str(value).replace(", ", "_") for value in asdict(self).values())
 
     @property
     def dataset(self) -> str:
@@ -92,7 +96,7 @@ def cells() -> Iterator[Cell]:
     """Every run of the study, those that decide a claim first."""
 
     def cell(method: str, split: int, seed: int, labels: str = "all", mismatched: float = 0.0) -> Cell:
-        return Cell(labels, mismatched, "shifted_frames", method, SETTINGS.get(method, method), split, seed)
+        return Cell(labels, mismatched, STUDENT, method, SETTINGS.get(method, method), split, seed)
 
     for split in (1, 2, 3):
         yield from (cell(method, split, 0) for method in CORE[:3])
@@ -105,6 +109,28 @@ def cells() -> Iterator[Cell]:
         yield from (cell(method, split, 0, labels="10", mismatched=0.4) for method in FEW)
         yield from (cell(method, split, 0, labels="10") for method in FEW[4:])
     yield from (cell(method, 1, seed) for method in sorted(METHODS) if method not in CORE for seed in (0, 1))
+
+
+def trials() -> Iterator[Cell]:
+    """Every run that chooses a setting: on split 0, with a seed that the study does not use."""
+
+    def trial(
+        setting: str, labels: str = "all", mismatched: float = 0.0, student: str = STUDENT, rate: float = 1e-3
+    ) -> Cell:
+        return Cell(labels, mismatched, student, setting.partition(":")[0], setting, 0, 100, rate)
+
+    # Student and learning rate: by the accuracy of no distillation.
+    yield from (trial("supervised", student=student) for student in STUDENTS)
+    yield from (trial(setting) for setting in ("mnf_csc", "robust_csc", "kd", "robust_csc:soft_label_weight=0.3"))
+    for setting in ("supervised", "robust", "robust_csc", "mnf_csc", "robust_csc:soft_label_weight=0.3"):
+        yield trial(setting, "10")
+    for setting in ("robust", "robust_csc", "robust_csc:soft_label_weight=0.3", "mnf_csc:unlabeled=pseudo_label"):
+        yield trial(setting, "10", 0.4)
+    for setting in ("mnf_csc", "robust_csc", "kd"):
+        yield trial(setting, "all", 0.4)
+    yield from (trial("supervised", rate=rate) for rate in (3e-4, 3e-3))
+    yield trial("mnf_csc:unlabeled=pseudo_label", "10")
+    yield trial("mnf_csc:temperature=fixed")
 
 
 def groups(numbers: Any) -> str:
@@ -124,15 +150,17 @@ def make_datasets(videos: Path, embeddings: Path, work: Path) -> None:
         if f"cnn14_{split}" not in base.teachers:
             embed_precomputed(base, embeddings, f"cnn14_{split}", head_split=groups(trained))
             base = ClipDataset(base.folder)
-    for cell in {each.dataset: each for each in cells()}.values():
+    for cell in {each.dataset: each for each in (*trials(), *cells())}.values():
         corruption = Corruption(
             mismatched=cell.mismatched,
             labeled_per_class=0 if cell.labels == "all" else int(cell.labels),
             split=groups(TRAINED[cell.split]),
         )
         if (cell.mismatched, cell.labels) != (0.0, "all"):
-            made = corrupt(base, corruption, work / "datasets" / cell.dataset)
-            transfer_features(base, made, f"cnn14_{cell.split}")
+            folder = work / "datasets" / cell.dataset
+            made = ClipDataset(folder) if folder.is_dir() else corrupt(base, corruption, folder)
+            if f"cnn14_{cell.split}" not in made.teachers:
+                transfer_features(base, made, f"cnn14_{cell.split}")
 
 
 def configured(cell: Cell, work: Path) -> TrainConfig:
@@ -150,19 +178,9 @@ def configured(cell: Cell, work: Path) -> TrainConfig:
         steps=1200 if few else 1500,
         batch_size=32,
         labeled_per_batch=12 if few else None,
-        optimizer=OPTIMIZER,
+        optimizer=replace(OPTIMIZER, learning_rate=cell.learning_rate),
         seed=cell.seed,
     )
-
-
-def tune(work: Path) -> None:
-    """Choose the learning rate on split 0 by the accuracy of no distillation; `results/ucf51_tuning.csv`."""
-    for rate in (3e-4, 1e-3, 3e-3):
-        cell = Cell("all", 0.0, "shifted_frames", "supervised", f"learning_rate={rate:g}", 0, 100)
-        config = configured(replace(cell, setting="supervised"), work)
-        run = replace(config, out=work / "runs" / cell.name, optimizer=replace(OPTIMIZER, learning_rate=rate))
-        row, _ = tested(cell, train_or_resume(run), work)
-        append(row, None, TUNING)
 
 
 def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -204,81 +222,68 @@ def average_precision(dataset: ClipDataset, neighbors: list[dict[str, Any]]) -> 
     return found
 
 
-def finished() -> set[Cell]:
+def finished(table: Path) -> set[Cell]:
     """The cells that have a row."""
-    if not TABLE.is_file():
+    if not table.is_file():
         return set()
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return {
-            Cell(
-                r["labels"],
-                float(r["mismatched"]),
-                r["student"],
-                r["method"],
-                r["setting"],
-                int(r["split"]),
-                int(r["seed"]),
-            )
-            for r in csv.DictReader(file)
-        }
+    kinds = {field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Cell)}
+    with table.open(newline="", encoding="utf-8") as file:
+        return {Cell(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in csv.DictReader(file)}
 
 
-def append(row: dict[str, Any], clips: dict[str, Any] | None, table: Path = TABLE) -> None:
-    """Write a run's row, and its clips."""
+def append(table: Path, row: dict[str, Any], clips: dict[str, Any], committed: bool) -> None:
+    """Write a run's row, and its clips; commit them."""
     new = not table.is_file()
     with table.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
-    if clips is not None:
-        with CLIPS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clips) + "\n")
+    lists = table.with_name(f"{table.stem}_clips.jsonl")
+    with lists.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(clips) + "\n")
+    if committed:
+        what = f"{row['setting']}, labels {row['labels']}, mismatched {row['mismatched']}, split {row['split']}"
+        for words in (["add"], ["commit", "-qm", f"Results: UCF51 (14 classes), {what}", "--"]):
+            subprocess.run(["git", "-C", str(RESULTS), *words, str(table), str(lists)], check=True)
 
 
-def commit(row: dict[str, Any]) -> None:
-    """Commit the table and the clips."""
-    message = f"Results: UCF51 (14 classes), {row['method']}, labels {row['labels']}, split {row['split']}"
-    for words in (["add"], ["commit", "-qm", message, "--"]):
-        subprocess.run(["git", "-C", str(RESULTS), *words, str(TABLE), str(CLIPS)], check=True)
+def run_cells(waiting: list[Cell], table: Path, work: Path, workers: int, committed: bool) -> None:
+    """Run cells in their order, a process each at a time, and append each row as it ends."""
+    running: set[Future[tuple[dict[str, Any], dict[str, Any]]]] = set()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.add(pool.submit(run_cell, waiting.pop(0), work))
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                row, clips = future.result()
+                append(table, row, clips, committed)
+                print(row, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Prepare, run or plan."""
+    """Prepare, tune, run or plan."""
     parser = argparse.ArgumentParser(description="UCF51, 14 classes: results/ucf51.csv")
     tasks = parser.add_subparsers(dest="task", required=True)
-    preparing, running = tasks.add_parser("prepare"), tasks.add_parser("run")
-    tuning = tasks.add_parser("tune")
+    preparing, tuning, running = tasks.add_parser("prepare"), tasks.add_parser("tune"), tasks.add_parser("run")
     tasks.add_parser("plan")
     preparing.add_argument("--videos", type=Path, required=True)
     preparing.add_argument("--embeddings", type=Path, required=True)
-    for each in (preparing, running, tuning):
+    for each in (preparing, tuning, running):
         each.add_argument("--work", type=Path, required=True)
-    running.add_argument("--workers", type=int, default=2)
-    running.add_argument("--commit", action="store_true", help="commit each row as it is written")
+    for each in (tuning, running):
+        each.add_argument("--workers", type=int, default=2)
+        each.add_argument("--commit", action="store_true", help="commit each row as it is written")
     a = parser.parse_args()
     if a.task == "prepare":
         return make_datasets(a.videos, a.embeddings, a.work)
-    if a.task == "tune":
-        return tune(a.work)
-    done = finished()
-    waiting = [cell for cell in dict.fromkeys(cells()) if cell not in done]
+    table, planned = (TUNING, trials()) if a.task == "tune" else (TABLE, cells())
+    done = finished(table)
+    waiting = [cell for cell in dict.fromkeys(planned) if cell not in done]
     if a.task == "plan":
-        print(f"{len(done)} runs done, {len(waiting)} to do; next: {waiting[:3]}")
-        return None
-    running_now: set[Future[tuple[dict[str, Any], dict[str, Any]]]] = set()
-    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        while waiting or running_now:
-            while waiting and len(running_now) < a.workers:
-                running_now.add(pool.submit(run_cell, waiting.pop(0), a.work))
-            ended, running_now = wait(running_now, return_when=FIRST_COMPLETED)
-            for future in ended:
-                row, clips = future.result()
-                append(row, clips)
-                if a.commit:
-                    commit(row)
-                print(row, file=sys.stderr, flush=True)
-    return None
+        return print(f"{len(done)} runs done, {len(waiting)} to do; next: {waiting[:3]}")
+    return run_cells(waiting, table, a.work, a.workers, a.commit)
 
 
 if __name__ == "__main__":
