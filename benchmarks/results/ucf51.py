@@ -21,8 +21,10 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -183,6 +185,20 @@ def configured(cell: Cell, work: Path) -> TrainConfig:
     )
 
 
+def end_with_parent() -> None:
+    """Let a worker save and end when the study is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # a training saves
+        time.sleep(60)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and test one cell on one core; continues a run that was stopped. Returns its row and its clips."""
     os.nice(10)
@@ -251,7 +267,8 @@ def append(table: Path, row: dict[str, Any], clips: dict[str, Any], committed: b
 def run_cells(waiting: list[Cell], table: Path, work: Path, workers: int, committed: bool) -> None:
     """Run cells in their order, a process each at a time, and append each row as it ends."""
     running: set[Future[tuple[dict[str, Any], dict[str, Any]]]] = set()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         while waiting or running:
             while waiting and len(running) < workers:
                 running.add(pool.submit(run_cell, waiting.pop(0), work))
