@@ -140,14 +140,20 @@ def groups(numbers: Any) -> str:
     return "+".join(f"g{number:02d}" for number in numbers)
 
 
-def make_datasets(videos: Path, embeddings: Path, work: Path) -> None:
-    """Prepare the videos with a split per group, put the teacher's features in, and make the datasets of all cells."""
+def prepared(videos: Path, folder: Path) -> ClipDataset:
+    """The dataset of the videos, whose splits are their groups."""
     listed = []
     for annotation in read_annotations(videos, format="ucf51", videos=videos):
         match = UCF_NAME.fullmatch(Path(annotation.path).stem)
         assert match is not None
         listed.append(replace(annotation, split=f"g{match['group']}"))
-    base = prepare(listed, videos, work / "dataset", PrepareConfig(fps=4, short_side=64))
+    return prepare(listed, videos, folder, PrepareConfig(fps=4, short_side=64))
+
+
+def make_datasets(videos: Path, embeddings: Path, work: Path) -> None:
+    """Prepare the videos with a split per group, put the teacher's features in, and make the datasets of all cells."""
+    folder = work / "dataset"
+    base = ClipDataset(folder) if (folder / "dataset.json").is_file() else prepared(videos, folder)
     for split, trained in TRAINED.items():
         if f"cnn14_{split}" not in base.teachers:
             embed_precomputed(base, embeddings, f"cnn14_{split}", head_split=groups(trained))
