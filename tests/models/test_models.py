@@ -241,7 +241,7 @@ def test_options_are_checked_before_the_network_is_built(monkeypatch):
         ),
         ("logmel_cnn", {"width": "8"}, "model 'logmel_cnn': width: expected int, got '8'"),
         ("cnn14_emb32", {"embedding_dim": 64}, "model 'cnn14_emb32': unknown option 'embedding_dim'"),
-        ("torchvision:s3d", {"network": "r3d_18"}, "unknown option 'network'; known: kinetics"),
+        ("torchvision:s3d", {"network": "r3d_18"}, "unknown option 'network'; known: pretrained"),
         ("yamnet", {"width": 8}, "unknown option 'width'; known: none"),
         ("r2plus1d_xia2023", {"depth": 50}, "model 'r2plus1d_xia2023': depth: expected 18 or 34, found 50"),
     ):
@@ -265,7 +265,7 @@ def test_two_dimensional_kernels_lie_channels_last():
 
 def test_weights_that_training_began_with_are_not_downloaded_again(tmp_path, monkeypatch):
     network = build_model("torchvision:mc3_18", 2)
-    options = {"kinetics": True}
+    options = {"pretrained": True}
     view = VideoInput(frames=4, size=(32, 32))
     save_student(tmp_path, network, StudentConfig("torchvision:mc3_18", ("a", "b"), view, 8.0, 16000, options=options))
 

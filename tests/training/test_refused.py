@@ -127,13 +127,13 @@ def test_weights_that_a_student_begins_with_are_not_sought_when_a_run_goes_on(ta
 
     def build(name, classes, options):
         asked.append(dict(options))
-        return build_model(name, classes, {key: value for key, value in options.items() if key != "kinetics"})
+        return build_model(name, classes, {key: value for key, value in options.items() if key != "pretrained"})
 
     monkeypatch.setattr("avdistill.training.setup.build_model", build)
-    student = replace(STUDENT, options={**STUDENT.options, "kinetics": True})
+    student = replace(STUDENT, options={**STUDENT.options, "pretrained": True})
     run = train(config(taught.folder, tmp_path / "run", student=student), stop_after=3)
     resume(run)
-    assert [("kinetics" in options) for options in asked] == [True, False]
+    assert [("pretrained" in options) for options in asked] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ import json
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from avdistill.config_io import decode, encode
 from avdistill.errors import CheckpointError, ConfigError
 from avdistill.fsio import as_json
 from avdistill.models.registry import build_model
+from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.types import StudentConfig, StudentNetwork
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,7 +38,7 @@ def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, Studen
     try:
         config = decode(StudentConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), "student")
         # The weights are in the file: pretrained ones are not downloaded again.
-        options = {name: value for name, value in config.options.items() if name != "kinetics"}
+        options = {name: value for name, value in config.options.items() if name != "pretrained"}
         student = build_model(config.model, len(config.classes), options)
     except (ConfigError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -58,41 +57,3 @@ def saved_folder(run: Path, name: str) -> Path | None:
     A kill while a newer state took its place leaves the one before under its old name, which is then the answer.
     """
     return next((folder for folder in (run / name, run / f"{name}.old") if folder.is_dir()), None)
-
-
-def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
-    """The module's state as plain tensors on the CPU, keys that start with `without` left out."""
-    return {
-        key: value.detach().to("cpu", copy=True).contiguous()
-        for key, value in module.state_dict().items()
-        if without is None or not key.startswith(without)
-    }
-
-
-def save_tensors(values: dict[str, Tensor], file: Path) -> None:
-    """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600)."""
-    file.touch()
-    mode = file.stat().st_mode
-    save_file(values, file)
-    file.chmod(mode)
-
-
-def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:
-    """Load a safetensors file into the module; keys that start with `without` are not in it, and stay as they are.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or names and shapes differ.
-    """
-    try:
-        missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: damaged: {error}") from error
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
-    if unexpected:
-        raise CheckpointError(f"{file}: unexpected {', '.join(unexpected[:3])}")
-    if lacking := [name for name in missing if without is None or not name.startswith(without)]:
-        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")

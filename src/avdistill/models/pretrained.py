@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError
 from avdistill.fsio import sync
-from avdistill.models.checkpoint import load_tensors
 from avdistill.models.panns import PANN
 from avdistill.models.tensorflow_bundle import read_bundle
+from avdistill.models.weights import load_tensors
 from avdistill.models.yamnet import YAMNet
 
 

@@ -8,6 +8,7 @@ import torch
 
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError
+from avdistill.models.efficientnet_lite import EfficientNetLite0Frames
 from avdistill.models.frame_cnn import ShiftedFrames, StackedFrames
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
@@ -21,6 +22,7 @@ MODELS: dict[str, Callable[..., StudentNetwork]] = {
     "cnn10": cnn10,
     "cnn14": cnn14,
     **{f"cnn14_emb{D}": partial(cnn14, embedding_dim=D) for D in (512, 128, 32)},
+    "efficientnet_lite0": EfficientNetLite0Frames,
     "logmel_cnn": LogMelCNN,
     "panns_mobilenet_v1": panns_mobilenet_v1,
     "r2plus1d_xia2023": r2plus1d_xia2023,

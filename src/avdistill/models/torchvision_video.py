@@ -28,12 +28,12 @@ class TorchvisionVideo(StudentNetwork):
 
     modality = "video"
 
-    def __init__(self, num_classes: int, network: str, kinetics: bool = False) -> None:
+    def __init__(self, num_classes: int, network: str, pretrained: bool = False) -> None:
         """Build the network.
 
         Args:
             network: a name of torchvision.models.video, such as "r2plus1d_18" or "mvit_v2_s".
-            kinetics: start from the Kinetics-400 weights, which torchvision downloads on first use.
+            pretrained: start from the Kinetics-400 weights, which torchvision downloads on first use.
 
         Raises:
             ValueError: unknown network.
@@ -44,7 +44,7 @@ class TorchvisionVideo(StudentNetwork):
         if network not in NETWORKS:
             raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, found {network!r}")
         map_name, head_name, self._layout = NETWORKS[network]
-        self.backbone: Any = getattr(networks, network)(weights="KINETICS400_V1" if kinetics else None)
+        self.backbone: Any = getattr(networks, network)(weights="KINETICS400_V1" if pretrained else None)
         head = getattr(self.backbone, head_name)
         last = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
         self.embedding_dim = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)

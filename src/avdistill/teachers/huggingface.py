@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from avdistill.errors import TeacherError
 from avdistill.fsio import error_message
 from avdistill.inputs import AudioInput, VideoInput, View
+from avdistill.models.each_frame import EachFrame, Renormalized
 from avdistill.models.torchvision_video import OutputHook
 from avdistill.teachers.base import Teacher, weights_provenance
-from avdistill.teachers.video import IMAGE_FRAMES, EachFrame, Renormalized
+from avdistill.teachers.video import IMAGE_FRAMES
 from avdistill.types import Features, Network, Provenance
 
 HUGGINGFACE = "huggingface:"

