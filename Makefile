@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	.venv/bin/avdistill demo --out demo
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	.venv/bin/ruff check

@@ -35,9 +35,15 @@ def two(taught, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def alone(taught):
+    """What one process computes."""
+    return losses_and_gradients(taught)
+
+
 @pytest.mark.parametrize("method", CONFIGS)
-def test_losses_and_gradients_are_those_of_one_process(taught, two, method):
-    one = losses_and_gradients(taught)[method]
+def test_losses_and_gradients_are_those_of_one_process(alone, two, method):
+    one = alone[method]
     several = torch.load(two / "gradients.pt", weights_only=True)[method]
     assert one.keys() == several.keys()
     for key, value in one.items():

