@@ -79,7 +79,7 @@ class MNFCSC(Method):
     """The paper's method. Rows without a teacher take part in the classification only."""
 
     config: MNFCSCConfig
-    config_class = MNFCSCConfig
+    config_class: ClassVar[type[MNFCSCConfig]] = MNFCSCConfig
     tuning: ClassVar = {
         "temperature": ("pairwise", "sample", "fixed"),
         "calibration_weight": (0.1, 0.3, 1.0),
@@ -87,7 +87,7 @@ class MNFCSC(Method):
     }
     learns_from = TeacherRequirement.EMBEDDING
     uses_tokens = True
-    audits = ("gate", "similarity", "calibration")
+    audits: ClassVar[tuple[str, ...]] = ("gate", "similarity", "calibration")
 
     @classmethod
     def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:

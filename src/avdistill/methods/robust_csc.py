@@ -19,7 +19,7 @@ from torch import Tensor
 
 from avdistill.losses import believed_calibration
 from avdistill.losses.calibration import same_label
-from avdistill.methods.base import AuditInputs, MethodContext, TeacherRequirement, register_method, rows_with_teacher
+from avdistill.methods.base import AuditInputs, MethodContext, TeacherRequirement, register_method
 from avdistill.methods.config import NonNegative, Positive
 from avdistill.methods.mnf_csc import MNFCSC, MNFCSCConfig
 from avdistill.methods.noise_model import CLIP_BUFFERS, NoiseModel
@@ -39,8 +39,6 @@ class RobustCSCConfig(MNFCSCConfig):
     name: Literal["robust_csc"] = "robust_csc"  # type: ignore[assignment]
     likelihood_weight: NonNegative = 1.0
     teacher_temperature: Positive = 1.0
-    soft_label_weight: NonNegative = 0.0
-    soft_label_temperature: Positive = 4.0
 
 
 @register_method("robust_csc")
@@ -68,15 +66,6 @@ class RobustCSC(MNFCSC):
         losses = super().losses(student, batch)
         likelihood = self.noise_model.negative_log_likelihood(student.logits, batch)
         losses["likelihood"] = self.config.likelihood_weight * likelihood
-        if self.config.soft_label_weight:
-            with torch.no_grad():
-                _, matching = self.noise_model.posterior(student.logits, batch)
-            s, t = rows_with_teacher(student, batch)
-            T = self.config.soft_label_temperature
-            kl = T**2 * (
-                (t.logits / T).softmax(1) * ((t.logits / T).log_softmax(1) - (s.logits / T).log_softmax(1))
-            ).sum(1)
-            losses["soft_labels"] = self.config.soft_label_weight * (kl * matching[batch.has_teacher]).mean()
         return losses
 
     def _calibration(self, student: StudentFeatures, batch: Batch, filtered: FilterOutput) -> Tensor:
