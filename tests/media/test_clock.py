@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from avdistill.inference.file_windows import file_items
 from avdistill.inputs import VideoInput
 from avdistill.media import read_clip
-from avdistill.media.video_stream import FrameBuffer, Scaler, VideoTrack
+from avdistill.media.scaler import Scaler
+from avdistill.media.video_stream import FrameBuffer, VideoTrack
 from avdistill.preparation.prepare import PrepareConfig
 from support.media_files import numbered_frames, tone, write_timed
 from support.timed_files import level, write_runs

@@ -36,6 +36,8 @@ CONTROL_CLIPS = {
     "v_SoccerJuggling_g24_c01.avi": "",
 }
 
+ASPECTS = {"mmaction2_test.mp4": 1024 / 765}  # of pixels, from ffprobe, where they are not square
+
 
 @pytest.fixture(scope="module")
 def oracle(development_data):
@@ -52,7 +54,7 @@ def test_at_a_rate_as_ffmpeg_reads_it(name, oracle, development_data):
     facts = oracle[name]
     clip = read_clip(development_data / "control_clips" / name, fps=4, sample_rate_hz=16000)
     first = facts["video"][0]
-    assert clip.frames.shape[1:] == (first["height"], first["width"], 3)
+    assert clip.frames.shape[1:] == (first["height"], round(first["width"] * ASPECTS.get(name, 1)), 3)
     assert abs(len(clip.frames) - facts["frames_at_4fps"]) <= 1
     samples = facts["audio_samples_16khz_mono"]
     assert (clip.waveform is None) == (not samples)

@@ -13,6 +13,7 @@ from avdistill.dataset.windows import evaluation_window, spaced_starts
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inputs import View
 from avdistill.media import Clip, read_clip
+from avdistill.media.scaler import fit_frames
 from avdistill.preparation.prepare import PrepareConfig
 
 # Seconds in memory at a time. Every segment costs a seek and the frames since the last key frame; of audio ten times
@@ -95,7 +96,7 @@ class FileFrames(FileItems):
 
     def segments(self) -> Iterator[np.ndarray]:
         """uint8 (T, H, W, 3)."""
-        config, fps = self.config, self.config.fps
+        config, fps, size = self.config, self.config.fps, None
         expected = None if fps is None else max(1, round(fps * _VIDEO_SEGMENT_SECONDS))
         # A whole number of frames, so that a segment's first frame is the next of the whole file.
         step_seconds = _VIDEO_SEGMENT_SECONDS if fps is None or expected is None else expected / fps
@@ -106,9 +107,10 @@ class FileFrames(FileItems):
                 if number == 0:  # a video that is there has a frame in the first segment: the clock begins with it
                     raise NoStreamError(f"{self.path}: no video, which this student takes")
                 return
-            # All frames have the size of the first, also where the file changes its own.
-            config = replace(config, short_side=None, size=clip.frames.shape[1:3])
             frames, times = clip.frames, clip.frame_times_seconds
+            size = size or (frames.shape[1], frames.shape[2])
+            if frames.shape[1:3] != size:  # the file changes it between two segments
+                frames = fit_frames(frames, size)
             if expected is None:
                 if number:  # the frame that is still shown at the start belongs to an earlier segment
                     frames, times = frames[times >= start], times[times >= start]

@@ -22,16 +22,9 @@ from avdistill.errors import EmptySegmentError, MediaError, UnreadableFileError
 from avdistill.media.audio_stream import AudioTrack
 from avdistill.media.clock import ContinuousClock
 from avdistill.media.container import open_container
+from avdistill.media.scaler import Scaler, crop_of, pixel_aspect_of
 from avdistill.media.streams import choose_streams
-from avdistill.media.video_stream import (
-    DECODE_ERRORS,
-    EXHAUSTED,
-    PADDING_SECONDS,
-    FrameBuffer,
-    Scaler,
-    VideoTrack,
-    fraction,
-)
+from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED, PADDING_SECONDS, FrameBuffer, VideoTrack, fraction
 
 # Seeking decodes the first frame for its pts beforehand; below this, decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
@@ -85,7 +78,7 @@ def read_clip(
         fps: frames per second to take; a rate above the file's own repeats frames. None takes every frame that is
             shown in the segment once.
         short_side: scale the shorter side to this many pixels and keep the aspect ratio.
-        size: (height, width) to scale to instead. With neither, frames keep the size of the file.
+        size: (height, width) to scale to instead. With neither, frames keep the size at which the file is displayed.
         region: (x, y, width, height) in pixels of the file as displayed, cropped before scaling.
         sample_rate_hz: of the waveform. Several channels are mixed down.
         spool: a file to write the frames to as they are decoded, so that a long clip does not need memory for them;
@@ -112,8 +105,7 @@ def read_clip(
     start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
         with FrameBuffer(path, None if spool is None else Path(spool)) as frames, open_container(path) as container:
-            scale = Scaler(short_side, size, region)
-            return _decode(path, container, start, end, fps, scale, frames, sample_rate_hz)
+            return _decode(path, container, start, end, fps, Scaler(short_side, size, region), frames, sample_rate_hz)
     except EXHAUSTED as error:
         raise MemoryError(f"{path}: {_first_line(error)}") from error
     except DECODE_ERRORS as error:
@@ -156,6 +148,7 @@ def _decode(
     tracks: dict[int, VideoTrack | AudioTrack] = {}
     video = audio = None
     if video_stream is not None:
+        scale.pixel_aspect, scale.crop = pixel_aspect_of(video_stream), crop_of(container, video_stream)
         tick = Fraction(video_stream.time_base or 1)
         video = tracks[video_stream.index] = VideoTrack(path, start, end, fps, scale, kept, tick, by_decoding_time=avi)
     if audio_stream is not None:
@@ -190,6 +183,7 @@ def _decode(
         raise _empty(path, video, audio, start, end)
     if video and video.jump:
         notes.append(video.jump)
+    notes.extend(scale.notes)
     # Without repeats: a file that was read in two passes may break off in both.
     return Clip(frames, times, fps, waveform, sample_rate_hz, tuple(dict.fromkeys(notes)))
 

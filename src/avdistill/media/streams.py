@@ -8,7 +8,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from avdistill.errors import NoStreamError, UnreadableFileError
-from avdistill.media.video_stream import LARGEST_FRAME_PIXELS, check_pixels
+from avdistill.media.scaler import LARGEST_FRAME_PIXELS, check_pixels
 
 _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails  # cover art, previews

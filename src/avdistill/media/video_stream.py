@@ -1,4 +1,4 @@
-"""The video of a file: selection, scaling and storage of decoded frames; limits and errors of both streams.
+"""The video of a file: selection and storage of decoded frames; errors of both streams.
 
 Frames are kept in memory or written to a spool file as they are decoded, so that an hour needs no more than a second.
 """
@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
 
-from avdistill.errors import EmptySegmentError, MediaError, SpoolError, UnreadableFileError
+from avdistill.errors import MediaError, SpoolError
+from avdistill.media.scaler import Scaler
 
 # A longer time between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 _LONGEST_FRAME_SECONDS = 3600
@@ -32,8 +30,7 @@ _RATE_TOLERANCE = 1 + Fraction(1, 500_000)
 # Reading begins a little before the segment, for the audio packet that crosses its start, and the packets its decoder
 # needs to settle, come before a key frame at that time.
 _LEAD_SECONDS = Fraction(1, 4)
-# Larger frames and longer clips are those of a damaged file.
-LARGEST_FRAME_PIXELS = 64 * 2**20
+# Longer clips are those of a damaged file.
 _LARGEST_CLIP_BYTES = 64 * 2**30
 # OverflowError: a time beyond the range of the file's clock.
 DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
@@ -87,60 +84,6 @@ class FrameBuffer:
         except OSError as error:
             raise SpoolError(f"{self._spool}: {error.strerror}") from error
         return np.memmap(self._spool, np.uint8, "r", shape=(self.count, *self.shape))
-
-
-def check_pixels(path: Path, width: int, height: int) -> None:
-    """Raise UnreadableFileError for an implausibly large frame."""
-    if width * height > LARGEST_FRAME_PIXELS:
-        raise UnreadableFileError(f"{path}: a frame of {width}x{height} pixels")
-
-
-@dataclass(frozen=True)
-class Scaler:
-    """Crops and scales frames; see `read_clip`."""
-
-    short_side: int | None
-    size: tuple[int, int] | None
-    region: tuple[int, int, int, int] | None
-
-    def __call__(self, frame: av.VideoFrame | np.ndarray, path: Path) -> np.ndarray:
-        """A frame, decoded here or elsewhere (uint8 (H, W, 3)), rotated upright, cropped and scaled; uint8 (H, W, 3).
-
-        Raises:
-            EmptySegmentError: the region reaches beyond the frame; the message names `path`.
-            UnreadableFileError: the frame is implausibly large.
-        """
-        if isinstance(frame, np.ndarray):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        check_pixels(path, frame.width, frame.height)
-        if self.region is not None or frame.rotation:
-            image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
-            if self.region is not None:
-                x, y, width, height = self.region
-                if x + width > image.shape[1] or y + height > image.shape[0]:
-                    found = f"{image.shape[1]}x{image.shape[0]}"
-                    raise EmptySegmentError(f"{path}: region {self.region} reaches beyond the video of {found}")
-                image = image[y : y + height, x : x + width]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, dtype=np.uint8), format="rgb24")
-        height, width = self._target(frame.height, frame.width)
-        check_pixels(path, width, height)  # a strip of 1 x 65535 pixels, its short side scaled up
-        # Bilinear in swscale widens its kernel when shrinking, so it does not alias.
-        return self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR"
-        ).to_ndarray()
-
-    @cached_property
-    def _reformatter(self) -> VideoReformatter:
-        """One for all frames, because each frame's own would be set up anew."""
-        return VideoReformatter()
-
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        if self.size is not None:
-            return self.size
-        if self.short_side is None:
-            return height, width
-        factor = self.short_side / min(height, width)
-        return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 class VideoTrack:
@@ -269,20 +212,12 @@ class VideoTrack:
         fine = ticks - self._shown_ticks >= _FINE_TICKS
         image = None
         while not self._complete and ticks > self._wanted[fine]:
-            image = self._scaled(self._shown) if image is None else image
+            image = self._scale(self._shown, self._path) if image is None else image
             self._frames.add(image)
             self._times.append(float(time))
             self._want_next()
             if self._step is None:
                 return
-
-    def _scaled(self, frame: av.VideoFrame) -> np.ndarray:
-        image = self._scale(frame, self._path)
-        if self._frames.count and image.shape != self._frames.shape:  # the size of the file's frames changes
-            height, width, _ = self._frames.shape
-            self._scale = Scaler(None, (height, width), self._scale.region)
-            image = self._scale(frame, self._path)
-        return image
 
 
 def fraction(value: float) -> Fraction:

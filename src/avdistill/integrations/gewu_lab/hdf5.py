@@ -14,7 +14,7 @@ import numpy as np
 from avdistill.annotations import Annotation
 from avdistill.errors import EmptySegmentError, UnreadableFileError
 from avdistill.media import Clip
-from avdistill.media.video_stream import Scaler
+from avdistill.media.scaler import Scaler
 
 if TYPE_CHECKING:  # a worker process reads without PyTorch
     from avdistill.preparation.prepare import PrepareConfig
@@ -46,8 +46,6 @@ def read_hdf5_clip(path: Path, annotation: Annotation, config: PrepareConfig) ->
     for number, content in enumerate(_images(path)):
         image = _decode(content, f"{path}: frame {number}")
         frames.append(scaler(image, path))
-        if number == 0:
-            scaler = Scaler(None, frames[0].shape[:2], config.region)
     if not frames:
         raise EmptySegmentError(f"{path}: no frame in it")
     return Clip(
@@ -56,6 +54,7 @@ def read_hdf5_clip(path: Path, annotation: Annotation, config: PrepareConfig) ->
         fps=config.fps,
         waveform=None,
         sample_rate_hz=config.sample_rate_hz,
+        notes=tuple(scaler.notes),
     )
 
 
