@@ -19,16 +19,31 @@ _TOLERANCE_SECONDS = 0.05
 _LONGEST_GAP_SECONDS = 60
 _LONGEST_SECONDS = 24 * 3600
 _PUSHES_PER_PULL = 8
+# Stereo is out of phase if its mix is so much weaker than an audible channel; compared now and then.
+_AUDIBLE, _CANCELED = 0.001, 0.01
+_FRAMES_PER_COMPARISON = 8
 
 
 class _Mixer:
     """Converts audio of one format to mono at a sample rate.
 
     Channels are averaged with FFmpeg's weights, so that full scale stays full scale: PyAV's own resampler adds them up
-    when it makes floats, 1.4 times for stereo and 3.4 times for 5.1.
+    when it makes floats, 1.4 times for stereo and 3.4 times for 5.1. Where FFmpeg has no weights, all are averaged. Of
+    ambisonics the first channel is taken, which is that of all directions; with `first_channel`, of any format.
     """
 
-    def __init__(self, like: av.AudioFrame, sample_rate_hz: int) -> None:
+    def __init__(self, like: av.AudioFrame, sample_rate_hz: int, *, first_channel: bool = False) -> None:
+        first_channel = first_channel or like.layout.name.startswith("ambisonic")
+        try:
+            self._build(like, sample_rate_hz, "c0" if first_channel else None)
+        except EXHAUSTED:
+            raise
+        except DECODE_ERRORS:
+            count = like.layout.nb_channels
+            self._build(like, sample_rate_hz, "+".join(f"{1 / count}*c{channel}" for channel in range(count)))
+        self._pushed = 0
+
+    def _build(self, like: av.AudioFrame, sample_rate_hz: int, channels: str | None) -> None:
         graph = self._graph = av.filter.Graph()  # kept alive here: its filters do not hold it, and crash without it
         self._source = graph.add_abuffer(
             sample_rate=like.sample_rate, format=like.format, layout=like.layout, time_base=like.time_base
@@ -37,8 +52,8 @@ class _Mixer:
         # Large frames, pulled now and then: Python is slow at pulling a thousand small ones.
         parts = graph.add("asetnsamples", "n=16384:p=0")
         self._sink = graph.add("abuffersink")
-        graph.link_nodes(self._source, mixer, parts, self._sink).configure()
-        self._pushed = 0
+        chosen = [] if channels is None else [graph.add("pan", f"mono|c0={channels}")]
+        graph.link_nodes(self._source, *chosen, mixer, parts, self._sink).configure()
 
     def __call__(self, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
         """Push a frame and yield converted ones, if it is time to pull; None flushes."""
@@ -63,6 +78,7 @@ class AudioTrack:
     Attributes:
         by_count: the container counts samples and stores no times (AVI): nothing can be missing, and the times made up
             for it are off by seconds for MP3 of variable rate declared as constant.
+        first_channel: the first channel is taken instead of a mix of all.
         own_clock: its times are unrelated to the video's; it is taken to begin with the video, as players do.
         first: time of the first sample in the container's seconds; None before there is one.
         errors: number of damaged packets and frames.
@@ -73,6 +89,7 @@ class AudioTrack:
     sample_rate_hz: int
     by_count: bool = False
     own_clock: bool = False
+    first_channel: bool = False
     first: Fraction | None = None
     done: bool = False  # no more frames are needed
     errors: int = 0
@@ -87,6 +104,8 @@ class AudioTrack:
     _jump_note: str = ""
     _format: tuple[str, str, int] | None = None
     _mixer: _Mixer | None = None
+    _frames: int = 0
+    _energies: np.ndarray = field(default_factory=lambda: np.zeros(2))  # of the louder channel and of the mix
 
     def add(self, frame: av.AudioFrame) -> None:
         """Add the next decoded frame."""
@@ -99,7 +118,8 @@ class AudioTrack:
         frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
         if frame_format != self._format or self._mixer is None:  # a stream may change its channels midway
             self._flush()
-            self._mixer = _Mixer(frame, self.sample_rate_hz)  # raises for a damaged format; the next frame tries again
+            # Raises for a damaged format; the next frame tries again.
+            self._mixer = _Mixer(frame, self.sample_rate_hz, first_channel=self.first_channel)
             self._format = frame_format
         if self.first is None:
             self.first = Fraction(0)
@@ -107,8 +127,30 @@ class AudioTrack:
             self.first = _exact_time(frame) - Fraction(self._due)  # earlier frames may have had no time
             self._due, self._timed = time, True
         self._due += frame.samples / frame.sample_rate
+        if self._frames % _FRAMES_PER_COMPARISON == 0 and not self.first_channel:
+            self._compare_channels(frame)
+        self._frames += 1
         for out in self._mixer(frame):
             self._keep(out)
+
+    @property
+    def out_of_phase(self) -> bool:
+        """Whether the two channels of stereo cancel each other, so that their mix is silent although they are not."""
+        channel, mix = self._energies
+        return channel > _AUDIBLE**2 * max(1, self._frames // _FRAMES_PER_COMPARISON) and mix < _CANCELED**2 * channel
+
+    def _compare_channels(self, frame: av.AudioFrame) -> None:
+        if frame.layout.nb_channels != 2:
+            return
+        samples = frame.to_ndarray()
+        pairs = samples if frame.format.is_planar else samples.reshape(-1, 2).T
+        if pairs.dtype == np.uint8:
+            pairs = pairs / 128 - 1
+        elif pairs.dtype.kind == "i":
+            pairs = pairs / 2 ** (8 * pairs.dtype.itemsize - 1)
+        pairs = np.nan_to_num(pairs[:, ::4].astype(np.float32), posinf=1.0, neginf=-1.0)
+        energies = (pairs**2).mean(1).max(), (pairs.mean(0) ** 2).mean()
+        self._energies += np.minimum(energies, 1)
 
     def end(self, origin: Fraction | None) -> Fraction | None:
         """The end of the samples so far on the clock that begins at `origin`, see `cut`; None before the first."""

@@ -160,10 +160,13 @@ def _decode(
         leave_out = _seek(path, container, video, video_stream, tuple(tracks))
         # Its position is known only from the file's first sample on: a separate pass, cheap beside that of the video.
         if audio and audio_stream is not None and (audio.by_count or audio.own_clock):
-            with open_container(path) as whole:
-                _read(whole, {audio_stream.index: audio}, video, end, notes)
+            _read_audio(path, audio_stream.index, audio, video, end, notes)
             del tracks[audio_stream.index]
     _read(container, tracks, video, end, notes, leave_out)
+    if audio and audio_stream is not None and audio.out_of_phase:
+        notes.append("stereo out of phase, first channel taken")
+        audio = AudioTrack(path, sample_rate_hz, by_count=avi, own_clock=audio.own_clock, first_channel=True)
+        _read_audio(path, audio_stream.index, audio, video, end, notes)
 
     if video and video.origin is None:
         notes.append("video stream cannot be decoded")
@@ -275,6 +278,14 @@ def _read(
             break
     if clock.joints:
         notes.append(clock.note)
+
+
+def _read_audio(
+    path: Path, index: int, audio: AudioTrack, video: VideoTrack | None, end: Fraction | None, notes: list[str]
+) -> None:
+    """Decode the audio alone, from the file's beginning on."""
+    with open_container(path) as whole:
+        _read(whole, {index: audio}, video, end, notes)
 
 
 def _placed(packets: Iterable[av.Packet], clock: ContinuousClock) -> Iterator[av.Packet]:
