@@ -143,6 +143,43 @@ def plot_bars(
     save_figure(figure, path)
 
 
+def plot_estimates(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, *, title: str = "", source: str = ""
+) -> None:
+    """Means as bars with their intervals, as PNG: a panel per metric, side by side, the same methods in all.
+
+    Args:
+        panels: metric -> method -> (mean, low, high). The first method is drawn gray, as the baseline.
+        path: of the PNG file.
+        title: of the plot.
+        source: see `save_figure`.
+    """
+    from matplotlib.figure import Figure
+
+    methods = list(next(iter(panels.values()), {}))
+    if not methods or any(list(values) != methods for values in panels.values()):
+        raise ValueError(f"every panel needs the same methods, at least one: {dict(panels)}")
+    colors = ["#999999", *(color for color, _ in method_styles(methods).values())][: len(methods)]
+    figure = Figure(figsize=(1.2 + 3.4 * len(panels), 1.2 + 0.36 * len(methods)), layout="constrained")
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (metric, values) in zip(every, panels.items(), strict=True):
+        for place, (mean, low, high) in enumerate(values.values()):
+            axes.barh(place, mean, height=0.66, color=colors[place], alpha=0.75, linewidth=0)
+            axes.plot([low, high], [place, place], color="black", linewidth=1.2, solid_capstyle="butt")
+            label = format_value(float(mean))
+            axes.annotate(label, (high, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.margins(x=0.16)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_xlabel(_plain(metric))
+    every[0].set_yticks(range(len(methods)), [_plain(method) for method in methods])
+    every[0].invert_yaxis()
+    if title:
+        figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=11)
+    save_figure(figure, path, source=source)
+
+
 def curve_band(
     label: str, given: Curve | Sequence[Curve]
 ) -> tuple[list[float], list[float], list[float], list[float], int]:
