@@ -1,0 +1,142 @@
+"""The tables of the UCF51 study, from `results/ucf51.csv` and `results/ucf51_clips.jsonl`.
+
+A cell of a table holds the runs of one method over splits and seeds. An interval is a bootstrap over seeds and source
+videos (a group of UCF101 is clips of one video, and each is tested in one split); a difference is paired: same splits,
+seeds and clips.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avdistill.annotations.catalogs import UCF_NAME
+from avdistill.evaluation.statistics import Estimate, mean_ranks, paired_difference
+
+Condition = tuple[str, float, str]
+#: (labels, mismatched, student) -> its name in a table, in the order of the documents
+CONDITIONS: dict[Condition, str] = {
+    ("all", 0.0, "shifted_frames"): "all labels",
+    ("10", 0.0, "shifted_frames"): "10 labels a class",
+    ("all", 0.4, "shifted_frames"): "all labels, 40% mismatched",
+    ("10", 0.4, "shifted_frames"): "10 labels a class, 40% mismatched",
+}
+KEY = ("labels", "mismatched", "student", "method", "split", "seed")
+#: what a run says of each test clip -> what its mean is
+PER_CLIP = {"correct": "top1_accuracy", "average_precision": "map"}
+Runs = dict[tuple[int, int], dict[str, Any]]  # (split, seed) -> row
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All finished runs: `rows` of the table, each with `correct` and `average_precision` of its test clips."""
+
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, table: Path) -> Metrics:
+        """The runs of a table, and of the list of clips beside it."""
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [_typed(row) for row in csv.DictReader(file)]
+        lines = table.with_name(f"{table.stem}_clips.jsonl").read_text(encoding="utf-8").splitlines()
+        clips = {tuple(line[name] for name in KEY): line for line in map(json.loads, lines)}
+        return cls([row | {name: clips[tuple(row[key] for key in KEY)][name] for name in PER_CLIP} for row in rows])
+
+    def runs(self, condition: Condition, method: str) -> Runs:
+        """The runs of a method under a condition."""
+        labels, mismatched, student = condition
+        return {
+            (row["split"], row["seed"]): row
+            for row in self.rows
+            if (row["labels"], row["mismatched"], row["student"], row["method"])
+            == (labels, mismatched, student, method)
+        }
+
+    def methods(self, condition: Condition) -> list[str]:
+        """Methods with a run under the condition, in the order of the table."""
+        return list(dict.fromkeys(row["method"] for row in self.rows if self.runs(condition, row["method"])))
+
+    def difference(self, condition: Condition, method: str, baseline: str, of: str) -> Estimate | None:
+        """How far a method is ahead of another, on the splits and seeds that both have; None where there are none.
+
+        Args:
+            condition, method, baseline: as above.
+            of: a key of `PER_CLIP`.
+        """
+        first, second = self.runs(condition, method), self.runs(condition, baseline)
+        pairs = rectangle(first.keys() & second.keys())
+        if not pairs:
+            return None
+        groups, values = per_clip(first, pairs, of)
+        return paired_difference(values, per_clip(second, pairs, of)[1], groups)
+
+    def table(self, condition: Condition) -> list[dict[str, Any]]:
+        """A row per method: means over its runs, the interval of top-1, and the paired differences to `supervised`."""
+        lines = []
+        for method in self.methods(condition):
+            runs = self.runs(condition, method)
+            means = {
+                name: float(np.mean([row[name] for row in runs.values()]))
+                for name in ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "hit@1", "map")
+            }
+            line: dict[str, Any] = {"method": method, "n": len(runs)} | means
+            for of, name in PER_CLIP.items():
+                ahead = None if method == "supervised" else self.difference(condition, method, "supervised", of)
+                line[f"{name}_ahead"] = ahead and signed(ahead)
+            lines.append(line)
+        return sorted(lines, key=lambda line: (line["method"] != "supervised", -line["top1_accuracy"]))
+
+    def ranks(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+        """Mean rank of each method that all the conditions have, over conditions, splits, top-1 and mAP; 1 is best."""
+        common = set.intersection(*(set(self.methods(condition)) for condition in conditions))
+        scores: dict[str, list[float]] = {method: [] for method in sorted(common)}
+        for condition in conditions:
+            found = {method: self.runs(condition, method) for method in scores}
+            shared = set.intersection(*(set(runs) for runs in found.values())) if found else set()
+            for key in sorted(shared):
+                for method, runs in found.items():
+                    scores[method] += [runs[key][name] for name in PER_CLIP.values()]
+        if not scores or not all(scores.values()):
+            return []
+        ranked = sorted(mean_ranks(scores).items(), key=lambda item: item[1])
+        return [{"method": method, "rank": rank, "contests": len(scores[method])} for method, rank in ranked]
+
+
+def per_clip(runs: Runs, pairs: list[tuple[int, int]], of: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) source videos and (S, N) values of the test clips of all splits, with the seeds that every split has."""
+    splits, seeds = sorted({split for split, _ in pairs}), sorted({seed for _, seed in pairs})
+    ids = {split: sorted(runs[split, seeds[0]][of]) for split in splits}
+    values = [[runs[split, seed][of][clip] for split in splits for clip in ids[split]] for seed in seeds]
+    return np.array([source_video(clip) for split in splits for clip in ids[split]]), np.array(values, dtype=float)
+
+
+def rectangle(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of (split, seed) pairs those of the seeds that all splits have, or, where there is no such seed, of seed 0."""
+    found = set(pairs)
+    splits = {split for split, _ in found}
+    seeds = {seed for _, seed in found if all((split, seed) in found for split in splits)} or {0}
+    return sorted((split, seed) for split, seed in found if seed in seeds)
+
+
+def source_video(clip: str) -> str:
+    """The video that a clip of UCF101 was cut from: its class and group."""
+    match = UCF_NAME.fullmatch(Path(clip).stem)
+    assert match is not None, clip
+    return f"{Path(clip).stem.rsplit('_', 1)[0]}"
+
+
+def signed(ahead: Estimate) -> str:
+    """A difference with its interval, as a table shows it."""
+    return f"{ahead.mean:+.3f} ({ahead.low:+.3f} to {ahead.high:+.3f})"
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    texts = ("labels", "student", "method", "setting")
+    kinds = {"split": int, "seed": int, "seconds": int}
+    return {name: value if name in texts else kinds.get(name, float)(value) for name, value in row.items()}
