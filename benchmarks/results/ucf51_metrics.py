@@ -20,14 +20,10 @@ from avdistill.annotations.catalogs import UCF_NAME
 from avdistill.evaluation.statistics import Estimate, mean_ranks, paired_difference
 
 Condition = tuple[str, float, str]
-#: (labels, mismatched, student) -> its name in a table, in the order of the documents
-CONDITIONS: dict[Condition, str] = {
-    ("all", 0.0, "shifted_frames"): "all labels",
-    ("10", 0.0, "shifted_frames"): "10 labels a class",
-    ("all", 0.4, "shifted_frames"): "all labels, 40% mismatched",
-    ("10", 0.4, "shifted_frames"): "10 labels a class, 40% mismatched",
-}
-KEY = ("labels", "mismatched", "student", "method", "split", "seed")
+#: labels a class, share of mismatched audio, student
+ALL_LABELS: Condition = ("all", 0.0, "shifted_frames")
+FEW_LABELS: Condition = ("10", 0.0, "shifted_frames")
+KEY = ("labels", "mismatched", "student", "method", "setting", "split", "seed", "learning_rate")
 #: what a run says of each test clip -> what its mean is
 PER_CLIP = {"correct": "top1_accuracy", "average_precision": "map"}
 Runs = dict[tuple[int, int], dict[str, Any]]  # (split, seed) -> row
