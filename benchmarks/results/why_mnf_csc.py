@@ -1,9 +1,9 @@
-"""Why released MNF + CSC loses on synthetic videos with 30% labels: `results/why_mnf_csc.csv`, an experiment a question.
+"""Why released MNF + CSC loses on synthetic videos with 30% labels, a question a row: `results/why_mnf_csc.csv`.
 
     python benchmarks/results/why_mnf_csc.py --work DIR
 
-Data, teacher and student are those of `methods.py` (`--work` may be its folder: 360 of 1200 clips labeled, clean audio),
-for 960 steps. Each experiment changes one thing. A row is appended as its run ends; the same command goes on.
+Data, teacher and student are those of `methods.py` (`--work` may be its folder): 360 of 1200 clips labeled, clean
+audio, 960 steps. Each experiment changes one thing. A row is appended as its run ends; the same command goes on.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ EXPERIMENTS = (
     Experiment("without unlabeled clips in the batch", "mnf_csc", 24),
     Experiment("the contrast alone off", "mnf_csc:calibration_weight=0"),
     Experiment("a weaker contrast", "mnf_csc:calibration_weight=0.1"),
-    Experiment(
-        "unlabeled clips of the teacher's class, not their own only positives", "mnf_csc:unlabeled=pseudo_label"
-    ),
+    Experiment("unlabeled clips with the teacher's class", "mnf_csc:unlabeled=pseudo_label"),
     Experiment("a sharp temperature", "mnf_csc:temperature=fixed"),
     Experiment("both", "mnf_csc:temperature=fixed,unlabeled=pseudo_label"),
     Experiment("a teacher that knows little (40 training steps)", "mnf_csc", teacher="weak"),
