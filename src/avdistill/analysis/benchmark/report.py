@@ -91,7 +91,8 @@ def row_accuracy(row: Mapping[str, Any]) -> float:
     return row["correct"].count("1") / len(row["correct"])
 
 
-def _matrix(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def correct_matrix(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(runs, clips), 1 where a run is right about a test clip."""
     return np.array([[ch == "1" for ch in row["correct"]] for row in rows], dtype=np.float64)
 
 
@@ -101,7 +102,7 @@ def _line(
     groups: Sequence[int],
     ranks: Mapping[str, float],
 ) -> dict[str, Any]:
-    first, correct = rows[0], _matrix(rows)
+    first, correct = rows[0], correct_matrix(rows)
     seeds = correct.mean(1)
     overall = interval(correct, np.asarray(groups))
     line: dict[str, Any] = {
@@ -126,7 +127,7 @@ def _line(
         reference = float(np.median([row["step_seconds"] for row in baseline]))
         line["time"] = f"{line['step_seconds'] / reference:.2f}x"
         if first["method"] != BASELINE:
-            gain = paired_difference(correct, _matrix(baseline), np.asarray(groups))
+            gain = paired_difference(correct, correct_matrix(baseline), np.asarray(groups))
             line |= {
                 "difference": gain.mean,
                 "difference_interval": f"{gain.low:+.3f} to {gain.high:+.3f}",
