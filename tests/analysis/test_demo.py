@@ -37,13 +37,18 @@ def test_demo_is_whole_and_resumable(small, tmp_path, caplog):
     assert f"audio teacher: top-1 accuracy {result['teacher']['top1_accuracy']:.3f}" in caplog.text
     assert result["test_clips"] == 12
     runs = [(row["method"], row["seed"]) for row in result["students"]]
-    assert runs == [(m, 5) for m in ("supervised", "kd", "mnf_csc")]
+    assert runs == [(m, 5) for m in demo.METHODS]
     assert all(0 <= row[key] <= 1 for row in result["students"] for key in ("top1_accuracy", "hit@1", "map"))
-    assert [row["method"] for row in result["summary"]] == ["supervised", "kd", "mnf_csc"]
+    assert [row["method"] for row in result["summary"]] == ["supervised", "kd", "mnf_csc", "robust_csc"]
+    assert list(result["differences"]) == ["kd", "mnf_csc", "robust_csc"]
+    assert all(ahead["low"] <= ahead["mean"] <= ahead["high"] for ahead in result["differences"].values())
     page = (tmp_path / "report.html").read_text()
     for row in result["summary"]:
         assert f"{row['top1_accuracy']:.3f}" in page
     assert page.count("data:image/png;base64") == 3
+    assert page.count("<video controls") >= 8
+    assert "avdistill audit run dataset" in page
+    assert (tmp_path / "study" / "report.html").is_file()
     assert "| mnf_csc |" in result["table"]
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
 

@@ -109,8 +109,8 @@ def _results(
     return Section(
         "What was done, and what came of it",
         paragraphs=(
-            f"{counts['clips']} short videos of {counts['classes']} kinds of objects were made; of the {train} training "
-            f"clips {data.labeled_clips} have a label, and {data.mismatched:.0%} have the audio of something else. "
+            f"{counts['clips']} short videos of {counts['classes']} kinds of objects were made; of the {train} "
+            f"training clips {data.labeled_clips} have a label, and {data.mismatched:.0%} have other audio. "
             "An audio network was trained as the teacher, and the same small video network was trained once without "
             "the audio (supervised) and once with each method that learns from it, with the same steps and seeds. "
             f"On {result['test_clips']} test clips, of which the students get the video alone, {best} is ahead of "
@@ -201,6 +201,11 @@ def _training(runs: Mapping[str, Sequence[Path]], image: Path) -> Section:
     )
     caption = "Classification loss in training: mean and range over seeds."
     return Section("Training", images=(Image(image, caption, "loss curves"),))
+
+
+def _losses(run: Path) -> list[tuple[float, float]]:
+    lines = [line for line in read_lines(run / "metrics.jsonl") if "losses" in line]
+    return [(line["step"], line["losses"]["classification"]) for line in lines]
 
 
 def _correct(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
