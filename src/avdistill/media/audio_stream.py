@@ -19,6 +19,8 @@ _TOLERANCE_SECONDS = 0.05
 _LONGEST_GAP_SECONDS = 60
 _LONGEST_SECONDS = 24 * 3600
 _PUSHES_PER_PULL = 8
+# So many packets that do not decode before the first or after the last sample are tags or parts of one: no damage.
+_STRAY_PACKETS = 2
 # Stereo is out of phase if its mix is so much weaker than an audible channel; compared now and then.
 _AUDIBLE, _CANCELED = 0.001, 0.01
 _FRAMES_PER_COMPARISON = 8
@@ -104,11 +106,13 @@ class AudioTrack:
     _jump_note: str = ""
     _format: tuple[str, str, int] | None = None
     _mixer: _Mixer | None = None
+    _failed: int = 0  # packets since the last frame
     _frames: int = 0
     _energies: np.ndarray = field(default_factory=lambda: np.zeros(2))  # of the louder channel and of the mix
 
     def add(self, frame: av.AudioFrame) -> None:
         """Add the next decoded frame."""
+        self._count_failed(stray=self.first is None)
         time = frame.time
         if time is not None and self._timed and abs(time - self._due) > _TOLERANCE_SECONDS and not self.by_count:
             self._flush()  # the filter must not smear across the gap, and all samples before it must be counted
@@ -152,6 +156,10 @@ class AudioTrack:
         energies = (pairs**2).mean(1).max(), (pairs.mean(0) ** 2).mean()
         self._energies += np.minimum(energies, 1)
 
+    def fail(self) -> None:
+        """Count a packet that does not decode, or whose frame is damaged."""
+        self._failed += 1
+
     def end(self, origin: Fraction | None) -> Fraction | None:
         """The end of the samples so far on the clock that begins at `origin`, see `cut`; None before the first."""
         if self.first is None or not self._samples:
@@ -165,6 +173,7 @@ class AudioTrack:
         first sample or in a gap is part of the waveform only if the segment has audio as well.
         """
         self._flush()
+        self._count_failed(stray=self.first is not None)
         if self._jump_note:
             self.notes.append(self._jump_note)
         if self.first is None or not self._samples:
@@ -187,6 +196,11 @@ class AudioTrack:
         part = waveform[begin:stop]
         # A copy, so that a second does not keep a whole hour in memory; but never an hour twice.
         return part.copy() if len(part) <= len(waveform) // 2 else part
+
+    def _count_failed(self, *, stray: bool) -> None:
+        if not stray or self._failed > _STRAY_PACKETS:
+            self.errors += self._failed
+        self._failed = 0
 
     def _delay(self, origin: Fraction | None) -> Fraction:
         """Seconds from the start of the clock to the first sample; negative if it comes earlier."""

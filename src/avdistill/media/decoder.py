@@ -107,9 +107,9 @@ def read_clip(
         with FrameBuffer(path, None if spool is None else Path(spool)) as frames, open_container(path) as container:
             return _decode(path, container, start, end, fps, Scaler(short_side, size, region), frames, sample_rate_hz)
     except EXHAUSTED as error:
-        raise MemoryError(f"{path}: {_first_line(error)}") from error
+        raise MemoryError(f"{path}: {_reason(error)}") from error
     except DECODE_ERRORS as error:
-        raise UnreadableFileError(f"{path}: {_first_line(error)}") from error
+        raise UnreadableFileError(f"{path}: {_reason(error)}") from error
 
 
 def check_reading(
@@ -316,7 +316,7 @@ def _packets(container: InputContainer, streams: list[av.stream.Stream], notes: 
     except EXHAUSTED:
         raise
     except DECODE_ERRORS as error:
-        notes.append(f"file breaks off: {_first_line(error)}")
+        notes.append(f"file breaks off: {_reason(error)}")
         for stream in streams:
             packet = av.Packet()
             packet.stream = stream
@@ -331,14 +331,16 @@ def _decode_packet(packet: av.Packet, track: VideoTrack | AudioTrack) -> None:
     """
     try:
         for frame in packet.decode():
-            track.errors += frame.is_corrupt
             track.add(frame)  # type: ignore[arg-type]  # a stream decodes to frames of its own kind
+            if frame.is_corrupt:
+                track.fail()
     except EXHAUSTED:
         raise
     except DECODE_ERRORS:
-        track.errors += 1
+        track.fail()
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.replace("[Errno ", "[")
+def _reason(error: Exception) -> str:
+    """What an error says, in a line, without FFmpeg's number and the path."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]

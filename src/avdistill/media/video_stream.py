@@ -163,6 +163,10 @@ class VideoTrack:
         self._duration = frame.duration or self._shortest
         self._shown, self._shown_ticks, self._last = frame, ticks, max(self._last, ticks)
 
+    def fail(self) -> None:
+        """Count a packet that does not decode, or whose frame is damaged."""
+        self.errors += 1
+
     def finish(self, audio_end: Fraction | None) -> None:
         """Keep the last frame until it ends: after its duration, or with the audio (seconds after the first frame)."""
         if self._shown is None:
