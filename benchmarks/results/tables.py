@@ -412,6 +412,22 @@ def ucf51_few() -> str:
     return _ucf51_table(ucf51_metrics.FEW_LABELS)
 
 
+def ucf51_mismatched() -> str:
+    """UCF51, 14 classes: every clip labeled, 40% of the training clips with the audio of another class."""
+    return _ucf51_table(ucf51_metrics.MISMATCHED)
+
+
+def ucf51_few_mismatched() -> str:
+    """UCF51, 14 classes: 10 labels a class, and 40% of the training clips with the audio of another class."""
+    return _ucf51_table(ucf51_metrics.FEW_AND_MISMATCHED)
+
+
+def ucf51_ranks() -> str:
+    """Mean ranks over all conditions."""
+    columns = {"method": "method", "rank": "mean rank", "contests": "contests"}
+    return markdown_table(_ucf51().ranks(ucf51_metrics.CONDITIONS), columns)
+
+
 def ucf51_trials() -> str:
     """The runs that settings were chosen by."""
     columns = {"labels": "labels a class", "mismatched": "mismatched", "student": "student", "setting": "method"}
@@ -453,6 +469,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ucf51_all": ucf51_all,
     "ucf51_claim": ucf51_claim,
     "ucf51_few": ucf51_few,
+    "ucf51_few_mismatched": ucf51_few_mismatched,
+    "ucf51_mismatched": ucf51_mismatched,
+    "ucf51_ranks": ucf51_ranks,
     "ucf51_trials": ucf51_trials,
     "yamnet": yamnet,
 }
