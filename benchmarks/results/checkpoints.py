@@ -35,7 +35,7 @@ def write(method: str, work: Path, metrics: Metrics) -> None:
     student.save_pretrained(folder)
     runs, baseline = ({(1, 0): metrics.runs(ALL_LABELS, name)[1, 0]} for name in (method, "supervised"))
     only = Metrics([*runs.values(), *baseline.values()])
-    lines = {}
+    lines: dict[str, str] = {}
     for of, name in zip(PER_CLIP, ("top1", "map"), strict=True):
         groups, values = per_clip(runs, [(1, 0)], of)
         found, ahead = interval(values, groups), only.difference(ALL_LABELS, method, "supervised", of)
