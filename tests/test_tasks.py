@@ -62,6 +62,9 @@ def test_ucf51_page(small_recipes, monkeypatch, tmp_path, capsys):
             clip(tmp_path / "UCF-101" / folder, name, label, seed=100 * label + group, audio=group != 10)
             lists["test" if group <= 7 else "train"].append((f"{folder}/{name}", label + 1))
     clip(tmp_path / "UCF-101" / "YoYo", "v_YoYo_g09_c01.avi", 0, seed=1)  # of UCF101, not of UCF51
+    names = sorted(path.stem for path in (tmp_path / "UCF-101").rglob("*.avi"))
+    embedding = np.random.default_rng(0).random((len(names), 12)).astype(np.float32)
+    np.savez(tmp_path / "cnn14.npz", name=np.array(names), embedding=embedding)
     (tmp_path / "ucfTrainTestlist").mkdir()
     train = "".join(f"{path} {number}\n" for path, number in lists["train"])
     (tmp_path / "ucfTrainTestlist" / "trainlist01.txt").write_text(train)
