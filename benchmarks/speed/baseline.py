@@ -2,7 +2,8 @@
 
 Nothing here is ours or the release's code: it is what the release does, step by step, as METHOD tells it, with the
 libraries it uses. The training step goes back twice through the student; the loader opens every file for its length and
-decodes its images one by one; retrieval is a loop over queries; preparation is FFmpeg, then JPEG, then HDF5.
+decodes its images one by one; retrieval is a loop over queries; preparation is FFmpeg, then JPEG, then HDF5. h5py and
+Pillow are imported where they are used: the step is also timed on machines without them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -177,6 +176,9 @@ def step(
 
 def write_clip(path: Path, frames: np.ndarray) -> None:
     """uint8 (T, H, W, 3) as an HDF5 file of JPEG images."""
+    import h5py
+    from PIL import Image
+
     with h5py.File(path, "w") as file:
         images = file.create_dataset("video", (len(frames),), dtype=h5py.vlen_dtype(np.uint8))
         for i, frame in enumerate(frames):
@@ -190,6 +192,8 @@ class Clips(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, files: list[Path], labels: list[int], length: int = 16, size: int = 112, seed: int = 0) -> None:
         self.files, self.labels, self.length, self.size = files, labels, length, size
+        import h5py
+
         self.counts = []
         for path in files:  # opened only for its length
             with h5py.File(path, "r") as file:
@@ -200,6 +204,9 @@ class Clips(Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        import h5py
+        from PIL import Image
+
         start = int(self.random.integers(max(1, self.counts[index] - self.length)))
         images: list[Any] = []
         with h5py.File(self.files[index], "r") as file:
@@ -248,6 +255,8 @@ def prepare_chain(video: Path, work: Path, fps: int = 4, short_side: int = 128) 
     Raises:
         OSError, subprocess.CalledProcessError: there is no ffmpeg, or it fails.
     """
+    import h5py
+
     work.mkdir(parents=True)
     scale = f"scale='if(gt(iw,ih),-2,{short_side})':'if(gt(iw,ih),{short_side},-2)'"
     command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", str(video)]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,9 @@ def within(name: str, limit: float, measured: list[float], **more: Any) -> Row:
 
 
 def machine() -> Row:
-    """Versions and processor."""
-    return {"versions": {name: version(name) for name in PACKAGES}, "processor": _processor()}
+    """Versions of the packages that are installed, and processor."""
+    installed = (name for name in PACKAGES if find_spec({"pillow": "PIL"}.get(name, name)))
+    return {"versions": {name: version(name) for name in installed}, "processor": _processor()}
 
 
 def _processor() -> str:

@@ -10,18 +10,21 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
+from avdistill.dataset import schema
 from avdistill.dataset.features import feature_files, read_features, write_features
-from avdistill.dataset.schema import CLIP_SCHEMA, TeacherEntry, read_clips, read_description
+from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum
 from avdistill.inputs import View
 from avdistill.types import Provenance, StoredFeatures
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
 _MOST_MAPPED = 100
@@ -80,7 +83,7 @@ class ClipDataset:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """The numeric columns and `id`, `path`, `group`, `split` as arrays (N,)."""
-        plain = [f.name for f in CLIP_SCHEMA if f.name not in ("labels", "notes", "extra")]
+        plain = [f.name for f in schema.CLIP_SCHEMA if f.name not in ("labels", "notes", "extra")]
         return {name: self.table[name].to_numpy(zero_copy_only=False) for name in plain}
 
     @cached_property

@@ -2,41 +2,58 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Literal
 
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import error_message
 from avdistill.types import Provenance
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    CLIP_SCHEMA: pa.Schema
+
 FORMAT_VERSION = 3
 
-CLIP_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("group", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("has_video", pa.bool_()),
-        ("frame_shard", pa.int32()),
-        ("frame_offset", pa.int64()),
-        ("frame_count", pa.int64()),
-        ("has_audio", pa.bool_()),
-        ("silent", pa.bool_()),
-        ("audio_shard", pa.int32()),
-        ("audio_offset", pa.int64()),
-        ("audio_count", pa.int64()),
-        ("notes", pa.list_(pa.string())),
-        ("extra", pa.map_(pa.string(), pa.string())),
-    ]
-)
+
+@cache
+def _clip_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("path", pa.string()),
+            ("group", pa.string()),
+            ("labels", pa.list_(pa.string())),
+            ("split", pa.string()),
+            ("start_seconds", pa.float64()),
+            ("end_seconds", pa.float64()),
+            ("has_video", pa.bool_()),
+            ("frame_shard", pa.int32()),
+            ("frame_offset", pa.int64()),
+            ("frame_count", pa.int64()),
+            ("has_audio", pa.bool_()),
+            ("silent", pa.bool_()),
+            ("audio_shard", pa.int32()),
+            ("audio_offset", pa.int64()),
+            ("audio_count", pa.int64()),
+            ("notes", pa.list_(pa.string())),
+            ("extra", pa.map_(pa.string(), pa.string())),
+        ]
+    )
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """`CLIP_SCHEMA`. PyArrow is imported when a table is read: training on clips in memory does without it."""
+        if name != "CLIP_SCHEMA":
+            raise AttributeError(name)
+        return _clip_schema()
 
 
 @dataclass(frozen=True)
@@ -121,13 +138,16 @@ def read_description(folder: Path) -> DatasetDescription:
         raise DatasetError(f"{folder}: dataset.json is damaged: {error_message(error)}") from error
 
 
-def read_clips(folder: Path, clips: int) -> pa.Table:
+def read_clips(folder: Path, clips: int) -> "pa.Table":
     """`clips.parquet` of a folder. Raises DatasetError unless it has the columns of `CLIP_SCHEMA` and `clips` rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(folder / "clips.parquet")
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{folder}: clips.parquet is missing or damaged: {error_message(error)}") from error
-    for column in CLIP_SCHEMA:
+    for column in _clip_schema():
         found = table.schema.field(column.name).type if column.name in table.column_names else "none"
         if found != column.type:
             raise DatasetError(
