@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,11 @@ CSV_CASES = {
     "line separator in a name": ("path,label\na\u2028b.mp4,cat\n", [cat("a\u2028b", "a\u2028b.mp4")]),
     "extra columns": ("t,path,label,\nhi ,a.mp4,cat,7\n", [cat("a", "a.mp4", extra=(("t", "hi "), ("", "7")))]),
     "path written loosely": ("path,label\n./a//b.mp4,cat\n", [cat("a/b", "a/b.mp4")]),
+    "times as in Kinetics": (
+        "path,label,time_start,time_end,clip_id\na.mp4,cat,1,2.5,7\n",
+        [cat("7", "a.mp4", 1.0, 2.5)],
+    ),
+    "decomposed": ("path,label\ne\u0301/a.mp4,e\u0301\n", [cat("é/a", "é/a.mp4", labels=("é",))]),
     "derived id is given": ("id,path,label\na,x.mp4,cat\n,a.mp4,cat\n", [cat("a", "x.mp4"), cat("a.mp4", "a.mp4")]),
     "other suffix": ("path,label\na.mp4,cat\na.avi,cat\n", [cat("a.mp4", "a.mp4"), cat("a.avi", "a.avi")]),
     "equal to the millisecond": (
@@ -114,6 +120,11 @@ CSV_ERRORS = {
     "line after a quoted line break": ('path,label\n"a\nb.mp4",x\n..,x\n', ["line 4", "without '..'"]),
     "not UTF-8": (b"path,label\n\xe9.mp4,x\n", ["UTF-8", "0xe9"]),
     "UTF-16": ("path,label\n".encode("utf-16"), ["UTF-8"]),
+    "start": ("path,label,start,end\na.mp4,x,1,2\n", ["line 1", "'start_seconds' in place of 'start'"]),
+    "two starts": (HEAD[:-1] + ",time_start\na.mp4,x,,1,2,1\n", ["line 1", "one of 'start_seconds' and 'time_start'"]),
+    "a URL": (HEAD + "https://a.org/b.mp4,x,,,\n", ["line 2", "URLs are not read", "https://a.org/b.mp4"]),
+    "a URL of a store": (HEAD + "s3://b/c.mp4,x,,,\n", ["line 2", "URLs are not read"]),
+    "the same in two forms": ("path,label\né.mp4,x\ne\u0301.mp4,x\n", ["line 3", "every clip once", "line 2"]),
     "empty path": (HEAD + ",x,,,\n", ["line 2", "path of a video", "''"]),
     "dot": (HEAD + ".,x,,,\n", ["line 2", "path of a video"]),
     "absolute": (HEAD + "/a.mp4,x,,,\n", ["line 2", "relative path", "'/a.mp4'"]),
@@ -335,7 +346,10 @@ def test_ucf51_against_the_clips_of_the_paper() -> None:
 # Any list survives being written and read
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="|"), min_size=1, max_size=8).filter(
-    lambda text: text == text.strip() and text.casefold() not in ("training", "val", "valid", "testing")
+    lambda text: (
+        text == unicodedata.normalize("NFC", text.strip())
+        and text.casefold() not in ("training", "val", "valid", "testing")
+    )
 )
 FOLDERS = NAMES.filter(lambda text: not set("/\\:") & set(text) and text not in (".", ".."))
 SECONDS = st.floats(0, 1e6, allow_nan=False)

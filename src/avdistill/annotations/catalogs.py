@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from avdistill.annotations.columns import check_columns
 from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import (
     SURROGATE,
@@ -68,7 +69,7 @@ def assign_ucf51(name: str) -> tuple[str, str] | None:
 
 def _read_ucf51(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
     """The UCF51 clips in a folder of UCF101 videos."""
-    for path in find_videos(source):
+    for path in find_videos(source).videos:
         where = format_path(source / path)
         try:
             assigned = assign_ucf51(path.stem)
@@ -165,6 +166,7 @@ def _check_kinetics_header(where: str, header: list[str]) -> None:
     for column in KINETICS_COLUMNS[1:]:
         if column not in header:
             raise annotation_error(where, f"a column {column!r}", truncate_repr(", ".join(header)))
+    check_columns(where, header, (*KINETICS_COLUMNS, "path"), set())
 
 
 def _read_audioset(source: Path, files: VideoFiles) -> Iterator[LocatedAnnotation]:

@@ -4,14 +4,17 @@ docs/formats/annotations.md has an example of each format. No video is opened he
 """
 
 import json
+import logging
 import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from avdistill.annotations.catalogs import CATALOG_READERS, KINETICS_COLUMNS, REPEATING, UCF_LIST, merge_repeats
+from avdistill.annotations.columns import check_columns
 from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import (
     SPLIT_ALIASES,
@@ -36,6 +39,8 @@ from avdistill.annotations.schema import (
 from avdistill.annotations.video_files import VideoFiles, find_videos
 
 _KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id")
+# Names of published lists and of our own results that mean the same.
+_OTHER_NAMES = {"time_start": "start_seconds", "time_end": "end_seconds", "clip_id": "id"}
 
 
 def read_annotations(
@@ -84,7 +89,7 @@ def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]
         AnnotationError: the file cannot be read, or no clip has one of its labels.
     """
     try:
-        wanted = [line.strip() for _, line in numbered_lines(labels)]
+        wanted = [parse_name(where, "label", line) for where, line in numbered_lines(labels)]
     except OSError as error:
         where = format_path(labels)
         raise annotation_error(where, "a readable file with a label a line", str(error.strerror)) from error
@@ -130,7 +135,7 @@ def _recognize_file(source: Path) -> list[str]:
 def _recognize_folder(source: Path) -> list[str]:
     possible = ["ucf101"] if any(UCF_LIST.fullmatch(entry.name) for entry in source.iterdir()) else []
     possible += ["audioset"] if (source / "balanced_train_segments.csv").is_file() else []
-    paths = find_videos(source)
+    paths = find_videos(source).videos
     if any(len(path.parts) > 1 for path in paths):
         possible.append("folder")
     if paths and all(len(path.parts) <= 2 and UCF_NAME.fullmatch(path.stem) for path in paths):
@@ -139,28 +144,35 @@ def _recognize_folder(source: Path) -> list[str]:
 
 
 def _read_csv(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
-    return (_parse_row(where, row) for where, row in csv_table(source, _check_keys))
+    said: set[str] = set()
+    return (_parse_row(where, row) for where, row in csv_table(source, partial(_check_keys, said=said)))
 
 
 def _read_jsonl(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
+    said: set[str] = set()
     for where, line in numbered_lines(source):
         values = parse_json(where, line)
         if not isinstance(values, dict) or SURROGATE.search(json.dumps(values, ensure_ascii=False)):
             raise annotation_error(where, "one JSON object of valid text", truncate_repr(values))
-        _check_keys(where, list(values))
+        _check_keys(where, list(values), said)
         yield _parse_row(where, values)
 
 
-def _check_keys(where: str, keys: list[str]) -> None:
+def _check_keys(where: str, keys: list[str], said: set[str]) -> None:
     found = truncate_repr(", ".join(keys))
     if "path" not in keys:
         raise annotation_error(where, "'path' among the columns", found)
     if ("label" in keys) == ("labels" in keys):
         raise annotation_error(where, "one of 'label' and 'labels' among the columns", found)
+    for other, name in _OTHER_NAMES.items():
+        if other in keys and name in keys:
+            raise annotation_error(where, f"one of {name!r} and {other!r} among the columns", found)
+    check_columns(where, keys, (*_KNOWN_KEYS, *_OTHER_NAMES), said)
 
 
 def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
     """One row of a CSV or JSON list; an empty cell and null both mean that the value is not given."""
+    values = {_OTHER_NAMES.get(key, key): value for key, value in values.items()}
     start = parse_seconds(where, "start_seconds", values.get("start_seconds")) or 0.0
     end = parse_seconds(where, "end_seconds", values.get("end_seconds"))
     if end is not None and start >= end:
@@ -177,7 +189,10 @@ def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
 
 
 def _read_folder(source: Path, _: VideoFiles) -> Iterator[LocatedAnnotation]:
-    paths = find_videos(source)
+    files = find_videos(source)
+    paths = files.videos
+    if files.left_out:
+        logging.getLogger(__name__).warning("%s: %s", format_path(source), files.describe_left_out())
     by_split = _has_split_folders(source, paths)
     for path in paths:
         where = format_path(source / path)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +21,7 @@ SPLIT_ALIASES = {
     "validation": "validation", "test": "test", "testing": "test",
 }
 # fmt: on
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # From JSON's "\ud800" or a file name in another encoding; such text can be neither printed nor stored.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -130,12 +132,12 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_name(where: str, key: str, value: object) -> str:
-    """A label, split or id without surrounding space; a whole number is a name as well."""
+    """A label, split or id without surrounding space, in Unicode's form NFC; a whole number is a name as well."""
     if value is None:
         return ""
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise annotation_error(where, f"text as {key}", truncate_repr(value))
-    return str(value).strip()
+    return unicodedata.normalize("NFC", str(value).strip())
 
 
 def parse_split(where: str, value: object) -> str:
@@ -166,8 +168,11 @@ def parse_seconds(where: str, key: str, value: object) -> float | None:
 
 
 def parse_path(where: str, value: object) -> str:
-    """A relative path inside the folder of videos."""
-    text = value if isinstance(value, str) else ""
+    """A relative path inside the folder of videos, in Unicode's form NFC, see `video_files.locate`."""
+    text = unicodedata.normalize("NFC", value) if isinstance(value, str) else ""
+    if _URL.match(text):
+        expected = "the path of a file below the folder of videos (URLs are not read: download the videos first)"
+        raise annotation_error(where, expected, truncate_repr(value))
     path = PurePosixPath(text)
     if path.is_absolute() or PureWindowsPath(text).is_absolute() or ".." in re.split(r"[/\\]", text):
         raise annotation_error(where, "a relative path without '..', inside the folder of videos", truncate_repr(value))

@@ -1,7 +1,10 @@
 """The media files of a folder: all of them, and by the names under which published datasets store their clips."""
 
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -9,18 +12,76 @@ from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import annotation_error, format_path, parse_path, truncate_repr
 
 # fmt: off
-VIDEO_SUFFIXES: tuple[str, ...] = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-                                   ".ogv", ".ts", ".webm", ".wmv")
-AUDIO_SUFFIXES: tuple[str, ...] = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
+# What needs no look at the content. Files with any other suffix, or none, are opened to see whether they are videos.
+VIDEO_SUFFIXES: tuple[str, ...] = (".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts",
+                                   ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf",
+                                   ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv")
+AUDIO_SUFFIXES: tuple[str, ...] = (".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".dts", ".eac3", ".flac",
+                                   ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma", ".wv")
+_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OTHER_SUFFIXES = (".ass", ".csv", ".db", ".description", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".npy",
+                   ".npz", ".part", ".pdf", ".srt", ".tmp", ".tsv", ".txt", ".vtt", ".xml", ".yaml", ".yml", ".ytdl",
+                   ".zip")
 # fmt: on
+_MOST_NAMED = 3
 
 
-def find_videos(source: Path, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[PurePosixPath]:
-    """Sorted paths of all videos below a folder, without hidden files; linked folders are followed."""
-    return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, suffixes, ()))
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files below a folder, without hidden ones, sorted by path; linked folders are followed.
+
+    Attributes:
+        videos: the videos.
+        left_out: the other files, and why each is not among the videos.
+    """
+
+    videos: list[PurePosixPath]
+    left_out: dict[PurePosixPath, str]
+
+    def describe_left_out(self) -> str:
+        """The files that were left out by reason, with the first few names, in one line; empty if there are none."""
+        by_reason: defaultdict[str, list[str]] = defaultdict(list)
+        for path, reason in self.left_out.items():
+            by_reason[reason].append(format_path(Path(path)))
+        parts = []
+        for reason, paths in by_reason.items():
+            more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+            parts.append(f"{reason}: {', '.join(paths[:_MOST_NAMED])}{more}")
+        return f"{len(self.left_out)} files left out ({'; '.join(parts)})" if parts else ""
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...], ancestors: tuple[Path, ...]) -> Iterator[Path]:
+def find_videos(source: Path) -> FolderFiles:
+    """All videos below a folder, whatever their suffix."""
+    videos, left_out = [], {}
+    for path in _list_files(source):
+        reason = _not_a_video(source / path)
+        if reason is None:
+            videos.append(path)
+        else:
+            left_out[path] = reason
+    return FolderFiles(videos, left_out)
+
+
+def locate(folder: Path, path: str) -> Path:
+    """The file at a relative path whose name may be written in another Unicode normal form on the disk.
+
+    If there is none, the path as it is given.
+    """
+    place = folder
+    for part in PurePosixPath(path).parts:
+        forms = [part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)]
+        found = next((form for form in dict.fromkeys(forms) if os.path.lexists(place / form)), None)
+        if found is None:
+            return folder / path
+        place /= found
+    return place
+
+
+def _list_files(source: Path) -> list[PurePosixPath]:
+    return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, ()))
+
+
+def _walk(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
     resolved = folder.resolve()
     if resolved in ancestors:  # a link to a parent folder, whose videos are listed already
         return
@@ -28,9 +89,27 @@ def _walk(folder: Path, suffixes: tuple[str, ...], ancestors: tuple[Path, ...]) 
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry, suffixes, (*ancestors, resolved))
-        elif entry.suffix.lower() in suffixes:
+            yield from _walk(entry, (*ancestors, resolved))
+        elif entry.is_file() or entry.is_symlink():
             yield entry
+
+
+def _not_a_video(path: Path) -> str | None:
+    """Why a file is not a video, or None for one."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return None
+    if suffix in AUDIO_SUFFIXES:
+        return "audio alone"
+    if suffix in _IMAGE_SUFFIXES:
+        return "images"
+    if suffix in _OTHER_SUFFIXES:
+        return "no video"
+    if not path.is_file():
+        return "no file"
+    from avdistill.media.streams import has_video  # only here, so that other lists are read without FFmpeg
+
+    return None if has_video(path) else "no video"
 
 
 class VideoFiles:
@@ -76,31 +155,35 @@ class VideoFiles:
 
     def holds(self, path: str) -> bool:
         """Whether there is a file at this path."""
-        return PurePosixPath(path) in self._by_name.get(_folded(PurePosixPath(path).stem), [])
+        named = self._by_name.get(_folded(PurePosixPath(path).stem), [])
+        return path in (unicodedata.normalize("NFC", str(file)) for file in named)
 
     @cached_property
     def _by_name(self) -> Mapping[str, list[PurePosixPath]]:
         if self._folder is None:
             return {}
         try:
-            videos, audio_files = (find_videos(self._folder, kind) for kind in (VIDEO_SUFFIXES, AUDIO_SUFFIXES))
+            files = _list_files(self._folder)
         except OSError as error:
             where = format_path(self._folder)
             raise annotation_error(where, "a readable folder of videos", str(error.strerror)) from error
         by_name: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-        for path in videos:
-            by_name[_folded(path.stem)].append(path)
-        with_video = set(by_name)
-        for path in audio_files:  # of a dataset of audio alone; beside a video it is that one's audio track
-            if _folded(path.stem) not in with_video:
-                by_name[_folded(path.stem)].append(path)
+        # Videos; then audio, of a dataset of audio alone: beside a video it is that one's audio track; then what may
+        # be either.
+        known = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *_IMAGE_SUFFIXES, *_OTHER_SUFFIXES)
+        for belongs in (VIDEO_SUFFIXES.__contains__, AUDIO_SUFFIXES.__contains__, lambda suffix: suffix not in known):
+            before = set(by_name)
+            for path in files:
+                if belongs(path.suffix.lower()) and _folded(path.stem) not in before:
+                    by_name[_folded(path.stem)].append(path)
         return by_name
 
 
 def _folded(stem: str) -> str:
     """Case is ignored in names of UCF101 only; YouTube ids may differ in nothing else."""
+    stem = unicodedata.normalize("NFC", stem)
     return stem.casefold() if UCF_NAME.fullmatch(stem) else stem
 
 
 def _as_folder(label: str) -> str:
-    return label.replace("_", " ").casefold()
+    return unicodedata.normalize("NFC", label).replace("_", " ").casefold()

@@ -8,7 +8,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from avdistill.errors import NoStreamError, UnreadableFileError
+from avdistill.media.container import open_container
 from avdistill.media.scaler import LARGEST_FRAME_PIXELS, check_pixels
+from avdistill.media.video_stream import DECODE_ERRORS
 
 _Stream = TypeVar("_Stream", av.VideoStream, av.AudioStream)
 _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails  # cover art, previews
@@ -48,3 +50,13 @@ def _choose(kind: str, streams: list[_Stream], notes: list[str]) -> _Stream | No
         number = decodable.index(chosen)
         notes.append(f"{len(decodable)} {kind} streams, {f'default ({number + 1})' if number else 'first'} taken")
     return chosen
+
+
+def has_video(path: Path) -> bool:
+    """Whether a file is a video that FFmpeg opens: neither an image nor audio with a cover, nor anything else."""
+    try:
+        with open_container(path) as container:
+            images = container.format.name.endswith("_pipe")
+            return not images and any(not stream.disposition & _NOT_VIDEO for stream in container.streams.video)
+    except (*DECODE_ERRORS, UnreadableFileError, OSError):
+        return False

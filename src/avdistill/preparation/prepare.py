@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from avdistill.annotations import Annotation
+from avdistill.annotations.video_files import locate
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import read_description, staging_dir
 from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
@@ -97,7 +98,7 @@ def prepare(
             _refuse_skipped(folder, journal.skipped, videos, strict, time_limit_seconds)
             # With the process id, because workers of a run that was just killed may still be writing.
             spool, left = str(folder / f"spool-{os.getpid()}-"), annotations[journal.finished :]
-            tasks = [Task(a, videos / a.path, Path(f"{spool}{i}")) for i, a in enumerate(left)]
+            tasks = [Task(a, locate(videos, a.path), Path(f"{spool}{i}")) for i, a in enumerate(left)]
             answers = ordered_map(
                 partial(read_to_spool, read, config),
                 tasks,
@@ -150,7 +151,7 @@ def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: P
     changed = []
     for path, state in sources.items():
         try:
-            if file_state(videos / path) != state:
+            if file_state(locate(videos, path)) != state:
                 changed.append(path)
         except OSError:
             changed += [path] if absent_too else []
@@ -169,7 +170,7 @@ def _refuse_skipped(
     It cannot be read after all, because its row belongs before rows that exist.
     """
     # An unreadable file may have been deleted.
-    changed = [s.file for s in skipped if _state_of(videos / s.file) not in (NO_FILE, (s.bytes, s.mtime_ns))]
+    changed = [s.file for s in skipped if _state_of(locate(videos, s.file)) not in (NO_FILE, (s.bytes, s.mtime_ns))]
     if changed:
         raise DatasetError(
             f"{folder}: made without files that have changed or come since: {_list_paths(changed)}; put them "
