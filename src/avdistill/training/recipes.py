@@ -1,14 +1,14 @@
 """Recipes: complete configs by name; options of `avdistill train RECIPE` change them.
 
 The ucf51 and activitynet recipes are the paper's (Xia et al. 2023, section 4.1 and the released commands; METHOD:
-Recipes), with epochs written as optimizer steps. The `demo` ones are what `avdistill demo` runs.
+Recipes), with epochs written as optimizer steps. A recipe that names no method has our own, `robust_csc`. The `demo`
+ones are what `avdistill demo` runs.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.methods import MethodConfig
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.robust_csc import RobustCSCConfig
@@ -114,10 +114,12 @@ _DEMO_TEACHER = replace(
 
 
 def _each_method(task: str, base: TrainConfig, mnf: MNFCSCConfig, kd: KDConfig | None = None) -> dict[str, TrainConfig]:
-    distillation: tuple[MethodConfig, ...] = (kd or KDConfig(), mnf, RobustCSCConfig(threshold=mnf.threshold))
+    """`task` with the default method, and `task`_`method` with others."""
     return {
+        task: replace(base, method=RobustCSCConfig(threshold=mnf.threshold)),
         f"{task}_supervised": replace(base, method=SupervisedConfig(), teacher=None),
-        **{f"{task}_{method.name}": replace(base, method=method) for method in distillation},
+        f"{task}_kd": replace(base, method=kd or KDConfig()),
+        f"{task}_mnf_csc": replace(base, method=mnf),
     }
 
 
