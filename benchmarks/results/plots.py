@@ -12,11 +12,19 @@ from typing import Any
 from PIL import Image
 
 import study
+import ucf51_metrics
 from avdistill.analysis.benchmark.panels import plot_panels
 from avdistill.analysis.benchmark.report import curves_digest, plot_learning_curves, read_lines
+from avdistill.reporting.plots import plot_estimates
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
+#: name of an image -> what it shows
+UCF51 = {
+    "ucf51-all": (ucf51_metrics.ALL_LABELS, "14 classes of UCF51, every clip labeled"),
+    "ucf51-few": (ucf51_metrics.FEW_LABELS, "14 classes of UCF51, 10 labels a class"),
+}
+Panels = dict[str, dict[str, tuple[float, float, float]]]
 Curves = dict[str, list[list[tuple[float, float]]]]
 
 
@@ -29,6 +37,11 @@ def images() -> dict[str, tuple[str, Callable[[Path], None]]]:
     for data, part in _read("ablation.json").items():
         if isinstance(part, dict) and "runs" in part:
             drawn[f"ablation-{data}"] = _learning("clean", part["runs"])
+    real = ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51.csv")
+    for name, (condition, title) in UCF51.items():
+        panels = real.panels(condition)
+        digest = hashlib.sha256(json.dumps([title, panels]).encode()).hexdigest()
+        drawn[name] = (digest, partial(_estimates, panels, title, digest))
     for (data, labeled), curves in study_curves().items():
         digest = hashlib.sha256(json.dumps(curves).encode()).hexdigest()
         drawn[f"study-{data}-{labeled}"] = (
@@ -43,6 +56,10 @@ def images() -> dict[str, tuple[str, Callable[[Path], None]]]:
             ),
         )
     return drawn
+
+
+def _estimates(panels: Panels, title: str, digest: str, path: Path) -> None:
+    plot_estimates(panels, path, title=title, source=digest)
 
 
 def study_curves() -> dict[tuple[str, int], Curves]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avdistill.annotations.catalogs import UCF_NAME
-from avdistill.evaluation.statistics import Estimate, mean_ranks, paired_difference
+from avdistill.evaluation.statistics import Estimate, interval, mean_ranks, paired_difference
 
 Condition = tuple[str, float, str]
 #: labels a class, share of mismatched audio, student
@@ -93,6 +93,17 @@ class Metrics:
                 line[f"{name}_ahead"] = ahead and signed(ahead)
             lines.append(line)
         return sorted(lines, key=lambda line: (line["method"] != "supervised", -line["top1_accuracy"]))
+
+    def panels(self, condition: Condition) -> dict[str, dict[str, tuple[float, float, float]]]:
+        """Metric -> method -> its mean and interval, for `plot_estimates`; methods as in `table`."""
+        shown: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for of, name in {"correct": "top-1 accuracy", "average_precision": "mAP of retrieval"}.items():
+            for line in self.table(condition):
+                runs = self.runs(condition, line["method"])
+                groups, values = per_clip(runs, rectangle(runs), of)
+                found = interval(values, groups)
+                shown.setdefault(name, {})[line["method"]] = (found.mean, found.low, found.high)
+        return shown
 
     def ranks(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
         """Mean rank of each method that all the conditions have, over conditions, splits, top-1 and mAP; 1 is best."""
