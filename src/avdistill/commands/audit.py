@@ -27,7 +27,7 @@ class _Audit(Printed):
     """The split whose clips are scored, labeled or not."""
     by: Score = "mismatch_score"
     """The score that ranks the clips: mismatch_score is teacher_nll for labeled and disagreement for unlabeled clips,
-    and mismatch_probability for both in a run of the method robust."""
+    and mismatch_probability for both in a run of the methods robust and robust_csc."""
     teacher: str | None = None
     """The name of the teacher's features in the dataset, for a run without a teacher; by default the run's teacher."""
     cards: int = 40

@@ -16,12 +16,12 @@ from avdistill.types import Batch, Features, StudentConfig
 
 #: what each score needs, for the message where it is missing
 SCORES: dict[str, str] = {
-    "gate": "a run of method mnf_csc",
-    "similarity": "a run of method mnf_csc",
-    "calibration": "a run of method mnf_csc",
+    "gate": "a run of method mnf_csc or robust_csc",
+    "similarity": "a run of method mnf_csc or robust_csc",
+    "calibration": "a run of method mnf_csc or robust_csc",
     "teacher_nll": "a teacher with logits in the student's classes, and labeled clips",
     "disagreement": "a teacher with logits in the student's classes",
-    "mismatch_probability": "a run of method robust",
+    "mismatch_probability": "a run of method robust or robust_csc",
 }
 
 
