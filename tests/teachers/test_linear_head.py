@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.model_selection import GroupKFold
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.teachers.linear_head import _fitted as fit
@@ -141,3 +142,28 @@ def test_a_class_without_labeled_clips_is_never_and_too_few_give_none(informed, 
     logits, told = fit_head(dataset, embedding, split="nowhere")
     assert logits is None
     assert told == {}
+
+
+def test_all_folds_choose_the_regularization(informed):
+    """Against a loop over strengths, folds and clips."""
+    dataset, embedding, _ = informed
+    rng = np.random.default_rng(3)
+    embedding = embedding + 2 * rng.standard_normal(embedding.shape).astype(np.float32)
+    rows = np.array([i for i in labeled_in_train(dataset) if not np.isnan(embedding[i]).any()])
+    names = sorted({dataset.labels[i][0] for i in rows})
+    targets = np.array([names.index(dataset.labels[i][0]) for i in rows])
+    groups = dataset.columns["group"][rows]
+    folds = list(GroupKFold(5, shuffle=True, random_state=0).split(rows, groups=groups))
+    likelihood = {}
+    for strength in (0.001, 0.01, 0.1, 1.0):
+        found = []
+        for fitted_on, held_out in folds:
+            head = fit(embedding[rows[fitted_on]], targets[fitted_on], strength)
+            known = list(head.classes_)
+            total = len(fitted_on) + 3 - len(known)  # Laplace: a class that the fold lacks counts one more clip
+            for row in held_out:
+                p = head.predict_proba(embedding[rows[[row]]])[0]
+                seen = targets[row] in known
+                found.append(np.log((p[known.index(targets[row])] * len(fitted_on) if seen else 1) / total))
+        likelihood[strength] = np.mean(found)
+    assert fit_head(dataset, embedding)[1]["C"] == max(likelihood, key=likelihood.get)

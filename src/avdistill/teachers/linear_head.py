@@ -32,7 +32,7 @@ def fit_head(
 ) -> tuple[np.ndarray | None, dict[str, int | float]]:
     """Logits of all clips with an embedding, by logistic regression on the labeled clips of a split.
 
-    The regularization is the one with the best likelihood on the first fold.
+    The regularization is the one with the best out-of-fold likelihood.
 
     Args:
         dataset: whose labels are used.
@@ -58,27 +58,32 @@ def fit_head(
     splitter = GroupKFold(min(_FOLDS, len(set(groups))), shuffle=True, random_state=0)
     folds = list(splitter.split(rows, groups=groups))
     x = embedding[rows]
-    fitted_on, held_out = folds[0]
-    strength = max(_STRENGTHS, key=lambda c: _likelihood(x, targets, len(occurring), fitted_on, held_out, c))
-    out_of_fold = np.zeros((len(rows), len(occurring)))
-    for fitted_on, held_out in folds:
-        out_of_fold[held_out] = _scores(x[fitted_on], targets[fitted_on], strength, x[held_out], len(occurring))
+    # All folds choose: with ten clips a class one fold is too few clips, and chose heads that were sure of nothing.
+    tried = {strength: _out_of_fold(x, targets, len(occurring), folds, strength) for strength in _STRENGTHS}
+    strength = max(tried, key=lambda strength: _likelihood(tried[strength], targets))
     columns = np.array([dataset.classes.index(name) for name in occurring])
     logits = np.full((len(dataset), len(dataset.classes)), np.nan, dtype=np.float32)
     logits[valid] = _MINIMUM_LOGIT
     logits[np.ix_(np.flatnonzero(valid), columns)] = _scores(x, targets, strength, embedding[valid], len(occurring))
-    logits[np.ix_(rows, columns)] = out_of_fold
+    logits[np.ix_(rows, columns)] = tried[strength]
     return logits, {"labeled_clips": len(rows), "C": strength}
 
 
-def _likelihood(
-    x: np.ndarray, targets: np.ndarray, classes: int, fitted_on: np.ndarray, held_out: np.ndarray, strength: float
-) -> float:
-    """Mean log-likelihood of the held-out clips."""
-    scores = _scores(x[fitted_on], targets[fitted_on], strength, x[held_out], classes)
+def _out_of_fold(
+    x: np.ndarray, targets: np.ndarray, classes: int, folds: list[tuple[np.ndarray, np.ndarray]], strength: float
+) -> np.ndarray:
+    """(n, C) scores of each clip by the head that was fitted without its fold."""
+    scores = np.zeros((len(x), classes))
+    for fitted_on, held_out in folds:
+        scores[held_out] = _scores(x[fitted_on], targets[fitted_on], strength, x[held_out], classes)
+    return scores
+
+
+def _likelihood(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean log-likelihood of the targets, int (n,) or multi-hot (n, C), under scores (n, C)."""
     if targets.ndim == 2:
-        return float(-np.logaddexp(0, np.where(targets[held_out] == 1, -scores, scores)).mean())
-    return float(scores[np.arange(len(scores)), targets[held_out]].mean())
+        return float(-np.logaddexp(0, np.where(targets == 1, -scores, scores)).mean())
+    return float(scores[np.arange(len(scores)), targets].mean())
 
 
 def _fitted(x: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
