@@ -21,10 +21,10 @@ from avdistill.evaluation.statistics import Estimate, interval, mean_ranks, pair
 
 Condition = tuple[str, float, str]
 #: labels a class, share of mismatched audio, student
-ALL_LABELS: Condition = ("all", 0.0, "shifted_frames")
-FEW_LABELS: Condition = ("10", 0.0, "shifted_frames")
-MISMATCHED: Condition = ("all", 0.4, "shifted_frames")
-FEW_AND_MISMATCHED: Condition = ("10", 0.4, "shifted_frames")
+ALL_LABELS: Condition = ("all", 0.0, "shifted_frames_8x256")
+FEW_LABELS: Condition = ("10", 0.0, "shifted_frames_8x256")
+MISMATCHED: Condition = ("all", 0.4, "shifted_frames_8x256")
+FEW_AND_MISMATCHED: Condition = ("10", 0.4, "shifted_frames_8x256")
 CONDITIONS = (ALL_LABELS, FEW_LABELS, MISMATCHED, FEW_AND_MISMATCHED)
 KEY = ("labels", "mismatched", "student", "method", "setting", "split", "seed", "learning_rate")
 #: what a run says of each test clip -> what its mean is
