@@ -25,11 +25,6 @@ class _Clock:
             return True
         return -_BACK_SECONDS <= time - self.before.get(index, late) <= _AHEAD_SECONDS
 
-    def add(self, index: int, seconds: float) -> None:
-        if index in self.latest:
-            self.before[index] = self.latest[index]
-        self.latest[index] = seconds + self.shift
-
 
 class ContinuousClock:
     """Shifts the times of packets, in the order of the file, so that they go on where the file's clock begins again.
@@ -54,23 +49,29 @@ class ContinuousClock:
 
     def place(self, packet: av.Packet) -> None:
         """Shift the times of the next packet."""
-        time = packet.pts if packet.dts is None else packet.dts
-        if time is None:
+        dts, pts = packet.dts, packet.pts
+        time, begin = pts if dts is None else dts, dts if pts is None else pts
+        if time is None or begin is None:
             return
-        index = packet.stream.index
+        index = packet.stream_index
         tick = self._seconds[index]
-        begin = time if packet.pts is None else packet.pts
-        clock = self._clock
-        if not clock.continues(index, time * tick):
-            clock = self._clock_of(index, time * tick, begin * tick)
-        clock.add(index, time * tick)
+        clock, seconds = self._clock, time * tick
+        latest = clock.latest.get(index)
+        if latest is None or not -_BACK_SECONDS <= seconds + clock.shift - latest <= _AHEAD_SECONDS:
+            if not clock.continues(index, seconds):
+                clock = self._clock_of(index, seconds, begin * tick)
+            self._start = min(self._start, begin * tick + clock.shift)
+            latest = clock.latest.get(index)
+        if latest is not None:
+            clock.before[index] = latest
+        clock.latest[index] = seconds + clock.shift
         if clock.shift:
             ticks = round(Fraction(clock.shift) / self._ticks[index])
-            begin += ticks
-            packet.pts = None if packet.pts is None else packet.pts + ticks
-            packet.dts = None if packet.dts is None else packet.dts + ticks
-        self._start = min(self._start, begin * tick)
-        self._end = max(self._end, (begin + (packet.duration or 0)) * tick)
+            packet.pts = None if pts is None else pts + ticks
+            packet.dts = None if dts is None else dts + ticks
+        end = (begin + (packet.duration or 0)) * tick + clock.shift
+        if end > self._end:
+            self._end = end
 
     @property
     def note(self) -> str:

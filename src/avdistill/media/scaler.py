@@ -66,7 +66,9 @@ class Scaler:
         if any(self.crop) and left + right < frame.width and top + bottom < frame.height:
             image = self._rgb(frame, frame.height, frame.width)
             frame = _as_frame(image[top : frame.height - bottom, left : frame.width - right])
-        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect()))
+        aspect, height, width = self.pixel_aspect(), frame.height, frame.width
+        if aspect != 1:
+            width = max(1, round(width * aspect))
         if self.region is not None:
             check_pixels(path, width, height)
             frame, turn = _as_frame(self._cut(turn(self._rgb(frame, height, width)), path)), _Turn()
@@ -81,11 +83,7 @@ class Scaler:
     def _target(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) to scale a frame of this displayed size to, and of the whole image."""
         self._first = self._first or (height, width)
-        if self.size is not None:
-            canvas = self.size
-        else:
-            factor = 1 if self.short_side is None else Fraction(self.short_side, min(self._first))
-            canvas = (max(1, round(self._first[0] * factor)), max(1, round(self._first[1] * factor)))
+        canvas = self._canvas
         if (height, width) == self._first:
             return canvas, canvas
         first_height, first_width = self._first
@@ -93,6 +91,15 @@ class Scaler:
         factor = min(Fraction(first_height, height), Fraction(first_width, width))
         parts = (height * factor / first_height, width * factor / first_width)
         return (max(1, round(canvas[0] * parts[0])), max(1, round(canvas[1] * parts[1]))), canvas
+
+    @cached_property
+    def _canvas(self) -> tuple[int, int]:
+        """(height, width) of every image, that of the first frame."""
+        if self.size is not None:
+            return self.size
+        assert self._first is not None
+        factor = 1 if self.short_side is None else Fraction(self.short_side, min(self._first))
+        return max(1, round(self._first[0] * factor)), max(1, round(self._first[1] * factor))
 
     def _rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
         """uint8 (height, width, 3) in the orientation of the file."""
