@@ -9,9 +9,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -117,8 +116,11 @@ def within(name: str, limit: float, measured: list[float], **more: Any) -> Row:
 
 def machine() -> Row:
     """Versions of the packages that are installed, and processor."""
-    installed = (name for name in PACKAGES if find_spec({"pillow": "PIL"}.get(name, name)))
-    return {"versions": {name: version(name) for name in installed}, "processor": _processor()}
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {"versions": versions, "processor": _processor()}
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -25,13 +26,14 @@ from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.registry import build_model
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.malloc import configure_malloc
-from avdistill.training.optim import build_optimizer, clip_gradients
+from avdistill.training.optim import autocast, build_optimizer, clip_gradients
 from avdistill.types import Batch, Features
 from measuring import Row, against, in_turn, measure, process_of, within
 
 CLASSES, WIDTH = 51, 512
 RELEASED = MNFCSCConfig(sparsity="last", log_epsilon=1e-10)
 RECIPE = OptimizerConfig("adam", 3e-4, 5e-4)
+Precision = Literal["float32", "bfloat16"]
 
 
 def batch_of(clips: int, frames: int, side: int) -> Batch:
@@ -56,13 +58,16 @@ def method_of(config: MNFCSCConfig | SupervisedConfig, clips: int) -> Method:
     )
 
 
-def step_of(method: Method, batch: Batch, recipe: OptimizerConfig = RECIPE) -> Callable[[], float]:
+def step_of(
+    method: Method, batch: Batch, recipe: OptimizerConfig = RECIPE, precision: Precision = "float32"
+) -> Callable[[], float]:
     """What the loop does in a step, from a batch in memory; for a process of its own, whose memory it keeps."""
     configure_malloc()
     optimizer = build_optimizer(recipe, method)
 
     def step() -> float:
-        losses = method(batch)
+        with autocast(precision, batch.labels.device):
+            losses = method(batch)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         clip_gradients(optimizer, recipe.max_grad_norm)
