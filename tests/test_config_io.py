@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.config_io import decode, encode
+from avdistill.config_io import decode, encode, read_json
 from avdistill.errors import ConfigError
 from avdistill.inputs import AudioInput
 from avdistill.methods import METHODS
@@ -42,17 +42,44 @@ class Tree:
     extra: dict[str, int | float | bool | str] = field(default_factory=dict)
 
 
-leaves = st.builds(Leaf, size=st.integers(), rate=st.floats(allow_nan=False, allow_infinity=False))
+whole = st.integers(-(2**63), 2**63 - 1)  # no array holds others
+leaves = st.builds(Leaf, size=whole, rate=st.floats(allow_nan=False, allow_infinity=False))
 branches = st.builds(Branch, leaves=st.lists(leaves, max_size=3).map(tuple), title=st.none() | st.text())
-values = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text()
+values = whole | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text()
 trees = st.builds(
     Tree,
     folder=st.text("abc/", min_size=1).map(Path),
     part=leaves | branches,
-    pair=st.tuples(st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
+    pair=st.tuples(whole, st.floats(allow_nan=False, allow_infinity=False)),
     flag=st.booleans(),
     extra=st.dictionaries(st.text(), values, max_size=3),
 )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"folder": "a", "flag": 2**70}, "expected bool"),
+        ({"folder": "a", "pair": [2**70, 1.0]}, "64 bits"),
+        ({"folder": "a", "pair": [1, float("inf")]}, "finite"),
+        ({"folder": "a\0b"}, "expected a path"),
+        ({"folder": "a", "extra": {"x": "\ud800"}}, "Unicode"),
+        ({"folder": "a", "part": {"name": ["leaf"]}}, "expected one of"),
+        ({"folder": "a", "part": {"name": "leaf", "size": [[[[]]]] * 10**5}}, "expected int"),
+        ({"folder": "a", "x" * 10**5: 1}, "unknown key"),
+    ],
+)
+def test_what_no_reader_could_use_is_one_short_line(value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        decode(Tree, value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a": NaN}', "[-Infinity]", "{", '"\udcff"', "1" * 5000])
+def test_json_that_cannot_be_read_is_a_value_error(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError):  # noqa: PT011  (each parser's own words)
+        read_json(tmp_path / "a.json")
 
 
 @given(trees)

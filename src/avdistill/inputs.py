@@ -27,6 +27,8 @@ from avdistill.errors import ConfigError
 # with others (`teachers/video.py`); as students they are trained on, and adapt to these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# A config that asks for more was not written for this machine, or not in good faith.
+LARGEST_WINDOW_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class VideoInput:
         """Raise ConfigError for impossible values."""
         if self.frames < 1 or min(self.size) < 1:
             raise ConfigError(f"view: frames and size must be at least 1, got {self.frames} frames of {self.size}")
+        if self.window_bytes > LARGEST_WINDOW_BYTES:
+            raise ConfigError(f"view: expected at most 1 GiB per window, got {self.frames} frames of {self.size}")
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ConfigError(f"view.{name}: expected a range above 0, got {low:g} to {high:g}")
@@ -69,6 +73,11 @@ class VideoInput:
     def window_length(self, sample_rate_hz: int) -> int:
         """Frames of a window."""
         return self.frames
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a window's frames."""
+        return self.frames * self.size[0] * self.size[1] * 3
 
     @property
     def short_side(self) -> int | None:
@@ -169,10 +178,19 @@ class AudioInput:
         """Raise ConfigError for an impossible length."""
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"view.seconds: must be above 0, got {self.seconds:g}")
+        if self.window_bytes > LARGEST_WINDOW_BYTES:
+            raise ConfigError(f"view.seconds: expected at most 1 GiB per window, got {self.seconds:g}")
 
     def window_length(self, sample_rate_hz: int) -> int:
         """Samples of a window."""
+        if self.seconds * sample_rate_hz * 4 > LARGEST_WINDOW_BYTES:
+            raise ConfigError(f"view.seconds: expected at most 1 GiB per window, got {self.seconds:g}")
         return max(1, round(self.seconds * sample_rate_hz))
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a window's samples at 48 kHz."""
+        return round(self.seconds * 48000 * 4)
 
     def check_fits(self, shape: tuple[int, ...]) -> None:
         """Audio of any length fits."""

@@ -41,8 +41,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path):
-    """A dataset with one damaged row of logits: the run ends at the batch that draws it, as if it had ended before."""
+def test_features_that_are_not_finite_are_refused(taught, tmp_path):
     shutil.copytree(taught.folder, tmp_path / "dataset")
     dataset = ClipDataset(tmp_path / "dataset")
     embedding, logits, present = feature_arrays(dataset, "audio")
@@ -55,6 +54,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp
         logits=logits,
         classes=dataset.classes,
     )
+    with pytest.raises(DatasetError, match=r"features-audio-logits\.npy: expected finite numbers"):
+        train(config(dataset.folder, tmp_path / "run", method=KDConfig(), teacher="audio"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path, monkeypatch):
+    """One row of logits makes a loss infinite: the run ends at the batch that draws it, as if it had ended before."""
+    dataset, read = taught, ClipDataset.features
+    present = feature_arrays(dataset, "audio")[2]
+
+    def damaged(self, name):
+        stored = read(self, name)
+        stored.logits[np.flatnonzero(present)[0]] = np.inf
+        return stored
+
+    monkeypatch.setattr(ClipDataset, "features", damaged)
     settings = {"method": KDConfig(), "teacher": "audio", "val_fraction": 0.0, "save_every": 1}
     with pytest.raises(RunError, match="soft_labels = nan at step"):
         train(config(dataset.folder, tmp_path / "run", **settings))

@@ -12,6 +12,7 @@ from avdistill.analysis.audit.page import write_audit_page
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
+from avdistill.fsio import own_folder, result_folder
 from avdistill.reporting.tables import format_value
 
 
@@ -43,6 +44,7 @@ class _Audit(Printed):
 def audit(arguments: list[str]) -> None:
     """`avdistill audit RUN DATASET`."""
     a = tyro.cli(_Audit, args=arguments, prog="avdistill audit")
+    out = a.out or own_folder(a.run, f"audit-{a.split}")
     for name, least in (("cards", 0), ("batch_size", 1)):
         if getattr(a, name) < least:
             raise ConfigError(f"{name}: must be at least {least}, got {getattr(a, name)}")
@@ -58,10 +60,10 @@ def audit(arguments: list[str]) -> None:
             trust_method=a.trust_method,
             on_progress=update,
         )
-    out = a.out or a.run / f"audit-{a.split}"
     if FIRST_PROCESS:
-        write_audit(out, result)
-        write_audit_page(out / "audit.html", result, dataset, cards=a.cards)
+        with result_folder(out) as fresh:
+            write_audit(fresh, result)
+            write_audit_page(fresh / "audit.html", result, dataset, cards=a.cards)
     say(f"table: {out / 'clips.csv'}\npage:  {out / 'audit.html'}")
     output({**result.settings, **result.metrics, "out": str(out)}, _lines(result), a.json)
 

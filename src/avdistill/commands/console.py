@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ _SEVERAL_PROCESSES = int(os.environ.get("WORLD_SIZE", "1")) > 1
 FIRST_PROCESS = not _SEVERAL_PROCESSES or os.environ.get("RANK", "0") == "0"
 # Verbs whose work torchrun's processes share.
 _SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve", "audit")
+# C0 and C1 control characters but the newline, and characters that change the direction of what follows.
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# How PyTorch's errors say it.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "not enough memory")
 MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 
 
@@ -55,23 +60,48 @@ def run(verb: str, module: str, function: str, arguments: list[str]) -> int:
         message = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             message = f"{error.filename}: {error.strerror}"  # without Python's [Errno 17]
-        print(f"avdistill: {message}", file=sys.stderr)
+        _print_error(message)
         return getattr(error, "exit_code", 1)
+    except RecursionError:
+        _print_error(f"{verb}: a file is nested too deeply")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
+            raise
+        _print_error(f"{verb}: more memory is needed than there is{_in_brackets(error)}")
+        return 1
     return 0
+
+
+def _print_error(message: str) -> None:
+    print(f"avdistill: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+
+
+def _in_brackets(error: Exception) -> str:
+    return f" ({str(error).splitlines()[0]:.120})" if str(error) else ""
+
+
+def printable(text: str) -> str:
+    """A text in which nothing steers a terminal: control characters and marks of direction as escapes; lines stay.
+
+    Names, labels and ids may come from somebody else's files.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: str) -> None:
     """A message for people, on standard error."""
-    MESSAGES.print(text, markup=False, soft_wrap=True)
+    MESSAGES.print(printable(text), markup=False, soft_wrap=True)
 
 
 def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> None:
     """The result of a verb on standard output: the report as one JSON object, or the lines."""
     if not FIRST_PROCESS:
         return
-    text = "\n".join(lines)
+    text = printable("\n".join(lines))
     if as_json:
         text = json.dumps(report, ensure_ascii=False, allow_nan=False, default=str)
+        text = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         print(text)
     except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal without the letter
@@ -111,17 +141,17 @@ def progress_bar(title: str) -> Iterator[OnProgress]:
     """A bar on standard error for the time of the block."""
     columns = (
         rich.progress.SpinnerColumn(),
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[note]}"),
+        rich.progress.TextColumn("{task.fields[note]}", markup=False),
     )
     with rich.progress.Progress(*columns, console=MESSAGES) as bar:
-        task = bar.add_task(title, total=None, note="")
+        task = bar.add_task(printable(title), total=None, note="")
 
         def update(progress: Progress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total, note=progress.note)
+            bar.update(task, completed=progress.done, total=progress.total, note=printable(progress.note))
 
         yield update
 

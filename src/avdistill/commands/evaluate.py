@@ -15,7 +15,7 @@ from avdistill.evaluation.classification import evaluate as evaluate_model
 from avdistill.evaluation.metrics import ClassificationMetrics
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve as retrieve_clips
-from avdistill.fsio import write_json
+from avdistill.fsio import create_file, own_folder, result_folder, write_json
 from avdistill.reporting.plots import plot_confusion
 
 
@@ -62,6 +62,7 @@ class _Evaluate(ModelAndDataset):
 def evaluate(arguments: list[str]) -> None:
     """`avdistill evaluate MODEL DATASET`."""
     a = tyro.cli(_Evaluate, args=arguments, prog="avdistill evaluate")
+    out = a.out or own_folder(a.model, f"evaluation-{a.split}")
     with progress_bar("evaluate") as update:
         result = evaluate_model(
             a.model,
@@ -72,7 +73,6 @@ def evaluate(arguments: list[str]) -> None:
             batch_size=a.batch_size,
             on_progress=update,
         )
-    out = a.out or a.model / f"evaluation-{a.split}"
     if FIRST_PROCESS:
         _write_classification(out, result)
     say(f"tables: {out}")
@@ -97,16 +97,16 @@ def _evaluation_lines(m: ClassificationMetrics | MultilabelMetrics) -> list[str]
 
 
 def _write_classification(out: Path, result: ClassificationResult) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     metrics = result.metrics.to_dict()
-    write_json(out / "metrics.json", metrics)
-    if result.confusion is not None:
-        plot_confusion(result.confusion, result.classes, out / "confusion.png")
-    for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", metrics["per_class"])):
-        with (out / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    with result_folder(out) as fresh:
+        write_json(fresh / "metrics.json", metrics)
+        if result.confusion is not None:
+            plot_confusion(result.confusion, result.classes, fresh / "confusion.png")
+        for name, rows in (("predictions.csv", result.predictions), ("per_class.csv", metrics["per_class"])):
+            with create_file(fresh / name, newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class _Retrieve(QueriesAndGallery):
 def retrieve(arguments: list[str]) -> None:
     """`avdistill retrieve MODEL DATASET`."""
     a = tyro.cli(_Retrieve, args=arguments, prog="avdistill retrieve")
+    out = a.out or own_folder(a.model, f"retrieval-{a.query_split}")
     with progress_bar("retrieve") as update:
         result = retrieve_clips(
             a.model,
@@ -131,13 +132,12 @@ def retrieve(arguments: list[str]) -> None:
             batch_size=a.batch_size,
             on_progress=update,
         )
-    out = a.out or a.model / f"retrieval-{a.query_split}"
     metrics = result.metrics.to_dict()
     if FIRST_PROCESS:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "metrics.json", metrics)
-        with (out / "neighbors.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
+        with result_folder(out) as fresh:
+            write_json(fresh / "metrics.json", metrics)
+            with create_file(fresh / "neighbors.jsonl", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
     say(f"nearest clips of each query: {out / 'neighbors.jsonl'}")
     output(a.report(metrics), metric_lines(metrics), a.json)
 

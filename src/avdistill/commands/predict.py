@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import tyro
 
-from avdistill.commands.console import Printed, output, progress_bar
+from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.commands.dataset import region_of
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, MediaError
-from avdistill.fsio import commit
+from avdistill.fsio import commit, create_file
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
 from avdistill.inference.predictor import Prediction, Student
@@ -75,7 +75,7 @@ def predict(arguments: list[str]) -> None:
                         file, top=a.top, windows=a.windows, stride=a.stride, batch_size=a.batch_size, on_progress=update
                     )
             except (MediaError, OSError) as error:
-                print(f"avdistill: {error}", file=sys.stderr)
+                say(f"avdistill: {error}")
                 failed += 1
                 continue
             write_row(prediction)
@@ -97,12 +97,12 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(out.name + ".partial")
-        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with create_file(partial, newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield _row_writer(file)
         commit(partial, out)
 
 
-def _row_writer(file: TextIO) -> Callable[[Prediction], None]:
+def _row_writer(file: IO[str]) -> Callable[[Prediction], None]:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
 

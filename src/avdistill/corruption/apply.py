@@ -26,10 +26,19 @@ from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
 from avdistill.dataset.shards import AudioShards
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
-from avdistill.fsio import LOCK, acquire_staging_dir, commit, error_message, file_checksum, follow_link, write_json
+from avdistill.fsio import (
+    LOCK,
+    acquire_staging_dir,
+    commit,
+    error_message,
+    file_checksum,
+    follow_link,
+    replacing,
+    write_json,
+)
 
 # The files that `corrupt` writes into the staging folder. `prepare` writes others there, from its start on.
-_OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json(\.tmp)?")
+_OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json|\.[0-9a-f]{16}\.tmp")
 
 
 def corrupt(dataset: ClipDataset, corruption: Corruption, out: str | os.PathLike[str]) -> ClipDataset:
@@ -87,7 +96,8 @@ def _write(dataset: ClipDataset, corruption: Corruption, folder: Path, checksum:
     remove_labels(dataset, corruption, [rows[i] for i in clips])
     for row in rows:
         row["extra"] = list(row["extra"].items())
-    pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), folder / "clips.parquet")
+    with replacing(folder / "clips.parquet", "xb") as table:
+        pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), table)
 
     description = read_description(dataset.folder)
     kept = {name: digest for name, digest in description.files.items() if name.startswith(("frames-", "audio-"))}

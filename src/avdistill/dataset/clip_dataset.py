@@ -7,17 +7,18 @@
 import os
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from avdistill.config_io import decode
 from avdistill.dataset import schema
 from avdistill.dataset.features import feature_files, read_features, write_features
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
-from avdistill.dataset.shards import JpegFrames
+from avdistill.dataset.shards import JpegFrames, map_shard
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum
 from avdistill.inputs import View
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 _MOST_MAPPED = 100
 # Audio whose every sample lies below -80 dBFS is silent: such a clip counts as one without audio for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
+
+
+@dataclass(frozen=True)
+class _VideoReading:
+    short_side: int | None
+    size: tuple[int, int] | None
+    region: tuple[int, int, int, int] | None
 
 
 class ClipDataset:
@@ -63,7 +71,7 @@ class ClipDataset:
         """`short_side`, `size` and `region` that the frames were prepared with."""
         config = self._description.settings.get("config", {})
         found = {name: config.get(name) for name in ("short_side", "size", "region")}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return vars(decode(_VideoReading, found, f"{self.folder}: dataset.json.settings.config")).copy()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,7 +97,10 @@ class ClipDataset:
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
         """Label names per clip; an empty tuple is an unlabeled clip."""
-        return [tuple(row) for row in self.table["labels"].to_pylist()]
+        labels = [tuple(row) for row in self.table["labels"].to_pylist()]
+        if unknown := set().union(*labels) - set(self.classes):
+            raise DatasetError(f"{self.folder}: label {min(unknown)!r:.80} is not among the classes of dataset.json")
+        return labels
 
     @property
     def multi_label(self) -> bool:
@@ -105,10 +116,10 @@ class ClipDataset:
         if not c["has_video"][clip]:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no video")
         number, offset, count = (int(c[f"frame_{name}"][clip]) for name in ("shard", "offset", "count"))
-        shard = self._mapped(f"frames-{number:05d}.npy")
         if self._description.frame_encoding == "jpeg":
-            return JpegFrames(self._mapped(f"frames-{number:05d}.jpeg"), shard, offset, count)
-        return shard[offset : offset + count]
+            images = self._mapped(f"frames-{number:05d}.jpeg", "jpeg", number)
+            return JpegFrames(images, self._mapped(f"frames-{number:05d}.npy", "ends", number), offset, count)
+        return self._mapped(f"frames-{number:05d}.npy", "frame", number)[offset : offset + count]
 
     def audio(self, clip: int) -> np.ndarray:
         """int16 (S,) view of a clip's audio on disk. Raises DatasetError where the clip has no audio."""
@@ -116,7 +127,7 @@ class ClipDataset:
         if not c["has_audio"][clip]:
             raise DatasetError(f"{self.folder}: clip {c['id'][clip]} has no audio")
         number, offset, count = (int(c[f"audio_{name}"][clip]) for name in ("shard", "offset", "count"))
-        return self._mapped(f"audio-{number:05d}.npy")[offset : offset + count]
+        return self._mapped(f"audio-{number:05d}.npy", "audio", number)[offset : offset + count]
 
     def read(self, clip: int, view: View) -> np.ndarray | JpegFrames:
         """The frames or the audio of a clip, whichever the view is of."""
@@ -231,14 +242,17 @@ class ClipDataset:
             "bytes": sum(f.stat().st_size for f in self.folder.iterdir()),
         }
 
-    def _mapped(self, name: str) -> np.ndarray:
+    def _mapped(self, name: str, kind: str, number: int) -> np.ndarray:
+        """A shard; when it is mapped, it is checked to be of its kind and to hold all clips that point into it."""
         shards: dict[str, np.ndarray] = self.__dict__.setdefault("_shards", {})
         found = shards.get(name)
         if found is None:
             file = self.folder / name
+            c, column = self.columns, "audio" if kind == "audio" else "frame"
+            rows = np.flatnonzero(c[f"{column}_shard"] == number)
             try:
-                found = np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.memmap(file, np.uint8, "r")
-            except (OSError, ValueError, EOFError) as error:
+                found = map_shard(file, kind, int((c[f"{column}_offset"] + c[f"{column}_count"])[rows].max(initial=0)))
+            except (OSError, ValueError) as error:
                 raise DatasetError(
                     f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`"
                 ) from error

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from avdistill.config_io import encode
-from avdistill.dataset.schema import DatasetDescription, TeacherEntry, read_description
+from avdistill.dataset.schema import DatasetDescription, TeacherEntry, is_teacher_name, read_description
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
     as_json,
     error_message,
     file_checksum,
+    load_array,
     open_lock,
     sync_folder,
     write_array,
@@ -35,6 +36,9 @@ def read_features(folder: Path, entry: TeacherEntry, clips: int) -> StoredFeatur
     tokens = _load(folder / files[2], (clips, K, D), mapped=True) if K else None
     # NaN marks "no embedding" on disk, where a mask would be one more file; it never leaves this function.
     valid = ~np.isnan(embedding[:, 0])
+    for file, rows in zip(files, (embedding, logits), strict=False):
+        if rows is not None and not np.isfinite(rows[valid]).all():
+            raise DatasetError(f"{folder / file}: expected finite numbers where there is an embedding, found others")
     embedding[~valid] = 0
     if logits is not None:
         logits[~valid] = 0
@@ -43,12 +47,12 @@ def read_features(folder: Path, entry: TeacherEntry, clips: int) -> StoredFeatur
 
 def _load(file: Path, shape: tuple[int, ...], *, mapped: bool = False) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(file, mmap_mode="r" if mapped else None)
-    except (OSError, ValueError, EOFError) as error:
+        array = load_array(file, mapped=True)
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`") from error
     if array.shape != shape or array.dtype != np.float32:
         raise DatasetError(f"{file}: expected float32 {shape}, found {array.dtype} {array.shape}")
-    return array
+    return array if mapped else np.array(array)
 
 
 def write_features(
@@ -64,7 +68,7 @@ def write_features(
             then stay.
     """
     name = entry.name
-    if not name or not all(ch.isalnum() or ch in "_." for ch in name) or name.startswith("."):
+    if not is_teacher_name(name):
         raise DatasetError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
     arrays = dict(zip(feature_files(name), (embedding, logits, tokens), strict=True))
     try:

@@ -1,14 +1,16 @@
 """The two tables of contents of a dataset: `dataset.json` and `clips.parquet` (`docs/formats/dataset.md`)."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from avdistill.config_io import decode
+import numpy as np
+
+from avdistill.config_io import decode, read_json
 from avdistill.errors import ConfigError, DatasetError
-from avdistill.fsio import error_message
+from avdistill.fsio import error_message, regular_file
 from avdistill.types import Provenance
 
 if TYPE_CHECKING:
@@ -127,11 +129,13 @@ def read_description(folder: Path) -> DatasetDescription:
         hint = hint if staging_dir(folder).is_dir() else ""
         raise DatasetError(f"{folder}: no dataset here (dataset.json is missing{hint})")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict) and content.get("version") != FORMAT_VERSION:
             found = content.get("version")
             raise DatasetError(f"{folder}: expected dataset format {FORMAT_VERSION}, found {found!r}; {again}")
-        return decode(DatasetDescription, content, "dataset.json")
+        description = decode(DatasetDescription, content, "dataset.json")
+        _check_description(description)
+        return description
     except ConfigError as error:
         raise DatasetError(f"{folder}: {error}") from error
     except (OSError, ValueError) as error:
@@ -144,8 +148,12 @@ def read_clips(folder: Path, clips: int) -> "pa.Table":
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(folder / "clips.parquet")
-    except (OSError, pa.ArrowException) as error:
+        file = regular_file(folder / "clips.parquet")
+        rows, size = pq.read_metadata(file).num_rows, file.stat().st_size
+        if rows > size:  # each has an id of its own
+            raise DatasetError(f"{folder}: clips.parquet: expected clips with ids, found {rows} in {size} bytes")
+        table = pq.read_table(file, partitioning=None)
+    except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         raise DatasetError(f"{folder}: clips.parquet is missing or damaged: {error_message(error)}") from error
     for column in _clip_schema():
         found = table.schema.field(column.name).type if column.name in table.column_names else "none"
@@ -155,7 +163,66 @@ def read_clips(folder: Path, clips: int) -> "pa.Table":
             )
     if table.num_rows != clips:
         raise DatasetError(f"{folder}: clips.parquet: expected {clips} rows as in dataset.json, found {table.num_rows}")
-    return table
+    for name, bad, expected in _impossible(table):
+        if bad.any():
+            row = int(bad.argmax())
+            found = repr(table[name][row].as_py())
+            raise DatasetError(f"{folder}: clips.parquet: row {row}: expected {name} {expected}, found {found:.80}")
+    return table.select(_clip_schema().names)
+
+
+def _impossible(table: "pa.Table") -> Iterator[tuple[str, np.ndarray, str]]:
+    """(column, which rows have an impossible value, what was expected); the later ones rely on the earlier."""
+    for field_ in _clip_schema():
+        if field_.name not in ("end_seconds", "extra"):
+            yield field_.name, table[field_.name].is_null().to_numpy(), "to have a value"
+    for name in ("labels", "notes"):
+        yield name, np.array([None in row for row in table[name].to_pylist()], bool), "to hold texts"
+    ids = table["id"].to_pylist()
+    first = {name: row for row, name in reversed(list(enumerate(ids)))}
+    yield "id", np.array([first[name] != row for row, name in enumerate(ids)], bool), "to be its own"
+    yield "start_seconds", ~np.isfinite(table["start_seconds"].to_numpy()), "to be finite"
+    for modality, kind in (("video", "frame"), ("audio", "audio")):
+        there = table[f"has_{modality}"].to_numpy(zero_copy_only=False).astype(bool)
+        shard, offset, count = (table[f"{kind}_{part}"].to_numpy() for part in ("shard", "offset", "count"))
+        yield f"{kind}_shard", there & (shard < 0), "of at least 0"
+        yield f"{kind}_offset", there & ((offset < 0) | (offset > 2**48)), "in its shard"
+        wrong = (count < there) | (count > 2**48)
+        yield f"{kind}_count", wrong, f"to agree with has_{modality}"
+
+
+def _check_description(found: DatasetDescription) -> None:
+    """Raise ConfigError for values that no dataset has."""
+    checks = {
+        "fps: expected above 0": found.fps is None or 0 < found.fps < 1000,
+        "sample_rate_hz: expected 1 to 10^7": 1 <= found.sample_rate_hz <= 10**7,
+        "clips: expected 0 or more": found.clips >= 0 and found.skipped >= 0,
+        "classes: expected sorted names, each once": list(found.classes) == sorted(set(found.classes)),
+        "settings.config: expected an object": isinstance(found.settings.get("config", {}), dict),
+    }
+    for name in found.files:
+        checks[f"files: expected the name of a file in the folder, found {name!r:.80}"] = is_plain_name(name)
+    for name, entry in found.features.items():
+        sizes = entry.embedding_dim >= 1 and entry.num_tokens >= 0 and entry.clips >= 0
+        checks[f"features.{name:.80}: expected its own name, of letters, digits, '_' and '.'"] = (
+            entry.name == name and is_teacher_name(name)
+        )
+        checks[f"features.{name:.80}: expected an embedding, and classes each once"] = sizes and (
+            len(set(entry.classes)) == len(entry.classes)
+        )
+    for wanted, holds in checks.items():
+        if not holds:
+            raise ConfigError(f"dataset.json.{wanted}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text names a file of a folder, not one elsewhere."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
+
+
+def is_teacher_name(name: str) -> bool:
+    """Whether a text can name a teacher, as part of a file's name."""
+    return bool(name) and all(ch.isalnum() or ch in "_." for ch in name) and not name.startswith(".")
 
 
 def staging_dir(dataset: Path) -> Path:

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from avdistill.fsio import sync
+from avdistill.errors import DatasetError
+from avdistill.fsio import load_array, open_regular, regular_file, sync
 
 _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**22
@@ -29,7 +30,7 @@ class Shard:
 
     def open(self) -> None:
         """Create the file, or truncate an existing one to `count` items of `shape`, which it must hold."""
-        self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self.file = open_regular(self.path, "r+b" if self.path.exists() else "x+b")
         self._write_header()
         self.file.truncate(self.start + self.count * self.item_bytes)
         self.file.seek(0, os.SEEK_END)
@@ -123,7 +124,7 @@ class JpegShard:
             self.ends.file.seek(-8, os.SEEK_END)
             self.end = int(np.frombuffer(self.ends.file.read(8), np.int64)[0])
         images = self.ends.path.with_suffix(".jpeg")
-        self.file = images.open("r+b" if images.exists() else "w+b")
+        self.file = open_regular(images, "r+b" if images.exists() else "x+b")
         self.file.truncate(self.end)
         self.file.seek(0, os.SEEK_END)
 
@@ -184,7 +185,7 @@ class ShardRecovery:
     def crc(self, first: int, count: int, crc: int) -> int:
         """What `append` returned for `count` items from `first` on, if their bytes are still the same."""
         item_bytes = _item_bytes(self.shape, self.dtype)
-        with self.path.open("rb") as file:
+        with regular_file(self.path).open("rb") as file:
             file.seek(self._start + first * item_bytes)
             left = count * item_bytes
             while block := file.read(min(left, _BLOCK_BYTES)):
@@ -217,7 +218,7 @@ class JpegShardRecovery:
     def crc(self, first: int, count: int, crc: int) -> int:
         """What `append` returned for `count` frames from `first` on, if their bytes are still the same."""
         ends = self._ends()
-        with self.path.with_suffix(".jpeg").open("rb") as file:
+        with regular_file(self.path.with_suffix(".jpeg")).open("rb") as file:
             start = int(ends[first - 1]) if first else 0
             file.seek(start)
             for end in ends[first : first + count]:
@@ -239,6 +240,29 @@ def _header(count: int, shape: tuple[int, ...], dtype: str) -> bytes:
     described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(header, described)
     return header.getvalue()
+
+
+# What the arrays of a shard are: dtype, number of dimensions. "ends" are those of the frames in "jpeg".
+_KINDS: dict[str, tuple[str, int]] = {"frame": ("u1", 4), "audio": ("<i2", 1), "ends": ("<i8", 1), "jpeg": ("u1", 1)}
+
+
+def map_shard(file: Path, kind: str, least: int) -> np.ndarray:
+    """A read-only map of a shard ("frame", "audio", "ends" or "jpeg").
+
+    Raises:
+        OSError: no such file, or no file.
+        ValueError: it is not of this kind, or has fewer than `least` frames or samples.
+    """
+    regular_file(file)
+    mapped = np.memmap(file, np.uint8, "r") if kind == "jpeg" else load_array(file, mapped=True)
+    dtype, dimensions = _KINDS[kind]
+    if mapped.dtype != np.dtype(dtype) or mapped.ndim != dimensions or (kind == "frame" and mapped.shape[3] != 3):
+        raise ValueError(f"expected {np.dtype(dtype)} in {dimensions} dimensions, found {mapped.dtype} {mapped.shape}")
+    if 0 in mapped.shape[1:] or (kind != "jpeg" and len(mapped) < least):
+        raise ValueError(f"expected {least} frames or samples, which its clips point to, found {mapped.shape}")
+    if kind == "ends" and (np.diff(mapped, prepend=0) <= 0).any():
+        raise ValueError("expected images one after the other, found an end before its beginning")
+    return mapped
 
 
 class JpegFrames:
@@ -276,11 +300,18 @@ class JpegFrames:
         if not len(frames):
             return np.zeros((0, *self.shape[1:]), np.uint8)
         decode = _decoder()
-        images = []
+        images: list[np.ndarray] = []
         for frame in frames:
             number = self._first + frame
             start = int(self._ends[number - 1]) if number else 0
-            images.append(decode(self._images[start : int(self._ends[number])].tobytes()))
+            try:
+                image = decode(self._images[start : int(self._ends[number])].tobytes())
+                if image.ndim != 3 or image.shape != (images[0] if images else image).shape:
+                    raise ValueError(f"its shape is {image.shape}")
+            except Exception as error:  # a damaged image may raise anything
+                file = getattr(self._images, "filename", "JPEG frames")
+                raise DatasetError(f"{file}: frame {number} cannot be decoded: {error}") from error
+            images.append(image)
         return np.stack(images)
 
 

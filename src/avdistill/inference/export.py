@@ -1,7 +1,6 @@
 """Export of a student as ONNX or safetensors, with its preprocessing, and a comparison with the run."""
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from functools import singledispatch
@@ -18,7 +17,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import DatasetError, ExportError
-from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
+from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, remove_tree, write_json
 from avdistill.inference.runner import check_rates
 from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
@@ -77,7 +76,7 @@ def export(
         inputs.append(_clip_inputs(clips, config, most_clips))
 
     partial = out.with_name(out.name + ".exporting")  # `.partial` may be hours of an interrupted `prepare`
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     partial.mkdir(parents=True)
     try:
         if format == "onnx":
@@ -90,7 +89,7 @@ def export(
         write_json(partial / "preprocessing.json", report)
         commit(partial, out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # renamed by now, if all is well
+        remove_tree(partial)  # renamed by now, if all is well
     return report
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from av.container import InputContainer
 
 from avdistill.errors import MediaError, SpoolError
+from avdistill.fsio import create_file
 from avdistill.media.scaler import Scaler
 
 # A longer time between two frames is a broken clock, not a slow slide show: filling it would invent the video.
@@ -69,7 +70,7 @@ class FrameBuffer:
             self._kept.append(image)
             return
         try:
-            self._file = self._file or self._spool.open("wb")
+            self._file = self._file or create_file(self._spool, "xb")
             self._file.write(np.ascontiguousarray(image).data)
         except OSError as error:
             raise SpoolError(f"{self._spool}: {error.strerror}") from error

@@ -27,7 +27,7 @@ NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Fraction = Annotated[float, Range(0, 1)]
 NonNegativeInt = Annotated[int, Range(0)]
-PositiveInt = Annotated[int, Range(1)]
+PositiveInt = Annotated[int, Range(1, 2**20)]  # a width or count; more is a network that no machine holds
 
 
 @dataclass(frozen=True)

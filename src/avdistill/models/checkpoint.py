@@ -1,14 +1,13 @@
 """A trained network on disk: `model.safetensors`, and `config.json`, which suffices to build and feed it."""
 
-import json
 import os
 from pathlib import Path
 
 from torch import nn
 
-from avdistill.config_io import decode, encode
+from avdistill.config_io import decode, encode, read_json
 from avdistill.errors import CheckpointError, ConfigError
-from avdistill.fsio import as_json
+from avdistill.fsio import as_json, create_file
 from avdistill.models.registry import build_model
 from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.types import StudentConfig, StudentNetwork
@@ -19,7 +18,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_student(folder: Path, student: nn.Module, config: StudentConfig) -> None:
     """Write `model.safetensors` and `config.json` into an existing folder."""
     save_tensors(tensors(student), folder / WEIGHTS)
-    (folder / CONFIG).write_text(as_json(encode(config)), encoding="utf-8")
+    with create_file(folder / CONFIG, encoding="utf-8") as file:
+        file.write(as_json(encode(config)))
 
 
 def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, StudentConfig]:
@@ -36,14 +36,31 @@ def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, Studen
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no trained network here ({name} is missing)")
     try:
-        config = decode(StudentConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), "student")
+        config = decode(StudentConfig, read_json(folder / CONFIG), "student")
         # The weights are in the file: pretrained ones are not downloaded again.
         options = {name: value for name, value in config.options.items() if name != "pretrained"}
         student = build_model(config.model, len(config.classes), options)
+        _check_fits(student, config)
     except (ConfigError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     load_tensors(student, folder / WEIGHTS)
     return student.eval(), config
+
+
+def _check_fits(student: StudentNetwork, config: StudentConfig) -> None:
+    """Raise ConfigError where a config does not feed its network."""
+    view = config.view
+    expected: dict[str, tuple[object, object]] = {"modality": (student.modality, view.modality)}
+    for name, given in (("frames", view), ("sample_rate_hz", config)):
+        fixed = getattr(student, name, None)
+        expected[name] = (fixed, fixed if fixed is None else getattr(given, name, None))
+    for name, (wanted, found) in expected.items():
+        if wanted != found:
+            raise ConfigError(f"student: {name}: model {config.model} takes {wanted}, found {found}")
+    if not config.classes or len(set(config.classes)) < len(config.classes):
+        raise ConfigError("student.classes: expected names, each once")
+    if not 1 <= config.sample_rate_hz <= 10**7 or not 0 < (config.fps or 1) < 1000:
+        raise ConfigError(f"student: impossible rates: {config.fps} fps, {config.sample_rate_hz} Hz")
 
 
 def student_folder(folder: Path) -> Path:

@@ -34,6 +34,10 @@ MODELS: dict[str, Callable[..., StudentNetwork]] = {
 }
 
 
+# Students are compact; 10^9 parameters take 4 GB, and four times as much in training.
+LARGEST_MODEL = 10**9
+
+
 def build_model(name: str, num_classes: int, options: Mapping[str, Option] | None = None) -> StudentNetwork:
     """Build a network with random weights.
 
@@ -58,10 +62,19 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
             raise ConfigError(f"model {name!r}: unknown option {key!r}; known: {', '.join(kinds) or 'none'}")
         untyped = kinds[key] is inspect.Parameter.empty
         checked[key] = value if untyped else decode(kinds[key], value, f"model {name!r}: {key}")
+    if large := [key for key, value in checked.items() if isinstance(value, int) and abs(value) > 2**20]:
+        raise ConfigError(f"model {name!r}: {large[0]}: expected at most {2**20}, found {checked[large[0]]}")
     try:
+        plain = {key: value for key, value in checked.items() if key != "pretrained"}
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # sizes without memory
+            parameters_needed = sum(p.numel() for p in constructor(num_classes=num_classes, **plain).parameters())
+        if parameters_needed > LARGEST_MODEL:
+            raise ValueError(f"expected at most {LARGEST_MODEL} parameters, found {parameters_needed}")
         model = constructor(num_classes=num_classes, **checked)
-    except ValueError as error:
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise ConfigError(f"model {name!r}: {error}") from error
+    except RuntimeError as error:  # PyTorch's, of sizes that no tensor has
+        raise ConfigError(f"model {name!r}: {str(error).splitlines()[0]:.160}") from error
     # 2-D convolutions are 1.3 to 2 times faster on CPUs with channels last; the values are equal.
     for parameter in model.parameters():
         if parameter.ndim == 4:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError
+from avdistill.fsio import create_file, regular_file
 
 
 def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
@@ -22,8 +23,8 @@ def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
 
 def save_tensors(values: dict[str, Tensor], file: Path) -> None:
     """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600)."""
-    file.touch()
-    mode = file.stat().st_mode
+    with create_file(file, "xb"):
+        mode = file.stat().st_mode
     save_file(values, file)
     file.chmod(mode)
 
@@ -35,11 +36,15 @@ def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> N
         CheckpointError: the file is missing or damaged, or names and shapes differ.
     """
     try:
-        missing, unexpected = module.load_state_dict(load_file(file), strict=without is None)
+        state, own = load_file(regular_file(file)), module.state_dict()
+        for key, value in state.items():  # a copy would convert it silently
+            if key in own and value.dtype.is_floating_point != own[key].dtype.is_floating_point:
+                raise CheckpointError(f"{file}: {key}: expected {own[key].dtype}, found {value.dtype}")
+        missing, unexpected = module.load_state_dict(state, strict=without is None)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: damaged: {error}") from error
+    except (SafetensorError, OSError, KeyError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{file}: damaged: {str(error)[:160]}") from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f"{file}: does not fit {type(module).__name__}: {'; '.join(lines)[:300]}") from error

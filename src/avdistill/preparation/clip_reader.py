@@ -12,6 +12,7 @@ import numpy as np
 
 from avdistill.annotations import Annotation
 from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
+from avdistill.fsio import create_file
 from avdistill.media import Clip, read_clip
 from avdistill.media.decoder import check_reading
 
@@ -143,7 +144,7 @@ def _write(spool: Path, dtype: Any, array: np.ndarray | None) -> None:
     if array is None:
         return
     try:
-        with spool.open("wb") as file:
+        with create_file(spool, "xb") as file:
             file.write(np.ascontiguousarray(array.astype(dtype, casting="same_kind", copy=False)).data)
     except OSError as error:
         raise SpoolError(f"{spool}: {error.strerror}") from error

@@ -23,12 +23,21 @@ import pyarrow.parquet as pq
 
 from avdistill.annotations import Annotation
 from avdistill.annotations.groups import video_of
-from avdistill.config_io import encode
+from avdistill.config_io import encode, parse_json, read_json
 from avdistill.dataset.clip_dataset import SILENCE_PEAK
 from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION, DatasetDescription
 from avdistill.dataset.shards import AudioShards, JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
-from avdistill.fsio import error_message, file_checksum, sync, sync_folder, write_json
+from avdistill.fsio import (
+    error_message,
+    file_checksum,
+    open_regular,
+    regular_file,
+    replacing,
+    sync,
+    sync_folder,
+    write_json,
+)
 from avdistill.media import Clip
 from avdistill.preparation.clip_reader import remove_spools
 
@@ -91,7 +100,7 @@ class Journal:
             DatasetError: the folder belongs to a preparation with other settings.
         """
         settings_file = folder / _SETTINGS
-        if settings_file.exists() and json.loads(settings_file.read_text(encoding="utf-8")) != settings:
+        if settings_file.exists() and _read_settings(settings_file) != settings:
             raise DatasetError(
                 f"{folder}: an interrupted preparation with another list or settings; remove it to start anew"
             )
@@ -100,7 +109,7 @@ class Journal:
         remove_spools(folder)  # of a run that was killed
         path = folder / _JOURNAL
         lines = _read_lines(path)
-        journal = cls(folder, [], [], path.open("a", encoding="utf-8"), settings["config"]["jpeg_quality"])
+        journal = cls(folder, [], [], open_regular(path, "a", encoding="utf-8"), settings["config"]["jpeg_quality"])
         try:
             journal.file.truncate(journal._replay(lines))
             journal._reopen_shards()
@@ -109,6 +118,9 @@ class Journal:
         except OSError:
             journal.close()
             raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+            journal.close()
+            raise DatasetError(f"{path}: not the journal of a preparation: {error!r:.80}; remove the folder") from error
         return journal
 
     def _replay(self, lines: list[tuple[dict[str, Any], int]]) -> int:
@@ -289,7 +301,8 @@ class Journal:
         rows = [{name: row[name] for name in CLIP_SCHEMA.names} for row in self.rows]
         for row in rows:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # as Arrow's map type requires
-        pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), self.folder / "clips.parquet")
+        with replacing(self.folder / "clips.parquet", "xb") as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), file)
         names = [each.name for each in fields(Skip)]
         _write_csv(self.folder / _SKIPPED, names, [list(astuple(skip)) for skip in self.skipped])
         sources = [[path, *state] for path, state in self.sources.items()]
@@ -313,6 +326,14 @@ class Journal:
         write_json(self.folder / "dataset.json", encode(description))
 
 
+def _read_settings(file: Path) -> object:
+    """The settings that an interrupted preparation was started with; None where they cannot be read."""
+    try:
+        return read_json(file)
+    except ValueError:
+        return None
+
+
 def remove_journal(dataset: Path) -> None:
     """Remove the journal from a finished dataset, which needs it until it has its name."""
     for name in (_JOURNAL, _SETTINGS):
@@ -322,9 +343,9 @@ def remove_journal(dataset: Path) -> None:
 def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
     """The entries of a journal up to the first broken line, each with the byte at which its line ends."""
     lines, end = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    for line in regular_file(path).read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.decode())
         except ValueError:  # cut short by a kill, or zeros after a power cut
             break
         if not line.endswith(b"\n"):
@@ -347,22 +368,33 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 def read_sources(dataset: Path) -> dict[str, tuple[int, int]]:
     """Path -> (bytes, mtime_ns) of the files a dataset was made from."""
-    return {row["path"]: (int(row["bytes"]), int(row["mtime_ns"])) for row in _read_csv(dataset / _SOURCES)}
+    return {row["path"]: _state(row) for row in _read_csv(dataset / _SOURCES, ("path",))}
 
 
 def read_skipped(dataset: Path) -> list[Skip]:
     """The clips that are not in a dataset because they could not be read."""
-    return [
-        Skip(row["clip"], row["file"], row["reason"], int(row["bytes"]), int(row["mtime_ns"]))
-        for row in _read_csv(dataset / _SKIPPED)
-    ]
+    rows = _read_csv(dataset / _SKIPPED, ("clip", "file", "reason"))
+    return [Skip(row["clip"], row["file"], row["reason"], *_state(row)) for row in rows]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _state(row: dict[str, str]) -> tuple[int, int]:
+    return int(row["bytes"]), int(row["mtime_ns"])
+
+
+def _read_csv(path: Path, texts: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of one of our CSV files. Raises DatasetError unless each has `texts` and the state of a file."""
+    try:
+        with regular_file(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            _state(row)
+            if not all(row[name] and "\0" not in row[name] for name in texts):
+                raise ValueError("a cell is empty")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DatasetError(f"{path}: missing or damaged: {error_message(error):.160}") from error
+    return rows
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, newline="") as file:
         csv.writer(file).writerows([header, *rows])

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from avdistill.fsio import replace_text
 from avdistill.reporting.tables import Row, format_value, is_numeric
 
 
@@ -58,7 +59,7 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], style: st
             raise ValueError(f"section {section.heading!r} has rows but no columns")
     text = render("page.html", title=title, sections=sections, style=style)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
 
 
 def render(template: str, **values: object) -> Markup:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from avdistill.fsio import replacing
 from avdistill.reporting.tables import format_value
 
 if TYPE_CHECKING:
@@ -207,8 +209,11 @@ def _new_plot(*, width: float, height: float) -> tuple[Figure, Axes]:
 def save_figure(figure: Figure, path: Path, *, source: str = "") -> None:
     """Write a figure as PNG, making its folder if need be; `source` stands in its metadata and tells what it shows."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     # A figure without pyplot draws PNG with Agg, whatever the display; "tight" keeps labels outside the layout's guess.
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, metadata={"Source": source})
+    figure.savefig(content, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1, metadata={"Source": source})
+    with replacing(path, "xb") as file:
+        file.write(content.getbuffer())
 
 
 def _plain(text: str) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
+from avdistill.config_io import read_json
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.executors.process_pool import ordered_map
-from avdistill.fsio import replace_text, sync_all
+from avdistill.fsio import error_message, replace_text, sync_all
 from avdistill.media.encoder import write_clip
 from avdistill.progress import OnProgress, Progress
 from avdistill.synthetic import audio, drawing
@@ -298,7 +299,11 @@ def _describe(path: Path, config: SyntheticConfig) -> None:
     """Write synthetic.json, or check that the existing one has the same configuration."""
     settings = json.loads(json.dumps(asdict(config)))
     if path.exists():
-        differences = _differences(json.loads(path.read_text())["config"], settings)
+        try:
+            existing = read_json(path)["config"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path}: missing or damaged: {error_message(error):.160}") from error
+        differences = _differences(existing if isinstance(existing, dict) else {}, settings)
         if differences:
             raise DatasetError(f"{path}: another configuration is here: {'; '.join(differences)}")
         return

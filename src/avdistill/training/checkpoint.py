@@ -5,10 +5,11 @@ import io
 import torch
 
 from avdistill import distributed
-from avdistill.fsio import sync, write_json
+from avdistill.errors import RunError
+from avdistill.fsio import error_message, regular_file, sync, write_json
 from avdistill.models.checkpoint import WEIGHTS, save_student, saved_folder
 from avdistill.models.weights import load_tensors, save_tensors, tensors
-from avdistill.training.run_dir import TrainState, read_state, replace_folder
+from avdistill.training.run_dir import TrainState, read_state, replace_folder, saved_progress
 from avdistill.training.setup import TrainingSetup
 
 
@@ -27,7 +28,7 @@ def save_last(setup: TrainingSetup, train_state: TrainState) -> None:
     }
     with replace_folder(setup.run, "last") as fresh:
         # A run that resumes from this state does not write the earlier lines again.
-        with (setup.run / "metrics.jsonl").open("rb") as metrics:
+        with regular_file(setup.run / "metrics.jsonl").open("rb") as metrics:
             sync(metrics)
         save_student(fresh, setup.method.student, setup.description)
         save_tensors(tensors(setup.method, without="student."), fresh / "helpers.safetensors")
@@ -48,14 +49,30 @@ def load_last(setup: TrainingSetup) -> TrainState:
     load_tensors(setup.method.student, folder / WEIGHTS)
     load_tensors(setup.method, folder / "helpers.safetensors", without="student.")
     state = read_state(folder, setup.device)
-    setup.optimizer.load_state_dict(state["optimizer"])
-    setup.schedule.load_state_dict(state["schedule"])
-    own = distributed.rank()
-    if own < len(state["random"]["cpu"]):
-        torch.set_rng_state(state["random"]["cpu"][own].cpu().clone())  # it crashes on a view
-        if torch.cuda.is_available() and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"][own].cpu().clone())
-    return TrainState(**state["progress"])
+    progress = saved_progress(folder, state)
+    try:
+        setup.optimizer.load_state_dict(state["optimizer"])
+        _check_optimizer(setup)
+        setup.schedule.load_state_dict(state["schedule"])
+        own = distributed.rank()
+        if own < len(state["random"]["cpu"]):
+            torch.set_rng_state(state["random"]["cpu"][own].cpu().clone())  # it crashes on a view
+            if torch.cuda.is_available() and "cuda" in state["random"]:
+                torch.cuda.set_rng_state(state["random"]["cuda"][own].cpu().clone())
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise RunError(f"{folder}/state.pt: does not fit the run: {error_message(error):.160}") from error
+    return progress
+
+
+def _check_optimizer(setup: TrainingSetup) -> None:
+    """Raise ValueError unless the optimizer's moments have the shapes of their weights, and its rates are numbers."""
+    for group in setup.optimizer.param_groups:
+        if not all(isinstance(group[key], float | int) for key in ("lr", "weight_decay")):
+            raise ValueError("its learning rate is no number")
+        for weight in group["params"]:
+            for name, value in setup.optimizer.state.get(weight, {}).items():
+                if name != "step" and isinstance(value, torch.Tensor) and value.shape != weight.shape:
+                    raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(weight.shape)}")
 
 
 def save_best(setup: TrainingSetup, train_state: TrainState, chosen_by: str) -> None:

@@ -1,16 +1,17 @@
 """The config of a training run: frozen dataclasses, written to `config.json` of the run folder."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avdistill.config_io import decode
+from avdistill.config_io import decode, read_json
 from avdistill.errors import ConfigError
 from avdistill.inputs import VideoInput, View
 from avdistill.methods import MethodConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Option
+
+LARGEST_BATCH_BYTES = 2**36
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,14 @@ class TrainConfig:
             minimum = 0 if name == "workers" else 1
             if getattr(self, name) < minimum:
                 raise ConfigError(f"config.{name}: must be at least {minimum}, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"config.seed: must not be negative, got {self.seed}")
+        if max(self.batch_size, self.gradient_accumulation_steps, self.validation_windows, self.workers) > 2**16:
+            raise ConfigError("config: expected at most 65536 clips per batch, batches per step, windows and workers")
+        if self.batch_size * self.student.view.window_bytes > LARGEST_BATCH_BYTES:
+            raise ConfigError(f"config.batch_size: expected at most 64 GiB per batch, got {self.batch_size} windows")
+        if self.steps > 10**9:
+            raise ConfigError(f"config.steps: must be at most 10^9, got {self.steps}")
+        if not 0 <= self.seed < 2**62:
+            raise ConfigError(f"config.seed: must not be negative, and below 2^62, got {self.seed}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"config.val_fraction: must lie in [0, 1), got {self.val_fraction}")
         if self.labeled_per_batch is not None and not 1 <= self.labeled_per_batch <= self.batch_size:
@@ -145,9 +152,9 @@ def read_config(path: Path) -> TrainConfig:
         ConfigError: the file is missing or not JSON, or a key is unknown, missing or of the wrong type.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:  # of the text or of the JSON
         raise ConfigError(f"{path}: not JSON: {error}") from None
     return decode(TrainConfig, value)

@@ -1,14 +1,12 @@
 """The run folder: `config.json`, `environment.json`, `data.json`, `metrics.jsonl`, `best/` and `last/`."""
 
-import json
 import os
 import pickle
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,22 @@ import torch
 from safetensors import SafetensorError
 
 from avdistill import distributed
-from avdistill.errors import RunError
-from avdistill.fsio import commit, error_message, open_lock, replace_text, sync_all, sync_folder, write_json
+from avdistill.config_io import decode, parse_json, read_json
+from avdistill.errors import ConfigError, RunError
+from avdistill.fsio import (
+    commit,
+    error_message,
+    open_lock,
+    regular_file,
+    remove_tree,
+    replace_text,
+    sync_all,
+    sync_folder,
+    write_json,
+)
 from avdistill.models.checkpoint import saved_folder
 from avdistill.training.config import TrainConfig, read_config
+from avdistill.types import Provenance
 
 
 @contextmanager
@@ -53,7 +63,7 @@ def create_run(run: Path, files: Mapping[str, object]) -> None:
     """Make a run folder with these JSON files, completely or not at all."""
     fresh = run.with_name(run.name + ".tmp")
     with wrap_io_errors(run):
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove_tree(fresh)
         fresh.mkdir(parents=True)
         for name, content in files.items():
             write_json(fresh / name, content)
@@ -75,12 +85,13 @@ def truncate_metrics(run: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in regular_file(path).read_text(encoding="utf-8").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # a line that a kill cut short
+            entry = parse_json(line)
+            known = entry["step"]
+        except (ValueError, TypeError, KeyError):  # a line that a kill cut short
             break
-        if entry["step"] <= step:
+        if isinstance(known, int) and known <= step:
             kept.append(line + "\n")
     replace_text(path, "".join(kept))
 
@@ -117,8 +128,8 @@ def replace_folder(run: Path, name: str) -> Iterator[Path]:
     with wrap_io_errors(run):
         # A kill between the renames below leaves only the old folder: it is removed once a complete one exists.
         if (run / name).exists():
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(fresh, ignore_errors=True)
+            remove_tree(old)
+        remove_tree(fresh)
         fresh.mkdir()
         yield fresh
         sync_all(fresh)
@@ -126,7 +137,7 @@ def replace_folder(run: Path, name: str) -> Iterator[Path]:
             (run / name).rename(old)
         fresh.rename(run / name)
         sync_folder(run)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
 
 
 def run_config(run: Path) -> TrainConfig:
@@ -139,24 +150,56 @@ def run_config(run: Path) -> TrainConfig:
 def run_state(run: Path) -> TrainState:
     """Where a run stands by its last save; of a run without one, the beginning."""
     folder = saved_folder(run, "last")
-    return TrainState() if folder is None else TrainState(**read_state(folder, "cpu")["progress"])
+    return TrainState() if folder is None else saved_progress(folder, read_state(folder, "cpu"))
+
+
+def saved_progress(folder: Path, state: Mapping[str, Any]) -> TrainState:
+    """Where the state of a run stands. Raises RunError where it does not say."""
+    try:
+        progress = decode(TrainState, state["progress"], "progress")
+        if progress.step < 0:
+            raise ConfigError(f"progress.step: expected at least 0, got {progress.step}")
+    except (ConfigError, KeyError) as error:
+        raise RunError(f"{folder}/state.pt: expected the progress of a run: {error}") from error
+    return progress
 
 
 def read_state(folder: Path, device: torch.device | str) -> dict[str, Any]:
     """What `save_last` wrote into `state.pt`. Raises RunError where it is missing or damaged."""
     try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True, map_location=device)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        state = torch.load(regular_file(folder / "state.pt"), weights_only=True, map_location=device)
+    except pickle.UnpicklingError as error:  # its message is torch's advice to unpickle anything
+        raise RunError(f"{folder}/state.pt: missing or damaged: not tensors and numbers") from error
+    except Exception as error:  # a damaged or malicious pickle may raise any exception
         raise RunError(f"{folder}/state.pt: missing or damaged: {error_message(error):.160}") from error
+    if not isinstance(state, dict):
+        raise RunError(f"{folder}/state.pt: expected a dictionary, found {type(state).__name__}")
     return state
 
 
 def data_manifest(run: Path) -> dict[str, Any]:
     """`data.json` of a run (`TrainingSetup.data_manifest`). Raises RunError where it is missing or damaged."""
     try:
-        record = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        if missing := {"dataset_checksum", "teacher", "method_file", "training"} - record.keys():
-            raise ValueError(f"{min(missing)} is not there")
+        record = read_json(run / "data.json")
+        known = {field.name for field in fields(_Manifest)}
+        used = {key: value for key, value in record.items() if key in known}
+        return record | vars(decode(_Manifest, used, "data.json")) | {"teacher": record["teacher"]}
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{run}: data.json is missing or damaged: {error_message(error)}") from error
-    return dict(record)
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    name: str
+    provenance: Provenance
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of `data.json`."""
+
+    dataset_checksum: str
+    teacher: _Teacher | None
+    method_file: str | None
+    training: tuple[str, ...]

@@ -25,7 +25,7 @@ from avdistill.dataset.splits import encode_labels
 from avdistill.errors import NotFiniteError, RunError
 from avdistill.evaluation.metrics import top_k_accuracy
 from avdistill.executors.prefetch import prefetch
-from avdistill.fsio import follow_link, is_vacant, write_json
+from avdistill.fsio import follow_link, is_vacant, open_regular, own_folder, write_json
 from avdistill.inference.runner import run_network
 from avdistill.methods import custom_checksum, trust_file
 from avdistill.training.checkpoint import load_last, save_best, save_last
@@ -318,8 +318,8 @@ def _log(run: Path, tensorboard: bool) -> Iterator[Callable[[int, dict[str, Any]
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RunError("tensorboard is not installed: install the extra 'log'") from None
-        writer = SummaryWriter(str(run / "tensorboard"))
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        writer = SummaryWriter(str(own_folder(run, "tensorboard")))
+    with open_regular(run / "metrics.jsonl", "a", encoding="utf-8") as file:
 
         def log(step: int, values: dict[str, Any]) -> None:
             with wrap_io_errors(run):

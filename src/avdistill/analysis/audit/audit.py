@@ -23,7 +23,7 @@ from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
 from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
-from avdistill.fsio import write_json
+from avdistill.fsio import replacing, write_json
 from avdistill.inference.runner import check_rates
 from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.base import AuditInputs
@@ -124,7 +124,7 @@ def write_audit(out: Path, result: Audit) -> None:
     """Write `clips.csv` and `audit.json` into a folder, made if it is missing."""
     with wrap_io_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+        with replacing(out / "clips.csv", newline="") as file:
             writer = csv.DictWriter(file, list(result.rows[0]))
             writer.writeheader()
             writer.writerows(result.rows)

@@ -10,6 +10,7 @@ import numpy as np
 from avdistill.analysis.audit.audit import TRUTHS, Audit
 from avdistill.analysis.audit.scores import SCORES
 from avdistill.dataset.clip_dataset import SILENCE_PEAK, ClipDataset
+from avdistill.fsio import replacing
 from avdistill.media.encoder import encode_clip, encode_image
 from avdistill.reporting.page import Image, Section, data_url, render, write_page
 from avdistill.reporting.plots import PALETTE
@@ -153,8 +154,8 @@ def _plot_scores(path: Path, result: Audit) -> None:
         if kinds != [""]:
             axes.legend(frameon=False, fontsize=8)
     figure.axes[0].set_ylabel("clips", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150)
+    with replacing(path, "xb") as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 _COLORS = dict(zip(TRUTHS, (PALETTE[1], PALETTE[0], *PALETTE[2:]), strict=True)) | {"": "#888888"}

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from avdistill.analysis.benchmark.report import read_lines
+from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import has_modality, labeled_clips
 from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.fsio import open_lock, write_json
+from avdistill.fsio import error_message, open_lock, replace_text, write_json
 from avdistill.inputs import View
 from avdistill.methods import trust_file
 from avdistill.models.checkpoint import load_student
@@ -126,9 +127,22 @@ def _do_job(job: Job) -> None:
             job.metrics.parent.mkdir(exist_ok=True)  # a setting may be refused before there is a run
             write_json(job.metrics, result)
         except BaseException:
-            error_log.write_text(traceback.format_exc(), encoding="utf-8")
+            replace_text(error_log, traceback.format_exc())
             sys.exit(1)
     shutil.rmtree(lock, ignore_errors=True)
+
+
+def read_result(job: Job) -> dict[str, Any]:
+    """What `metrics.json` of a finished job holds. Raises RunError where it is damaged or of another job."""
+    try:
+        row = read_json(job.metrics)
+        if not isinstance(row, dict) or any(row[key] != value for key, value in job.metadata.items()):
+            raise ValueError("it is of another run")
+        if "failed" not in row and not {"validation", "curve", "losses", "step_seconds"} <= row.keys():
+            raise ValueError("it is not whole")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{job.metrics}: damaged: {error_message(error):.160}; remove it to repeat the run") from error
+    return row
 
 
 def sibling_path(run: Path, ending: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from avdistill.analysis.benchmark.panels import plot_panels
 from avdistill.evaluation.statistics import interval, mean_ranks, paired_difference
+from avdistill.fsio import replace_text, replacing
 from avdistill.reporting.page import Image, Section, write_page
 from avdistill.reporting.plots import method_styles, plot_bars
 from avdistill.reporting.tables import markdown_table
@@ -162,7 +163,6 @@ def write_study_report(
     """
     table, failed = summarize_study(rows, groups)
     result = {**record, "groups": list(map(int, groups)), "table": table, "failed": failed, "runs": list(rows)}
-    (out / "results.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _write_csv(out / "table.csv", table)
     plain = [{k: v for k, v in row.items() if k not in ("curve", "losses", "correct")} for row in rows]
     _write_csv(out / "runs.csv", plain)
@@ -176,8 +176,9 @@ def write_study_report(
         markdown += [f"## {corruption}", "", markdown_table(lines, columns), ""]
         images = plot_corruption(out, corruption, rows)
         sections.append(Section(corruption, rows=lines, columns=columns, images=images))
-    (out / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    replace_text(out / "table.md", "\n".join(markdown))
     write_page(page, title=title, sections=sections)
+    replace_text(out / "results.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -260,7 +261,7 @@ def _what_was_done(record: Mapping[str, Any], facts: Sequence[str]) -> Section:
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows({k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows)

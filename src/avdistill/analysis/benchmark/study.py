@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from avdistill.analysis.benchmark.checks import check_datasets
-from avdistill.analysis.benchmark.jobs import Job, Pool, has_gallery, steps_done
+from avdistill.analysis.benchmark.jobs import Job, Pool, has_gallery, read_result, steps_done
 from avdistill.analysis.benchmark.report import write_study_report
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, Setting, method_label, settings_to_try
-from avdistill.config_io import encode
+from avdistill.config_io import encode, read_json
 from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.errors import ConfigError, DatasetError
-from avdistill.fsio import write_json
+from avdistill.fsio import own_folder, write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, parse_method, teacher_requirement
 from avdistill.progress import OnProgress, Progress
 from avdistill.reporting.page import Section
@@ -99,14 +99,14 @@ class Study:
 
     def run_folder(self, corruption: str, method: str, run: str) -> Path:
         """Where a run lies: "seed-0" or "trial-0" of a method, as in `methods`, under one of `corruptions`."""
-        return self.out / "runs" / folder_name(corruption) / folder_name(method_label(method)) / run
+        return own_folder(self.out, f"runs/{folder_name(corruption)}/{folder_name(method_label(method))}/{run}")
 
     def corruption_dataset(self, text: str) -> Path:
         """Where the dataset under one of `corruptions` lies."""
         corruption = self.corruption(text)
         if corruption == self.corruption("clean"):
             return self.dataset
-        return self.out / "datasets" / folder_name(corruption.name)
+        return own_folder(self.out, f"datasets/{folder_name(corruption.name)}")
 
 
 def run_study(
@@ -166,7 +166,7 @@ def run_study(
     finally:
         pool.stop()
     for job in finished:
-        rows.append(json.loads(job.metrics.read_text(encoding="utf-8")))
+        rows.append(read_result(job))
     order = {(c, m): i for i, (c, m) in enumerate(product(study.corruptions, map(method_label, study.methods)))}
     return sorted(rows, key=lambda row: (order[row["corruption"], row["method"]], row["run"]))
 
@@ -219,7 +219,7 @@ class _MethodSweep:
 
     def _chosen(self) -> Setting:
         """The setting whose trial validated best; of equals the first, and the published one where all failed."""
-        metrics = [json.loads(job.metrics.read_text(encoding="utf-8")).get("validation") for job in self.trials]
+        metrics = [read_result(job).get("validation") for job in self.trials]
         scores = [-1.0 if value is None else value for value in metrics]
         return self.settings[scores.index(max(scores))] if scores else self.settings[0]
 
@@ -278,7 +278,11 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     record = json.loads(json.dumps({key: value for key, value in record.items() if key != "out"}))
     path = study.out / "study.json"
     if path.is_file():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            recorded = dict(read_json(path))
+            recorded["teacher_features"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: not the record of a study: {error!r:.80}") from error
         differing = [key for key in record if recorded.get(key) != record[key]]
         if differing:
             raise ConfigError(f"{study.out}: holds another study: {', '.join(differing)} differ")

@@ -64,7 +64,11 @@ def _images(path: Path) -> list[bytes]:
 
     try:
         with h5py.File(path, "r") as file:
+            if not isinstance(file.get("video", getlink=True), h5py.HardLink | type(None)):
+                raise UnreadableFileError(f"{path}: expected 'video' in this file, found a link")
             video = file.get("video")
+            if isinstance(video, h5py.Dataset) and (video.external or video.is_virtual):
+                raise UnreadableFileError(f"{path}: expected 'video' in this file, found data in other files")
             if not isinstance(video, h5py.Dataset) or video.ndim != 1 or video.dtype.kind not in "OSV":
                 raise UnreadableFileError(f"{path}: expected a dataset 'video' with a JPEG per row")
             return [row if isinstance(row, bytes) else row.tobytes() for row in video[:]]

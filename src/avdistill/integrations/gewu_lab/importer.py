@@ -7,7 +7,6 @@ embeddings become a dataset. A checkpoint is unpickled with a list of allowed cl
 import os
 import pickle
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from avdistill.annotations import read_annotations
 from avdistill.annotations.schema import annotation_error, format_path, parse_json, read_text, truncate_repr
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, ConfigError, DatasetError
-from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, write_json
+from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, remove_tree, write_json
 from avdistill.inputs import VideoInput
 from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
 from avdistill.models.checkpoint import save_student
@@ -184,7 +183,7 @@ def import_checkpoint(
         sample_rate_hz=16000,
     )
     fresh = out.with_name(out.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove_tree(fresh)
     (fresh / "best").mkdir(parents=True)
     save_student(fresh / "best", student, config)
     filter_weights = {f"filter.{key}": value for key, value in tensors(noise_filter).items()}

@@ -1,0 +1,173 @@
+"""Links, pipes and devices in a dataset or run from somebody else: nothing is written through them or waited for."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from avdistill import fsio
+from avdistill.cli import main
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import AvdistillError, RunError
+from avdistill.methods.kd import KDConfig
+from avdistill.training import resume, train
+from support.training_cases import config
+
+
+@pytest.fixture(scope="module")
+def trained(taught, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    changes = {"method": KDConfig(), "teacher": "audio", "steps": 2, "save_every": 1, "eval_every": 1}
+    return train(config(taught.folder, run, **changes), stop_after=1)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file that nobody may change."""
+    file = tmp_path / "victim"
+    file.write_text("precious")
+    return file
+
+
+@pytest.fixture
+def copies(taught, trained, tmp_path):
+    dataset, run = tmp_path / "dataset", tmp_path / "run"
+    shutil.copytree(taught.folder, dataset)
+    shutil.copytree(trained, run)
+    return dataset, run
+
+
+def embed(dataset):
+    opened = ClipDataset(dataset)
+    values = np.ones((len(opened), 4), np.float32)
+    arguments = {"modality": "audio", "provenance": {"name": "x"}, "embedding": values, "logits": None, "classes": ()}
+    opened.add_features("audio", **arguments)
+
+
+def read_everything(dataset):
+    opened = ClipDataset(dataset)
+    opened.features("audio")
+    for clip in range(len(opened)):
+        for reader, has in ((opened.frames, "has_video"), (opened.audio, "has_audio")):
+            if opened.columns[has][clip]:
+                reader(clip)
+
+
+@pytest.mark.parametrize(
+    "name", ["lock", "features-audio.npy.tmp", "features-audio.npy", "dataset.json.added", "dataset.json.tmp"]
+)
+def test_embed_writes_through_no_link(name, copies, victim):
+    dataset, _ = copies
+    (dataset / name).unlink(missing_ok=True)
+    (dataset / name).symlink_to(victim)
+    with suppress(AvdistillError, OSError):
+        embed(dataset)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "metrics.jsonl.tmp", "last.tmp", "best.tmp"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard", "pipe"])
+def test_resume_writes_through_no_link(name, kind, copies, victim, tmp_path):
+    _, run = copies
+    before, elsewhere = victim.read_text(), tmp_path / "elsewhere"
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    elif kind == "hard":
+        os.link(victim, run / name)
+    else:
+        (run / name).symlink_to(victim if kind == "link" else elsewhere)
+    with suppress(AvdistillError, OSError):
+        resume(run)
+    assert victim.read_text() == before
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "retrieve", "audit"])
+def test_results_are_not_written_into_a_linked_folder(verb, copies, tmp_path, capsys):
+    dataset, run = copies
+    split = ClipDataset(dataset).columns["split"][0]
+    folder = {"evaluate": "evaluation", "retrieve": "retrieval", "audit": "audit"}[verb]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / f"{folder}-{split}").symlink_to(elsewhere)
+    options = {"retrieve": ["--query-split", split]}.get(verb, ["--split", split])
+    assert main([verb, str(run), str(dataset), *options]) == 1
+    assert "found a link" in capsys.readouterr().err
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["frames-00000.npy", "audio-00000.npy", "clips.parquet", "features-audio.npy"])
+def test_a_shard_that_would_be_waited_for_is_refused(kind, name, copies):
+    dataset, _ = copies
+    (dataset / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(dataset / name)
+    elif kind == "device":
+        (dataset / name).symlink_to("/dev/zero")
+    else:
+        (dataset / name).mkdir()
+    with pytest.raises(AvdistillError, match=r"expected a file|[Dd]irectory"):
+        read_everything(dataset)
+
+
+@pytest.mark.parametrize("name", ["data.json", "config.json", "last/state.pt", "last/helpers.safetensors"])
+def test_a_pipe_in_a_run_is_refused(name, copies):
+    _, run = copies
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises((AvdistillError, OSError)):
+        resume(run)
+
+
+def test_verifying_reads_no_device_and_no_file_outside(copies, capsys):
+    dataset, _ = copies
+    content = json.loads((dataset / "dataset.json").read_text())
+    for name in ("../run/config.json", "/dev/zero", "a/b"):
+        changed = content | {"files": content["files"] | {name: "0" * 64}}
+        (dataset / "dataset.json").write_text(json.dumps(changed))
+        assert main(["info", str(dataset)]) == 1
+        assert "expected the name of a file in the folder" in capsys.readouterr().err
+
+
+def test_results_are_whole_or_not_there(tmp_path):
+    out = tmp_path / "out"
+    with suppress(ZeroDivisionError), fsio.result_folder(out) as fresh:
+        (fresh / "metrics.json").write_text("{}")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    for text in ("first", "second"):
+        with fsio.result_folder(out) as fresh:
+            (fresh / "metrics.json").write_text(text)
+        assert (out / "metrics.json").read_text() == text
+    (out / "mine.txt").write_text("kept")
+    with fsio.result_folder(out) as fresh:
+        (fresh / "metrics.json").write_text("third")
+    assert {file.name: file.read_text() for file in out.iterdir()} == {"metrics.json": "third", "mine.txt": "kept"}
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_names_the_place(tmp_path):
+    with pytest.raises(OSError, match="No space") as error, fsio.result_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert (error.value.filename, error.value.strerror) == (str(tmp_path / "out"), "No space left on device")
+
+
+def test_a_staging_folder_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dataset.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="found a link"):
+        fsio.acquire_staging_dir(tmp_path / "dataset.partial", tmp_path / "dataset")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_run_that_is_locked_by_a_pipe_is_an_error(copies):
+    _, run = copies
+    (run / "lock").unlink(missing_ok=True)
+    os.mkfifo(run / "lock")
+    with pytest.raises(RunError, match="found a link, pipe or device"):
+        resume(run)
