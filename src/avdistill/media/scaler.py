@@ -172,6 +172,8 @@ def crop_of(container: InputContainer, stream: av.VideoStream) -> tuple[int, int
 
     PyAV has it only in the description that FFmpeg prints of the file.
     """
+    if not container.format.name.startswith(("mov", "matroska")):
+        return 0, 0, 0, 0
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
