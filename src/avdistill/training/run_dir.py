@@ -85,7 +85,7 @@ def truncate_metrics(run: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in regular_file(path).read_text(encoding="utf-8").splitlines():
+    for line in regular_file(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = parse_json(line)
             known = entry["step"]
