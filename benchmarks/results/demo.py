@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     result = run_demo(arguments.out, seeds=(0, 1, 2), workers=2, bar=progress_bar)
-    told = {key: result[key] for key in ("students", "teacher", "test_clips")}
+    told = {key: result[key] for key in ("students", "differences", "teacher", "test_clips")}
     write_json(
         ROOT / "results" / "demo.json",
         {
@@ -38,7 +38,7 @@ def main() -> None:
     images = ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
     shutil.copy(arguments.out / "study" / "curves.png", images / "demo-curves.png")
-    shutil.copy(arguments.out / "study" / "top1_accuracy-clean.png", images / "demo-top1_accuracy.png")
+    shutil.copy(arguments.out / "study" / "top1.png", images / "demo-top1_accuracy.png")
     print(result["table"], file=sys.stdout)
 
 

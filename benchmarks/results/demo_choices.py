@@ -26,9 +26,10 @@ from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
-from avdistill.methods import MethodConfig
+from avdistill.methods import MethodConfig, teacher_requirement
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.robust_csc import RobustCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
@@ -41,15 +42,15 @@ from avdistill.training.run_dir import environment
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
 SEEDS = (10, 11)
-# setting: (method, labeled clips in each batch of 16)
-SETTINGS: dict[str, tuple[MethodConfig, int]] = {
-    "": (SupervisedConfig(), 5),
-    "T 4": (KDConfig(), 5),
-    "T 2": (KDConfig(temperature=2.0), 5),
-    "T 4, 8 of 16 labeled": (KDConfig(), 8),
-    "T 2, 8 of 16 labeled": (KDConfig(temperature=2.0), 8),
-    "pairwise 0.07 (released)": (MNFCSCConfig(), 5),
-    "fixed 0.07, teacher's pseudo-labels": (MNFCSCConfig(temperature="fixed", unlabeled="pseudo_label"), 5),
+SETTINGS: dict[str, MethodConfig] = {
+    "": SupervisedConfig(),
+    "T 4": KDConfig(),
+    "T 2": KDConfig(temperature=2.0),
+    "released": MNFCSCConfig(),
+    "teacher's pseudo-labels": MNFCSCConfig(unlabeled="pseudo_label"),
+    "contrast x 0.1": MNFCSCConfig(calibration_weight=0.1),
+    "contrast x 0.1, teacher's pseudo-labels": MNFCSCConfig(calibration_weight=0.1, unlabeled="pseudo_label"),
+    "noise model": RobustCSCConfig(),
 }
 
 
@@ -131,8 +132,10 @@ def main() -> None:
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "data": encode(DATA),
         "difficulty": [],
-        "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
+        "students": [],
     }
+    if RESULTS.is_file() and (earlier := json.loads(RESULTS.read_text(encoding="utf-8")))["data"] == report["data"]:
+        report["students"] = earlier["students"]
     done = {(r["method"], r["setting"], r["seed"]) for r in report["students"]}
     with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         report["difficulty"] = difficulty(a.out, few, every, pool)
@@ -142,11 +145,11 @@ def main() -> None:
             embed(few, load_teacher(a.out / "teacher"), "audio")
         futures = []
         for seed in SEEDS:
-            for setting, (method, labeled) in SETTINGS.items():
-                base = RECIPES[f"demo_{method.name}"]
+            for setting, method in SETTINGS.items():
                 name = f"{method.name}-{setting}-{seed}".replace(" ", "_").replace("'", "")
-                config = replace(base, dataset=few.folder, out=a.out / name, method=method, seed=seed)
-                config = replace(config, labeled_per_batch=labeled)
+                teacher = "audio" if teacher_requirement(method) else None
+                config = replace(RECIPES["demo"], dataset=few.folder, out=a.out / name, method=method, teacher=teacher)
+                config = replace(config, seed=seed)
                 if (method.name, setting, seed) not in done:
                     futures.append(pool.submit(row, config, setting))
         order = list(SETTINGS)

@@ -33,14 +33,16 @@ METHODS = {
 }
 # Fixed from supervised and teacher metrics alone (docs/tasks/synthetic.md), before any student was distilled.
 DEMO_DATA = SyntheticConfig(
+    teacher_clips=300,
     labeled_clips=240,
     unlabeled_clips=960,
+    mismatched=0.3,
     difficulty=Difficulty(
-        object_size=0.6,
+        object_size=0.9,
         contrast=1.0,
-        clutter=0.1,
-        distractors=1,
-        shake_pixels=0.3,
+        clutter=0.0,
+        distractors=0,
+        shake_pixels=0.0,
         brightness=0.1,
         occlusion=0.0,
         floor_db=0.0,
