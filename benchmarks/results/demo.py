@@ -37,7 +37,6 @@ def main() -> None:
     )
     images = ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
-    shutil.copy(arguments.out / "study" / "curves.png", images / "demo-curves.png")
     shutil.copy(arguments.out / "study" / "top1.png", images / "demo-top1_accuracy.png")
     print(result["table"], file=sys.stdout)
 
