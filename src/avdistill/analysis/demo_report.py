@@ -1,6 +1,7 @@
 """What the page of the demo shows before that of its study: results, clips that play, and what to do next."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.classification import ClassificationResult, evaluate
 from avdistill.evaluation.statistics import Estimate, interval, paired_difference
+from avdistill.media.encoder import encode_image
 from avdistill.reporting.page import Image, Section, data_url, render
 from avdistill.reporting.plots import method_styles, plot_confusion, plot_curves, plot_estimates
 from avdistill.synthetic.generator import SyntheticConfig
@@ -136,12 +138,10 @@ def _students(tested: Mapping[str, ClassificationResult], best: str, dataset: Cl
         for kinds in ({(True, False)}, {(True, True)}, {(False, True), (False, False)})
     )
     cards = [
-        {
-            "id": id_,
-            "title": said[best][id_]["label"],
-            "video": data_url("video/mp4", files[id_].read_bytes()),
-            "lines": [f"{m}: {of[id_]['predicted']}{'' if right[m][id_] else ' (wrong)'}" for m, of in said.items()],
-        }
+        files[id_].card(
+            said[best][id_]["label"],
+            [f"{m}: {of[id_]['predicted']}{'' if right[m][id_] else ' (wrong)'}" for m, of in said.items()],
+        )
         for id_ in (*alone[: CARDS // 2], *both[: CARDS // 4], *wrong[: CARDS // 4])
     ]
     return Section(
@@ -156,15 +156,13 @@ def _mismatched(run: Path, dataset: ClipDataset, videos: Path) -> Section:
     found, files = audit(run, dataset), _playable(dataset, videos)
     shown = [row for row in found.rows if row["rank"] and row["id"] in files][:CARDS]
     cards = [
-        {
-            "id": row["id"],
-            "title": f"rank {row['rank']}",
-            "video": data_url("video/mp4", files[row["id"]].read_bytes()),
-            "lines": [
+        files[row["id"]].card(
+            f"rank {row['rank']}",
+            [
                 f"probability of a mismatch: {row['mismatch_probability']:.2f}",
                 f"truth: {row['true_label']}, audio {row['audio']} ({row['audio_source']})",
             ],
-        }
+        )
         for row in shown
     ]
     aurocs = [line for line in found.metrics["truth"] if line["score"] == "mismatch_probability"]
@@ -214,7 +212,27 @@ def _correct(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {method: correct_matrix([row for row in rows if row["method"] == method]) for method in methods}
 
 
-def _playable(dataset: ClipDataset, videos: Path) -> dict[str, Path]:
-    """Clip id -> its file, of the clips in MP4, which browsers play."""
-    paths = zip(dataset.columns["id"].tolist(), dataset.columns["path"].tolist(), strict=True)
-    return {str(id_): videos / path for id_, path in paths if str(path).endswith(".mp4")}
+@dataclass(frozen=True)
+class _Playable:
+    """A clip whose file is an MP4, which browsers play: `clip` is its row of the dataset."""
+
+    dataset: ClipDataset
+    clip: int
+    file: Path
+
+    def card(self, title: str, lines: list[str]) -> dict[str, object]:
+        """What `clip_cards.html` shows of it."""
+        frames = self.dataset.frames(self.clip)
+        return {
+            "id": self.dataset.columns["id"][self.clip],
+            "title": title,
+            "video": data_url("video/mp4", self.file.read_bytes()),
+            "poster": data_url("image/jpeg", encode_image(frames[len(frames) // 2])),  # else it is black until it plays
+            "lines": lines,
+        }
+
+
+def _playable(dataset: ClipDataset, videos: Path) -> dict[str, _Playable]:
+    """By clip id."""
+    paths = enumerate(zip(dataset.columns["id"].tolist(), dataset.columns["path"].tolist(), strict=True))
+    return {id_: _Playable(dataset, i, videos / path) for i, (id_, path) in paths if path.endswith(".mp4")}
