@@ -139,7 +139,7 @@ def _students(tested: Mapping[str, ClassificationResult], best: str, dataset: Cl
     )
     cards = [
         files[id_].card(
-            said[best][id_]["label"],
+            str(said[best][id_]["label"]),
             [f"{m}: {of[id_]['predicted']}{'' if right[m][id_] else ' (wrong)'}" for m, of in said.items()],
         )
         for id_ in (*alone[: CARDS // 2], *both[: CARDS // 4], *wrong[: CARDS // 4])
