@@ -60,7 +60,7 @@ def test_wrong_calls_are_one_line_and_code_2(tmp_path, capsys):
     assert main(["dance"]) == 2
     assert "no verb 'dance'" in capsys.readouterr().err
     assert main(["train", "nothing"]) == 2
-    assert capsys.readouterr().err.startswith("avdistill: no recipe 'nothing'; recipes: ucf51_supervised")
+    assert capsys.readouterr().err.startswith("avdistill: no recipe 'nothing'; recipes: ucf51, ucf51_supervised")
     config = tmp_path / "config.json"
     config.write_text('{"dataset": "s", "out": "o", "stepz": 3}')
     assert main(["train", "--config", str(config)]) == 2

@@ -193,7 +193,7 @@ def test_a_teacher_of_another_width_does_not_fit(taught, runs, tmp_path, capsys)
 
 def test_a_label_the_student_does_not_know(taught, runs, tmp_path):
     dataset = changed(taught, tmp_path / "dataset", {"labels": {"train_1": ["cat"]}})
-    with pytest.raises(DatasetError, match="label 'cat' is not a known class"):
+    with pytest.raises(DatasetError, match="label 'cat' is not among the classes"):
         audit(runs["kd"], dataset)
 
 

@@ -36,7 +36,7 @@ from support.features import feature_arrays
 
 SMALL = [
     *("--workers", "2", "--threads", "1"),
-    *("--base.student.view.frames", "4", "--base.student.view.size", "16", "24", "--base.steps", "6"),
+    *("--base.student.view.frames", "8", "--base.student.view.size", "16", "24", "--base.steps", "6"),
     *("--base.batch-size", "6", "--base.labeled-per-batch", "3", "--base.val-fraction", "0.3"),
     *("--base.eval-every", "3", "--base.save-every", "3", "--base.log-every", "1"),
 ]
@@ -204,7 +204,7 @@ def test_a_run_that_breaks_for_another_reason_stops_the_study_in_one_line(many_c
 def test_a_student_whose_predictions_are_no_numbers_is_told_as_failed(many_clips, tmp_path, monkeypatch):
     """Without validation only the test notices."""
     base = RECIPES["demo_supervised"]
-    student = replace(base.student, view=replace(base.student.view, frames=4, size=(16, 24)))
+    student = replace(base.student, view=replace(base.student.view, size=(16, 24)))
     changes = {"val_fraction": 0.0, "steps": 1, "batch_size": 6, "labeled_per_batch": 3}
     config = replace(base, dataset=many_clips.folder, out=tmp_path / "run", student=student, **changes)
     classify = torch.nn.Linear.forward
@@ -366,7 +366,7 @@ def test_what_no_run_could_be_tested_on_is_said_before_anything_is_trained(many_
         ({}, ["--test-split", "none"], "no clip in split 'none'"),
         ({}, ["--base.train-split", "none"], "no clip in split 'none'"),
         ({"labels": []}, [], "no labeled clip in split 'test'"),
-        ({"labels": ["new"]}, [], "label 'new' is not a known class"),
+        ({"labels": ["new"]}, [], "label 'new' is not among the classes"),
         ({"labels": ["class_0", "class_1"]}, [], "has 2 labels where one is expected"),
         ({"has_video": False}, [], "no labeled clip of split 'test' holds video"),
         ({"description": {"fps": 4.0}}, [], "expected fps 10.0, at which the student was trained"),
@@ -454,7 +454,7 @@ def test_a_setting_that_the_dataset_does_not_allow_loses_its_trial(taught, tmp_p
         "deaf", modality="audio", provenance={"name": "test"}, embedding=embedding, logits=None, classes=()
     )
     base = RECIPES["demo_supervised"]
-    view = replace(base.student.view, frames=4, size=(16, 24))
+    view = replace(base.student.view, size=(16, 24))
     method = MNFCSCConfig(unlabeled="pseudo_label")
     config = replace(
         base,

@@ -55,4 +55,5 @@ def test_audio_that_is_over_before_the_video_is_none(tmp_path):
 def test_a_video_ends_before_the_audio(tmp_path, video, fps):
     path = write_runs(tmp_path / "clip.mkv", [(0, ramp(150))], rate=RATE, seconds=video, fps=1)
     segments = read(path, VideoInput(frames=4, size=(48, 64)), fps=fps)
-    assert sum(map(len, segments)) == video
+    # At a rate the last frame lasts until the audio ends; every frame of the file comes once.
+    assert sum(map(len, segments)) == (video if fps is None else 150)

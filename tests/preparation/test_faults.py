@@ -16,7 +16,7 @@ import pytest
 from avdistill.annotations import Annotation
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import ConfigError, DatasetError, EmptySegmentError, MediaError, SpoolError
-from avdistill.media import audio_stream, read_clip, video_stream
+from avdistill.media import audio_stream, read_clip, scaler, video_stream
 from avdistill.preparation import clip_reader
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.faulty_readers import read_nonsense, read_or_fail
@@ -136,7 +136,7 @@ def test_claims_beyond_any_camera(tmp_path, monkeypatch):
     with pytest.raises(MediaError, match="audio; give segments"):
         read_clip(path)
     monkeypatch.undo()
-    monkeypatch.setattr(video_stream, "LARGEST_FRAME_PIXELS", 3000)
+    monkeypatch.setattr(scaler, "LARGEST_FRAME_PIXELS", 3000)
     with pytest.raises(MediaError, match="a frame of 64x48 pixels"):
         read_clip(path)
 

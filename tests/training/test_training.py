@@ -147,7 +147,7 @@ def test_a_run_whose_record_lacks_the_teacher_is_refused(taught, tmp_path):
     record = json.loads((run / "data.json").read_text())
     del record["teacher"]
     (run / "data.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"data\.json is missing or damaged: teacher is not there"):
+    with pytest.raises(RunError, match=r"data\.json is missing or damaged: data\.json\.teacher: missing"):
         resume(run)
 
 

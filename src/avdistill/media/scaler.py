@@ -76,7 +76,7 @@ class Scaler:
         if turn.transposed:
             height, width = width, height
         target, canvas = self._target(height, width)
-        check_pixels(path, *canvas)  # a strip of 1 x 65535 pixels, its short side scaled up
+        check_pixels(path, canvas[1], canvas[0])  # a strip of 1 x 65535 pixels, its short side scaled up
         image = turn(self._rgb(frame, *(reversed(target) if turn.transposed else target)))
         return image if target == canvas else _on_canvas(image, canvas)
 
