@@ -1,4 +1,4 @@
-"""Robust CSC: contrast and beliefs against loops over pairs, and where it is the published method."""
+"""Robust CSC: soft contrast and class probabilities against loops over pairs, and where it is the published method."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avdistill.losses import believed_calibration, contrastive_semantic_calibration
+from avdistill.losses import contrastive_semantic_calibration, soft_contrastive_semantic_calibration
 from avdistill.methods.base import MethodContext
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.noise_model import NoiseModel
@@ -27,7 +27,7 @@ def cosine(x: list[float], y: list[float]) -> float:
 
 
 @pytest.mark.parametrize("temperature", ["pairwise", "fixed"])
-def test_contrast_of_beliefs_against_loops(temperature: str) -> None:
+def test_soft_contrast_against_loops(temperature: str) -> None:
     given = embeddings()
     generator = torch.Generator().manual_seed(4)
     belief = torch.rand(7, 3, generator=generator, dtype=torch.float64).softmax(1)
@@ -42,17 +42,19 @@ def test_contrast_of_beliefs_against_loops(temperature: str) -> None:
         counts = [A[j] * w[j] for j in range(7)]
         mean = sum(counts[j] * -math.log(weights[j] / sum(weights)) for j in range(7)) / sum(counts)
         total += certainty * mean / 7
-    found = believed_calibration(
-        **given, same=belief @ belief.T, matching=matching, temperature=temperature, threshold=0.1
+    found = soft_contrastive_semantic_calibration(
+        **given, same=belief @ belief.T, match_probability=matching, temperature=temperature, threshold=0.1
     )
     assert float(found.detach()) == pytest.approx(total, rel=1e-12)
 
 
-def test_certain_beliefs_give_the_published_contrast() -> None:
+def test_certain_classes_give_the_published_contrast() -> None:
     ours, published = embeddings(), embeddings()
     labels = torch.tensor([0, 1, 1, 2, 0, 0, 1])
     same = F.one_hot(labels).double() @ F.one_hot(labels).double().T
-    believed_calibration(**ours, same=same, matching=torch.ones(7, dtype=torch.float64)).backward()
+    soft_contrastive_semantic_calibration(
+        **ours, same=same, match_probability=torch.ones(7, dtype=torch.float64)
+    ).backward()
     contrastive_semantic_calibration(**published, labels=labels).backward()
     for name in ("student", "guided"):
         torch.testing.assert_close(ours[name].grad, published[name].grad, rtol=1e-12, atol=1e-14)
@@ -64,19 +66,28 @@ def test_mismatched_audio_leaves_the_contrast() -> None:
     same = F.one_hot(labels).double() @ F.one_hot(labels).double().T
     matching = torch.ones(7, dtype=torch.float64)
     matching[2] = 0.0
-    believed_calibration(**given, same=same, matching=matching).backward()
+    soft_contrastive_semantic_calibration(**given, same=same, match_probability=matching).backward()
     size = given["guided"].grad.norm(dim=1)
     assert size[2] < 1e-4 * size[[0, 1, 3, 4, 5, 6]].min()
 
 
 def test_nothing_matches_and_nobody_is_there() -> None:
     given = embeddings()
-    loss = believed_calibration(**given, same=torch.eye(7).double(), matching=torch.zeros(7).double())
+    loss = soft_contrastive_semantic_calibration(
+        **given, same=torch.eye(7).double(), match_probability=torch.zeros(7).double()
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(given["student"].grad).all()
     empty = {name: values[:0] for name, values in embeddings().items()}
-    assert float(believed_calibration(**empty, same=torch.zeros(0, 0), matching=torch.zeros(0)).detach()) == 0
+    assert (
+        float(
+            soft_contrastive_semantic_calibration(
+                **empty, same=torch.zeros(0, 0), match_probability=torch.zeros(0)
+            ).detach()
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one_label", "multi_label"])

@@ -1,10 +1,10 @@
 """Losses: pure functions of named tensors, a scalar back (0 with a graph for an empty batch). No state."""
 
 from avdistill.losses.calibration import (
-    believed_calibration,
     contrastive_semantic_calibration,
     filter_triplet,
     gate_sparsity,
+    soft_contrastive_semantic_calibration,
 )
 from avdistill.losses.contrastive import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
 from avdistill.losses.divergence import (
@@ -28,7 +28,6 @@ from avdistill.losses.relational import (
 
 __all__ = [
     "attention_transfer",
-    "believed_calibration",
     "ccl_nce",
     "contrastive_semantic_calibration",
     "correlation_congruence",
@@ -48,6 +47,7 @@ __all__ = [
     "pkt_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",
+    "soft_contrastive_semantic_calibration",
     "sp_loss",
     "symmetric_info_nce",
     "two_way_divergence",

@@ -70,17 +70,17 @@ def contrastive_semantic_calibration(
     return -((weights * log_p).sum(1) / weights.sum(1)).mean()
 
 
-def believed_calibration(
+def soft_contrastive_semantic_calibration(
     *,
     student: Tensor,
     guided: Tensor,
     filtered_teacher: Tensor,
     same: Tensor,
-    matching: Tensor,
+    match_probability: Tensor,
     temperature: Temperature = "pairwise",
     threshold: float = 0.07,
 ) -> Tensor:
-    """`contrastive_semantic_calibration` of clips whose class and correspondence are known with a probability. Ours.
+    """`contrastive_semantic_calibration` with soft positives: classes and correspondence have probabilities. Ours.
 
     Clip j is a positive of i by A_ij, the probability that both have the same class (A_ii counts as 1), and a column by
     w_j, the probability that its audio matches: P_ij = w_j exp(S_ij / T_ij) / sum_k w_k exp(S_ik / T_ik). The loss is
@@ -90,7 +90,7 @@ def believed_calibration(
     Args:
         student, guided, filtered_teacher, temperature, threshold: as there.
         same: (B, B) A, in [0, 1]; A_ii is the probability that two draws of i's class agree.
-        matching: (B,) w, in [0, 1].
+        match_probability: (B,) w, in [0, 1].
 
     Returns:
         A scalar; 0 with a graph for an empty batch.
@@ -100,9 +100,9 @@ def believed_calibration(
         return student.sum() + guided.sum()
     v, s = F.normalize(student, dim=1), F.normalize(guided, dim=1)
     T = temperatures(v.detach(), F.normalize(filtered_teacher.detach(), dim=1), temperature, threshold)
-    matching = matching.clamp(min=1e-6)  # a row of the batch without any matching audio has no mean
-    log_p = F.log_softmax((v @ s.T) / T + matching.log(), dim=1)
-    weights = same.masked_fill(torch.eye(B, dtype=torch.bool, device=v.device), 1.0) * matching
+    w = match_probability.clamp(min=1e-6)  # a row of the batch without any matching audio has no mean
+    log_p = F.log_softmax((v @ s.T) / T + w.log(), dim=1)
+    weights = same.masked_fill(torch.eye(B, dtype=torch.bool, device=v.device), 1.0) * w
     return -(same.diagonal() * (weights * log_p).sum(1) / weights.sum(1)).mean()
 
 

@@ -6,6 +6,7 @@ student's features for the calibration, and detached copies of them for its own 
 not move BatchNorm's running statistics, so it runs on copies of the buffers.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,8 +33,8 @@ from avdistill.types import Batch, Features, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
-class MNFCSCConfig(BaseMethodConfig):
-    """Defaults are the release's on UCF51 where it is right; METHOD's variants are the other values.
+class NoiseFilterConfig(BaseMethodConfig):
+    """Settings of the filter and its contrast. Defaults are the release's on UCF51 where it is right.
 
     Attributes:
         temperature: The temperature of the contrastive calibration: "pairwise" (released), "sample" or "fixed".
@@ -50,13 +51,8 @@ class MNFCSCConfig(BaseMethodConfig):
         order: The order of gate and attention, "gate_attention" in the release.
         heads: The number of heads of the guided attention.
         filter_lr_scale: The filter's learning rate relative to the student's.
-        unlabeled: The role of unlabeled clips: "excluded" makes each its own only positive and no other clip's
-            negative; "pseudo_label" takes the teacher's decision as its class in the contrastive calibration (needs a
-            teacher with logits, and one label per clip).
-        log_epsilon: The constant added within the logarithm; 1e-10 reproduces the release.
     """
 
-    name: Literal["mnf_csc"] = "mnf_csc"
     temperature: Temperature = "pairwise"
     threshold: NonNegative = 0.07
     sparsity: Literal["both", "last"] = "both"
@@ -70,36 +66,20 @@ class MNFCSCConfig(BaseMethodConfig):
     order: Order = "gate_attention"
     heads: PositiveInt = 2
     filter_lr_scale: NonNegative = 0.2
-    unlabeled: Literal["excluded", "pseudo_label"] = "excluded"
-    log_epsilon: NonNegative = 0.0
 
 
-@register_method("mnf_csc")
-class MNFCSC(Method):
-    """The paper's method. Rows without a teacher take part in the classification only."""
+class NoiseFilterMethod(Method):
+    """The paper's filter and its gradient routing; a subclass says which clips are contrasted, and how.
 
-    config: MNFCSCConfig
-    config_class: ClassVar[type[MNFCSCConfig]] = MNFCSCConfig
-    tuning: ClassVar = {
-        "temperature": ("pairwise", "sample", "fixed"),
-        "calibration_weight": (0.1, 0.3, 1.0),
-        "unlabeled": ("excluded", "pseudo_label"),
-    }
+    Rows without a teacher take part in the classification only.
+    """
+
+    config: NoiseFilterConfig
     learns_from = TeacherRequirement.EMBEDDING
     uses_tokens = True
     audits: ClassVar[tuple[str, ...]] = ("gate", "similarity", "calibration")
 
-    @classmethod
-    def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:
-        """The embedding; logits for pseudo-labels."""
-        return TeacherRequirement.LOGITS if config.unlabeled == "pseudo_label" else cls.learns_from
-
-    @classmethod
-    def supports_multi_label(cls, config: MNFCSCConfig) -> bool:
-        """Unless with pseudo-labels, which are one class per clip."""
-        return config.unlabeled != "pseudo_label"
-
-    def __init__(self, student: StudentNetwork, config: MNFCSCConfig, context: MethodContext) -> None:
+    def __init__(self, student: StudentNetwork, config: NoiseFilterConfig, context: MethodContext) -> None:
         """The student's features must have tokens; the teacher's embedding may have any width."""
         super().__init__(student, config, context)
         self.filter = NoiseFilter(
@@ -129,7 +109,7 @@ class MNFCSC(Method):
             return losses | dict.fromkeys(names, zero_loss) | self._sparsity()
 
         with_grad = self._filtered(teacher_rows, student_rows, train_filter=c.calibration_into_filter)
-        losses["calibration"] = c.calibration_weight * self._calibration(student, batch, with_grad)
+        losses["calibration"] = c.calibration_weight * self.calibration(student, batch, with_grad)
         detached = self._filtered(teacher_rows, student_rows.detach(), on_copied_buffers=True)
         losses["filter_classification"] = masked_cross_entropy(logits=detached.logits, labels=labels, labeled=labeled)
         losses["triplet"] = c.triplet_weight * filter_triplet(
@@ -140,23 +120,18 @@ class MNFCSC(Method):
         )
         return losses | self._sparsity()
 
-    def _calibration(self, student: StudentFeatures, batch: Batch, filtered: FilterOutput) -> Tensor:
-        """The contrast of the clips that have a teacher, of which `filtered` has the rows."""
-        student_rows, teacher_rows = rows_with_teacher(student, batch)
-        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
-        if self.config.unlabeled == "pseudo_label":
-            assert teacher_rows.logits is not None
-            labels, labeled = torch.where(labeled, labels, teacher_rows.logits.argmax(1)), torch.ones_like(labeled)
-        return contrastive_semantic_calibration(
-            student=student_rows.embedding,
-            guided=filtered.guided,
-            filtered_teacher=filtered.embedding,
-            labels=labels,
-            labeled=labeled,
-            temperature=self.config.temperature,
-            threshold=self.config.threshold,
-            log_epsilon=self.config.log_epsilon,
-        )
+    @abstractmethod
+    def calibration(self, student: StudentFeatures, batch: Batch, filtered: FilterOutput) -> Tensor:
+        """The contrastive calibration, a scalar, of the clips that have a teacher.
+
+        Args:
+            student, batch: as in `losses`.
+            filtered: the filter's output; it has a row for each clip that has a teacher.
+        """
+
+    def in_contrast(self, batch: Batch) -> Tensor:
+        """bool (B,): clips whose class the contrast knows."""
+        return batch.labeled
 
     def _sparsity(self) -> dict[str, Tensor]:
         if self.filter.gate is None:
@@ -183,9 +158,7 @@ class MNFCSC(Method):
         """`gate`: 1 - mean gate; `similarity`: 1 - cos(v, a'); `calibration`: its gradient weight in the contrast."""
         gate, purified, guided = (inputs.helpers[name].double() for name in ("gate", "purified", "guided"))
         v, a, s = (F.normalize(x, dim=1) for x in (inputs.embedding.double(), purified, guided))
-        labeled, teacher = inputs.batch.labeled, inputs.batch.teacher
-        if self.config.unlabeled == "pseudo_label" and teacher and teacher.logits is not None:
-            labeled = torch.ones_like(labeled)
+        labeled = self.in_contrast(inputs.batch)
         weight = torch.empty(len(v), dtype=torch.float64)
         for rows in contrast_batches(labeled.numpy(), self.context.batch_size):
             weight[rows] = self._gradient_weight(v[rows], s[rows], a[rows], labeled[rows])
@@ -197,6 +170,68 @@ class MNFCSC(Method):
         itself = torch.eye(len(v), dtype=torch.bool)
         scores = ((v @ s.T) / T).masked_fill(~(labeled[None, :] | itself), -torch.inf)
         return (1 - scores.softmax(1).diagonal()) / T.diagonal()
+
+
+@dataclass(frozen=True)
+class MNFCSCConfig(NoiseFilterConfig):
+    """The settings of the filter and its contrast (METHOD's variants), and:
+
+    Attributes:
+        unlabeled: The role of unlabeled clips: "excluded" makes each its own only positive and no other clip's
+            negative; "pseudo_label" takes the teacher's decision as its class in the contrastive calibration (needs a
+            teacher with logits, and one label per clip).
+        log_epsilon: The constant added within the logarithm; 1e-10 reproduces the release.
+    """
+
+    name: Literal["mnf_csc"] = "mnf_csc"
+    unlabeled: Literal["excluded", "pseudo_label"] = "excluded"
+    log_epsilon: NonNegative = 0.0
+
+
+@register_method("mnf_csc")
+class MNFCSC(NoiseFilterMethod):
+    """The paper's method."""
+
+    config: MNFCSCConfig
+    config_class = MNFCSCConfig
+    tuning: ClassVar = {
+        "temperature": ("pairwise", "sample", "fixed"),
+        "calibration_weight": (0.1, 0.3, 1.0),
+        "unlabeled": ("excluded", "pseudo_label"),
+    }
+
+    @classmethod
+    def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:
+        """The embedding; logits for pseudo-labels."""
+        return TeacherRequirement.LOGITS if config.unlabeled == "pseudo_label" else cls.learns_from
+
+    @classmethod
+    def supports_multi_label(cls, config: MNFCSCConfig) -> bool:
+        """Unless with pseudo-labels, which are one class per clip."""
+        return config.unlabeled != "pseudo_label"
+
+    def calibration(self, student: StudentFeatures, batch: Batch, filtered: FilterOutput) -> Tensor:
+        """As published; unlabeled clips as `unlabeled` says."""
+        student_rows, teacher_rows = rows_with_teacher(student, batch)
+        labels, labeled = batch.labels[batch.has_teacher], batch.labeled[batch.has_teacher]
+        if self.config.unlabeled == "pseudo_label":
+            assert teacher_rows.logits is not None
+            labels, labeled = torch.where(labeled, labels, teacher_rows.logits.argmax(1)), torch.ones_like(labeled)
+        return contrastive_semantic_calibration(
+            student=student_rows.embedding,
+            guided=filtered.guided,
+            filtered_teacher=filtered.embedding,
+            labels=labels,
+            labeled=labeled,
+            temperature=self.config.temperature,
+            threshold=self.config.threshold,
+            log_epsilon=self.config.log_epsilon,
+        )
+
+    def in_contrast(self, batch: Batch) -> Tensor:
+        """The labeled clips, or all with pseudo-labels."""
+        pseudo = self.config.unlabeled == "pseudo_label" and batch.teacher and batch.teacher.logits is not None
+        return torch.ones_like(batch.labeled) if pseudo else batch.labeled
 
 
 def contrast_batches(labeled: np.ndarray, batch_size: int) -> list[Tensor]:

@@ -83,15 +83,14 @@ class NoiseModel(nn.Module):
         return -likelihood.mean() / (logits.shape[1] if multi_label else 1) if len(logits) else logits.sum()
 
     def posterior(self, student_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What student, teacher and labels together say of each clip: class (B, C), and matching audio (B,), in [0, 1].
+        """Of each clip: probabilities of its class (B, C), and of matching audio (B,), from student, teacher and label.
 
         The class of a labeled clip is its label. That of another is w r + (1 - w) s: s the student's probabilities, r
         those of student and teacher together, s p / pi normalized, w the probability that the audio matches. A clip
         without a teacher has w = 0.
         """
         multi_label, teacher = batch.labels.ndim == 2, self._teacher_logits(batch)
-        labels = label_logits(batch.labels.where(_column(batch.labeled, batch.labels), 0), teacher.shape[1])
-        logits = torch.where(batch.labeled[:, None], labels.to(student_logits.dtype), student_logits)
+        logits = _with_labels(student_logits, batch)
         clean_rate = self.clean_rate.to(teacher.dtype)
         matching = torch.sigmoid(self._log_ratio(logits, teacher, multi_label) + clean_rate.logit())
         matching = matching.where(batch.has_teacher, 0.0)
@@ -129,9 +128,7 @@ class NoiseModel(nn.Module):
         """
         assert batch.indices is not None
         multi_label, teacher = batch.labels.ndim == 2, self._teacher_logits(batch)
-        class_logits = probabilities.logit() if multi_label else probabilities.log()
-        labels = label_logits(batch.labels[batch.labeled], class_logits.shape[1])
-        class_logits[batch.labeled] = labels.to(class_logits.dtype)
+        class_logits = _with_labels(probabilities.logit() if multi_label else probabilities.log(), batch)
         clean_rate = self.clean_rate.to(teacher.dtype)
         mismatch = torch.sigmoid(-(self._log_ratio(class_logits, teacher, multi_label) + clean_rate.logit()))
         past = 1 - self.posterior_sum / self.visits  # NaN before the first visit
@@ -199,6 +196,9 @@ def label_logits(labels: Tensor, classes: int) -> Tensor:
     return torch.where(certain, torch.inf if labels.ndim == 2 else 0.0, -torch.inf)
 
 
-def _column(mask: Tensor, like: Tensor) -> Tensor:
-    """bool (B,) as (B,) or (B, 1), to broadcast with `like`."""
-    return mask[:, None] if like.ndim == 2 else mask
+def _with_labels(class_logits: Tensor, batch: Batch) -> Tensor:
+    """(B, C) the same, but for the labeled clips those of their labels."""
+    class_logits = class_logits.clone()
+    labels = label_logits(batch.labels[batch.labeled], class_logits.shape[1])
+    class_logits[batch.labeled] = labels.to(class_logits.dtype)
+    return class_logits
