@@ -35,9 +35,10 @@ from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import TrainConfig, resume, train
+from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import environment
+from resumable import train_or_resume
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
@@ -57,7 +58,7 @@ SETTINGS: dict[str, MethodConfig] = {
 def run(config: TrainConfig) -> Path:
     """Train, or take up what was interrupted, on one core."""
     torch.set_num_threads(1)
-    return resume(config.out) if (config.out / "data.json").is_file() else train(config)
+    return train_or_resume(config)
 
 
 def row(config: TrainConfig, setting: str) -> dict[str, Any]:

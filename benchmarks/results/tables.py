@@ -403,8 +403,13 @@ def ucf51_claim() -> str:
 
 
 def _ucf51_table(condition: ucf51_metrics.Condition) -> str:
-    columns = {"method": "method", "n": "runs", "top1_accuracy": "top-1", "top1_accuracy_ahead": "over supervised"}
-    columns |= {"mean_class_accuracy": "class mean", "hit@1": "hit@1", "map": "mAP", "map_ahead": "over supervised"}
+    columns = {
+        "method": "method",
+        "n": "runs",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_ahead": "top-1 over supervised",
+    }
+    columns |= {"mean_class_accuracy": "class mean", "hit@1": "hit@1", "map": "mAP", "map_ahead": "mAP over supervised"}
     return markdown_table(_ucf51().table(condition), columns | {"expected_calibration_error": "ECE"})
 
 

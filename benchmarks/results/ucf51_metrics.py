@@ -7,7 +7,6 @@ seeds and clips.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.annotations.catalogs import UCF_NAME
+from avdistill.annotations.groups import video_of
 from avdistill.evaluation.statistics import Estimate, interval, mean_ranks, paired_difference
+from resumable import read_rows
 
 Condition = tuple[str, float, str]
 #: labels a class, share of mismatched audio, student
@@ -41,8 +41,7 @@ class Metrics:
     @classmethod
     def read(cls, table: Path) -> Metrics:
         """The runs of a table, and of the list of clips beside it."""
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [_typed(row) for row in csv.DictReader(file)]
+        rows = [_typed(row) for row in read_rows(table)]
         lines = table.with_name(f"{table.stem}_clips.jsonl").read_text(encoding="utf-8").splitlines()
         clips = {tuple(line[name] for name in KEY): line for line in map(json.loads, lines)}
         return cls([row | {name: clips[tuple(row[key] for key in KEY)][name] for name in PER_CLIP} for row in rows])
@@ -126,7 +125,7 @@ def per_clip(runs: Runs, pairs: list[tuple[int, int]], of: str) -> tuple[np.ndar
     splits, seeds = sorted({split for split, _ in pairs}), sorted({seed for _, seed in pairs})
     ids = {split: sorted(runs[split, seeds[0]][of]) for split in splits}
     values = [[runs[split, seed][of][clip] for split in splits for clip in ids[split]] for seed in seeds]
-    return np.array([source_video(clip) for split in splits for clip in ids[split]]), np.array(values, dtype=float)
+    return np.array([video_of(clip) for split in splits for clip in ids[split]]), np.array(values, dtype=float)
 
 
 def rectangle(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -135,13 +134,6 @@ def rectangle(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     splits = {split for split, _ in found}
     seeds = {seed for _, seed in found if all((split, seed) in found for split in splits)} or {0}
     return sorted((split, seed) for split, seed in found if seed in seeds)
-
-
-def source_video(clip: str) -> str:
-    """The video that a clip of UCF101 was cut from: its class and group."""
-    match = UCF_NAME.fullmatch(Path(clip).stem)
-    assert match is not None, clip
-    return f"{Path(clip).stem.rsplit('_', 1)[0]}"
 
 
 def signed(ahead: Estimate) -> str:

@@ -9,7 +9,6 @@ audio, 960 steps. Each experiment changes one thing. A row is appended as its ru
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from avdistill.preparation.prepare import prepare
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import transfer_features
-from avdistill.training import TrainConfig, resume, train
 from demo_choices import with_all_labels
+from resumable import append_row, read_rows, train_or_resume
 
 TABLE = Path(__file__).resolve().parents[2] / "results" / "why_mnf_csc.csv"
 SEEDS = (0, 1)
@@ -57,7 +56,7 @@ EXPERIMENTS = (
     Experiment("a teacher that knows little (40 training steps)", "mnf_csc", teacher="weak"),
     Experiment("every clip labeled: no distillation", "supervised", None, data="all labels"),
     Experiment("every clip labeled", "mnf_csc", None, data="all labels"),
-    Experiment("the beliefs of robust_csc", "robust_csc"),
+    Experiment("the noise model of robust_csc", "robust_csc"),
 )
 
 
@@ -76,11 +75,6 @@ def datasets(work: Path) -> dict[str, Path]:
     return {"30% labels": dataset.folder, "all labels": every.folder}
 
 
-def train_or_resume(config: TrainConfig) -> Path:
-    """Train, or continue a run that was stopped."""
-    return resume(config.out) if (config.out / "data.json").is_file() else train(config)
-
-
 def main() -> None:
     """Run what has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
@@ -88,10 +82,7 @@ def main() -> None:
     work = parser.parse_args().work
     torch.set_num_threads(1)
     folders = datasets(work)
-    done = set()
-    if TABLE.is_file():
-        with TABLE.open(newline="", encoding="utf-8") as file:
-            done = {(row["question"], int(row["seed"])) for row in csv.DictReader(file)}
+    done = {(row["question"], int(row["seed"])) for row in read_rows(TABLE)}
     for seed in SEEDS:
         for number, asked in enumerate(EXPERIMENTS):
             if (asked.question, seed) in done:
@@ -111,17 +102,7 @@ def main() -> None:
             found = retrieve(run, ClipDataset(folder)).metrics.to_dict()
             row = {"question": asked.question, "method": asked.method, "seed": seed}
             row |= {"top1_accuracy": round(tested["top1_accuracy"], 5), "map": round(found["map"], 5)}
-            append(row)
-
-
-def append(row: dict[str, object]) -> None:
-    """Write a row, with a header before the first."""
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+            append_row(TABLE, row)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""The tables of the UCF51 study on runs that are counted by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "results"))
+
+from resumable import append_row
+from ucf51 import Cell, cells, trials
+from ucf51_metrics import ALL_LABELS, MISMATCHED, Metrics, rectangle
+
+CLIPS = {1: ("v_Archery_g03_c01", "v_Archery_g03_c02", "v_Archery_g04_c01"), 2: ("v_Archery_g08_c01",)}
+
+
+def write(folder, runs):
+    """(method, split, seed, share of mismatched audio, right clips as 0 and 1) -> the study's two files."""
+    table = folder / "ucf51.csv"
+    for method, split, seed, mismatched, right in runs:
+        about = {"labels": "all", "mismatched": mismatched, "student": ALL_LABELS[2], "method": method}
+        about |= {"setting": method, "split": split, "seed": seed, "learning_rate": 0.001}
+        mean = sum(map(int, right)) / len(right)
+        names = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "hit@1", "map")
+        append_row(table, about | dict.fromkeys(names, mean) | {"seconds": 9})
+        each = dict(zip(CLIPS[split], map(int, right), strict=True))
+        with (folder / "ucf51_clips.jsonl").open("a") as file:
+            file.write(json.dumps(about | {"correct": each, "average_precision": each}) + "\n")
+    return Metrics.read(table)
+
+
+def test_differences_are_paired_by_split_seed_and_clip(tmp_path):
+    metrics = write(
+        tmp_path,
+        [
+            ("supervised", 1, 0, 0.0, "100"),
+            ("supervised", 1, 1, 0.0, "110"),
+            ("supervised", 2, 0, 0.0, "0"),
+            ("kd", 1, 0, 0.0, "111"),
+            ("kd", 2, 0, 0.0, "1"),
+            ("kd", 2, 1, 0.0, "1"),
+            ("kd", 1, 0, 0.4, "101"),
+        ],
+    )
+    ahead = metrics.difference(ALL_LABELS, "kd", "supervised", "correct")
+    assert ahead.mean == pytest.approx((2 + 1) / 4)  # seed 0 alone is in both splits of both
+    assert metrics.difference(ALL_LABELS, "kd", "crd", "correct") is None
+    # `supervised` never reads the audio: with mismatched audio its runs are the same.
+    assert metrics.difference(MISMATCHED, "kd", "supervised", "correct").mean == pytest.approx(1 / 3)
+    rows = {row["method"]: row for row in metrics.table(ALL_LABELS)}
+    assert (rows["kd"]["n"], rows["supervised"]["n"]) == (3, 3)
+    assert rows["supervised"]["top1_accuracy_ahead"] is None
+    assert rows["kd"]["top1_accuracy_ahead"].startswith("+0.750 (")
+    ranks = {row["method"]: row for row in metrics.ranks([ALL_LABELS])}
+    assert (ranks["kd"]["rank"], ranks["kd"]["contests"]) == (1, 4)
+
+
+def test_only_seeds_of_every_split_are_pooled():
+    assert rectangle([(1, 0), (1, 1), (2, 0), (2, 1), (3, 1)]) == [(1, 1), (2, 1), (3, 1)]
+    assert rectangle([(1, 0), (2, 1), (3, 0)]) == [(1, 0), (3, 0)]
+    assert rectangle([]) == []
+
+
+def test_what_chooses_settings_is_apart_from_what_is_tested():
+    assert {cell.split for cell in trials()} == {0}
+    assert {cell.split for cell in cells()} == {1, 2, 3}
+    assert not {cell.seed for cell in trials()} & {cell.seed for cell in cells()}
+    assert next(cells()) == Cell("all", 0.0, ALL_LABELS[2], "supervised", "supervised", 1, 0)
