@@ -127,10 +127,10 @@ def trials() -> Iterator[Cell]:
     ) -> Cell:
         return Cell(labels, mismatched, student, setting.partition(":")[0], setting, 0, 100, rate)
 
+    yield from (trial(setting, "10") for setting in ("robust_csc", "supervised", "robust", "mnf_csc"))
     for setting in ("supervised", "mnf_csc"):
         yield from (trial(setting, student=student) for student in STUDENTS)
     yield from (trial(setting) for setting in ("robust_csc", "mnf_csc:temperature=fixed"))
-    yield from (trial(setting, "10") for setting in ("robust_csc", "robust", "supervised", "mnf_csc"))
     for setting in ("robust_csc", "robust"):
         yield trial(setting, "10", 0.4)
     yield from (trial(setting, "all", 0.4) for setting in ("robust_csc", "mnf_csc"))

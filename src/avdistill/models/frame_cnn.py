@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from avdistill.models.r2plus1d import _PointConv2d
 from avdistill.types import StudentFeatures, StudentNetwork
@@ -56,7 +57,8 @@ class ShiftedFrames(StudentNetwork):
     def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W), normalized; any T, H, W. Tokens have stride 1 in time and 16 in space."""
         B, _, T = inputs.shape[:3]
-        x = self.stem(inputs.transpose(1, 2).flatten(0, 1))  # (B T, width, H / 2, W / 2)
+        frames = inputs.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = self.stem(frames)  # (B T, width, H / 2, W / 2)
         for stage in self.stages:
             x = stage(_shift(x, T))
         x = x.unflatten(0, (B, T)).transpose(1, 2)  # (B, D, T, h, w)
@@ -73,12 +75,11 @@ def _stem(inputs: int, width: int) -> nn.Sequential:
 def _shift(x: Tensor, T: int) -> Tensor:
     """Shift the first eighth of the channels of (B T, channels, h, w) one frame forward, the second one frame back."""
     eighth = x.shape[1] // 8
-    frames = x.unflatten(0, (-1, T))
-    shifted = torch.zeros_like(frames)
-    shifted[:, 1:, :eighth] = frames[:, :-1, :eighth]
-    shifted[:, :-1, eighth : 2 * eighth] = frames[:, 1:, eighth : 2 * eighth]
-    shifted[:, :, 2 * eighth :] = frames[:, :, 2 * eighth :]
-    return shifted.flatten(0, 1)
+    frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, T))  # channels last, as they lie in memory
+    forward = functional.pad(frames[:, :-1, ..., :eighth], (0, 0, 0, 0, 0, 0, 1, 0))
+    back = functional.pad(frames[:, 1:, ..., eighth : 2 * eighth], (0, 0, 0, 0, 0, 0, 0, 1))
+    shifted = torch.cat((forward, back, frames[..., 2 * eighth :]), dim=-1)
+    return shifted.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class _Block2D(nn.Module):
