@@ -35,7 +35,8 @@ class EachFrame(Renormalized):
         """inputs: float (B, 3, T, H, W), normalized. Tokens, if any, in (time, height, width) order."""
         B, _, T = inputs.shape[:3]
         frames = self.renormalized(inputs).transpose(1, 2).flatten(0, 1)
-        per_frame = self.network(frames).map(lambda values: values.unflatten(0, (B, T)))
+        # Channels last: depthwise convolutions take half the time on CPUs, with equal values.
+        per_frame = self.network(frames.contiguous(memory_format=torch.channels_last)).map(lambda values: values.unflatten(0, (B, T)))
         return Features(
             embedding=per_frame.embedding.mean(1),
             logits=None if per_frame.logits is None else per_frame.logits.mean(1),
