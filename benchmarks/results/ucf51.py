@@ -9,7 +9,9 @@ Videos are those of 14 of UCF51's classes, groups 03 to 25 (a group is one sourc
 paper's: embeddings of PANNs CNN14, with a linear head fitted on the labeled training clips of each split. The splits
 are UCF101's three by group: groups 03-07, 08-14 and 15-21 are tested, all other groups are trained on. Split 0 is for
 choosing settings: they are judged on groups 22-25, which no other split tests, after training on groups 08-21; its runs
-are in `results/ucf51_tuning.csv`. A row is appended as its run ends, so the study continues on any machine.
+are in `results/ucf51_tuning.csv`. A row is appended as its run ends, so the study continues on any machine. The
+student `logmel_cnn` is the other direction: it hears, and ImageNet's EfficientNet-Lite0 is its teacher. The method
+`linear_probe` is no student but logistic regression on frozen features: of the audio teacher, or of that network.
 `results/ucf51_clips.jsonl` holds for each run which test clips were right and the average precision of each query, for
 paired intervals over groups.
 """
@@ -31,7 +33,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avdistill.annotations.catalogs import UCF_NAME
@@ -42,14 +43,16 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.inputs import VideoInput
+from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import METHODS, method_class, parse_method
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.precomputed import embed_precomputed
+from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import ModelConfig, TrainConfig
 from avdistill.training.recipes import RECIPES
 from resumable import append_row, read_rows, train_or_resume
+from ucf51_features import average_precision, embed_once, probed
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLE, TUNING = RESULTS / "ucf51.csv", RESULTS / "ucf51_tuning.csv"
@@ -57,13 +60,43 @@ GROUPS = range(3, 26)
 TESTED = {0: range(22, 26), 1: range(3, 8), 2: range(8, 15), 3: range(15, 22)}
 TRAINED = {0: range(8, 22)} | {split: [g for g in GROUPS if g not in TESTED[split]] for split in (1, 2, 3)}
 BASE = RECIPES["ucf51_small_supervised"]
-STUDENT = "shifted_frames_8x256"
-#: name -> frames, size of the embedding
-STUDENTS = {STUDENT: (8, 256), "shifted_frames_4x256": (4, 256), "shifted_frames_4x128": (4, 128)}
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student, the steps of its runs (few: with few labels), its learning rate, and its teacher's name."""
+
+    model: ModelConfig
+    steps: int = BASE.steps
+    steps_few: int = 1000
+    learning_rate: float = 1e-3
+    teacher: str = "cnn14"
+
+
+def shifted_frames(frames: int, embedding_dim: int) -> Student:
+    """The small student from scratch."""
+    view = VideoInput(frames=frames, size=(56, 56), scale=(0.25, 1.0))
+    return Student(ModelConfig("shifted_frames", view, {"embedding_dim": embedding_dim}))
+
+
+FRAMES = VideoInput(frames=4, size=(64, 64), scale=(0.25, 1.0))
+STUDENT, PRETRAINED, AUDIO = "shifted_frames_8x256", "efficientnet_lite0", "logmel_cnn"
+STUDENTS = {
+    STUDENT: shifted_frames(8, 256),
+    "shifted_frames_4x256": shifted_frames(4, 256),
+    "shifted_frames_4x128": shifted_frames(4, 128),
+    PRETRAINED: Student(ModelConfig(PRETRAINED, FRAMES, {"pretrained": True}), 200, 200, 3e-4),
+    AUDIO: Student(ModelConfig(AUDIO, AudioInput(seconds=2.0), {"embedding_dim": 256}), 1000, 1000, 1e-3, "lite0"),
+}
 # A setting other than the published one; `trials` has it too.
 SETTINGS: dict[str, str] = {"mnf_csc, fixed": "mnf_csc:temperature=fixed"}
 CORE = ("supervised", "mnf_csc", "robust_csc", "kd", "ccl", "crd", "mnf_csc, fixed")
 FEW = ("supervised", "robust", "robust_csc", "mnf_csc", "kd", "pseudo_label", "ccl")
+OTHER_STUDENTS = ("supervised", "robust_csc", "kd", "mnf_csc")
+PROBE, LITE0 = "linear_probe", "lite0"
+METRICS = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "hit@1", "map")
+#: student of a probe -> features of the dataset
+PROBED = {"cnn14": "cnn14_1", f"{PRETRAINED}_frozen": LITE0}
 
 
 @dataclass(frozen=True)
@@ -93,12 +126,19 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """Every run of the study, those that decide a claim first."""
 
-    def cell(method: str, split: int, seed: int, labels: str = "all", mismatched: float = 0.0) -> Cell:
-        return Cell(labels, mismatched, STUDENT, method, SETTINGS.get(method, method), split, seed)
+    def cell(
+        method: str, split: int, seed: int, labels: str = "all", mismatched: float = 0.0, student: str = STUDENT
+    ) -> Cell:
+        rate = STUDENTS[student].learning_rate if student in STUDENTS else 0.0
+        return Cell(labels, mismatched, student, method, SETTINGS.get(method, method), split, seed, rate)
 
     for split in (1, 2, 3):
         yield from (cell(method, split, 0) for method in CORE[:3])
         yield from (cell(method, split, 0, labels="10") for method in FEW[:3])
+    for split in (1, 2, 3):
+        for labels in ("all", "10"):
+            yield from (cell(PROBE, split, 0, labels, student=features) for features in PROBED)
+            yield from (cell(method, split, 0, labels, student=PRETRAINED) for method in OTHER_STUDENTS[:2])
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
         # `supervised` never reads the audio: its runs are those of the clean audio.
@@ -116,6 +156,10 @@ def cells() -> Iterator[Cell]:
         )
         yield from (cell(method, split, 0, labels="10") for method in FEW[5:])
         yield from (cell(method, split, 0, labels="10", mismatched=0.4) for method in FEW[5:])
+    for split in (1, 2, 3):
+        for labels in ("all", "10"):
+            yield from (cell(method, split, 0, labels, student=PRETRAINED) for method in OTHER_STUDENTS[2:])
+        yield from (cell(method, split, 0, student=AUDIO) for method in OTHER_STUDENTS)
     yield from (cell(method, 1, seed) for method in sorted(METHODS) if method not in CORE for seed in (0, 1))
 
 
@@ -128,8 +172,9 @@ def trials() -> Iterator[Cell]:
         return Cell(labels, mismatched, student, setting.partition(":")[0], setting, 0, 100, rate)
 
     yield from (trial(setting, "10") for setting in ("robust_csc", "supervised", "robust", "mnf_csc"))
+    yield from (trial("supervised", student=PRETRAINED, rate=rate) for rate in (1e-4, 3e-4, 1e-3))
     for setting in ("supervised", "mnf_csc"):
-        yield from (trial(setting, student=student) for student in STUDENTS)
+        yield from (trial(setting, student=student) for student in STUDENTS if student not in (PRETRAINED, AUDIO))
     yield from (trial(setting) for setting in ("robust_csc", "mnf_csc:temperature=fixed"))
     for setting in ("robust_csc", "robust"):
         yield trial(setting, "10", 0.4)
@@ -160,6 +205,8 @@ def make_datasets(videos: Path, embeddings: Path, work: Path) -> None:
         if f"cnn14_{split}" not in base.teachers:
             embed_precomputed(base, embeddings, f"cnn14_{split}", head_split=groups(trained))
             base = ClipDataset(base.folder)
+    lite0 = replace(load_teacher(PRETRAINED), view=FRAMES)  # at the size that the pretrained student gets
+    embed_once(base, lite0, LITE0, {f"{LITE0}_{split}": groups(trained) for split, trained in TRAINED.items()})
     for cell in {each.dataset: each for each in (*trials(), *cells())}.values():
         corruption = Corruption(
             mismatched=cell.mismatched,
@@ -173,27 +220,24 @@ def make_datasets(videos: Path, embeddings: Path, work: Path) -> None:
                 transfer_features(base, made, f"cnn14_{cell.split}")
 
 
-def student(cell: Cell) -> ModelConfig:
-    """The student of a cell, from scratch."""
-    frames, embedding_dim = STUDENTS[cell.student]
-    assert isinstance(BASE.student.view, VideoInput)
-    view = replace(BASE.student.view, frames=frames)
-    return replace(BASE.student, view=view, options={"embedding_dim": embedding_dim})
+def dataset_of(cell: Cell, work: Path) -> Path:
+    """The folder of a cell's dataset."""
+    clean = (cell.mismatched, cell.labels) == (0.0, "all")
+    return work / "dataset" if clean else work / "datasets" / cell.dataset
 
 
 def configured(cell: Cell, work: Path) -> TrainConfig:
     """The run of a cell."""
-    clean = (cell.mismatched, cell.labels) == (0.0, "all")
-    method, few = parse_method(cell.setting), cell.labels != "all"
+    student, method, few = STUDENTS[cell.student], parse_method(cell.setting), cell.labels != "all"
     return replace(
         BASE,
-        dataset=work / "dataset" if clean else work / "datasets" / cell.dataset,
+        dataset=dataset_of(cell, work),
         out=work / "runs" / cell.name,
-        student=student(cell),
+        student=student.model,
         method=method,
-        teacher=f"cnn14_{cell.split}" if method_class(method).requires(method) else None,
+        teacher=f"{student.teacher}_{cell.split}" if method_class(method).requires(method) else None,
         train_split=groups(TRAINED[cell.split]),
-        steps=1000 if few else BASE.steps,
+        steps=student.steps_few if few else student.steps,
         labeled_per_batch=12 if few else None,
         optimizer=replace(BASE.optimizer, learning_rate=cell.learning_rate),
         seed=cell.seed,
@@ -219,33 +263,32 @@ def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     os.nice(10)
     torch.set_num_threads(1)
     began = time.monotonic()
-    run = train_or_resume(configured(cell, work))
-    row, clips = tested(cell, run, work)
+    if cell.method == PROBE:
+        values, per_clip = probed(
+            ClipDataset(dataset_of(cell, work)),
+            ClipDataset(work / "dataset"),
+            PROBED[cell.student],
+            groups(TRAINED[cell.split]),
+            groups(TESTED[cell.split]),
+        )
+    else:
+        values, per_clip = tested(cell, train_or_resume(configured(cell, work)), work)
+    row = asdict(cell) | {name: round(values[name], 5) for name in METRICS}
+    clips = asdict(cell) | per_clip
     return row | {"seconds": round(time.monotonic() - began)}, clips
 
 
 def tested(cell: Cell, run: Path, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a run, without its time, and its clips."""
+    """Metrics of a run, and what it says of each test clip."""
     base, queries = ClipDataset(work / "dataset"), groups(TESTED[cell.split])
     classified = evaluate(run, base, split=queries)
     gallery = groups(TRAINED[cell.split])
     found = retrieve(run, base, query_split=queries, gallery_split=gallery, ks=(1, len(labeled_clips(base, gallery))))
-    metrics = classified.metrics.to_dict() | found.metrics.to_dict()
-    names = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "hit@1", "map")
-    row = asdict(cell) | {name: round(metrics[name], 5) for name in names}
     right = {str(line["id"]): int(line["predicted"] == line["label"]) for line in classified.predictions}
-    return row, asdict(cell) | {"correct": right, "average_precision": average_precision(base, found.neighbors)}
-
-
-def average_precision(dataset: ClipDataset, neighbors: list[dict[str, Any]]) -> dict[str, float]:
-    """Of each query, from its ranking of the whole gallery."""
-    label = dict(zip(dataset.columns["id"].tolist(), dataset.labels, strict=True))
-    found = {}
-    for query in neighbors:
-        relevant = np.array([label[clip] == label[query["id"]] for clip in query["nearest"]])
-        precision = np.cumsum(relevant) / np.arange(1, len(relevant) + 1)
-        found[str(query["id"])] = round(float(precision[relevant].mean()), 5)
-    return found
+    nearest: dict[str, Any] = {str(line["id"]): line["nearest"] for line in found.neighbors}
+    precision = average_precision(base, nearest)
+    metrics = classified.metrics.to_dict() | found.metrics.to_dict()
+    return metrics, {"correct": right, "average_precision": precision}
 
 
 def finished(table: Path) -> set[Cell]:
