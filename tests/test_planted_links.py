@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,29 @@ def test_a_full_disk_names_the_place(tmp_path):
     with pytest.raises(OSError, match="No space") as error, fsio.result_folder(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert (error.value.filename, error.value.strerror) == (str(tmp_path / "out"), "No space left on device")
+
+
+def test_files_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")  # as of `write`, without a name
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    for write, value in ((fsio.write_json, {}), (fsio.write_text, ""), (fsio.write_array, np.zeros(3))):
+        with pytest.raises(OSError, match="No space") as error:
+            write(tmp_path / "file", value)
+        assert error.value.filename == str(tmp_path / "file")
+
+
+def test_results_need_no_room_beside_a_folder_that_is_there(tmp_path, monkeypatch):
+    """Such as one that is mounted: what is beside it may be another file system, or not be writable."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    made = []
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, make=Path.mkdir, **k: (made.append(self), make(self, *a, **k)))
+    with fsio.result_folder(tmp_path / "out") as fresh:
+        (fresh / "metrics.json").write_text("first")
+    assert [folder.parent for folder in made] == [tmp_path / "out"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"metrics.json", "mine.txt"}
 
 
 def test_a_staging_folder_that_is_a_link_is_refused(tmp_path):

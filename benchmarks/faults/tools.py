@@ -34,7 +34,7 @@ TRAIN = (
 )
 # One thread: sums come out in the same order whatever else the machine does.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-_GONE_SECONDS = 10
+_GONE_SECONDS = 30  # a worker that trains finishes its step and saves
 
 
 class BrokenPromiseError(Exception):
@@ -67,6 +67,12 @@ class Ended:
         return (self.error.strip().splitlines() or [""])[-1]
 
 
+def _take_signals() -> None:
+    """What is started in the background, or by `nohup`, ignores these signals and hands that down."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Running:
     """A command whose processes carry a mark in their environment, so that all can be found; its memory is watched."""
 
@@ -84,6 +90,7 @@ class Running:
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._error,
+            preexec_fn=_take_signals,
         )
         self._peak = 0
         self._watch = threading.Thread(target=self._measure, daemon=True)
@@ -111,9 +118,9 @@ class Running:
             error.seek(0)
             return Ended(self._process.returncode, out.read(), error.read(), seconds, self._peak)
 
-    def kill(self, process: int | None = None) -> None:
-        """SIGKILL to the command's own process (or another of its processes), as the out-of-memory killer does it."""
-        os.kill(process or self._process.pid, signal.SIGKILL)
+    def kill(self, process: int | None = None, number: signal.Signals = signal.SIGKILL) -> None:
+        """A signal to the command's own process (or another of its processes), as the out-of-memory killer does it."""
+        os.kill(process or self._process.pid, number)
 
     @property
     def ended(self) -> bool:

@@ -25,6 +25,7 @@ from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
+from avdistill.executors.parent import end_with_parent
 from avdistill.fsio import write_json
 from avdistill.methods import MethodConfig, teacher_requirement
 from avdistill.methods.kd import KDConfig
@@ -138,7 +139,9 @@ def main() -> None:
     if RESULTS.is_file() and (earlier := json.loads(RESULTS.read_text(encoding="utf-8")))["data"] == report["data"]:
         report["students"] = earlier["students"]
     done = {(r["method"], r["setting"], r["seed"]) for r in report["students"]}
-    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        a.workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         report["difficulty"] = difficulty(a.out, few, every, pool)
         write_json(RESULTS, report)
         print(json.dumps(report["difficulty"], indent=1), flush=True)

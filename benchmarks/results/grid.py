@@ -30,6 +30,7 @@ from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.executors.parent import end_with_parent
 from avdistill.fsio import write_json
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import MethodConfig
@@ -165,7 +166,9 @@ def main() -> None:
         "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
     }
     done = {(row["method"], row["seed"]) for row in report["students"]}
-    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        a.workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         futures = []
         for seed in SEEDS:
             for number, (name, method) in enumerate(METHODS.items()):

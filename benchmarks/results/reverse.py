@@ -33,6 +33,7 @@ from avdistill.annotations import Annotation, read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import evaluate
+from avdistill.executors.parent import end_with_parent
 from avdistill.fsio import write_json
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import MethodConfig
@@ -207,7 +208,9 @@ def main() -> None:
     }
     order = [(task, name, seed) for task, _, _, name, seed in jobs]
     done = {(row["task"], row["method"], row["seed"]) for row in report["students"]}
-    with ProcessPoolExecutor(a.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        a.workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         futures = []
         for number, (task, dataset, base, name, seed) in enumerate(jobs):
             if (task, name, seed) not in done:

@@ -22,10 +22,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -43,6 +41,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.executors.parent import end_with_parent
 from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods import METHODS, method_class, parse_method
 from avdistill.preparation.prepare import PrepareConfig, prepare
@@ -242,20 +241,6 @@ def configured(cell: Cell, work: Path) -> TrainConfig:
         optimizer=replace(BASE.optimizer, learning_rate=cell.learning_rate),
         seed=cell.seed,
     )
-
-
-def end_with_parent() -> None:
-    """Let a worker save and end when the study is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # a training saves
-        time.sleep(60)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:

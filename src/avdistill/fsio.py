@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -66,17 +67,29 @@ def create_file(path: Path, mode: str = "x", **options: Any) -> IO[Any]:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing, which does not: "No space left on device"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, mode: str = "x", **options: Any) -> Iterator[IO[Any]]:
     """A new file that takes the place of `path` at the end of the block, atomically, also after a power cut."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     if "b" not in mode:
         options = {"encoding": "utf-8"} | options
     try:
-        with open_regular(temporary, mode, **options) as file:
-            yield file
-            sync(file)
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _naming(path):
+            with open_regular(temporary, mode, **options) as file:
+                yield file
+                sync(file)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -91,7 +104,8 @@ def result_folder(out: Path) -> Iterator[Path]:
         OSError: `out` cannot be written; the message names it.
     """
     target = follow_link(out)
-    fresh = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    # Within a folder that is there: only that may be writable, or on its file system.
+    fresh = (target.parent if is_vacant(target) else target) / f".{secrets.token_hex(8)}.tmp"
     try:
         fresh.mkdir(parents=True)
         yield fresh
@@ -99,10 +113,10 @@ def result_folder(out: Path) -> Iterator[Path]:
         names = {file.name for file in fresh.iterdir()}
         if is_vacant(target):
             fresh.rename(target)
-        elif target.resolve() != Path.cwd() and {file.name for file in target.iterdir()} <= names:
+        elif target.resolve() != Path.cwd() and {file.name for file in target.iterdir()} <= names | {fresh.name}:
             old = target.with_name(f".{secrets.token_hex(8)}.tmp")
             target.rename(old)
-            fresh.rename(target)
+            (old / fresh.name if fresh.parent == target else fresh).rename(target)
             remove_tree(old)
         else:
             for name in sorted(names):
@@ -157,6 +171,15 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
         raise ValueError("no array of numbers")
     return array if mapped else np.array(array)
+
+
+def check_mapped(array: np.ndarray) -> None:
+    """Raise OSError where the file under a memory map has become shorter: to read beyond its end ends the process."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and base.size() < len(base):
+        raise OSError("the file has become shorter since it was opened")
 
 
 def file_checksum(path: Path) -> str:
@@ -248,14 +271,14 @@ def as_json(value: object) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text into a new file and flush it to the disk."""
-    with create_file(path, encoding="utf-8") as file:
+    with _naming(path), create_file(path, encoding="utf-8") as file:
         file.write(text)
         sync(file)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a new .npy file and flush it to the disk."""
-    with create_file(path, "xb") as file:
+    with _naming(path), create_file(path, "xb") as file:
         # Not np.save: its error on a full disk does not name the cause.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avdistill.errors import DatasetError
+from avdistill.fsio import check_mapped
 from avdistill.inputs import View
 
 
@@ -88,7 +90,12 @@ class StoredFeatures:
         return replace(self, logits=self.logits[:, [self.classes.index(name) for name in classes]], classes=classes)
 
     def select(self, clips: np.ndarray) -> Features:
-        """The given rows as tensors on the CPU."""
+        """The given rows as tensors on the CPU. Raises DatasetError where the tokens' file has become shorter."""
+        if self.tokens is not None:
+            try:
+                check_mapped(self.tokens)
+            except OSError as error:
+                raise DatasetError(f"{getattr(self.tokens, 'filename', 'tokens')}: damaged: {error}") from error
         return Features(
             embedding=torch.from_numpy(self.embedding[clips]),
             logits=None if self.logits is None else torch.from_numpy(self.logits[clips]),

@@ -1,6 +1,7 @@
 """Studies: the same for every method, nothing lost to a kill, and a method of the user's own among them."""
 
 import csv
+import errno
 import json
 import random
 import shutil
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from avdistill.analysis.benchmark import report
 from avdistill.analysis.benchmark.jobs import Job, _do_job, _result, sibling_path
-from avdistill.analysis.benchmark.report import summarize_study
+from avdistill.analysis.benchmark.report import read_lines, summarize_study
 from avdistill.analysis.benchmark.study import Study
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
 from avdistill.cli import main
@@ -32,7 +34,12 @@ from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.teachers.extraction import add_features
 from avdistill.training.recipes import RECIPES
+from avdistill.training.run_dir import run_state
 from support.features import feature_arrays
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "faults"))
+
+import tools
 
 SMALL = [
     *("--workers", "2", "--threads", "1"),
@@ -180,6 +187,48 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, t
     assert (whole / "top1_accuracy-dropped=0.3.png").read_bytes() == (
         cut / "top1_accuracy-dropped=0.3.png"
     ).read_bytes()
+
+
+def test_a_run_of_a_study_that_is_ended_saves_and_no_process_is_left(many_clips, tmp_path):
+    more = ["--methods", "supervised", "--seeds", 0, "--base.steps", 10**6, "--base.save-every", 10**6]
+    running = tools.Running(*arguments(many_clips.folder, tmp_path / "study", *more, "--base.eval-every", 10**6))
+    run = tmp_path / "study" / "runs" / "clean" / "supervised" / "seed-0"
+    tools.wait_until(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size > 0, running)
+    running.kill(number=signal.SIGTERM)
+    assert running.wait().code == -signal.SIGTERM  # it raises where processes are left
+    assert run_state(run).step > 0
+
+
+def test_lines_of_a_run_that_are_damaged_are_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the last is still being written
+    assert read_lines(path) == [{"step": 1}, {"step": 2}]
+    for damaged in (b"\0\0\0", b'{"st', b"[2]", b'{"loss": 2}', b"\xff", b""):
+        path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n')
+        with pytest.raises(RunError, match=r"metrics\.jsonl: line 2: expected a JSON object with a step, found"):
+            read_lines(path)
+
+
+def test_a_report_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full_disk(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "study.json").write_text("{}")
+    row = {"corruption": "clean", "method": "kd", "run": "seed-0", "seed": 0, "failed": "loss = nan"}
+    base = {"student": {"model": "m"}, "steps": 1, "batch_size": 1}
+    record = {"methods": ["kd"], "corruptions": ["clean"], "seeds": [0], "trials": 1, "base": base}
+    monkeypatch.setattr(report, "write_page", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        report.write_study_report(study, record, [row], [], [], title="t")
+    assert error.value.filename == str(study)
+    assert [file.name for file in tmp_path.rglob("*")] == ["study", "study.json"]
+    monkeypatch.undo()
+    report.write_study_report(study, record, [row], [], [], title="t")
+    written = {"report.html", "results.json", "runs.csv", "study.json", "table.csv", "table.md"}
+    assert {file.name for file in study.iterdir()} == written
 
 
 def test_a_method_that_fails_is_told_and_the_others_are_compared(many_clips, tmp_path, capsys):

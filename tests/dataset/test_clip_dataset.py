@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,23 @@ def test_foreign_folders_and_versions(tmp_path, prepared):
     for folder in (tmp_path, str(tmp_path)):
         with pytest.raises(DatasetError, match=str(tmp_path)):
             ClipDataset(folder)
+
+
+def test_a_shard_that_becomes_shorter_while_it_is_mapped_is_an_error(taught, tmp_path):
+    """Beyond the end of its file a memory map ends the process: bus error."""
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    with_audio = int(np.flatnonzero(dataset.columns["has_audio"])[0])
+    reads = {"frames-00000.npy": lambda: dataset.frames(0), "audio-00000.npy": lambda: dataset.audio(with_audio)}
+    tokens = np.ones((len(dataset), 2, 4), np.float32)
+    said = {"modality": "audio", "provenance": {"name": ""}, "logits": None, "classes": ()}
+    dataset.add_features("t", embedding=tokens[:, 0], tokens=tokens, **said)
+    features = dataset.features("t")
+    reads["features-t-tokens.npy"] = lambda: features.select(np.arange(2))
+    for name, read in reads.items():
+        read()
+        os.truncate(dataset.folder / name, 4096)
+        with pytest.raises(DatasetError, match=f"{name}: damaged.*the file has become shorter since it was opened"):
+            read()
 
 
 def test_teacher_features_come_back_with_a_mask(taught):

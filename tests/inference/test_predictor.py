@@ -22,7 +22,14 @@ import avdistill
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts
-from avdistill.errors import CheckpointError, ConfigError, MediaError, NoStreamError, UnreadableFileError
+from avdistill.errors import (
+    CheckpointError,
+    ConfigError,
+    MediaError,
+    NoStreamError,
+    NotFiniteError,
+    UnreadableFileError,
+)
 from avdistill.inference import file_windows as windows_module
 from avdistill.inference.file_windows import file_items, read_windows
 from avdistill.inference.predictor import Student
@@ -99,6 +106,22 @@ def test_every_frame_several_labels_and_the_reading_of_the_dataset(small_set, tm
     assert Student.from_pretrained(tmp_path / "run", region="whole").reading == replace(config, region=None)
     assert_as_in_the_dataset(student, dataset, videos)
     assert_as_in_the_dataset(student, dataset, videos, stride=1)
+
+
+def test_an_output_that_is_not_finite_is_an_error(small_set, run, tmp_path, capsys):
+    videos, annotations = small_set
+    file = videos / annotations[0].path
+    student = Student.from_pretrained(run, "cpu")
+    with torch.no_grad():
+        student.network.classifier.bias[1] = math.nan
+    with pytest.raises(NotFiniteError, match=r"the student's output between 0 and .* s is not finite"):
+        student.predict(file)
+    student.save_pretrained(tmp_path / "broken")
+    assert main(["predict", str(tmp_path / "broken"), str(file), "--csv", str(tmp_path / "table.csv")]) == 1
+    told = capsys.readouterr()
+    assert "is not finite" in told.err
+    assert told.out == ""
+    assert not (tmp_path / "table.csv").exists()
 
 
 @pytest.fixture(scope="module")

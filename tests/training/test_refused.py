@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import re
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from avdistill.cli import main
+from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError, RunError
@@ -24,6 +28,7 @@ from avdistill.models.checkpoint import load_student
 from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.run_dir import run_state
+from avdistill.training.setup import TrainingSetup
 from support.features import feature_arrays
 from support.training_cases import STUDENT, config, same, state
 
@@ -39,6 +44,85 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_ruins_the_weights
     weights, saved = state(tmp_path / "run")
     assert saved["progress"]["step"] == told["step"]
     assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_of_two_that_begin_one_run_one_runs_and_the_other_says_so(taught, tmp_path, monkeypatch):
+    both_ready = threading.Barrier(2)
+    opened = TrainingSetup.open
+
+    def open_together(*arguments):
+        setup = opened(*arguments)
+        both_ready.wait()
+        return setup
+
+    monkeypatch.setattr(TrainingSetup, "open", open_together)
+    ended = []
+
+    def begin():
+        try:
+            ended.append(train(config(taught.folder, tmp_path / "run", steps=3)))
+        except RunError as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (refused,) = (end for end in ended if isinstance(end, RunError))
+    assert re.search(r"run: (another process is training it|already there)", str(refused))
+    assert sum(end == tmp_path / "run" for end in ended) == 1
+    assert run_state(tmp_path / "run").step == 3
+    assert not (tmp_path / "run.tmp").exists()
+
+
+def test_a_run_under_way_is_not_called_one_to_resume(taught, tmp_path):
+    small = config(taught.folder, tmp_path / "run", steps=1)
+
+    def again(step, losses):
+        with pytest.raises(RunError, match="run: another process is training it"):
+            train(small)
+
+    train(small, on_step=again)
+    with pytest.raises(RunError, match="already there; `avdistill resume` continues a run"):
+        train(small)
+
+
+def test_what_a_kill_left_of_a_new_run_is_no_part_of_it(taught, tmp_path):
+    (tmp_path / "run.tmp" / "last").mkdir(parents=True)
+    (tmp_path / "run.tmp" / "config.json").write_text('{"data')
+    run = train(config(taught.folder, tmp_path / "run", steps=2), stop_after=0)
+    assert not (run / "last").exists()
+    assert resume(run) == run
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("method", [KDConfig(), MNFCSCConfig()])
+def test_a_teacher_that_knows_no_training_clip_is_refused(taught, tmp_path, method):
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    embedding, logits, _ = feature_arrays(dataset, "audio")
+    embedding[dataset.columns["split"] != "test"] = np.nan
+    said = {"modality": "audio", "provenance": {"name": "test"}, "classes": dataset.classes}
+    dataset.add_features("audio", embedding=embedding, logits=logits, **said)
+    with pytest.raises(DatasetError, match=r"expected training clips with features of teacher 'audio', found none"):
+        train(config(dataset.folder, tmp_path / "run", method=method, teacher="audio"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_how_many_clips_have_a_teacher_is_in_the_run(taught, tmp_path, capsys):
+    written = tmp_path / "config.json"
+    small = config(taught.folder, tmp_path / "run", method=KDConfig(), teacher="audio", steps=1)
+    written.write_text(json.dumps(encode(small)))
+    assert main(["train", "--config", str(written)]) == 0
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    _, _, present = feature_arrays(taught, "audio")
+    known = dict(zip(taught.columns["id"].tolist(), present.tolist(), strict=True))
+    expected = sum(known[clip] for clip in data["training"])
+    assert 0 < expected < len(data["training"])
+    assert data["with_teacher"] == expected
+    assert f"; {expected} of {len(data['training'])} training clips have a teacher" in capsys.readouterr().err
+    alone = train(config(taught.folder, tmp_path / "alone", steps=1))
+    assert json.loads((alone / "data.json").read_text())["with_teacher"] is None
 
 
 def test_features_that_are_not_finite_are_refused(taught, tmp_path):

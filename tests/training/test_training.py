@@ -218,6 +218,23 @@ def test_a_second_interrupt_ends_training_at_once(taught, tmp_path):
     assert same(state(tmp_path / "run"), state(whole))
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_a_session_saves_like_any_other_end(taught, tmp_path, sent):
+    before = signal.signal(sent, signal.SIG_DFL)
+    try:
+        run = train(
+            config(taught.folder, tmp_path / "run", save_every=100),
+            on_step=lambda step, losses: os.kill(os.getpid(), sent) if step == 2 else None,
+        )
+        assert run_state(run).step == 2
+        assert signal.getsignal(sent) == signal.SIG_DFL
+        signal.signal(sent, signal.SIG_IGN)  # as `nohup` has it
+        resume(run, on_step=lambda step, losses: os.kill(os.getpid(), sent))
+    finally:
+        signal.signal(sent, before)
+    assert run_state(run).step == 10
+
+
 def test_a_handful_of_clips_is_learned(taught, tmp_path):
     changes = {"steps": 150, "val_fraction": 0.0, "labeled_per_batch": 4}
     for method in (SupervisedConfig(), MNFCSCConfig()):

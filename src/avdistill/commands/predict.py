@@ -14,7 +14,7 @@ import tyro
 from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.commands.dataset import region_of
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.errors import ConfigError, MediaError
+from avdistill.errors import ConfigError, MediaError, NotFiniteError
 from avdistill.fsio import commit, create_file
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
@@ -74,7 +74,7 @@ def predict(arguments: list[str]) -> None:
                     prediction = student.predict(
                         file, top=a.top, windows=a.windows, stride=a.stride, batch_size=a.batch_size, on_progress=update
                     )
-            except (MediaError, OSError) as error:
+            except (MediaError, NotFiniteError, OSError) as error:
                 say(f"avdistill: {error}")
                 failed += 1
                 continue

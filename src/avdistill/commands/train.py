@@ -20,7 +20,7 @@ from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import run_config, run_state
+from avdistill.training.run_dir import data_manifest, run_config, run_state
 from avdistill.types import format_provenance
 
 
@@ -77,12 +77,14 @@ def _train(base: TrainConfig, arguments: list[str], program: str, trust_method: 
 def _report_run(run: Path) -> None:
     if not FIRST_PROCESS:
         return
-    state = run_state(run)
+    state, data = run_state(run), data_manifest(run)
     if state.step < run_config(run).steps:
         say(f"stopped after step {state.step}, state saved; `avdistill resume {run}` continues")
     else:
         best = f"best validation top-1 {state.best:.3f} at step {state.best_step}" if state.best >= 0 else "last step"
-        say(f"finished {state.step} steps; best/ is the {best}")
+        taught = data["with_teacher"]
+        seen = "" if taught is None else f"; {taught} of {len(data['training'])} training clips have a teacher"
+        say(f"finished {state.step} steps; best/ is the {best}{seen}")
     print(run)
 
 

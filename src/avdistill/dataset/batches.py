@@ -60,6 +60,11 @@ class TrainingBatches:
         self.pools = [(pool, share) for pool, share in self.pools if share > 0]
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
+    @property
+    def with_teacher(self) -> int | None:
+        """How many of the clips have features of the teacher; None without a teacher."""
+        return None if self.teacher is None else int(self.teacher.valid[self.clips].sum())
+
     def rows(self, number: int) -> np.ndarray:
         """Which of the clips make up the whole batch `number`."""
         drawn = []

@@ -20,7 +20,7 @@ from avdistill.dataset.features import feature_files, read_features, write_featu
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames, map_shard
 from avdistill.errors import DatasetError
-from avdistill.fsio import error_message, file_checksum
+from avdistill.fsio import check_mapped, error_message, file_checksum
 from avdistill.inputs import View
 from avdistill.types import Provenance, StoredFeatures
 
@@ -246,20 +246,21 @@ class ClipDataset:
         """A shard; when it is mapped, it is checked to be of its kind and to hold all clips that point into it."""
         shards: dict[str, np.ndarray] = self.__dict__.setdefault("_shards", {})
         found = shards.get(name)
-        if found is None:
-            file = self.folder / name
+        try:
+            if found is not None:
+                check_mapped(found)
+                return found
             c, column = self.columns, "audio" if kind == "audio" else "frame"
-            rows = np.flatnonzero(c[f"{column}_shard"] == number)
-            try:
-                found = map_shard(file, kind, int((c[f"{column}_offset"] + c[f"{column}_count"])[rows].max(initial=0)))
-            except (OSError, ValueError) as error:
-                raise DatasetError(
-                    f"{file}: damaged or missing: {error_message(error)}; see `avdistill info`"
-                ) from error
-            with suppress(RuntimeError):  # another thread has just changed it
-                while len(shards) >= _MOST_MAPPED:
-                    shards.pop(next(iter(shards)), None)
-            shards[name] = found
+            ends = (c[f"{column}_offset"] + c[f"{column}_count"])[c[f"{column}_shard"] == number]
+            found = map_shard(self.folder / name, kind, int(ends.max(initial=0)))
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"{self.folder / name}: damaged or missing: {error_message(error)}; see `avdistill info`"
+            ) from error
+        with suppress(RuntimeError):  # another thread has just changed it
+            while len(shards) >= _MOST_MAPPED:
+                shards.pop(next(iter(shards)), None)
+        shards[name] = found
         return found
 
     def __getstate__(self) -> dict[str, Any]:

@@ -189,7 +189,11 @@ def work(descriptor: int, memory_limit_bytes: int | None) -> None:
     """The main function of a worker: receive the function, then call it with one item after the other."""
     channel = Connection(descriptor)
     try:
-        function = pickle.loads(channel.recv_bytes())
+        message = channel.recv_bytes()
+    except (EOFError, OSError):  # the parent ended at once
+        return
+    try:
+        function = pickle.loads(message)
     except Exception as error:
         _send(channel, (False, error))
         return

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from avdistill.distributed import best_device
+from avdistill.errors import NotFiniteError
 from avdistill.inference.file_windows import Window, file_items, read_windows
 from avdistill.inference.runner import check_windows
 from avdistill.models.checkpoint import load_student, save_student
@@ -171,6 +172,7 @@ class Student:
             ConfigError: numbers that make no windows.
             FileNotFoundError: there is no such file.
             MediaError: it cannot be read, or lacks the student's modality.
+            NotFiniteError: the student's output is infinite or NaN.
         """
         length = self.config.view.window_length(self.config.sample_rate_hz)
         check_windows(length, stride, top=top, windows=windows, batch_size=batch_size)
@@ -180,6 +182,9 @@ class Student:
         total = np.zeros(self.network.embedding_dim)
         while batch := list(itertools.islice(found, batch_size)):
             embedding, probabilities = self._run(batch)
+            if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
+                first, last = batch[0].start_seconds, batch[-1].end_seconds
+                raise NotFiniteError(f"{file}: the student's output between {first:g} and {last:g} s is not finite")
             total += embedding.sum(0, dtype=np.float64)
             for window, row in zip(batch, probabilities, strict=True):
                 timeline.add(window, row)

@@ -18,6 +18,8 @@ from avdistill import distributed
 from avdistill.config_io import decode, parse_json, read_json
 from avdistill.errors import ConfigError, RunError
 from avdistill.fsio import (
+    LOCK,
+    acquire_staging_dir,
     commit,
     error_message,
     open_lock,
@@ -59,15 +61,43 @@ def exclusive_lock(run: Path) -> Iterator[None]:
         yield
 
 
-def create_run(run: Path, files: Mapping[str, object]) -> None:
-    """Make a run folder with these JSON files, completely or not at all."""
+def run_exists(run: Path) -> RunError:
+    """Why no run can be begun in a folder that is there."""
+    if (run / LOCK).is_file():
+        with exclusive_lock(run):
+            pass
+    return RunError(f"{run}: already there; `avdistill resume` continues a run")
+
+
+@contextmanager
+def new_run(run: Path, files: Mapping[str, object]) -> Iterator[None]:
+    """Make a run folder with these JSON files, completely or not at all, and hold its lock for the time of the block.
+
+    Raises:
+        RunError: another process has begun the run, or the folder cannot be written.
+    """
+    if distributed.rank():
+        yield
+        return
     fresh = run.with_name(run.name + ".tmp")
-    with wrap_io_errors(run):
-        remove_tree(fresh)
-        fresh.mkdir(parents=True)
-        for name, content in files.items():
-            write_json(fresh / name, content)
-        commit(fresh, run)
+    try:
+        # The lock travels with the folder: of two processes that begin the same run, one makes it and trains it.
+        lock = acquire_staging_dir(fresh, run)
+    except BlockingIOError:
+        raise RunError(f"{run}: another process is training it") from None
+    except OSError as error:
+        raise RunError(f"{run}: cannot be written: {error_message(error)}") from error
+    if lock is None:
+        raise run_exists(run)
+    with lock:
+        with wrap_io_errors(run):
+            for left in fresh.iterdir():
+                if left.name != LOCK:
+                    remove_tree(left)
+            for name, content in files.items():
+                write_json(fresh / name, content)
+            commit(fresh, run)
+        yield
 
 
 @dataclass
@@ -203,3 +233,4 @@ class _Manifest:
     teacher: _Teacher | None
     method_file: str | None
     training: tuple[str, ...]
+    with_teacher: int | None = None

@@ -89,7 +89,7 @@ class TrainingSetup:
         training, validation = split_validation(dataset, clips, config.val_fraction, config.seed)
         if config.optimizer.schedule == "plateau" and not len(validation):
             raise ConfigError("config.optimizer.schedule: 'plateau' needs validation, and no video is set aside for it")
-        teacher = _teacher_features(dataset, config, classes)
+        teacher = _teacher_features(dataset, training, config, classes)
         batches = TrainingBatches(
             dataset,
             training,
@@ -134,6 +134,7 @@ class TrainingSetup:
             "labeled": int(self.batches.labels.labeled.sum()),
             "unlabeled": int((~self.batches.labels.labeled).sum()),
             "left_out_without_modality": self.left_out,
+            "with_teacher": self.batches.with_teacher,
             "training": ids[self.batches.clips].tolist(),
             "validation": ids[self.validation].tolist(),
         }
@@ -259,7 +260,9 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, 
     return student
 
 
-def _teacher_features(dataset: ClipDataset, config: TrainConfig, classes: tuple[str, ...]) -> StoredFeatures | None:
+def _teacher_features(
+    dataset: ClipDataset, training: np.ndarray, config: TrainConfig, classes: tuple[str, ...]
+) -> StoredFeatures | None:
     """What the method needs of the teacher, with logits in the order of the student's classes."""
     required = teacher_requirement(config.method)
     if not required:
@@ -269,6 +272,11 @@ def _teacher_features(dataset: ClipDataset, config: TrainConfig, classes: tuple[
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
         )
     teacher = dataset.features(config.teacher).with_classes(classes)
+    if not teacher.valid[training].any():
+        raise DatasetError(
+            f"{dataset.folder}: method {config.method.name!r}: expected training clips with features of teacher "
+            f"{config.teacher!r}, found none among {len(training)}"
+        )
     if required.logits and teacher.logits is None:
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"

@@ -34,11 +34,12 @@ from avdistill.training.malloc import configure_malloc
 from avdistill.training.optim import autocast, clip_gradients
 from avdistill.training.run_dir import (
     TrainState,
-    create_run,
     data_manifest,
     environment,
     exclusive_lock,
+    new_run,
     run_config,
+    run_exists,
     truncate_metrics,
     wrap_io_errors,
 )
@@ -56,15 +57,16 @@ def train(
     Args:
         config: the whole run.
         on_step: called with the step and its named losses after each step.
-        stop_after: save and return after this many steps, as after SIGTERM; `resume` continues.
+        stop_after: save and return after this many steps, as after SIGTERM and SIGHUP; `resume` continues.
         trust_method: run the Python file of a custom method that a config names; one that `parse_method` was given in
             this process is run without it.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C (SIGINT), once the step is done and the state saved; after a second one at once.
-        RunError: the run folder exists (an empty one is accepted), a loss or gradient is not finite (the last good
-            state is in `last/`), the folder cannot be written, or another process of the run was lost.
-        DatasetError: the dataset does not hold what the config asks for.
+        RunError: the run folder exists (an empty one is accepted), another process has begun it meanwhile, a loss or
+            gradient is not finite (the last good state is in `last/`), the folder cannot be written, or another process
+            of the run was lost.
+        DatasetError: the dataset does not hold what the config asks for, such as a teacher's features of any clip.
     """
     # Where the run is resumed from must not matter.
     config = replace(config, dataset=config.dataset.resolve(), out=follow_link(config.out))
@@ -73,14 +75,12 @@ def train(
     if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run
         raise RunError(f"{config.out}: expected a new folder, found the working directory")
     if not is_vacant(config.out):
-        raise RunError(f"{config.out}: already there; `avdistill resume` continues a run")
+        raise run_exists(config.out)
     with _joined(config.out, config.device) as device:
         setup = TrainingSetup.open(config, config.out, device)
         distributed.barrier()
-        if distributed.rank() == 0:
-            records = {"config": encode(config), "environment": environment(), "data": setup.data_manifest()}
-            create_run(config.out, {f"{name}.json": record for name, record in records.items()})
-        with exclusive_lock(config.out):
+        records = {"config": encode(config), "environment": environment(), "data": setup.data_manifest()}
+        with new_run(config.out, {f"{name}.json": record for name, record in records.items()}):
             return _run(setup, TrainState(), on_step, stop_after)
 
 
@@ -274,7 +274,7 @@ def _restore(setup: TrainingSetup, state: TrainState, before: dict[str, Tensor])
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The signals SIGTERM and SIGINT received in the block: the loop ends after its step and saves.
+    """The signals SIGTERM, SIGINT and SIGHUP received in the block: the loop ends after its step and saves.
 
     A second SIGINT raises KeyboardInterrupt at once. Outside the main thread no signal is handled.
     """
@@ -292,7 +292,9 @@ def _stop_signals() -> Iterator[list[int]]:
         received.append(number)
 
     previous = {
-        n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN
+        n: signal.signal(n, handle)
+        for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(n) != signal.SIG_IGN  # as `nohup` has it
     }
     try:
         yield received

@@ -1,12 +1,9 @@
 """The runs of a study: each has a process of its own, and its result is written as soon as it ends."""
 
 import multiprocessing
-import os
 import shutil
 import statistics
 import sys
-import threading
-import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -24,6 +21,7 @@ from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
+from avdistill.executors.parent import end_with_parent
 from avdistill.fsio import error_message, open_lock, replace_text, write_json
 from avdistill.inputs import View
 from avdistill.methods import trust_file
@@ -110,7 +108,7 @@ class Pool:
 
 def _do_job(job: Job) -> None:
     """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own."""
-    _end_with_parent()
+    end_with_parent()
     torch.set_num_threads(job.threads)
     trust_file(job.method_file)
     job.config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,17 +146,6 @@ def read_result(job: Job) -> dict[str, Any]:
 def sibling_path(run: Path, ending: str) -> Path:
     """A file next to a run's folder; a setting in the folder's name may hold a dot."""
     return run.with_name(f"{run.name}.{ending}")
-
-
-def _end_with_parent() -> None:
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _result(job: Job) -> dict[str, Any]:
@@ -235,6 +222,9 @@ def _test(job: Job, dataset: ClipDataset) -> dict[str, Any]:
 
 
 def steps_done(job: Job) -> int:
-    """How far a run under way has come."""
-    lines = read_lines(job.config.out / "metrics.jsonl")
+    """How far a run under way has come; 0 where its lines are damaged, which it writes anew when it is resumed."""
+    try:
+        lines = read_lines(job.config.out / "metrics.jsonl")
+    except RunError:
+        return 0
     return int(lines[-1]["step"]) if lines else 0

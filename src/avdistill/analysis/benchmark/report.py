@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from avdistill.analysis.benchmark.panels import plot_panels
+from avdistill.config_io import parse_json
+from avdistill.errors import RunError
 from avdistill.evaluation.statistics import interval, mean_ranks, paired_difference
-from avdistill.fsio import replace_text, replacing
+from avdistill.fsio import replace_text, replacing, result_folder
 from avdistill.reporting.page import Image, Section, write_page
 from avdistill.reporting.plots import method_styles, plot_bars
 from avdistill.reporting.tables import markdown_table
@@ -36,11 +38,23 @@ COLUMNS = {
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; one that is still being written, or no file, is no error."""
+    """The lines of a run's `metrics.jsonl`; a last one that is still being written, or no file, is no error.
+
+    Raises:
+        RunError: a line is damaged; the message names it.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            line = parse_json(text.decode("utf-8"))
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise ValueError("no step")
+        except ValueError as error:
+            raise RunError(f"{path}: line {number}: expected a JSON object with a step, found {text[:40]!r}") from error
+        lines.append(line)
+    return lines
 
 
 def summarize_study(
@@ -145,10 +159,8 @@ def write_study_report(
     facts: Sequence[str],
     *,
     title: str,
-    page: Path,
-    first: Sequence[Section] = (),
 ) -> dict[str, Any]:
-    """Write `results.json`, tables (Markdown, CSV) and plots (PNG) into a study's folder, and its HTML page.
+    """Write `results.json`, tables (Markdown, CSV), plots (PNG) and `report.html` into a study's folder, all or none.
 
     Args:
         out: the folder.
@@ -156,29 +168,30 @@ def write_study_report(
         rows: of its runs.
         groups: (N,) video of each test clip.
         facts: sentences about the data, for the page.
-        title, page, first: of the page: its title, its file, and sections that stand before those of the study.
+        title: of the page.
 
     Returns:
         What `results.json` holds.
     """
     table, failed = summarize_study(rows, groups)
     result = {**record, "groups": list(map(int, groups)), "table": table, "failed": failed, "runs": list(rows)}
-    _write_csv(out / "table.csv", table)
     plain = [{k: v for k, v in row.items() if k not in ("curve", "losses", "correct")} for row in rows]
-    _write_csv(out / "runs.csv", plain)
-    sections = [*first, _what_was_done(record, facts)]
+    sections = [_what_was_done(record, facts)]
     markdown = []
-    for corruption in record["corruptions"]:
-        lines = [line for line in table if line["corruption"] == corruption]
-        if not lines:
-            continue
-        columns = columns_of(lines)
-        markdown += [f"## {corruption}", "", markdown_table(lines, columns), ""]
-        images = plot_corruption(out, corruption, rows)
-        sections.append(Section(corruption, rows=lines, columns=columns, images=images))
-    replace_text(out / "table.md", "\n".join(markdown))
-    write_page(page, title=title, sections=sections)
-    replace_text(out / "results.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    with result_folder(out) as fresh:
+        _write_csv(fresh / "table.csv", table)
+        _write_csv(fresh / "runs.csv", plain)
+        for corruption in record["corruptions"]:
+            lines = [line for line in table if line["corruption"] == corruption]
+            if not lines:
+                continue
+            columns = columns_of(lines)
+            markdown += [f"## {corruption}", "", markdown_table(lines, columns), ""]
+            images = plot_corruption(fresh, corruption, rows)
+            sections.append(Section(corruption, rows=lines, columns=columns, images=images))
+        replace_text(fresh / "table.md", "\n".join(markdown))
+        write_page(fresh / "report.html", title=title, sections=sections)
+        replace_text(fresh / "results.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -34,7 +34,6 @@ from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import own_folder, write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, parse_method, teacher_requirement
 from avdistill.progress import OnProgress, Progress
-from avdistill.reporting.page import Section
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
@@ -312,22 +311,13 @@ def _corruption_datasets(study: Study, methods: Mapping[str, MethodConfig], teac
     return datasets
 
 
-def write_report(
-    study: Study,
-    rows: list[dict[str, Any]],
-    *,
-    title: str = "avdistill compare",
-    page: Path | None = None,
-    first: Sequence[Section] = (),
-) -> dict[str, Any]:
+def write_report(study: Study, rows: list[dict[str, Any]], *, title: str = "avdistill compare") -> dict[str, Any]:
     """Tables, plots and page of a study's finished runs (`report.py`); returns what `results.json` holds.
 
     Args:
         study: what was compared.
         rows: as `run_study` returned them.
         title: of the page.
-        page: its file; None is `report.html` in the study's folder.
-        first: sections that stand before those of the study.
     """
     dataset = ClipDataset(study.test_dataset or study.dataset)
     clips = labeled_clips(dataset, study.test_split)
@@ -353,8 +343,7 @@ def write_report(
             f"There are no metrics of retrieval: the test dataset has no labeled clips of split "
             f"{study.base.train_split!r} to look them up in."
         )
-    page = page or study.out / "report.html"
-    return write_study_report(study.out, record, rows, groups, facts, title=title, page=page, first=first)
+    return write_study_report(study.out, record, rows, groups, facts, title=title)
 
 
 def _dataset_summary(study: Study, text: str) -> str:
