@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+import crafted
+from avdistill.training import read_config, train
 from tools import (
     PREPARE,
     NotRunError,
@@ -27,6 +30,7 @@ from tools import (
 )
 
 _MUTATED = 500
+_CRAFTED = 100
 _MUTATED_BYTES = 1536 * 2**20
 _HOUR_BYTES = 1536 * 2**20
 _LIMIT_SECONDS = 600
@@ -203,6 +207,53 @@ def lopsided(pipeline: Pipeline) -> str:
     rows = np.load(dataset / "features-audio.npy")
     expect(bool(np.isfinite(rows).all()), "a clip has no teacher although it has audio")
     return "samples as in the files, frames until the later of both ends; both clips get a teacher"
+
+
+def playlists(pipeline: Pipeline) -> str:
+    """playlists, patterns and text art under the names of videos, beside a video that they lead to"""
+    folder = pipeline.folder("playlists")
+    videos = folder / "videos"
+    videos.mkdir()
+    other = write_clip(folder / "other.avi")
+    shutil.copy(other, videos / "video.avi")
+    for name, text in _PLAYLISTS.items():
+        (videos / name).write_text(text.replace("OTHER", str(other)), encoding="utf-8")
+    listed = write_list(folder / "list.csv", ["video.avi", *_PLAYLISTS])
+    run("prepare", listed, "--videos", videos, "--out", folder / "dataset", *PREPARE)
+    failed = skipped(folder / "dataset")
+    expect(pq.read_table(folder / "dataset" / "clips.parquet")["path"].to_pylist() == ["video.avi"], "one was read")
+    expect(len(failed) == len(_PLAYLISTS), f"skipped: {', '.join(failed)}")
+    ended = run("predict", pipeline.trained[0], *(videos / name for name in _PLAYLISTS), code=None)
+    expect(ended.code == 1 and not ended.out, f"predict: exit code {ended.code}: {ended.out[:200]}")
+    expect("Traceback" not in ended.error, f"a traceback: {ended.last_line}")
+    return (
+        f"{len(_PLAYLISTS)} refused by `prepare`, with a reason in skipped.csv, and by `predict`; nothing else was read"
+    )
+
+
+_HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\nOTHER\n#EXT-X-ENDLIST\n"
+_PLAYLISTS = {
+    "concat.avi": "ffconcat version 1.0\nfile 'OTHER'\n",
+    "concat.mkv": "ffconcat version 1.0\nfile 'file:OTHER'\n",
+    "hls.mp4": _HLS,
+    "hls.avi": _HLS.replace("OTHER", "video.avi"),
+    "dash.webm": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+    '<Representation id="1" bandwidth="1000"><BaseURL>OTHER</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    "sdp.avi": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    "art.avi": "\x1b[31mroot:x:0:0:root:/root:/bin/sh\x1b[0m\n" * 50,
+    "text.mp4": "the password is swordfish\n" * 100,
+}
+
+
+def crafted_folders(pipeline: Pipeline) -> str:
+    """100 crafted datasets, runs, checkpoints and lists: one thing changed in each, opened by a command with limits"""
+    folder = pipeline.folder("crafted")
+    config = read_config(pipeline.trained[0] / "config.json")
+    run_ = train(replace(config, out=folder / "run", steps=2, save_every=1, eval_every=1), stop_after=1)
+    good = crafted.Good(pipeline.embedded[0], run_, pipeline.data / "annotations.csv", pipeline.data / "videos")
+    wrong = crafted.faults_of(good, folder / "cases", range(pipeline.seed, pipeline.seed + _CRAFTED))
+    expect(not wrong, "; ".join(wrong))
+    return f"{_CRAFTED} commands end in time, in a line or rightly; no traceback, no file outside touched, no code run"
 
 
 def mutated(pipeline: Pipeline) -> str:

@@ -204,6 +204,40 @@ def two_prepare_at_once(pipeline: Pipeline) -> str:
     return f"one finishes with the undisturbed checksum, the other {second}"
 
 
+def two_train_at_once(pipeline: Pipeline) -> str:
+    """two `train` into one `--out` at the same time"""
+    out = pipeline.folder("two_train_at_once") / "run"
+    both = [Running(*pipeline.train_words, "--out", out) for _ in range(2)]
+    ended = sorted((running.wait() for running in both), key=lambda e: e.code)
+    check_ended(ended[0], 0)
+    check_ended(ended[1], 1)
+    told = ended[1].last_line
+    expect("another process is training it" in told or "already there" in told, f"the second says: {told}")
+    expect_same(run_facts(out), run_facts(pipeline.trained[0]), "two at once")
+    return f"one trains to the undisturbed weights, the other ends with exit 1: {_said(ended[1])!r}"
+
+
+def full_disk_results(pipeline: Pipeline) -> str:
+    """`synthesize`, `evaluate`, `audit`, `export` and `compare` on a full disk"""
+    trained, dataset = pipeline.trained[0], pipeline.embedded[0]
+    words: dict[str, tuple[object, ...]] = {
+        "synthesize": pipeline.synthesize_words,
+        "evaluate": ("evaluate", trained, dataset),
+        "audit": ("audit", trained, dataset),
+        "export": ("export", trained, "--format", "safetensors"),
+        "compare": ("compare", dataset, "--methods", "supervised", "--seeds", 0, "--base.steps", 1),
+    }
+    for verb, begin in words.items():
+        disk = _Disk(pipeline, f"full_disk_{verb}")
+        out = disk.path / "out"
+        ended, between = disk.run((*begin, "--out", out), ("--version",), 8192, None)
+        told = ended.last_line
+        expect("No space left on device" in told and str(disk.path) in told, f"{verb}: {told}")
+        left = [file for file in between.rglob("*") if file.is_file() and verb in ("evaluate", "audit", "export")]
+        expect(not left, f"{verb}: half a result: {', '.join(map(str, left))}")
+    return "exit 1 and a line that names the place, each time; no half of a result folder"
+
+
 def not_finite(pipeline: Pipeline) -> str:
     """`train` with a learning rate at which the loss is not finite"""
     out = pipeline.folder("not_finite") / "run"

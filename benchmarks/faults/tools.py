@@ -101,7 +101,7 @@ class Running:
         try:
             self._process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
-            self._kill_all()
+            self.kill_all()
             raise BrokenPromiseError(
                 f"still running after {limit_seconds:.0f} s: {shlex.join(self.words[2:])}"
             ) from None
@@ -110,7 +110,7 @@ class Running:
         until = time.monotonic() + _GONE_SECONDS
         while left := self.processes():
             if time.monotonic() > until:
-                self._kill_all()
+                self.kill_all()
                 raise BrokenPromiseError(f"{len(left)} processes left behind after {_GONE_SECONDS} s")
             time.sleep(0.1)
         with self._out as out, self._error as error:
@@ -146,7 +146,8 @@ class Running:
             self._peak = max(self._peak, sum(self.processes().values()))
             time.sleep(0.1)
 
-    def _kill_all(self) -> None:
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the command."""
         for process in self.processes():
             os.kill(process, signal.SIGKILL)
         self._process.wait()
@@ -193,9 +194,14 @@ class Pipeline:
     def data(self) -> Path:
         """60 videos of 2 s with `annotations.csv`."""
         out = self.work / "data"
-        clips = ("--teacher-clips", 12, "--labeled-clips", 12, "--unlabeled-clips", 24, "--test-clips", 12)
-        run("synthesize", "--out", out, *clips, "--seconds", 2)
+        run(*self.synthesize_words, "--out", out)
         return out
+
+    @property
+    def synthesize_words(self) -> tuple[object, ...]:
+        """`synthesize` of `data`, without `--out`."""
+        clips = ("--teacher-clips", 12, "--labeled-clips", 12, "--unlabeled-clips", 24, "--test-clips", 12)
+        return ("synthesize", *clips, "--seconds", 2)
 
     @property
     def prepare_words(self) -> tuple[object, ...]:
@@ -270,14 +276,16 @@ def run_and_kill(start: Callable[[], Sequence[object]], moment_seconds: float, a
         moment_seconds *= 2 / 3
 
 
-def wait_until(true: Callable[[], bool], running: Running, limit_seconds: float = 60) -> bool:
+def wait_until(true: Callable[[], bool], running: Running, limit_seconds: float = 300) -> bool:
     """Wait for something to become true while a command runs; False where the command ended first."""
     until = time.monotonic() + limit_seconds
     while not true():
         if running.ended:
             return False
-        expect(time.monotonic() < until, f"nothing happened within {limit_seconds:.0f} s")
-        time.sleep(0.005)
+        if time.monotonic() > until:
+            running.kill_all()
+            raise BrokenPromiseError(f"nothing happened within {limit_seconds:.0f} s")
+        time.sleep(0.01)
     return True
 
 
