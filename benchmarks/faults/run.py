@@ -20,7 +20,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "results"))  # what it shares with the scripts there
 
 import files
-import kills
 import runs
 from avdistill.fsio import write_json
 from avdistill.training.run_dir import environment
@@ -35,27 +34,19 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.killed_train, "train, resume"),
     (runs.killed_at_the_first_files, "resume, train"),
     (runs.killed_rank, "torchrun ... train, resume"),
-    (kills.killed_synthesize, "synthesize"),
-    (kills.killed_compare, "compare"),
-    (kills.killed_demo, "demo"),
-    (kills.killed_results, "evaluate, audit, export"),
     (runs.full_disk_prepare, "prepare"),
     (runs.full_disk_embed, "embed"),
     (runs.full_disk_train, "train, resume"),
-    (runs.full_disk_results, "synthesize, evaluate, audit, export, compare"),
     (files.read_only, "prepare"),
     (files.no_videos, "prepare"),
     (files.changed_clip_interrupted, "prepare"),
     (files.changed_clip_finished, "prepare"),
     (runs.two_prepare_at_once, "prepare"),
-    (runs.two_train_at_once, "train"),
     (files.names, "prepare"),
     (files.hour_long, "prepare, predict"),
     (files.lopsided, "prepare, embed"),
     (runs.not_finite, "train"),
     (files.mutated, "prepare"),
-    (files.playlists, "prepare, predict"),
-    (files.crafted_folders, "info, prepare, train, resume, evaluate, audit, ..."),
 ]
 
 
