@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from avdistill import fsio
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import AvdistillError, RunError
 from avdistill.methods.kd import KDConfig
+from avdistill.models import weights
 from avdistill.training import resume, train
 from support.training_cases import config
 
@@ -167,6 +169,16 @@ def test_files_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space") as error:
             write(tmp_path / "file", value)
         assert error.value.filename == str(tmp_path / "file")
+
+
+def test_weights_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):
+    def full_disk(values, file):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        weights.save_tensors({}, tmp_path / "model.safetensors")
+    assert error.value.filename == str(tmp_path / "model.safetensors")
 
 
 def test_results_need_no_room_beside_a_folder_that_is_there(tmp_path, monkeypatch):

@@ -1,15 +1,17 @@
 """The fault list, really run through the command line: `results/faults.json` and the table of docs/reliability.md.
 
-    python benchmarks/faults/run.py [--clips DIR] [--work DIR] [--seed N] [--only NAME,NAME]
+    python benchmarks/faults/run.py [--clips DIR] [--work DIR] [--seed N] [--only NAME,NAME [--update]]
 
 Every fault is a function whose checks can fail. A promise that is broken is written down as broken and makes the exit
 code 1; what this machine cannot do is "not run", with the reason. `--clips` names a folder of videos to mutate in place
-of the generated ones. With `--only` nothing is written.
+of the generated ones. With `--only` nothing is written; with `--update` as well, the rows of those faults are replaced
+as they end, and the others stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "results"))  # what it shares with the scripts there
 
 import files
+import kills
 import runs
 from avdistill.fsio import write_json
 from avdistill.training.run_dir import environment
@@ -34,6 +37,7 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.killed_train, "train, resume"),
     (runs.killed_at_the_first_files, "resume, train"),
     (runs.killed_rank, "torchrun ... train, resume"),
+    (kills.killed_synthesize, "synthesize"),
     (runs.full_disk_prepare, "prepare"),
     (runs.full_disk_embed, "embed"),
     (runs.full_disk_train, "train, resume"),
@@ -42,11 +46,13 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (files.changed_clip_interrupted, "prepare"),
     (files.changed_clip_finished, "prepare"),
     (runs.two_prepare_at_once, "prepare"),
+    (runs.two_train_at_once, "train"),
     (files.names, "prepare"),
     (files.hour_long, "prepare, predict"),
     (files.lopsided, "prepare, embed"),
     (runs.not_finite, "train"),
     (files.mutated, "prepare"),
+    (files.playlists, "prepare, predict"),
 ]
 
 
@@ -68,6 +74,7 @@ def row(fault: Callable[[Pipeline], str], command: str, pipeline: Pipeline) -> d
         "promise": outcome,
         "what_happened": told.replace(str(pipeline.work), "..."),
         "seed": pipeline.seed,
+        "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -79,6 +86,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="names of faults, separated by commas; nothing is written")
+    parser.add_argument("--update", action="store_true", help="with --only: replace their rows in the results")
     a = parser.parse_args()
     known = {fault.__name__: (fault, command) for fault, command in FAULTS}
     chosen = a.only.split(",") if a.only else list(known)
@@ -98,17 +106,27 @@ def main() -> int:
             print(
                 f"{latest['promise']:<8} {name:<26} {latest['seconds']:6.1f} s  {latest['what_happened']}", flush=True
             )
+            if a.update:
+                report(rows, list(known), a.clips is not None, kept=True)
     if not a.only:
-        report = {
-            "data": "60 synthetic clips of 2 s; mutated: " + ("clips of --clips" if a.clips else "generated clips"),
-            "command": "python benchmarks/faults/run.py" + (" --clips DIR" if a.clips else ""),
-            "environment": {k: v for k, v in environment().items() if k != "command"},
-            "faults": rows,
-        }
-        write_json(ROOT / "results" / "faults.json", report)
-        document = ROOT / "docs" / "reliability.md"
-        document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")
+        report(rows, list(known), a.clips is not None, kept=False)
     return int(any(entry["promise"] == "broken" for entry in rows))
+
+
+def report(rows: list[dict[str, Any]], order: list[str], given_clips: bool, kept: bool) -> None:
+    """Write the results and the table of the document; with `kept`, what is said of the other faults stays as it is."""
+    path, document = ROOT / "results" / "faults.json", ROOT / "docs" / "reliability.md"
+    content: dict[str, Any] = {
+        "data": "60 synthetic clips of 2 s; mutated: " + ("clips of --clips" if given_clips else "generated clips"),
+        "command": "python benchmarks/faults/run.py" + (" --clips DIR" if given_clips else ""),
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "faults": [],
+    }
+    if kept:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    by_name = {row["name"]: row for row in [*content["faults"], *rows]}
+    write_json(path, content | {"faults": [by_name[name] for name in order if name in by_name]})
+    document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,10 +36,9 @@ from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import TrainConfig
+from avdistill.training import TrainConfig, train_to_end
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import environment
-from resumable import train_or_resume
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
@@ -59,7 +58,7 @@ SETTINGS: dict[str, MethodConfig] = {
 def run(config: TrainConfig) -> Path:
     """Train, or take up what was interrupted, on one core."""
     torch.set_num_threads(1)
-    return train_or_resume(config)
+    return train_to_end(config)
 
 
 def row(config: TrainConfig, setting: str) -> dict[str, Any]:

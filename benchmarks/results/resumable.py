@@ -6,18 +6,6 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from avdistill.errors import RunError
-from avdistill.training import TrainConfig, resume, train
-from avdistill.training.run_dir import run_state
-
-
-def train_or_resume(config: TrainConfig) -> Path:
-    """Train, or continue a run that was stopped. Returns its folder; RunError where a signal stopped it again."""
-    run = resume(config.out) if (config.out / "data.json").is_file() else train(config)
-    if run_state(run).step < config.steps:
-        raise RunError(f"{run}: stopped before its last step")
-    return run
-
 
 def append_row(table: Path, row: Mapping[str, object]) -> None:
     """Write a row of a CSV file, with a header before the first."""

@@ -48,9 +48,9 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import transfer_features
-from avdistill.training import ModelConfig, TrainConfig
+from avdistill.training import ModelConfig, TrainConfig, train_to_end
 from avdistill.training.recipes import RECIPES
-from resumable import append_row, read_rows, train_or_resume
+from resumable import append_row, read_rows
 from ucf51_features import average_precision, embed_once, probed
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -257,7 +257,7 @@ def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             groups(TESTED[cell.split]),
         )
     else:
-        values, per_clip = tested(cell, train_or_resume(configured(cell, work)), work)
+        values, per_clip = tested(cell, train_to_end(configured(cell, work)), work)
     row = asdict(cell) | {name: round(values[name], 5) for name in METRICS}
     clips = asdict(cell) | per_clip
     return row | {"seconds": round(time.monotonic() - began)}, clips

@@ -24,8 +24,9 @@ from avdistill.preparation.prepare import prepare
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import transfer_features
+from avdistill.training import train_to_end
 from demo_choices import with_all_labels
-from resumable import append_row, read_rows, train_or_resume
+from resumable import append_row, read_rows
 
 TABLE = Path(__file__).resolve().parents[2] / "results" / "why_mnf_csc.csv"
 SEEDS = (0, 1)
@@ -65,7 +66,7 @@ def datasets(work: Path) -> dict[str, Path]:
     dataset, _ = methods.make_data(work, workers=1)
     if "weak" not in dataset.teachers:
         run = work / "weak_teacher"
-        train_or_resume(replace(methods.TEACHER, dataset=dataset.folder, out=run, steps=40))
+        train_to_end(replace(methods.TEACHER, dataset=dataset.folder, out=run, steps=40))
         embed(dataset, load_teacher(run), "weak")
         dataset = ClipDataset(dataset.folder)
     listed = read_annotations(with_all_labels(work / "data" / "annotations.csv"))
@@ -97,7 +98,7 @@ def main() -> None:
                 labeled_per_batch=asked.labeled_per_batch,
                 seed=seed,
             )
-            run = train_or_resume(config)
+            run = train_to_end(config)
             tested = evaluate(run, ClipDataset(folder)).metrics.to_dict()
             found = retrieve(run, ClipDataset(folder)).metrics.to_dict()
             row = {"question": asked.question, "method": asked.method, "seed": seed}

@@ -30,7 +30,7 @@ from avdistill.models.checkpoint import load_student
 from avdistill.models.registry import build_model
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import ModelConfig, OptimizerConfig, resume, train
+from avdistill.training import ModelConfig, OptimizerConfig, resume, train, train_to_end
 from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import run_state
@@ -233,6 +233,18 @@ def test_the_end_of_a_session_saves_like_any_other_end(taught, tmp_path, sent):
     finally:
         signal.signal(sent, before)
     assert run_state(run).step == 10
+
+
+def test_who_goes_on_with_a_run_gets_a_finished_one(taught, tmp_path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    small = config(taught.folder, tmp_path / "run", steps=4)
+    try:
+        with pytest.raises(RunError, match="stopped after step 2, state saved; the same command continues"):
+            train_to_end(small, on_step=lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run_state(train_to_end(small)).step == 4
+    assert train_to_end(small) == tmp_path / "run"
 
 
 def test_a_handful_of_clips_is_learned(taught, tmp_path):

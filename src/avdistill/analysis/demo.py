@@ -12,7 +12,6 @@ from avdistill.analysis.demo_report import COLUMNS, differences, sections
 from avdistill.annotations import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
-from avdistill.errors import RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.preparation.prepare import PrepareConfig, prepare
@@ -22,9 +21,8 @@ from avdistill.reporting.tables import markdown_table, summarize
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import resume, train
+from avdistill.training import train_to_end
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import run_state
 
 # Name in the report -> method; the settings were chosen on other clips and seeds (benchmarks/results/demo_choices.py).
 METHODS = {
@@ -126,7 +124,4 @@ def _train_teacher(run: Path, dataset: ClipDataset, bar: Bar) -> Path:
         def on_step(step: int, losses: dict[str, float]) -> None:
             update(Progress(step, config.steps, "  ".join(f"{name} {value:.2f}" for name, value in losses.items())))
 
-        resume(run, on_step=on_step) if (run / "data.json").is_file() else train(config, on_step=on_step)
-    if (state := run_state(run)).step < config.steps:  # a signal has ended the training
-        raise RunError(f"{run}: stopped after step {state.step}, state saved; the same command continues")
-    return run
+        return train_to_end(config, on_step=on_step)

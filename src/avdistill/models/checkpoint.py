@@ -7,7 +7,7 @@ from torch import nn
 
 from avdistill.config_io import decode, encode, read_json
 from avdistill.errors import CheckpointError, ConfigError
-from avdistill.fsio import as_json, create_file
+from avdistill.fsio import as_json, write_text
 from avdistill.models.registry import build_model
 from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.types import StudentConfig, StudentNetwork
@@ -18,8 +18,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_student(folder: Path, student: nn.Module, config: StudentConfig) -> None:
     """Write `model.safetensors` and `config.json` into an existing folder."""
     save_tensors(tensors(student), folder / WEIGHTS)
-    with create_file(folder / CONFIG, encoding="utf-8") as file:
-        file.write(as_json(encode(config)))
+    write_text(folder / CONFIG, as_json(encode(config)))
 
 
 def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, StudentConfig]:

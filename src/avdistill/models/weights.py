@@ -1,5 +1,7 @@
 """Weights in files: safetensors as we write them, and files of torch.save as others publish them."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,19 @@ def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
 
 
 def save_tensors(values: dict[str, Tensor], file: Path) -> None:
-    """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600)."""
+    """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600).
+
+    Raises:
+        OSError: it cannot be written; its `filename` is `file`.
+    """
     with create_file(file, "xb"):
         mode = file.stat().st_mode
-    save_file(values, file)
+    try:
+        save_file(values, file)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # such as a full disk
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
+        raise
     file.chmod(mode)
 
 

@@ -40,6 +40,7 @@ from avdistill.training.run_dir import (
     new_run,
     run_config,
     run_exists,
+    run_state,
     truncate_metrics,
     wrap_io_errors,
 )
@@ -120,6 +121,19 @@ def resume(
         if distributed.rank() == 0:
             truncate_metrics(run, state.step)
         return _run(setup, state, on_step, stop_after)
+
+
+def train_to_end(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
+    """Train a student, or continue its run, for callers that go on with the result; returns the run folder.
+
+    Raises:
+        RunError: as `train` and `resume`, and where a signal ended the run before its last step; the state is saved.
+    """
+    run = follow_link(config.out)
+    resume(run, on_step=on_step) if (run / "data.json").is_file() else train(config, on_step=on_step)
+    if (state := run_state(run)).step < config.steps:
+        raise RunError(f"{run}: stopped after step {state.step}, state saved; the same command continues")
+    return run
 
 
 @contextmanager
