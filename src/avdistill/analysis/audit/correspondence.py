@@ -1,0 +1,161 @@
+"""`correspondence`: how well a clip's audio fits its video, from two frozen encoders, without training or labels.
+
+A linear alignment of the two embeddings (canonical correlation analysis, Hotelling 1936, regularized as in Vinod 1976)
+is fitted on other source videos. The score is the rank of a clip's own audio among the audio of other clips, and of its
+video among their videos. Dimensions: N clips, D features, K canonical directions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+FOLDS = 5
+COMPONENTS = 100
+DIRECTIONS = 20
+# Ridge of each covariance, in units of its mean variance.
+RIDGE = 2.0
+# Fewer clips than this cannot be aligned: a fold would hold a handful, its fit hardly more.
+FEWEST_CLIPS = 20
+_ROWS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One modality's part of an alignment: embeddings (N, D) -> canonical variates (N, K)."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    projection: np.ndarray
+
+    def __call__(self, embedding: np.ndarray) -> np.ndarray:
+        return ((_compressed(embedding) - self.mean) / self.scale) @ self.projection
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A linear alignment of audio and video embeddings.
+
+    Attributes:
+        audio, video: from embeddings (N, D) to canonical variates (N, K), each times its correlation.
+        correlations: float64 (K,), of the clips that it was fitted on, descending.
+    """
+
+    audio: _Encoder
+    video: _Encoder
+    correlations: np.ndarray
+
+    @classmethod
+    def fit(cls, audio: np.ndarray, video: np.ndarray) -> Self:
+        """Align pairs of rows: log1p of the magnitude, standardization, PCA, regularized CCA.
+
+        Args:
+            audio, video: (N, D) of the same clips; the two widths may differ.
+        """
+        parts = [_whitened(_compressed(values)) for values in (audio, video)]
+        (a, *_), (b, *_) = parts
+        left, correlations, right = np.linalg.svd(a.T @ b / len(a), full_matrices=False)
+        correlations = correlations[:DIRECTIONS]
+        weighed = (left[:, :DIRECTIONS] * correlations, right[:DIRECTIONS].T * correlations)
+        encoders = [
+            _Encoder(mean, scale, whitening @ directions)
+            for (_, mean, scale, whitening), directions in zip(parts, weighed, strict=True)
+        ]
+        return cls(*encoders, correlations)
+
+
+def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """How badly the audio of each clip fits its video: float64 (N,) in [0, 1], 0.5 by chance, HIGHER is WORSE.
+
+    The mean of two shares: of the other clips' audio that fits the clip's video better than its own does, and of the
+    other clips' videos that fit its audio better. Fit is the cosine of the aligned embeddings; equal fits count half.
+    Clips are compared within one of `FOLDS` parts, and the alignment is fitted on the other parts; clips of one group
+    are in one part. Mismatched clips are among those that the alignment is fitted on.
+
+    Args:
+        audio, video: (N, D) embeddings of the same N clips by any two encoders; the two widths may differ.
+        groups: (N,) the source video that each clip is from.
+
+    Raises:
+        ValueError: fewer than `FEWEST_CLIPS` clips or 2 groups, lengths that differ, or values that are not finite.
+    """
+    N = len(groups)
+    if N < FEWEST_CLIPS or len(np.unique(groups)) < 2:
+        raise ValueError(
+            f"expected at least {FEWEST_CLIPS} clips of 2 source videos, found {N} of {len(np.unique(groups))}"
+        )
+    for values in (audio, video):
+        if values.ndim != 2 or len(values) != N or not np.isfinite(values).all():
+            raise ValueError(f"expected finite embeddings ({N}, D), found {values.shape}")
+    scores = np.full(N, np.nan)
+    parts = folds(groups)
+    for part in np.unique(parts):
+        inside = parts == part
+        alignment = Alignment.fit(audio[~inside], video[~inside])
+        scores[inside] = rank_scores(alignment.audio(audio[inside]), alignment.video(video[inside]))
+    return scores
+
+
+def folds(groups: np.ndarray) -> np.ndarray:
+    """int (N,): the part of each clip, of at most `FOLDS`. The largest group goes first, each into the smallest part.
+
+    Of equally large groups the order is a fixed shuffle of their sorted names, so that it does not follow the classes.
+    """
+    names, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(0).permutation(len(names))
+    filled = np.zeros(min(FOLDS, len(names)), int)
+    part = np.zeros(len(names), int)
+    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        part[group] = filled.argmin()
+        filled[part[group]] += sizes[group]
+    return part[which]
+
+
+def rank_scores(audio: np.ndarray, video: np.ndarray) -> np.ndarray:
+    """The score of each clip of one part among the clips of the part, from aligned embeddings (n, K); 0.5 if n is 1."""
+    audio, video = (_unit(values) for values in (audio, video))
+    own = (audio * video).sum(1)
+    n = len(own)
+    better = np.zeros((2, n))
+    for rows, fit in _blocks(video, audio):
+        fit[np.arange(len(fit)), np.arange(rows.start, rows.start + len(fit))] = -np.inf  # its own counts for neither
+        better[0, rows] = _above(fit, own[rows, None]).sum(1)
+        better[1] += _above(fit, own[None]).sum(0)
+    return better.mean(0) / (n - 1) if n > 1 else np.full(n, 0.5)
+
+
+def _blocks(video: np.ndarray, audio: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The fit (n, n) of every video with every audio, some rows at a time."""
+    for start in range(0, len(video), _ROWS_AT_A_TIME):
+        rows = slice(start, min(start + _ROWS_AT_A_TIME, len(video)))
+        yield rows, video[rows] @ audio.T
+
+
+def _above(fit: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """1 where a fit is above the clip's own, 1/2 where they are equal but for rounding."""
+    return 0.5 * ((fit > own - 1e-12).astype(float) + (fit > own + 1e-12))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def _compressed(embedding: np.ndarray) -> np.ndarray:
+    """Activations of a network have long tails: log(1 + |x|) with the sign of x, float64."""
+    values = embedding.astype(np.float64)
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def _whitened(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Standardized principal components with a ridge: (N, K'), and the mean, scale and matrix (D, K') that give them.
+
+    The components are uncorrelated, so whitening with a ridge divides each by the root of its variance plus the ridge.
+    """
+    mean, scale = values.mean(0), values.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    standard = (values - mean) / scale
+    variances, axes = np.linalg.eigh(standard.T @ standard / len(standard))
+    variances, axes = variances[::-1][:COMPONENTS].clip(min=0), axes[:, ::-1][:, :COMPONENTS]
+    matrix = axes / np.sqrt(variances + RIDGE * max(variances.mean(), 1e-12))
+    return standard @ matrix, mean, scale, matrix
