@@ -18,7 +18,9 @@ def pairs(n=240, width=(130, 24), latent=6, noise=1.0, seed=0):
     rng = np.random.default_rng(seed)
     shared = rng.standard_normal((n, latent))
     return [
-        np.exp(0.5 * (shared @ rng.standard_normal((latent, D)) / math.sqrt(latent) + noise * rng.standard_normal((n, D))))
+        np.exp(
+            0.5 * (shared @ rng.standard_normal((latent, D)) / math.sqrt(latent) + noise * rng.standard_normal((n, D)))
+        )
         for D in width
     ]
 

@@ -1,6 +1,6 @@
 """Verbs of a benchmark study: compare, corrupt."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import tyro
@@ -11,6 +11,7 @@ from avdistill.commands.console import Printed, output, progress_bar, say, take_
 from avdistill.corruption import corrupt as corrupt_dataset
 from avdistill.corruption import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.decisions import open_dataset
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS
 from avdistill.reporting.tables import markdown_table
@@ -58,6 +59,9 @@ class _Compare(Printed):
     """Another dataset to test on; the default is DATASET without corruption."""
     test_split: str = "test"
     """The split whose labeled clips are classified."""
+    decisions: Path | None = None
+    """A CSV file of decisions about clips (clip,decision,by), as `avdistill audit --decide` writes it, that all runs
+    are trained with; what is tested on does not change."""
     workers: int = 1
     """The number of runs at a time."""
     threads: int | None = None
@@ -79,6 +83,8 @@ def compare(arguments: list[str]) -> None:
         default=_Compare(dataset=tyro.MISSING, out=tyro.MISSING, base=RECIPES[recipe]),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    decisions = a.decisions or a.base.decisions
+    a = replace(a, base=replace(a.base, decisions=None if decisions is None else decisions.resolve()))
     study = Study(**{each.name: getattr(a, each.name) for each in fields(Study)})
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
     with progress_bar("compare") as update:
@@ -102,6 +108,9 @@ class _Corruption(Printed):
     labeled_per_class."""
     out: Path
     """The folder of the new dataset."""
+    decisions: Path | None = None
+    """A CSV file of decisions about clips (clip,decision,by) that are carried out first; `clean` is a copy with
+    nothing else."""
     teacher_run: str | None = None
     """The teacher (a run folder or a name) that embeds new time_shifted or noisy audio. The features of other audio
     teachers are left out; the same command with their --teacher-run adds them."""
@@ -110,7 +119,7 @@ class _Corruption(Printed):
 def corrupt(arguments: list[str]) -> None:
     """`avdistill corrupt DATASET mismatched=0.4 --out NEW`; teachers' features are brought along."""
     a = tyro.cli(_Corruption, args=arguments, prog="avdistill corrupt")
-    base, wanted = ClipDataset(a.dataset), parse_corruption(a.corruption)
+    base, wanted = open_dataset(a.dataset, a.decisions), parse_corruption(a.corruption)
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
     if teacher is not None:
         check_teacher(base, base.teachers, teacher)

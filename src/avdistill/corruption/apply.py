@@ -107,7 +107,7 @@ def _write(dataset: ClipDataset, corruption: Corruption, folder: Path, checksum:
         if file.name not in (LOCK, *kept):
             kept[file.name] = file_checksum(file)
     made_from = {"dataset": str(dataset.folder.resolve()), "checksum": dataset.checksum, **asdict(corruption)}
-    made = replace(description, features={}, files=kept, checksum=checksum, corruption=made_from)
+    made = replace(description, clips=len(rows), features={}, files=kept, checksum=checksum, corruption=made_from)
     write_json(folder / "dataset.json", encode(made))
 
 

@@ -82,6 +82,8 @@ class TrainConfig:
         student: The network that is trained.
         method: The training method and its settings.
         teacher: The name of the teacher's features in the dataset, which distillation methods need.
+        decisions: A CSV file of decisions about clips (clip,decision,by), as `avdistill audit --decide` writes it:
+            keep, drop_audio, drop_clip or relabel:NAME. The dataset's folder is not changed.
         train_split: The split to train on; "+" joins several, as in "train+teacher".
         val_fraction: The fraction of the labeled source videos of `train_split` that is held out to choose the best
             model; with 0 the best model is the last one.
@@ -107,6 +109,7 @@ class TrainConfig:
     student: ModelConfig = ModelConfig()
     method: MethodConfig = field(default_factory=SupervisedConfig)
     teacher: str | None = None
+    decisions: Path | None = None
     train_split: str = "train"
     val_fraction: float = 0.1
     steps: int = 1000

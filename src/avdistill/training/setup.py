@@ -12,6 +12,7 @@ import torch
 from avdistill import distributed
 from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.decisions import decision_counts, open_dataset
 from avdistill.dataset.splits import (
     check_view_fits,
     clips_of_splits,
@@ -67,12 +68,12 @@ class TrainingSetup:
         """Build everything, on `device`; several processes build the same.
 
         Raises:
-            DatasetError, RunError, ConfigError: the config does not fit the dataset.
+            DatasetError, RunError, ConfigError, AnnotationError: the config or its decisions do not fit the dataset.
         """
         processes = distributed.world_size()
         if config.batch_size % processes:
             raise ConfigError(f"config.batch_size: must be a multiple of the {processes} processes")
-        dataset = ClipDataset(config.dataset)
+        dataset = open_dataset(config.dataset, config.decisions)
         split = clips_of_splits(dataset, config.train_split)
         clips = split[has_modality(dataset, split, config.student.view)]
         if not len(clips):
@@ -128,6 +129,7 @@ class TrainingSetup:
         return {
             "dataset": str(self.dataset.folder),
             "dataset_checksum": self.dataset.checksum,
+            "decisions": decision_counts(self.dataset),
             "teacher": self.teacher_record(),
             "method_file": custom_checksum(self.config.method),
             "classes": list(self.description.classes),
@@ -147,10 +149,11 @@ class TrainingSetup:
         return self.dataset.features_manifest(self.config.teacher, tokens=required.tokens)
 
     def check_data(self, recorded: Mapping[str, Any]) -> None:
-        """Raise RunError unless dataset and features are those of the run's `data.json`."""
+        """Raise RunError unless dataset, decisions and features are those of the run's `data.json`."""
         if recorded["dataset_checksum"] != self.dataset.checksum:
+            decided = "" if self.config.decisions is None else f" with the decisions of {self.config.decisions}"
             raise RunError(
-                f"{self.run}: the dataset {self.dataset.folder} is no longer the one this run was started on"
+                f"{self.run}: the dataset {self.dataset.folder}{decided} is no longer the one this run was started on"
             )
         try:
             check_same_features(self.dataset, recorded["teacher"], self.teacher_record())

@@ -68,9 +68,11 @@ def train(
             gradient is not finite (the last good state is in `last/`), the folder cannot be written, or another process
             of the run was lost.
         DatasetError: the dataset does not hold what the config asks for, such as a teacher's features of any clip.
+        AnnotationError: the file of decisions does not fit the dataset.
     """
     # Where the run is resumed from must not matter.
-    config = replace(config, dataset=config.dataset.resolve(), out=follow_link(config.out))
+    decisions = None if config.decisions is None else config.decisions.resolve()
+    config = replace(config, dataset=config.dataset.resolve(), decisions=decisions, out=follow_link(config.out))
     if trust_method:
         trust_file(custom_checksum(config.method))
     if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avdistill.analysis.audit.scores import SCORES, audit_inputs, label_scores, percentiles
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.decisions import DROP_AUDIO, KEEP, Decision
 from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
 from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
@@ -130,6 +131,19 @@ def write_audit(out: Path, result: Audit) -> None:
             writer.writerows(result.rows)
         record = {"metrics": result.metrics, "settings": result.settings, "environment": environment()}
         write_json(out / "audit.json", record)
+
+
+def decide(result: Audit, threshold: float) -> list[Decision]:
+    """Drop the audio of the clips whose score, the one that ranks, is at least the threshold; keep the other ranked.
+
+    Clips without that score are not decided about.
+    """
+    by = result.settings["by"]
+    return [
+        Decision(row["id"], DROP_AUDIO if row[by] >= threshold else KEEP, by=f"audit: {by} >= {threshold:g}")
+        for row in result.rows
+        if row["rank"] is not None
+    ]
 
 
 def truth_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -317,12 +331,18 @@ def _rows(
 
 
 def _row(dataset: ClipDataset, clip: int, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table; what is NaN or not among the values is None."""
+    """A row of the table; what is not among the values is None."""
+    keys = ("mismatch_score", "percentile", *SCORES, *_DECISIONS)
+    columns = {key: values.get(key) for key in keys} | {"missing": values.get("missing", "")}
+    return {"rank": None} | clip_row(dataset, clip, columns)
+
+
+def clip_row(dataset: ClipDataset, clip: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a clip, the values (None for NaN), the truth where it is known, and the value `missing`."""
     c = dataset.columns
     truth = dict(dataset.table["extra"][clip].as_py() or ())
     known = truth.get("audio") in TRUTHS
     row: dict[str, Any] = {
-        "rank": None,
         "id": str(c["id"][clip]),
         "path": str(c["path"][clip]),
         "start_seconds": float(c["start_seconds"][clip]),
@@ -331,11 +351,10 @@ def _row(dataset: ClipDataset, clip: int, values: Mapping[str, Any]) -> dict[str
         "split": str(c["split"][clip]),
         "labeled": bool(dataset.labels[clip]),
     }
-    for key in ("mismatch_score", "percentile", *SCORES, *_DECISIONS):
-        value = values.get(key)
-        row[key] = _number(value) if isinstance(value, float) else value
+    row |= {key: _number(value) if isinstance(value, float) else value for key, value in values.items()}
+    del row["missing"]
     row |= {key: (truth.get(key) or "") if known else "" for key in ("audio", "audio_source", "true_label")}
-    return row | {"missing": values.get("missing", "")}
+    return row | {"missing": values["missing"]}
 
 
 def _number(value: float) -> float | None:

@@ -1,19 +1,14 @@
 """An audit as one HTML file that plays the most suspicious clips. No script, no network."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avdistill.analysis.audit.audit import TRUTHS, Audit
+from avdistill.analysis.audit.cards import Panel, card_sections, plot_scores
 from avdistill.analysis.audit.scores import SCORES
-from avdistill.dataset.clip_dataset import SILENCE_PEAK, ClipDataset
-from avdistill.fsio import replacing
-from avdistill.media.encoder import encode_clip, encode_image
-from avdistill.reporting.page import Image, Section, data_url, render, write_page
-from avdistill.reporting.plots import PALETTE
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.reporting.page import Image, Section, write_page
 
 _NAMES = {
     "mismatch_score": "mismatch_score",
@@ -36,23 +31,28 @@ def write_audit_page(path: Path, result: Audit, dataset: ClipDataset, *, cards: 
         cards: most suspicious clips to show, in rank order.
         contrast: least suspicious clips to show after them; a clip is shown once.
     """
-    ranked = [(row, clip) for row, clip in zip(result.rows, result.clips, strict=True) if row["rank"]]
-    first, last = ranked[:cards], ranked[cards:][-contrast:] if contrast else []
     histogram = path.with_name("scores.png")
-    _plot_scores(histogram, result)
+    plot_scores(histogram, _panels(result))
     sections = [_summary(result, histogram)]
     settings = result.settings
     modalities = {who: settings[f"{who}_modality"] for who in ("teacher", "student")}
     if result.metrics["truth"]:
         sections.append(_truth(result))
-    for heading, shown in (("Most suspicious", first), ("Least suspicious, for contrast", last)):
-        if shown:
-            listed = [_card(row, clip, dataset) for row, clip in shown]
-            names = {score: _NAMES[score] for score in SCORES}
-            markup = render("audit_cards.html", cards=listed, modalities=modalities, names=names)
-            sections.append(Section(heading, markup=markup))
+    names = {score: _NAMES[score] for score in SCORES}
+    sections += card_sections(result, dataset, names, modalities, cards=cards, contrast=contrast)
     title = f"Audit of split {settings['split']}: {Path(settings['dataset']).name}"
     write_page(path, title=title, sections=sections, style="audit.css")
+
+
+def _panels(result: Audit) -> list[Panel]:
+    """The ranking score of labeled and of unlabeled clips."""
+    score = result.settings["by"]
+    panels = []
+    for name, labeled in (("labeled", True), ("unlabeled", False)):
+        if rows := [row for row in result.rows if row["rank"] and row["labeled"] is labeled]:
+            made_of = result.metrics["mismatch_score_from"][name] if score == "mismatch_score" else score
+            panels.append(Panel(name, _NAMES[made_of], rows, score))
+    return panels
 
 
 # Text
@@ -121,95 +121,3 @@ def _truth(result: Audit) -> Section:
 
 def _known(metrics: Mapping[str, Any]) -> bool:
     return bool(metrics["known_truth"])
-
-
-# The histogram
-
-
-def _plot_scores(path: Path, result: Audit) -> None:
-    """The ranking score's histogram, labeled and unlabeled clips side by side, stacked by truth where it is known."""
-    from matplotlib.figure import Figure
-
-    score = result.settings["by"]
-    ranked = [row for row in result.rows if row["rank"]]
-    groups = {
-        name: [row for row in ranked if row["labeled"] is labeled]
-        for name, labeled in (("labeled", True), ("unlabeled", False))
-    }
-    groups = {name: rows for name, rows in groups.items() if rows}
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        kinds = [kind for kind in (*TRUTHS, "") if any(_kind(row) == kind for row in rows)]
-        made_of = result.metrics["mismatch_score_from"][name] if score == "mismatch_score" else score
-        axes.hist(
-            [[row[score] for row in rows if _kind(row) == kind] for kind in kinds],
-            bins=min(30, 5 + len(rows) // 10),
-            stacked=True,
-            color=[_COLORS[kind] for kind in kinds],
-            label=[kind or "unknown" for kind in kinds],
-        )
-        axes.set_title(f"{name} (n = {len(rows)})", loc="left", fontsize=10)
-        axes.set_xlabel(_NAMES[made_of], fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        if kinds != [""]:
-            axes.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylabel("clips", fontsize=9)
-    with replacing(path, "xb") as file:
-        figure.savefig(file, format="png", dpi=150)
-
-
-_COLORS = dict(zip(TRUTHS, (PALETTE[1], PALETTE[0], *PALETTE[2:]), strict=True)) | {"": "#888888"}
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    return row["audio"]
-
-
-# Cards
-
-
-def _card(row: dict[str, Any], clip: int, dataset: ClipDataset) -> dict[str, Any]:
-    """What the template shows of a clip; media are inside the page."""
-    frames = np.asarray(dataset.frames(clip)) if dataset.columns["has_video"][clip] else None
-    audio = dataset.audio(clip) if dataset.columns["has_audio"][clip] else None
-    wave = None if audio is None else _waveform(audio, dataset.sample_rate_hz)
-    card: dict[str, Any] = {"row": row, "wave": wave, "video": "", "audio": "", "thumbnails": []}
-    if frames is None and audio is None:  # a teacher's features may come from elsewhere
-        return card
-    fps = None if frames is None else _rate(frames, audio, row, dataset)
-    player = data_url("video/webm", encode_clip(frames, fps, audio, dataset.sample_rate_hz))
-    if frames is None:
-        return card | {"audio": player}
-    thirds = [int((2 * third + 1) * len(frames) / 6) for third in range(3)]
-    return card | {
-        "video": player,
-        "poster": data_url("image/jpeg", encode_image(frames[len(frames) // 2])),  # else it is black until it plays
-        "thumbnails": [
-            (f"frame {i + 1} of {len(frames)}", data_url("image/jpeg", encode_image(frames[i]))) for i in thirds
-        ],
-    }
-
-
-def _rate(frames: np.ndarray, audio: np.ndarray | None, row: Mapping[str, Any], dataset: ClipDataset) -> float:
-    """Frames a second; where the dataset took every frame, those of the clip over its length, or its audio's."""
-    if dataset.fps is not None:
-        return dataset.fps
-    if row["end_seconds"] is not None:
-        return len(frames) / (row["end_seconds"] - row["start_seconds"])
-    return 25.0 if audio is None else len(frames) * dataset.sample_rate_hz / len(audio)
-
-
-def _waveform(audio: np.ndarray, sample_rate_hz: int, *, bins: int = 240) -> dict[str, Any]:
-    """The envelope of the audio for inline SVG: lowest and highest sample of each of `bins` slices."""
-    values = np.asarray(audio, np.float64) / 32767
-    slices = np.array_split(values, min(bins, len(values)))
-    high, low = [max(0.0, s.max()) for s in slices], [min(0.0, s.min()) for s in slices]
-    loudest = float(np.abs(values).max())
-    level = f"peak {20 * math.log10(loudest):.0f} dBFS" if loudest > SILENCE_PEAK else "silent"
-    scale = 19 / max(loudest, 0.05)  # quiet audio is drawn large, silence stays a line
-    points = [(i, 20 - scale * v) for i, v in enumerate(high)] + [(i, 20 - scale * v) for i, v in enumerate(low)][::-1]
-    return {
-        "width": len(slices) - 1 or 1,
-        "points": " ".join(f"{x},{y:.1f}" for x, y in points),
-        "text": f"waveform, {len(values) / sample_rate_hz:.1f} s, {level}",
-    }

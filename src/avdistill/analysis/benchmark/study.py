@@ -29,6 +29,7 @@ from avdistill.analysis.benchmark.trials import LEARNING_RATES, Setting, method_
 from avdistill.config_io import encode, read_json
 from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.decisions import decision_counts, open_dataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import own_folder, write_json
@@ -95,6 +96,10 @@ class Study:
     def corruption(self, text: str) -> Corruption:
         """What one of `corruptions` means."""
         return parse_corruption(text, self.base.train_split)
+
+    def open(self, folder: Path) -> ClipDataset:
+        """A dataset to train on, as the decisions of `base` leave it."""
+        return open_dataset(folder, self.base.decisions)
 
     def run_folder(self, corruption: str, method: str, run: str) -> Path:
         """Where a run lies: "seed-0" or "trial-0" of a method, as in `methods`, under one of `corruptions`."""
@@ -258,7 +263,7 @@ def folder_name(text: str) -> str:
 
 def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Teacher | None) -> None:
     """Write what the study is, or compare with what was written."""
-    dataset = ClipDataset(study.dataset)
+    dataset = study.open(study.dataset)
     check_datasets(study, dataset, methods, network)
     teacher = dataset.teachers.get(study.teacher)
     required = [teacher_requirement(config) for config in methods.values()]
@@ -307,7 +312,7 @@ def _corruption_datasets(study: Study, methods: Mapping[str, MethodConfig], teac
             made = corrupt(base, study.corruption(text), folder)
             if study.teacher in base.teachers:
                 transfer_features(base, made, study.teacher, teacher=teacher)
-            check_datasets(study, ClipDataset(folder), methods, None)
+            check_datasets(study, study.open(folder), methods, None)
     return datasets
 
 
@@ -333,7 +338,8 @@ def write_report(study: Study, rows: list[dict[str, Any]], *, title: str = "avdi
         "tuning_seed": study.tuning_seed,
         "teacher": study.teacher,
         "base": {key: base[key] for key in keep},
-        "dataset_checksum": ClipDataset(study.dataset).checksum,
+        "dataset_checksum": study.open(study.dataset).checksum,
+        "decisions": decision_counts(study.open(study.dataset)),
         "environment": {k: v for k, v in environment().items() if k != "command"},
     }
     facts = [_dataset_summary(study, text) for text in study.corruptions]
@@ -347,7 +353,7 @@ def write_report(study: Study, rows: list[dict[str, Any]], *, title: str = "avdi
 
 
 def _dataset_summary(study: Study, text: str) -> str:
-    dataset = ClipDataset(study.corruption_dataset(text))
+    dataset = study.open(study.corruption_dataset(text))
     rows = clips_of_splits(dataset, study.base.train_split)
     labeled = sum(bool(dataset.labels[i]) for i in rows)
     counts = Counter(dict(dataset.table["extra"][int(i)].as_py() or ()).get("audio", "as recorded") for i in rows)
