@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from scipy.linalg import eigh
 
 FOLDS = 5
 COMPONENTS = 100
@@ -155,7 +156,8 @@ def _whitened(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     mean, scale = values.mean(0), values.std(0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     standard = (values - mean) / scale
-    variances, axes = np.linalg.eigh(standard.T @ standard / len(standard))
-    variances, axes = variances[::-1][:COMPONENTS].clip(min=0), axes[:, ::-1][:, :COMPONENTS]
+    D = standard.shape[1]
+    variances, axes = eigh(standard.T @ standard / len(standard), subset_by_index=[max(0, D - COMPONENTS), D - 1])
+    variances = variances.clip(min=0)
     matrix = axes / np.sqrt(variances + RIDGE * max(variances.mean(), 1e-12))
     return standard @ matrix, mean, scale, matrix
