@@ -2,17 +2,17 @@
 
     python benchmarks/results/audit_without_a_run.py --videos DIR --cnn14 FILE.npz --grid DIR --synthetic DIR --work DIR
 
-- UCF51 (`--videos`: the folders of 14 classes; `--cnn14`: the PANNs CNN14 embeddings of UCF51's clips by name): CNN14 and
-  EfficientNet-Lite0, both frozen. Not silent clips only.
+- UCF51 (`--videos`: the folders of 14 classes; `--cnn14`: the PANNs CNN14 embeddings of UCF51's clips by name): CNN14
+  and EfficientNet-Lite0. Silent clips are left out, here and below.
 - GRID (`--grid`: the 700 clips of one speaker, whole; the mouth region): YAMNet and EfficientNet-Lite0.
 - Synthetic (`--synthetic`: the dataset of `avdistill demo`, its clips with related audio): YAMNet and
   EfficientNet-Lite0.
 
-EfficientNet-Lite0 looks at 5 frames of a clip, 160 pixels wide and high. A share of the clips gets the audio features of
-another clip: one of another class, or of any other source video. Beside the AUROC stand what the encoders can tell at
-most: the same score with an alignment that is fitted on matched clips only, and an oracle that knows the classes, minus
-the log probability of the clip's class by a logistic regression on the audio features (fitted on matched clips of other
-source videos). Settings were looked at with other seeds of the corruption. Stopped, the same command goes on.
+EfficientNet-Lite0 looks at 5 frames of a clip, 160 pixels wide and high. A share of the clips gets the audio features
+of another clip: one of another class, or of any other source video. Beside the AUROC stand what the encoders can tell
+at most: the same score with an alignment that is fitted on matched clips only, and an oracle that knows the classes,
+minus the log probability of the clip's class by a logistic regression on the audio features (fitted on matched clips of
+other source videos). Settings were looked at with other seeds of the corruption. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
