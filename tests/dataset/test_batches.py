@@ -275,7 +275,14 @@ def test_images_are_scaled_and_cut_as_torchvision_does(stored: tuple[int, int], 
         ("v_HandstandPushups_g25_c01.avi", "v_HandstandPushups_g25"),
         ("v_-a1b_c2d3e4_12.mp4", "v_-a1b_c2d3e4"),
         ("cats/v_1.mp4", "cats/v_1.mp4"),
-        ("kT3hpe1sVbA_000030.mp4", "kT3hpe1sVbA_000030.mp4"),
+        ("kT3hpe1sVbA_000030.mp4", "kT3hpe1sVbA"),
+        ("dancing/_abcdefghi-_000030_000040.mkv", "_abcdefghi-"),
+        ("abcd_012345_000030.mp4", "abcd_012345"),  # an id of eleven characters
+        ("holiday_000030_000040.mp4", "holiday"),
+        ("upload7_000030.mp4", "upload7"),
+        ("clip_000030.mp4", "clip_000030.mp4"),  # numbered videos
+        ("000030.mp4", "000030.mp4"),
+        ("upload7_30.mp4", "upload7_30.mp4"),
     ],
 )
 def test_names_tell_which_files_are_parts_of_a_video(path, video):

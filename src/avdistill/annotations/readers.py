@@ -38,7 +38,7 @@ from avdistill.annotations.schema import (
 )
 from avdistill.annotations.video_files import VideoFiles, find_videos
 
-_KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id")
+_KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id", "group")
 # Names of published lists and of our own results that mean the same.
 _OTHER_NAMES = {"time_start": "start_seconds", "time_end": "end_seconds", "clip_id": "id"}
 
@@ -185,6 +185,7 @@ def _parse_row(where: str, values: Mapping[str, object]) -> LocatedAnnotation:
         start_seconds=start,
         end_seconds=end,
         extra=parse_extra(values, _KNOWN_KEYS),
+        group=parse_name(where, "group", values.get("group")),
     )
 
 

@@ -38,6 +38,7 @@ class Annotation:
         start_seconds: start of the clip in its video.
         end_seconds: end of the clip in its video, or None for the end of the video.
         extra: (name, value) of the list's other columns, unchanged; never used for training.
+        group: the source video or upload that it is a part of; empty: as the name of its file tells.
     """
 
     clip_id: str
@@ -47,6 +48,7 @@ class Annotation:
     start_seconds: float = 0.0
     end_seconds: float | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    group: str = ""
 
 
 # (where, clip): the place that a message about the clip names. Before `_name_clips` the id may be empty.

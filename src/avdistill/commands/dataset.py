@@ -4,10 +4,11 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from avdistill.analysis.duplicates import duplicate_report, find_duplicates
 from avdistill.annotations import read_annotations
 from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
@@ -152,12 +153,15 @@ def region_of(text: str | None) -> tuple[int, int, int, int] | None:
 
 @dataclass(frozen=True)
 class _Info(Printed):
-    """Describe a dataset and verify its checksums."""
+    """Describe a dataset, verify its checksums and list near-duplicates."""
 
     dataset: tyro.conf.Positional[Path]
     """The dataset's folder."""
     verify: bool = True
     """Recompute and compare every checksum."""
+    duplicates: bool = True
+    """Compare the audio and the frames of all clips: list clips of different source videos that share them, those in
+    different splits first."""
 
 
 def info(arguments: list[str]) -> None:
@@ -174,6 +178,20 @@ def info(arguments: list[str]) -> None:
         if not faults:
             raise
         report = {"faults": faults}
-    output(report, [f"{name:<16} {value}" for name, value in report.items()], a.json)
+    lines = [f"{name:<16} {value}" for name, value in report.items()]
+    if a.duplicates and not faults:
+        with progress_bar("duplicates") as update:
+            report["duplicates"] = duplicate_report(dataset, find_duplicates(dataset, on_progress=update))
+        lines += _duplicate_lines(report["duplicates"])
+    output(report, lines, a.json)
     if report.get("faults"):
         raise DatasetError(f"{a.dataset}: damaged: {'; '.join(report['faults'])}")
+
+
+def _duplicate_lines(report: dict[str, Any]) -> list[str]:
+    pairs = report["examples"]
+    return [
+        f"{'duplicates':<16} {report['pairs']} pairs of clips of different source videos, {report['across_splits']} of "
+        f"them across splits{f'; the first {len(pairs)}:' if len(pairs) < report['pairs'] else ''}",
+        *(f"  {a['clip']} ({a['split']}), {b['clip']} ({b['split']}): same {what}" for a, b, what in pairs),
+    ]

@@ -214,6 +214,7 @@ class ClipDataset:
         """Counts and settings of the dataset as one JSON-ready object."""
         c = self.columns
         splits = Counter(c["split"].tolist())
+        pairs = set(zip(c["group"].tolist(), c["split"].tolist(), strict=True))
         with_video = np.flatnonzero(c["has_video"])
         firsts = with_video[np.unique(c["frame_shard"][with_video], return_index=True)[1]]  # a shard has one size
         sizes = {self.frames(int(clip)).shape[1:3] for clip in firsts}
@@ -224,6 +225,8 @@ class ClipDataset:
             "checksum": self.checksum,
             "clips": len(self),
             "videos": len(set(c["path"].tolist())),
+            "groups": len(set(c["group"].tolist())),
+            "groups_across_splits": sum(count > 1 for count in Counter(g for g, _ in pairs).values()),
             "splits": dict(sorted(splits.items())),
             "classes": len(self.classes),
             "labeled": sum(bool(row) for row in self.labels),

@@ -196,7 +196,7 @@ class Journal:
         row: dict[str, Any] = {
             "id": annotation.clip_id,
             "path": annotation.path,
-            "group": video_of(annotation.path),
+            "group": annotation.group or video_of(annotation.path),
             "labels": list(annotation.labels),
             "split": annotation.split,
             "start_seconds": annotation.start_seconds,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from avdistill.analysis.duplicates import find_duplicates
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.progress import OnProgress, Progress
+from avdistill.progress import OnProgress
 
 #: flag -> its meaning
 FLAGS: dict[str, str] = {
@@ -14,6 +15,8 @@ FLAGS: dict[str, str] = {
     "silent": "every sample of the audio is below -80 dBFS",
     "no_video": "the file has no video",
     "still_video": "no part of the frame changes over the clip",
+    "reupload": "a clip of another source video has the same audio and the same video",
+    "shared_audio": "a clip of another source video has the same audio, under other video",
     "speech_throughout": "an audio tagger gives speech a mean probability of at least 0.5",
     "music_throughout": "an audio tagger gives music a mean probability of at least 0.5",
 }
@@ -38,7 +41,7 @@ class Flags:
 
 
 def flag_clips(dataset: ClipDataset, clips: np.ndarray, *, on_progress: OnProgress | None = None) -> Flags:
-    """Look for every flag in the given rows of a dataset. All frames that are looked at are decoded: 8 a clip.
+    """Look for every flag in the given rows of a dataset, near-duplicates of them among all clips; reads all of it.
 
     Speech and music need features whose logits are over AudioSet's classes, as YAMNet gives them for a dataset without
     labels of its own.
@@ -50,8 +53,9 @@ def flag_clips(dataset: ClipDataset, clips: np.ndarray, *, on_progress: OnProgre
     found["no_video"] = ~c["has_video"][clips].astype(bool)
     for i in np.flatnonzero(~found["no_video"]):
         found["still_video"][i] = _is_still(dataset, int(clips[i]))
-        if on_progress is not None:
-            on_progress(Progress(int(i) + 1, len(clips)))
+    for pair in find_duplicates(dataset, on_progress=on_progress):
+        if pair.audio is not None:
+            found["reupload" if pair.video is not None else "shared_audio"][np.isin(clips, pair.clips)] = True
     tagger = next((name for name, entry in dataset.teachers.items() if set(_TAGS.values()) <= set(entry.classes)), None)
     if tagger is not None:
         stored = dataset.features(tagger).with_classes(tuple(_TAGS.values()))
