@@ -4,7 +4,7 @@
 
 - UCF51 (`--videos`: the folders of 14 classes; `--cnn14`: the PANNs CNN14 embeddings of UCF51's clips by name): CNN14
   and EfficientNet-Lite0. Silent clips are left out, here and below.
-- GRID (`--grid`: the 700 clips of one speaker, whole; the mouth region): YAMNet and EfficientNet-Lite0.
+- GRID (`--grid`: every second of the 700 clips of one speaker, whole; the mouth region): YAMNet and EfficientNet-Lite0.
 - Synthetic (`--synthetic`: the dataset of `avdistill demo`, its clips with related audio): YAMNet and
   EfficientNet-Lite0.
 
@@ -101,7 +101,8 @@ def ucf51(videos: Path, cnn14: Path, work: Path) -> Pairs:
 def grid(videos: Path, work: Path) -> Pairs:
     """GRID's clips as they are, the region of the mouth; the labels are unknown."""
     listed = work / "grid.csv"
-    listed.write_text("path\n" + "\n".join(sorted(p.relative_to(videos).as_posix() for p in videos.rglob("*.mp4"))))
+    names = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.mp4"))[::2]
+    listed.write_text("\n".join(["path,label", *(f"{name}," for name in names)]), encoding="utf-8")
     config = PrepareConfig(fps=2.0, short_side=72, region=(96, 176, 128, 72))
     dataset = prepare(read_annotations(listed), videos, work / "grid", config, workers=1)
     if "yamnet" not in dataset.teachers:
@@ -110,11 +111,11 @@ def grid(videos: Path, work: Path) -> Pairs:
 
 
 def synthetic(folder: Path, work: Path) -> Pairs:
-    """The demo's clips with related audio, of the splits train and test, at most 600."""
+    """The demo's clips with related audio, of the splits train and test, at most 350."""
     dataset = ClipDataset(folder)
     truth = [dict(row or ()) for row in dataset.table["extra"].to_pylist()]
     related = np.array([row.get("audio") == "related" for row in truth]) & (dataset.columns["split"] != "teacher")
-    related[np.flatnonzero(related)[600:]] = False
+    related[np.flatnonzero(related)[350:]] = False
     file = work / "synthetic-yamnet.npz"
     if not file.is_file():
         from avdistill.inference.runner import run_network

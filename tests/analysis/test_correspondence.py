@@ -63,12 +63,20 @@ def cosine(a, b):
 
 
 def looped(audio, video, groups, parts):
+    first = one_round(audio, video, groups, parts, range(len(groups)))
+    limit = max(0.5, sorted(first)[len(first) // 2])  # of an odd number of clips
+    trusted = [i for i, score in enumerate(first) if score <= limit]
+    return one_round(audio, video, groups, parts, trusted)
+
+
+def one_round(audio, video, groups, parts, trusted):
     scores = {}
     for part in sorted(set(parts)):
         inside = [i for i in range(len(groups)) if parts[i] == part]
         outside = [i for i in range(len(groups)) if parts[i] != part]
         assert {groups[i] for i in inside}.isdisjoint(groups[i] for i in outside)
-        project, _ = canonical(audio[outside], video[outside])
+        fitted = [i for i in outside if i in trusted]
+        project, _ = canonical(audio[fitted], video[fitted])
         a = {i: project(audio[i], 0) for i in inside}
         v = {i: project(video[i], 1) for i in inside}
         for i in inside:
@@ -81,8 +89,9 @@ def looped(audio, video, groups, parts):
 
 
 def test_the_score_is_that_of_the_loops():
-    audio, video = pairs(n=150)
-    groups = np.array([f"video_{i // 2}" for i in range(150)])
+    audio, video = pairs(n=151)
+    audio[:60] = np.roll(audio[:60], 1, axis=0)
+    groups = np.array([f"video_{i // 2}" for i in range(151)])
     found = correspondence(audio, video, groups)
     assert found == pytest.approx(looped(audio, video, groups.tolist(), folds(groups).tolist()), abs=1e-12)
 

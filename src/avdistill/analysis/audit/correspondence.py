@@ -15,6 +15,8 @@ from scipy.linalg import eigh
 FOLDS = 5
 COMPONENTS = 100
 DIRECTIONS = 20
+# The second alignment is fitted without clips that the first one finds suspicious; a third changes nothing to speak of.
+ROUNDS = 2
 # Ridge of each covariance, in units of its mean variance.
 RIDGE = 2.0
 # Fewer clips than this cannot be aligned: a fold would hold a handful, its fit hardly more.
@@ -72,7 +74,8 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
     The mean of two shares: of the other clips' audio that fits the clip's video better than its own does, and of the
     other clips' videos that fit its audio better. Fit is the cosine of the aligned embeddings; equal fits count half.
     Clips are compared within one of `FOLDS` parts, and the alignment is fitted on the other parts; clips of one group
-    are in one part. Mismatched clips are among those that the alignment is fitted on.
+    are in one part. The first alignment is fitted on all of them, mismatched ones included. The second one, whose
+    scores count, leaves out clips that the first scored above 1/2, or above the median where that is larger.
 
     Args:
         audio, video: (N, D) embeddings of the same N clips by any two encoders; the two widths may differ.
@@ -89,12 +92,15 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
     for values in (audio, video):
         if values.ndim != 2 or len(values) != N or not np.isfinite(values).all():
             raise ValueError(f"expected finite embeddings ({N}, D), found {values.shape}")
-    scores = np.full(N, np.nan)
     parts = folds(groups)
-    for part in np.unique(parts):
-        inside = parts == part
-        alignment = Alignment.fit(audio[~inside], video[~inside])
-        scores[inside] = rank_scores(alignment.audio(audio[inside]), alignment.video(video[inside]))
+    scores, trusted = np.full(N, np.nan), np.ones(N, bool)
+    for _ in range(ROUNDS):
+        for part in np.unique(parts):
+            inside = parts == part
+            fitted = ~inside & trusted
+            alignment = Alignment.fit(audio[fitted], video[fitted])
+            scores[inside] = rank_scores(alignment.audio(audio[inside]), alignment.video(video[inside]))
+        trusted = scores <= max(0.5, float(np.median(scores)))
     return scores
 
 
