@@ -61,11 +61,11 @@ class Alignment:
         left, correlations, right = np.linalg.svd(a.T @ b / len(a), full_matrices=False)
         correlations = correlations[:DIRECTIONS]
         weighed = (left[:, :DIRECTIONS] * correlations, right[:DIRECTIONS].T * correlations)
-        encoders = [
+        of_audio, of_video = (
             _Encoder(mean, scale, whitening @ directions)
             for (_, mean, scale, whitening), directions in zip(parts, weighed, strict=True)
-        ]
-        return cls(*encoders, correlations)
+        )
+        return cls(of_audio, of_video, correlations)
 
 
 def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> np.ndarray:
