@@ -65,7 +65,7 @@ def cosine(a, b):
 def looped(audio, video, groups, parts):
     first = one_round(audio, video, groups, parts, range(len(groups)))
     limit = max(0.5, sorted(first)[len(first) // 2])  # of an odd number of clips
-    trusted = [i for i, score in enumerate(first) if score <= limit]
+    trusted = [i for i, score in enumerate(first) if score <= limit + 1e-9]
     return one_round(audio, video, groups, parts, trusted)
 
 

@@ -139,6 +139,6 @@ def duplicate_report(dataset: ClipDataset, pairs: Sequence[Duplicate]) -> dict[s
     for pair in pairs:
         clips = [{"clip": str(c["id"][clip]), "split": str(c["split"][clip])} for clip in pair.clips]
         same = [name for name, value in (("audio", pair.audio), ("video", pair.video)) if value is not None]
-        rows.append((*clips, " and ".join(same)))
+        rows.append((clips[0], clips[1], " and ".join(same)))
     across = sum(first["split"] != second["split"] for first, second, _ in rows)
     return {"pairs": len(rows), "across_splits": across, "examples": rows[:20]}

@@ -100,7 +100,7 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
             fitted = ~inside & trusted
             alignment = Alignment.fit(audio[fitted], video[fitted])
             scores[inside] = rank_scores(alignment.audio(audio[inside]), alignment.video(video[inside]))
-        trusted = scores <= max(0.5, float(np.median(scores)))
+        trusted = scores <= max(0.5, float(np.median(scores))) + 1e-9
     return scores
 
 
@@ -162,8 +162,9 @@ def _whitened(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     mean, scale = values.mean(0), values.std(0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     standard = (values - mean) / scale
-    D = standard.shape[1]
-    variances, axes = eigh(standard.T @ standard / len(standard), subset_by_index=[max(0, D - COMPONENTS), D - 1])
+    N, D = standard.shape
+    last = [D - min(COMPONENTS, D, N), D - 1]
+    variances, axes = eigh(standard.T @ standard / N, subset_by_index=last)
     variances = variances.clip(min=0)
     matrix = axes / np.sqrt(variances + RIDGE * max(variances.mean(), 1e-12))
     return standard @ matrix, mean, scale, matrix
