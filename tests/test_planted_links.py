@@ -11,6 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from avdistill import fsio
+from avdistill.analysis.audit.audit import Audit, write_audit
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import AvdistillError, RunError
@@ -169,6 +170,17 @@ def test_files_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space") as error:
             write(tmp_path / "file", value)
         assert error.value.filename == str(tmp_path / "file")
+
+
+def test_an_audit_on_a_full_disk_names_its_folder(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space") as error, fsio.result_folder(tmp_path / "audit") as fresh:
+        write_audit(fresh, Audit([{"id": "a"}], [0], {}, {}))
+    assert error.value.filename == str(tmp_path / "audit")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):

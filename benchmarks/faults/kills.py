@@ -142,8 +142,10 @@ def killed_results(pipeline: Pipeline) -> str:
         "export": ("export", trained, "--format", "safetensors", "--clips", dataset),
     }.items():
         (place := folder / verb).mkdir()
-        run(*words, "--out", place / "whole")
-        reference, out = _files(place / "whole"), place / "out"
+        out = place / "out"
+        run(*words, "--out", out)  # under the same name: `audit.json` holds the command
+        reference = _files(out)
+        out.rename(place / "whole")
         running = Running(*words, "--out", out)
         wait_until(partial(_holds, place, "*", 2), running)  # the folder of another name
         running.kill()

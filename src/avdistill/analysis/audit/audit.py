@@ -29,7 +29,7 @@ from avdistill.inference.runner import check_rates
 from avdistill.methods import CustomMethodConfig, Method
 from avdistill.methods.base import AuditInputs
 from avdistill.progress import OnProgress
-from avdistill.training.run_dir import data_manifest, environment, run_config, wrap_io_errors
+from avdistill.training.run_dir import data_manifest, environment, run_config
 from avdistill.training.setup import load_method
 from avdistill.types import Batch, StudentConfig, format_provenance
 
@@ -122,15 +122,14 @@ def audit(
 
 
 def write_audit(out: Path, result: Audit) -> None:
-    """Write `clips.csv` and `audit.json` into a folder, made if it is missing."""
-    with wrap_io_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / "clips.csv", newline="") as file:
-            writer = csv.DictWriter(file, list(result.rows[0]))
-            writer.writeheader()
-            writer.writerows(result.rows)
-        record = {"metrics": result.metrics, "settings": result.settings, "environment": environment()}
-        write_json(out / "audit.json", record)
+    """Write `clips.csv` and `audit.json` into a folder, made if it is missing. Raises OSError where it cannot."""
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "clips.csv", newline="") as file:
+        writer = csv.DictWriter(file, list(result.rows[0]))
+        writer.writeheader()
+        writer.writerows(result.rows)
+    record = {"metrics": result.metrics, "settings": result.settings, "environment": environment()}
+    write_json(out / "audit.json", record)
 
 
 def decide(result: Audit, threshold: float) -> list[Decision]:
