@@ -53,6 +53,7 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.not_finite, "train"),
     (files.mutated, "prepare"),
     (files.playlists, "prepare, predict"),
+    (files.crafted_folders, "info, prepare, train, resume, evaluate, audit, ..."),
 ]
 
 
