@@ -111,14 +111,15 @@ def odd_clips(tmp_path_factory):
     moving = rng.integers(0, 255, (10, 64, 96, 3)).astype(np.uint8)
     mouth = np.repeat(image[None], 10, 0)
     mouth[::2, 40:48, 40:52] = 255 - mouth[::2, 40:48, 40:52]
-    audio = tone(1.0, 440)
+    # Audio of its own for each, or they would be flagged as sharing it.
+    audio = [rng.uniform(0.05, 0.5, 40).repeat(400) * tone(1.0, 300 * (i + 1)) for i in range(4)]
     cases = {
-        "ordinary": (moving, audio),
-        "still": (np.repeat(image[None], 10, 0), audio),
-        "mouth": (mouth, audio),
+        "ordinary": (moving, audio[0]),
+        "still": (np.repeat(image[None], 10, 0), audio[1]),
+        "mouth": (mouth, audio[2]),
         "silent": (moving, np.zeros(16000)),
         "no_audio": (moving, None),
-        "one_frame": (moving[:1], audio),
+        "one_frame": (moving[:1], audio[3]),
     }
     for name, (frames, waveform) in cases.items():
         write_video(folder / f"{name}.mp4", frames=frames, waveform=waveform)
