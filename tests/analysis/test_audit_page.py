@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 from dataclasses import replace
@@ -11,10 +12,12 @@ import av
 import numpy as np
 import pytest
 
+from avdistill.analysis.audit import cards
 from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.audit.page import write_audit_page
 from avdistill.media.encoder import displayed_size, encode_clip, encode_image
 from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.reporting.page import render
 from support.audit_cases import changed, trained
 from support.chromium import NAMES, chromium, find_browser, screenshot
 
@@ -189,6 +192,48 @@ def test_where_nothing_is_known_nothing_is_claimed(taught, audited, tmp_path):
     assert "truth" not in text.partition("<main>")[2]
 
 
+class TenMinutes:
+    """A clip that grows brighter, four frames a second, with audio that grows louder."""
+
+    fps, sample_rate_hz = 4.0, 16000
+    columns = {"has_video": [True], "has_audio": [True]}  # noqa: RUF012
+
+    def frames(self, _):
+        return np.broadcast_to(np.linspace(0, 255, 2400).astype(np.uint8)[:, None, None, None], (2400, 64, 96, 3))
+
+    def audio(self, _):
+        return np.linspace(0, 30000, 600 * 16000).astype(np.int16)
+
+
+def test_of_a_long_clip_a_part_is_played():
+    card = cards._card({"start_seconds": 0.0, "end_seconds": None}, 0, TenMinutes())
+    assert card["played"] == "plays 292.5 to 307.5 of 600.0 s"
+    assert sum(len(str(value)) for value in card.values()) < 500_000
+    content = base64.b64decode(card["video"].partition(",")[2])
+    images = [frame.to_ndarray(format="rgb24").mean() for frame in decoded(content, video=0)]
+    assert len(images) == 60
+    expected = np.linspace(0, 255, 2400).astype(np.uint8)[1170:1230]
+    np.testing.assert_allclose(images, expected, atol=6)
+    samples = sum(frame.samples for frame in decoded(content, audio=0))
+    assert samples / 48000 == pytest.approx(15, abs=0.1)
+    assert card["wave"]["text"] == "waveform, 600.0 s, peak -1 dBFS"
+    assert [text for text, _ in card["thumbnails"]] == [f"frame {n} of 2400" for n in (401, 1201, 2001)]
+    assert "plays 292.5 to" in render("audit_cards.html", cards=[card | {"row": ROW}], modalities={}, names={})
+
+
+ROW = {
+    "rank": 1,
+    "id": "a",
+    "labeled": False,
+    "label": "",
+    "teacher_class": None,
+    "student_class": None,
+    "audio": "",
+    "audio_source": "",
+    "true_label": "",
+}
+
+
 # Media
 
 
@@ -226,6 +271,10 @@ def test_odd_sizes_rates_and_empty_clips():
     assert displayed_size(31, 47, 192) == (192, 292)
     assert displayed_size(301, 256, 192) == (300, 256)
     assert displayed_size(1, 1, 1) == (2, 2)
+    assert displayed_size(1080, 1920, 192) == (416, 740)  # 640 x 480 pixels, of 9 to 16
+    assert displayed_size(2, 100_000, 192) == (2, 8192)
+    with av.open(io.BytesIO(encode_image(np.zeros((1080, 1920, 3), np.uint8)))) as container:
+        assert (container.streams.video[0].height, container.streams.video[0].width) == (416, 740)
     frames = np.zeros((3, 8, 6, 3), np.uint8)
     assert len(decoded(encode_clip(frames, 29.97, None, 16000), video=0)) == 3
     assert decoded(encode_clip(None, None, np.zeros(100, np.int16), 16000), audio=0)

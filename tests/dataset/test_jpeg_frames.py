@@ -15,6 +15,7 @@ from avdistill.corruption import corrupt, parse_corruption
 from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
+from avdistill.dataset.shards import JpegFrames
 from avdistill.dataset.splits import clips_of_split, encode_labels
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
@@ -87,6 +88,23 @@ def test_without_simplejpeg_the_pixels_are_the_same(compressed, monkeypatch):
     fast = np.asarray(compressed.frames(2))
     monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as if it were not installed
     assert np.array_equal(np.asarray(compressed.frames(2)), fast)
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+def test_an_image_that_claims_gigabytes_is_not_decoded(decoder, monkeypatch):
+    """The size of a JPEG stands in its frame header (SOF0, FF C0): height and width after length and precision."""
+    if decoder == "pillow":
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(content, "JPEG")
+    image = bytearray(content.getvalue())
+    place = image.index(b"\xff\xc0") + 5
+    image[place : place + 4] = (20_000).to_bytes(2) * 2
+    frames = JpegFrames(np.frombuffer(bytes(image), np.uint8), np.array([len(image)]), 0, 1)
+    with pytest.raises(
+        DatasetError, match="frame 0 cannot be decoded: expected at most 67108864 pixels, found 20000 x"
+    ):
+        frames[0]
 
 
 def test_windows_and_batches_are_as_from_an_array(compressed):

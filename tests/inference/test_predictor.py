@@ -38,6 +38,7 @@ from avdistill.inputs import AudioInput, VideoInput
 from avdistill.media import read_clip
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
+from avdistill.preparation import clip_reader
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.types import Features, Network, StudentConfig
 from support.media_files import tone, write_video
@@ -150,7 +151,7 @@ def segments(monkeypatch):
         sizes.append(() if clip.frames is None else clip.frames.shape[:3])
         return clip
 
-    monkeypatch.setattr(windows_module, "read_clip", recorded)
+    monkeypatch.setattr(clip_reader, "read_clip", recorded)
     return sizes
 
 

@@ -16,11 +16,11 @@ import pytest
 from avdistill.annotations import Annotation
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import ConfigError, DatasetError, EmptySegmentError, MediaError, SpoolError
-from avdistill.media import audio_stream, read_clip, scaler, video_stream
+from avdistill.media import audio_stream, read_clip, scaler
 from avdistill.preparation import clip_reader
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.faulty_readers import read_nonsense, read_or_fail
-from support.media_files import numbered_frames, tone, write_video
+from support.media_files import numbered_frames, tone, write_timed, write_video
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 
@@ -128,10 +128,8 @@ def test_claims_beyond_any_camera(tmp_path, monkeypatch):
         read_clip(path, short_side=3 * 2**16)
     with pytest.raises(EmptySegmentError):
         read_clip(path, start_seconds=1e30)
-    monkeypatch.setattr(video_stream, "_LARGEST_CLIP_BYTES", 100_000)
-    with pytest.raises(MediaError, match="frames; give segments"):
-        read_clip(path)
-    monkeypatch.undo()
+    with pytest.raises(MediaError, match=r"more than 9\.5[0-9]*e-05 GiB of 64x48 frames; give segments"):
+        read_clip(path, limit_bytes=102400)
     monkeypatch.setattr(audio_stream, "_LONGEST_SECONDS", 3)
     with pytest.raises(MediaError, match="audio; give segments"):
         read_clip(path)
@@ -139,6 +137,36 @@ def test_claims_beyond_any_camera(tmp_path, monkeypatch):
     monkeypatch.setattr(scaler, "LARGEST_FRAME_PIXELS", 3000)
     with pytest.raises(MediaError, match="a frame of 64x48 pixels"):
         read_clip(path)
+
+
+def test_one_clip_cannot_fill_the_disk(tmp_path):
+    """A few kilobytes that claim megabytes a frame, or hours: those files are skipped, the others are prepared."""
+    write_video(tmp_path / "strip.mkv", frames=numbered_frames(3, 2, 8192), codecs=("ffv1", ""))
+    write_timed(tmp_path / "slides.mkv", [0, 3000])
+    write_video(tmp_path / "good.mp4", frames=numbered_frames(10))
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 41_000
+    clips = [Annotation(name, name, (), "train") for name in ("strip.mkv", "slides.mkv", "good.mp4")]
+    limit = 2**20  # 340 frames of 32 x 43 pixels
+    dataset = prepare(clips, tmp_path, tmp_path / "dataset", PrepareConfig(short_side=24), clip_limit_bytes=limit)
+    assert dataset.columns["id"].tolist() == ["good.mp4"]
+    reasons = skipped(tmp_path / "dataset")
+    assert "strip.mkv: expected a frame at most 16 times as long as wide, found 8192x2" in reasons["strip.mkv"]
+    assert "slides.mkv: more than 0.000976562 GiB of 32x24 frames; give segments" in reasons["slides.mkv"]
+    sizes = [file.stat().st_size for file in (tmp_path / "dataset").iterdir()]
+    assert sum(sizes) < limit
+    with pytest.raises(
+        DatasetError, match=r"were too large then and may be larger now: slides\.mkv; give the clip limit"
+    ):
+        prepare(clips, tmp_path, tmp_path / "dataset", PrepareConfig(short_side=24))
+    again = prepare(clips, tmp_path, tmp_path / "dataset", PrepareConfig(short_side=24), clip_limit_bytes=limit)
+    assert again.checksum == dataset.checksum
+
+
+def test_a_strip_of_a_given_size_is_read(tmp_path):
+    path = write_video(tmp_path / "strip.mkv", frames=numbered_frames(3, 2, 2048), codecs=("ffv1", ""))
+    assert read_clip(path, size=(24, 32)).frames.shape[1:] == (24, 32, 3)
+    assert read_clip(path).frames.shape[1:] == (2, 2048, 3)
+    assert read_clip(path, region=(0, 0, 1024, 2), short_side=4).frames.shape[1:] == (4, 2048, 3)
 
 
 def mutations(data, rng):
@@ -280,6 +308,6 @@ def test_a_fault_of_ours_that_a_file_finds_costs_that_file(tmp_path, monkeypatch
     monkeypatch.setattr(clip_reader, "read_clip", faulty)
     (tmp_path / "odd.mp4").write_bytes(b"odd")
     task = clip_reader.Task(Annotation("odd", "odd.mp4", (), "train"), tmp_path / "odd.mp4", tmp_path / "spool-0")
-    answer = clip_reader.read_to_spool(clip_reader.read_media, PrepareConfig(), task)
+    answer = clip_reader.read_to_spool(clip_reader.read_media, PrepareConfig(), None, task)
     assert isinstance(answer, MediaError)
     assert "odd.mp4: unexpected AssertionError, please report it: no such form" in str(answer)

@@ -24,6 +24,9 @@ _OTHER_SUFFIXES = (".ass", ".csv", ".db", ".description", ".html", ".ini", ".jso
                    ".zip")
 # fmt: on
 _MOST_NAMED = 3
+_UNKNOWN = "unknown"
+# For one file whose content is looked at.
+_OPENING_SECONDS, _OPENING_BYTES = 60.0, 2**30
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,10 @@ class FolderFiles:
 
 def find_videos(source: Path) -> FolderFiles:
     """All videos below a folder, whatever their suffix."""
-    videos, left_out = [], {}
-    for path in _list_files(source):
-        reason = _not_a_video(source / path)
-        if reason is None:
-            videos.append(path)
-        else:
-            left_out[path] = reason
-    return FolderFiles(videos, left_out)
+    paths = _list_files(source)
+    reasons = {path: _reason_by_suffix(source / path) for path in paths}
+    reasons |= _reasons_by_content(source, [path for path in paths if reasons[path] == _UNKNOWN])
+    return FolderFiles([p for p in paths if reasons[p] is None], {p: why for p, why in reasons.items() if why})
 
 
 def locate(folder: Path, path: str) -> Path:
@@ -94,8 +93,8 @@ def _walk(folder: Path, ancestors: tuple[Path, ...]) -> Iterator[Path]:
             yield entry
 
 
-def _not_a_video(path: Path) -> str | None:
-    """Why a file is not a video, or None for one."""
+def _reason_by_suffix(path: Path) -> str | None:
+    """Why a file is not a video, None for one, or `_UNKNOWN` where its content must be looked at."""
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return None
@@ -105,11 +104,21 @@ def _not_a_video(path: Path) -> str | None:
         return "images"
     if suffix in _OTHER_SUFFIXES:
         return "no video"
-    if not path.is_file():
-        return "no file"
-    from avdistill.media.streams import has_video  # only here, so that other lists are read without FFmpeg
+    return _UNKNOWN if path.is_file() else "no file"
 
-    return None if has_video(path) else "no video"
+
+def _reasons_by_content(folder: Path, paths: list[PurePosixPath]) -> dict[PurePosixPath, str | None]:
+    """Likewise of files that are opened, in a process of their own: one may crash or hang FFmpeg."""
+    if not paths:
+        return {}
+    from avdistill.executors.process_pool import ordered_map  # only here, so that other lists are read without FFmpeg
+    from avdistill.media.streams import has_video
+
+    files = [folder / path for path in paths]
+    answers = ordered_map(
+        has_video, files, workers=1, time_limit_seconds=_OPENING_SECONDS, memory_limit_bytes=_OPENING_BYTES
+    )
+    return {path: None if answer is True else "no video" for path, answer in zip(paths, answers, strict=True)}
 
 
 class VideoFiles:

@@ -81,6 +81,8 @@ class _Prepare(Printed):
     """The processes that decode; the default is the number of cores."""
     time_limit: float = 1800.0
     """The seconds that reading one clip may take before it is skipped; 0 sets no limit."""
+    clip_limit: float = 8.0
+    """The GiB that the decoded frames of one clip may take before it is skipped; 0 sets no limit."""
     strict: bool = False
     """Stop at the first file that cannot be read or was skipped before."""
 
@@ -119,6 +121,7 @@ def prepare(arguments: list[str]) -> None:
             config,
             workers=a.workers,
             time_limit_seconds=a.time_limit or None,
+            clip_limit_bytes=round(a.clip_limit * 2**30) or None,
             strict=a.strict,
             on_progress=update,
         )

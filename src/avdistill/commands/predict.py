@@ -19,6 +19,7 @@ from avdistill.fsio import commit, create_file
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
 from avdistill.inference.predictor import Prediction, Student
+from avdistill.preparation.clip_reader import IsolatedReader
 
 _COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 
@@ -45,6 +46,8 @@ class _Predict:
     """The region x,y,width,height in pixels to crop before scaling, or `whole`; by default the dataset's."""
     batch_size: int = 32
     """Windows per batch."""
+    time_limit: float = 1800.0
+    """The seconds that decoding one file may take before it counts as unreadable; 0 sets no limit."""
     csv: Path | None = None
     """A new file that gets a row per segment; `-` is standard output."""
     json: bool = False
@@ -67,12 +70,18 @@ def predict(arguments: list[str]) -> None:
     region: Any = "whole" if a.region == "whole" else region_of(a.region)
     student = Student.from_pretrained(a.model, short_side=a.short_side, size=a.size, region=region)
     failed = 0
-    with _table(a.csv) as write_row:
+    with _table(a.csv) as write_row, IsolatedReader(time_limit_seconds=a.time_limit or None) as reader:
         for file in a.files:
             try:
                 with progress_bar(file.name) as update:
                     prediction = student.predict(
-                        file, top=a.top, windows=a.windows, stride=a.stride, batch_size=a.batch_size, on_progress=update
+                        file,
+                        top=a.top,
+                        windows=a.windows,
+                        stride=a.stride,
+                        batch_size=a.batch_size,
+                        reader=reader,
+                        on_progress=update,
                     )
             except (MediaError, NotFiniteError, OSError) as error:
                 say(f"avdistill: {error}")

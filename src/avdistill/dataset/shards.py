@@ -1,6 +1,7 @@
 """The files with a dataset's frames and audio: writers, recovery after an interruption, reader of JPEG frames."""
 
 import io
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from avdistill.fsio import load_array, open_regular, regular_file, sync
 
 _SHARD_BYTES = 2 * 2**30
 _BLOCK_BYTES = 2**22
+# As of a frame that `prepare` reads.
+_LARGEST_IMAGE_PIXELS = 64 * 2**20
 
 
 @dataclass(eq=False)
@@ -316,11 +319,29 @@ class JpegFrames:
 
 
 def _decoder() -> Callable[[bytes], np.ndarray]:
-    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; both give the same pixels."""
+    """From one JPEG to uint8 (H, W, 3): simplejpeg, or Pillow where it is not installed; both give the same pixels.
+
+    The size in the image's header is looked at first: some kilobytes may claim gigabytes.
+    """
     try:
-        from simplejpeg import decode_jpeg
+        from simplejpeg import decode_jpeg, decode_jpeg_header
     except ImportError:
         from PIL import Image
 
-        return lambda content: np.array(Image.open(io.BytesIO(content), formats=["JPEG"]))
-    return decode_jpeg
+        def decode_by_pillow(content: bytes) -> np.ndarray:
+            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+                _check_size(*image.size)
+                return np.array(image)
+
+        return decode_by_pillow
+
+    def decode(content: bytes) -> np.ndarray:
+        _check_size(*decode_jpeg_header(content)[:2])
+        return decode_jpeg(content)
+
+    return decode
+
+
+def _check_size(*sides: int) -> None:
+    if math.prod(sides) > _LARGEST_IMAGE_PIXELS:
+        raise ValueError(f"expected at most {_LARGEST_IMAGE_PIXELS} pixels, found {' x '.join(map(str, sides))}")

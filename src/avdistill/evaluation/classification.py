@@ -160,7 +160,7 @@ def _multi_label(
 ) -> ClassificationResult:
     scores = outputs.probabilities.where(outputs.present[:, None], torch.tensor(-1.0))  # missing: behind all others
     per_class = tagging_table(scores=scores, labels=labels, class_names=classes)
-    best, order = outputs.probabilities.sort(dim=1, descending=True, stable=True)
+    best, order = (x[:, :5] for x in outputs.probabilities.sort(dim=1, descending=True, stable=True))
     rows: list[dict[str, object]] = []
     for clip, present, indices, values in zip(clips, outputs.present, order.tolist(), best.tolist(), strict=True):
         row: dict[str, object] = {"id": dataset.columns["id"][clip], "labels": "|".join(dataset.labels[clip])}

@@ -130,7 +130,8 @@ def expected_calibration_error(*, probabilities: Tensor, labels: Tensor, bins: i
     _check_scores(probabilities, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
-    confidence, predicted = probabilities.double().max(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    confidence = confidence.double()
     gap = (predicted == labels).double() - confidence  # (N,)
     inner_edges = torch.arange(1, bins, dtype=torch.float64, device=gap.device) / bins
     which = torch.bucketize(confidence, inner_edges)
@@ -152,8 +153,7 @@ def _check_scores(scores: Tensor, labels: Tensor) -> None:
 
 def _check_probabilities(probabilities: Tensor) -> None:
     check_table("probabilities", probabilities)
-    exact = probabilities.double()
-    if exact.min() < 0 or ((exact.sum(dim=1) - 1).abs() > 0.01).any():
+    if probabilities.min() < 0 or ((probabilities.sum(dim=1, dtype=torch.float64) - 1).abs() > 0.01).any():
         raise ValueError("probabilities must be at least 0 and sum to 1 in each row; are these logits?")
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 SAMPLES = 5000
+# A draw is of one video for one sample: so many in memory at a time, and of very many videos fewer samples.
+_BLOCK_DRAWS, _MOST_DRAWS, _LEAST_SAMPLES = 2**22, 10**8, 1000
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ def interval(correct: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES,
     Args:
         correct: (S, N) numbers, such as 0 and 1, or differences of those.
         groups: (N,) which video each clip is from.
-        samples: how often seeds and videos are drawn with replacement.
+        samples: how often seeds and videos are drawn with replacement; of more than 20,000 videos less often, at least
+            1000 times.
         seed: of the draws: two calls with the same shapes draw the same.
 
     Raises:
@@ -44,9 +47,14 @@ def interval(correct: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES,
     sums = np.stack([np.bincount(which, weights=row) for row in values])  # (S, G)
     rng = np.random.default_rng([seed, 6])
     S, G = sums.shape
+    samples = min(samples, max(_LEAST_SAMPLES, _MOST_DRAWS // G))
     seeds_drawn = rng.multinomial(S, np.full(S, 1 / S), size=samples)  # how often each was drawn
-    videos_drawn = rng.multinomial(G, np.full(G, 1 / G), size=samples)
-    means = ((seeds_drawn @ sums) * videos_drawn).sum(1) / (S * (videos_drawn @ sizes))
+    means = np.empty(samples)
+    step = max(1, _BLOCK_DRAWS // G)
+    for first in range(0, samples, step):
+        part = slice(first, min(first + step, samples))
+        videos_drawn = rng.multinomial(G, np.full(G, 1 / G), size=part.stop - first)  # as if all were drawn at once
+        means[part] = ((seeds_drawn[part] @ sums) * videos_drawn).sum(1) / (S * (videos_drawn @ sizes))
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high))
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -149,6 +150,48 @@ def ordered_map(
             worker.stop()
 
 
+class Isolated(Generic[T, R]):
+    """A function that is called in a worker process, which the next call finds again; a context manager.
+
+    For items that follow from the answers before; a list of them is for `ordered_map`.
+    """
+
+    def __init__(self, function: Callable[[T], R], *, memory_limit_bytes: int | None) -> None:
+        """Function and memory limit as in `ordered_map`; the process starts with the first call."""
+        self._function, self._memory_limit_bytes = function, memory_limit_bytes
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def __call__(self, item: T, time_limit_seconds: float | None) -> R | WorkerFailure:
+        """`function(item)`, whose exceptions are raised here. Raises RuntimeError if the process did not start."""
+        if self._worker is None or not self._worker.send(0, item):  # not yet started; ended since the last call
+            self._stop()
+            self._worker = _Worker.start(self._function, self._memory_limit_bytes)
+            self._worker.send(0, item)
+        answer: WorkerFailure | tuple[Any] | None = None
+        try:
+            while answer is None:
+                for worker in _ready_workers([self._worker], time_limit_seconds):
+                    answer = _receive(worker, time_limit_seconds)
+        finally:
+            self._worker.items.clear()
+            if isinstance(answer, WorkerFailure):
+                self._worker = None
+        return answer if isinstance(answer, WorkerFailure) else answer[0]
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+
 def _ready_workers(pool: list[_Worker], time_limit_seconds: float | None) -> list[_Worker]:
     """Wait for workers that have sent something, ended, or exceeded the time limit."""
     remaining = None
@@ -232,6 +275,8 @@ def _send(channel: Connection, answer: tuple[bool, Any]) -> None:
         message = pickle.dumps(answer)
         if not answer[0]:
             pickle.loads(message)
+    except MemoryError:  # the answer is too large to be sent
+        message = pickle.dumps((False, MemoryError()))
     except Exception:  # some exceptions cannot be pickled or unpickled
         message = pickle.dumps((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
     channel.send_bytes(message)

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from avdistill.annotations import Annotation
 from avdistill.dataset.windows import evaluation_window, spaced_starts
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inputs import View
-from avdistill.media import Clip, read_clip
+from avdistill.media import Clip
 from avdistill.media.scaler import fit_frames
-from avdistill.preparation.prepare import PrepareConfig
+from avdistill.preparation.prepare import PrepareConfig, Reader, read_media
 
 # Seconds in memory at a time. Every segment costs a seek and the frames since the last key frame; of audio ten times
 # as much fits into the same memory.
 _VIDEO_SEGMENT_SECONDS = 30
 _AUDIO_SEGMENT_SECONDS = 300
+# A small file may claim years.
+_LONGEST_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class FileItems(ABC):
     """The frames (uint8, as in a dataset) or the audio (int16) of a file, in consecutive segments; see `file_items`.
 
     Attributes:
+        read: reads a segment.
         notes: irregularities of the segments read so far, see `Clip.notes`.
     """
 
-    def __init__(self, path: Path, view: View, config: PrepareConfig) -> None:
-        self.path, self.view, self.config = path, view, config
+    def __init__(self, path: Path, view: View, config: PrepareConfig, read: Reader) -> None:
+        self.path, self.view, self.config, self.read = path, view, config, read
         self.notes: list[str] = []
         self._times: list[float] = []  # of every frame so far, where there is no rate
 
@@ -55,7 +59,7 @@ class FileItems(ABC):
 
         Raises:
             FileNotFoundError: there is no such file.
-            MediaError: nothing of it can be read, or it lacks the modality of the view.
+            MediaError: nothing of it can be read, it lacks the modality of the view, or it is longer than a day.
         """
 
     def seconds(self, index: int) -> float:
@@ -70,17 +74,10 @@ class FileItems(ABC):
 
     def _read(self, config: PrepareConfig, start: float, end: float | None) -> Clip | None:
         """The segment, or None where there is neither video nor audio in it."""
+        if start >= 3600 * _LONGEST_HOURS:
+            raise MediaError(f"{self.path}: longer than {_LONGEST_HOURS:.3g} h")
         try:
-            clip = read_clip(
-                self.path,
-                start_seconds=start,
-                end_seconds=end,
-                fps=config.fps,
-                short_side=config.short_side,
-                size=config.size,
-                region=config.region,
-                sample_rate_hz=config.sample_rate_hz,
-            )
+            clip = self.read(self.path, Annotation(self.path.stem, str(self.path), (), "", start, end), config)
         except (EmptySegmentError, UnreadableFileError) as error:
             if start == 0:
                 raise
@@ -148,9 +145,9 @@ class FileAudio(FileItems):
                 raise NoStreamError(f"{self.path}: no audio, which this student takes")
 
 
-def file_items(path: Path, view: View, config: PrepareConfig) -> FileItems:
-    """What a view takes of a file."""
-    return {"frames": FileFrames, "audio": FileAudio}[view.reader](path, view, config)
+def file_items(path: Path, view: View, config: PrepareConfig, read: Reader = read_media) -> FileItems:
+    """What a view takes of a file, by a `Reader` of segments."""
+    return {"frames": FileFrames, "audio": FileAudio}[view.reader](path, view, config, read)
 
 
 def read_windows(items: FileItems, *, windows: int | None = None, stride: int | None = None) -> Iterator[Window]:
@@ -163,7 +160,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
 
     Raises:
         FileNotFoundError: there is no such file.
-        MediaError: nothing of it can be read, or it lacks the modality of the view.
+        MediaError: nothing of it can be read, it lacks the modality of the view, or it is longer than a day.
     """
     view, rate = items.view, items.config.sample_rate_hz
     length = view.window_length(rate)
@@ -199,7 +196,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
 def _count(items: FileItems) -> int:
     """How many frames or samples the file has; frames are scaled to a pixel, which costs least."""
     tiny = replace(items.config, short_side=None, size=(1, 1))
-    return sum(map(len, file_items(items.path, items.view, tiny).segments()))
+    return sum(map(len, file_items(items.path, items.view, tiny, items.read).segments()))
 
 
 def _as_stored(waveform: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from avdistill.errors import NotFiniteError
 from avdistill.inference.file_windows import Window, file_items, read_windows
 from avdistill.inference.runner import check_windows
 from avdistill.models.checkpoint import load_student, save_student
+from avdistill.preparation.clip_reader import IsolatedReader
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.progress import OnProgress, Progress
 from avdistill.types import StudentConfig, StudentNetwork
@@ -156,9 +158,12 @@ class Student:
         windows: int | None = None,
         stride: int | None = None,
         batch_size: int = 32,
+        reader: IsolatedReader | None = None,
         on_progress: OnProgress | None = None,
     ) -> Prediction:
         """Labels of a file, whole and with times, in memory that does not grow with its length.
+
+        The file is decoded in a process of its own, with limits of time and memory.
 
         Args:
             file: any video or audio file that holds the student's modality.
@@ -166,48 +171,54 @@ class Student:
             windows: this many, evenly spaced (the file is read twice); None slides over the whole file.
             stride: of the sliding windows in frames or samples; None is a window's length.
             batch_size: windows at a time.
+            reader: an open one, whose process serves many files, or that has other limits; None: one for this file.
             on_progress: called after each batch, in windows; their number is not known beforehand.
 
         Raises:
             ConfigError: numbers that make no windows.
             FileNotFoundError: there is no such file.
-            MediaError: it cannot be read, or lacks the student's modality.
+            MediaError: it cannot be read within the limits, or lacks the student's modality.
             NotFiniteError: the student's output is infinite or NaN.
         """
         length = self.config.view.window_length(self.config.sample_rate_hz)
         check_windows(length, stride, top=top, windows=windows, batch_size=batch_size)
-        items = file_items(Path(file), self.config.view, self.reading)
-        found = read_windows(items, windows=windows, stride=stride)
-        timeline = _Timeline()
+        timeline = _Timeline(self.config.classes, min(top, len(self.config.classes)))
         total = np.zeros(self.network.embedding_dim)
-        while batch := list(itertools.islice(found, batch_size)):
-            embedding, probabilities = self._run(batch)
-            if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
-                first, last = batch[0].start_seconds, batch[-1].end_seconds
-                raise NotFiniteError(f"{file}: the student's output between {first:g} and {last:g} s is not finite")
-            total += embedding.sum(0, dtype=np.float64)
-            for window, row in zip(batch, probabilities, strict=True):
-                timeline.add(window, row)
-            if on_progress is not None:
-                on_progress(Progress(timeline.windows))
-        classes, top = self.config.classes, min(top, len(self.config.classes))
+        with IsolatedReader() if reader is None else nullcontext(reader) as isolated:
+            items = file_items(Path(file), self.config.view, self.reading, isolated.for_one_file())
+            found = read_windows(items, windows=windows, stride=stride)
+            while batch := list(itertools.islice(found, batch_size)):
+                embedding, probabilities = self._run(batch)
+                if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
+                    first, last = batch[0].start_seconds, batch[-1].end_seconds
+                    raise NotFiniteError(f"{file}: the student's output between {first:g} and {last:g} s is not finite")
+                total += embedding.sum(0, dtype=np.float64)
+                for window, row in zip(batch, probabilities, strict=True):
+                    timeline.add(window, row)
+                if on_progress is not None:
+                    on_progress(Progress(timeline.windows))
         mean = timeline.mean()
         return Prediction(
             file=Path(file),
-            classes=classes,
+            classes=timeline.classes,
             probabilities=mean.astype(np.float32),
             embedding=(total / timeline.windows).astype(np.float32),
-            top=_rank(mean, classes, top),
-            segments=tuple(stretch.segment(classes, top) for stretch in timeline.stretches),
+            top=_rank(mean, timeline.classes, timeline.top),
+            segments=timeline.segments(),
             windows=timeline.windows,
             notes=tuple(items.notes),
         )
 
     def embed(
-        self, file: str | os.PathLike[str], *, windows: int | None = None, stride: int | None = None
+        self,
+        file: str | os.PathLike[str],
+        *,
+        windows: int | None = None,
+        stride: int | None = None,
+        reader: IsolatedReader | None = None,
     ) -> np.ndarray:
         """float32 (D,), the file's mean embedding, before any normalization. Arguments and errors as `predict`."""
-        return self.predict(file, windows=windows, stride=stride).embedding
+        return self.predict(file, windows=windows, stride=stride, reader=reader).embedding
 
     def _run(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
         """Embedding (B, D) and probabilities (B, C) of some windows."""
@@ -256,29 +267,37 @@ class _Stretch:
 
 
 class _Timeline:
-    """The windows of a file so far, merged into stretches."""
+    """The windows of a file so far, merged into stretches; only the last of them is still added up."""
 
-    def __init__(self) -> None:
-        self.stretches: list[_Stretch] = []
-        self.windows = 0
+    def __init__(self, classes: tuple[str, ...], top: int) -> None:
+        self.classes, self.top, self.windows = classes, top, 0
+        self._total = np.zeros(len(classes))
+        self._finished: list[Segment] = []
+        self._last: _Stretch | None = None
         self._label = -1
 
     def add(self, window: Window, probabilities: np.ndarray) -> None:
         self.windows += 1
+        self._total += probabilities
         label = int(probabilities.argmax())
-        if label == self._label:
-            last = self.stretches[-1]
-            last.end_seconds = window.end_seconds
-            last.total += probabilities
-            last.windows += 1
+        if self._last is not None and label == self._label:
+            self._last.end_seconds = window.end_seconds
+            self._last.total += probabilities
+            self._last.windows += 1
         else:
+            if self._last is not None:
+                self._finished.append(self._last.segment(self.classes, self.top))
             row = probabilities.astype(np.float64)
-            self.stretches.append(_Stretch(window.start_seconds, window.end_seconds, row))
+            self._last = _Stretch(window.start_seconds, window.end_seconds, row)
         self._label = label
+
+    def segments(self) -> tuple[Segment, ...]:
+        last = () if self._last is None else (self._last.segment(self.classes, self.top),)
+        return (*self._finished, *last)
 
     def mean(self) -> np.ndarray:
         """float64 (C,), over all windows."""
-        return np.sum([stretch.total for stretch in self.stretches], axis=0) / self.windows
+        return self._total / self.windows
 
 
 def _rank(probabilities: np.ndarray, classes: tuple[str, ...], top: int) -> Ranking:

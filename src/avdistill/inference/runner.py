@@ -96,7 +96,9 @@ def run_network(
                     if features.tokens is None:
                         raise NoTokensError("this network has no feature map")
                     kept.append(features.tokens)
-                sums = sums or [torch.zeros(len(clips), *x.shape[1:]) for x in kept]
+                if sums is None:
+                    with torch.inference_mode(False):
+                        sums = [torch.zeros(len(clips), *x.shape[1:]) for x in kept]
                 index = torch.from_numpy(rows)[positions]
                 for total, value in zip(sums, kept, strict=True):
                     total.index_add_(0, index, value.float().cpu())
@@ -110,17 +112,16 @@ def run_network(
     if shared:
         for total in (*sums, counts):
             distributed.all_reduce_sum(total)
-    embedding, logits, probabilities = (total / counts.clamp(min=1)[:, None] for total in sums[:3])
+    # In place: a second copy may not fit into memory.
+    for total in sums:
+        total.div_(counts.clamp(min=1).view(-1, *[1] * (total.ndim - 1)))
+    embedding, logits, probabilities = sums[:3]
     if len(wrong := (~(embedding.isfinite().all(1) & probabilities.isfinite().all(1))).nonzero()):
         ids = dataset.columns["id"][clips[wrong[:, 0].numpy()]].tolist()
         raise NotFiniteError(
             f"{dataset.folder}: the output of {len(ids)} clips, such as {ids[0]!r}, is not finite", ids
         )
-    tokens = None
-    if with_tokens:
-        with torch.inference_mode():  # in place: a second copy of the tokens may not fit into memory
-            tokens = sums[3].div_(counts.clamp(min=1)[:, None, None])
-    return Outputs(embedding, logits, probabilities, torch.from_numpy(present), tokens)
+    return Outputs(embedding, logits, probabilities, torch.from_numpy(present), sums[3] if with_tokens else None)
 
 
 def check_windows(length: int, stride: int | None, **counts: int | None) -> None:

@@ -24,7 +24,15 @@ from avdistill.media.clock import ContinuousClock
 from avdistill.media.container import open_container
 from avdistill.media.scaler import Scaler, crop_of, pixel_aspect_of
 from avdistill.media.streams import choose_streams
-from avdistill.media.video_stream import DECODE_ERRORS, EXHAUSTED, PADDING_SECONDS, FrameBuffer, VideoTrack, fraction
+from avdistill.media.video_stream import (
+    DECODE_ERRORS,
+    EXHAUSTED,
+    LARGEST_CLIP_BYTES,
+    PADDING_SECONDS,
+    FrameBuffer,
+    VideoTrack,
+    fraction,
+)
 
 # Seeking decodes the first frame for its pts beforehand; below this, decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
@@ -69,6 +77,7 @@ def read_clip(
     region: tuple[int, int, int, int] | None = None,
     sample_rate_hz: int = 16000,
     spool: str | os.PathLike[str] | None = None,
+    limit_bytes: int | None = LARGEST_CLIP_BYTES,
 ) -> Clip:
     """Decode the segment [start_seconds, end_seconds) of a file, video and audio in one pass.
 
@@ -83,14 +92,16 @@ def read_clip(
         sample_rate_hz: of the waveform. Several channels are mixed down.
         spool: a file to write the frames to as they are decoded, so that a long clip does not need memory for them;
             `Clip.frames` is then a read-only memory map of it. The caller removes it; on an error it is removed here.
+        limit_bytes: that the frames may take, in memory or in the spool file: a small file may claim years of video.
+            None: no limit. Of audio a clip may have 24 hours.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the arguments contradict each other.
-        UnreadableFileError: nothing can be decoded.
+        UnreadableFileError: nothing can be decoded, or a frame is implausibly large, or too long for `short_side`.
         NoStreamError: the file has neither video nor audio.
         EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
-        MediaError: there are more frames or samples than a clip may have.
+        MediaError: more frames than `limit_bytes`, or more audio than a clip may have.
         MemoryError: decoding needs more memory or threads than available.
         SpoolError: the spool file cannot be written.
     """
@@ -104,7 +115,8 @@ def read_clip(
         raise FileNotFoundError(f"{path}: no such file")
     start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
-        with FrameBuffer(path, None if spool is None else Path(spool)) as frames, open_container(path) as container:
+        buffer = FrameBuffer(path, None if spool is None else Path(spool), limit_bytes)
+        with buffer as frames, open_container(path) as container:
             return _decode(path, container, start, end, fps, Scaler(short_side, size, region), frames, sample_rate_hz)
     except EXHAUSTED as error:
         raise MemoryError(f"{path}: {_reason(error)}") from error

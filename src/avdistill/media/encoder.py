@@ -1,6 +1,7 @@
 """Encoding: clips as WebM for browsers (VP8, Opus), single images as JPEG, and synthetic clips as MP4 or AVI files."""
 
 import io
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from av.container import OutputContainer
 
 # The highest of Opus's five rates; FFmpeg resamples to it.
 _OPUS_RATE_HZ = 48000
+# What a page shows is no larger, and no longer, which VP8 could not store.
+_MOST_PIXELS, _LONGEST_SIDE = 640 * 480, 8192
 
 
 def encode_clip(
@@ -24,7 +27,7 @@ def encode_clip(
 
     Args:
         frames: uint8 (T, H, W, 3) RGB, or None for audio alone. Frames smaller than `short_side` are scaled up to it
-            (bicubic), and sizes are made even, as the codec requires.
+            (bicubic), large ones down (`displayed_size`), and sizes are made even, as the codec requires.
         fps: frames per second; ignored without frames.
         audio: int16 (S,) mono, or None for video alone.
         sample_rate_hz: of the audio.
@@ -65,21 +68,28 @@ def encode_clip(
 
 
 def encode_image(image: np.ndarray) -> bytes:
-    """Encode a uint8 (H, W, 3) RGB image as a JPEG file in memory."""
+    """Encode a uint8 (H, W, 3) RGB image as a JPEG file in memory; a large one is scaled down (`displayed_size`)."""
     encoder = av.CodecContext.create("mjpeg", "w")
     assert isinstance(encoder, av.VideoCodecContext)
-    encoder.height, encoder.width, encoder.pix_fmt = image.shape[0], image.shape[1], "yuvj420p"
+    height, width, _ = image.shape
+    if height * width > _MOST_PIXELS:
+        height, width = displayed_size(height, width, 1)
+    encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuvj420p"
     encoder.time_base = Fraction(1, 25)
     encoder.qmin = encoder.qmax = 3
     encoder.options = {"flags": "+bitexact"}
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    packets = encoder.encode(frame.reformat(format="yuvj420p", interpolation="BICUBIC"))
+    packets = encoder.encode(frame.reformat(width, height, "yuvj420p", interpolation="BICUBIC"))
     return b"".join(bytes(packet) for packet in [*packets, *encoder.encode(None)])
 
 
 def displayed_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width), both even, the shorter at least `short_side`; a larger image changes by at most a pixel."""
+    """(height, width), both even: the shorter at least `short_side` if that makes at most 640 x 480 pixels.
+
+    An image of more pixels is scaled down to so many, any other changes by at most a pixel.
+    """
     factor = max(1.0, short_side / min(height, width))
+    factor = min(factor, math.sqrt(_MOST_PIXELS / (height * width)), _LONGEST_SIDE / max(height, width))
     return max(2, 2 * round(height * factor / 2)), max(2, 2 * round(width * factor / 2))
 
 

@@ -21,6 +21,8 @@ from avdistill.media.tone_mapping import hdr_name, tone_map
 # Larger frames, and longer pixels, are those of a damaged file.
 LARGEST_FRAME_PIXELS = 64 * 2**20
 _LONGEST_PIXEL = 16
+# Where the shorter side is scaled to a length, a strip of few pixels would become a frame of megabytes.
+_LONGEST_FRAME = 16
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
@@ -54,7 +56,7 @@ class Scaler:
 
         Raises:
             EmptySegmentError: the region reaches beyond the frame; the message names `path`.
-            UnreadableFileError: the frame is implausibly large.
+            UnreadableFileError: the frame is implausibly large or long.
         """
         if isinstance(frame, np.ndarray):
             frame = _as_frame(frame)
@@ -75,8 +77,17 @@ class Scaler:
             height, width = frame.height, frame.width
         if turn.transposed:
             height, width = width, height
+        if (
+            self.short_side is not None
+            and self.region is None
+            and max(height, width) > _LONGEST_FRAME * min(height, width)
+        ):
+            raise UnreadableFileError(
+                f"{path}: expected a frame at most {_LONGEST_FRAME} times as long as wide, found {width}x{height}; "
+                "give its size or a region"
+            )
         target, canvas = self._target(height, width)
-        check_pixels(path, canvas[1], canvas[0])  # a strip of 1 x 65535 pixels, its short side scaled up
+        check_pixels(path, canvas[1], canvas[0])
         image = turn(self._rgb(frame, *(reversed(target) if turn.transposed else target)))
         return image if target == canvas else _on_canvas(image, canvas)
 

@@ -58,5 +58,5 @@ def has_video(path: Path) -> bool:
         with open_container(path) as container:
             images = container.format.name.endswith("_pipe")
             return not images and any(not stream.disposition & _NOT_VIDEO for stream in container.streams.video)
-    except (*DECODE_ERRORS, UnreadableFileError, OSError):
+    except (*DECODE_ERRORS, UnreadableFileError, OSError, MemoryError):
         return False

@@ -31,8 +31,8 @@ _RATE_TOLERANCE = 1 + Fraction(1, 500_000)
 # Reading begins a little before the segment, for the audio packet that crosses its start, and the packets its decoder
 # needs to settle, come before a key frame at that time.
 _LEAD_SECONDS = Fraction(1, 4)
-# Longer clips are those of a damaged file.
-_LARGEST_CLIP_BYTES = 64 * 2**30
+# An hour at 25 frames per second whose shorter side has 128 pixels.
+LARGEST_CLIP_BYTES = 8 * 2**30
 # OverflowError: a time beyond the range of the file's clock.
 DECODE_ERRORS = (av.error.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
 # Lack of memory or threads, also an FFmpegError. It says nothing about the file, so it is raised again wherever
@@ -43,8 +43,8 @@ EXHAUSTED = (MemoryError, BlockingIOError)
 class FrameBuffer:
     """The frames kept so far, in memory or in a spool file; a context manager that removes the file on an error."""
 
-    def __init__(self, path: Path, spool: Path | None) -> None:
-        self._path, self._spool = path, spool
+    def __init__(self, path: Path, spool: Path | None, limit_bytes: int | None = LARGEST_CLIP_BYTES) -> None:
+        self._path, self._spool, self._limit_bytes = path, spool, limit_bytes
         self._file: IO[bytes] | None = None
         self._kept: list[np.ndarray] = []
         self.count = 0
@@ -61,11 +61,13 @@ class FrameBuffer:
             self._spool.unlink(missing_ok=True)
 
     def add(self, image: np.ndarray) -> None:
-        """Keep a uint8 (H, W, 3) frame."""
+        """Keep a uint8 (H, W, 3) frame. Raises MediaError beyond the limit, SpoolError where it cannot be written."""
         self.shape = self.shape or image.shape
         self.count += 1
-        if self.count * image.nbytes > _LARGEST_CLIP_BYTES:
-            raise MediaError(f"{self._path}: more than {_LARGEST_CLIP_BYTES // 2**30} GiB of frames; give segments")
+        if self._limit_bytes is not None and self.count * image.nbytes > self._limit_bytes:
+            height, width, _ = image.shape
+            limit = f"{self._limit_bytes / 2**30:g} GiB"
+            raise MediaError(f"{self._path}: more than {limit} of {width}x{height} frames; give segments or allow more")
         if self._spool is None:
             self._kept.append(image)
             return

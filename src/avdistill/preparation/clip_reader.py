@@ -1,20 +1,32 @@
 """Reading of one annotated clip in a worker process, and its way from there into the dataset.
 
 A worker writes a clip's arrays to spool files and sends only their shapes, so that no process holds a long clip.
+`IsolatedReader` reads in a worker process what goes into no dataset.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from avdistill.annotations import Annotation
 from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
+from avdistill.executors.process_pool import Isolated, WorkerFailure
 from avdistill.fsio import create_file
 from avdistill.media import Clip, read_clip
 from avdistill.media.decoder import check_reading
+from avdistill.media.video_stream import LARGEST_CLIP_BYTES
+
+TIME_LIMIT_SECONDS = 1800.0
+MEMORY_LIMIT_BYTES = 4 * 2**30
+CLIP_LIMIT_BYTES = LARGEST_CLIP_BYTES
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,18 @@ class PrepareConfig:
 Reader = Callable[[Path, Annotation, PrepareConfig], Clip]
 
 
-def read_media(path: Path, annotation: Annotation, config: PrepareConfig, spool: Path | None = None) -> Clip:
+def read_media(
+    path: Path,
+    annotation: Annotation,
+    config: PrepareConfig,
+    *,
+    spool: Path | None = None,
+    limit_bytes: int | None = CLIP_LIMIT_BYTES,
+) -> Clip:
     """The annotated segment of a media file; raises what `read_clip` raises."""
     options = {name: value for name, value in vars(config).items() if name != "jpeg_quality"}
     start, end = annotation.start_seconds, annotation.end_seconds
-    return read_clip(path, start_seconds=start, end_seconds=end, spool=spool, **options)
+    return read_clip(path, start_seconds=start, end_seconds=end, spool=spool, limit_bytes=limit_bytes, **options)
 
 
 @dataclass(frozen=True)
@@ -94,38 +113,132 @@ class SpooledClip:
         return replace(self.clip, frames=frames, waveform=waveform)
 
 
-def read_to_spool(read: Reader, config: PrepareConfig, task: Task) -> SpooledClip | MediaError:
+def read_to_spool(read: Reader, config: PrepareConfig, limit_bytes: int | None, task: Task) -> SpooledClip | MediaError:
     """Read a clip and write its arrays to the task's spool files; the error of an unreadable file is returned.
+
+    Args:
+        read: `read_media` keeps to `limit_bytes`, a custom reader to its memory.
+        config: how the clip is stored.
+        limit_bytes: see `read_clip`.
+        task: the clip.
 
     Raises:
         SpoolError: the spool files cannot be written.
     """
-    try:
+
+    def spooled() -> SpooledClip:
         state = file_state(task.file)
         if read is read_media:
-            clip = read_media(task.file, task.annotation, config, task.frames)
+            clip = read_media(task.file, task.annotation, config, spool=task.frames, limit_bytes=limit_bytes)
         else:
             clip = read(task.file, task.annotation, config)
         if not task.frames.exists():
             _write(task.frames, np.uint8, clip.frames)
         _write(task.audio, np.float32, clip.waveform)
+        frames, audio = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
+        return SpooledClip(replace(clip, frames=None, waveform=None), frames, audio, state)
+
+    return _or_error(spooled, task.file, read)
+
+
+def _or_error(call: Callable[[], _T], file: Path, read: Reader) -> _T | MediaError:
+    """What `call` returns, or why `file` cannot be read; another error than the file's own is raised."""
+    try:
+        return call()
     except MediaError as error:
         return error
     except FileNotFoundError:
-        return UnreadableFileError(f"{task.file}: no such file")
+        return UnreadableFileError(f"{file}: no such file")
     except OSError as error:
-        return UnreadableFileError(f"{task.file}: {error.strerror or error}")
+        return UnreadableFileError(f"{file}: {error.strerror or error}")
     except MemoryError:
-        return MediaError(f"{task.file}: too large for memory; give segments (start_seconds, end_seconds)")
+        return _too_large(file)
     except SpoolError:
         raise
     except Exception as error:
         if read is not read_media:  # a custom reader: its author wants to see the error
             raise
         # A file may trigger an error in this library: that costs one clip, not the run.
-        return MediaError(f"{task.file}: unexpected {type(error).__name__}, please report it: {error}")
-    frames, audio = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
-    return SpooledClip(replace(clip, frames=None, waveform=None), frames, audio, state)
+        return MediaError(f"{file}: unexpected {type(error).__name__}, please report it: {error}")
+
+
+def _too_large(file: Path) -> MediaError:
+    return MediaError(f"{file}: too large for memory; give segments (start_seconds, end_seconds)")
+
+
+class IsolatedReader:
+    """Reads media files in a worker process, as `prepare` does; a context manager that keeps the process for the next.
+
+    A file that crashes the decoder, hangs it or needs too much memory costs that file.
+    """
+
+    def __init__(
+        self,
+        read: Reader = read_media,
+        *,
+        time_limit_seconds: float | None = TIME_LIMIT_SECONDS,
+        memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    ) -> None:
+        """A reader whose process starts with the first file.
+
+        Args:
+            read: a function of a module, which the worker process imports.
+            time_limit_seconds: for all that is read of one file; None: no limit.
+            memory_limit_bytes: for the process (enforced on Linux); None: no limit.
+
+        Raises:
+            ConfigError: a time limit of 0 or less.
+        """
+        check_time_limit(time_limit_seconds)
+        self._limit = time_limit_seconds
+        self._process: Isolated[_Request, Clip | MediaError] = Isolated(
+            partial(_read_for_caller, read), memory_limit_bytes=memory_limit_bytes
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    def for_one_file(self) -> Reader:
+        """A `Reader` whose calls share the time limit. Raises what `read_media` raises, and MediaError at a limit."""
+        took = 0.0
+
+        def read(path: Path, annotation: Annotation, config: PrepareConfig) -> Clip:
+            nonlocal took
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file")
+            began = time.monotonic()
+            left = None if self._limit is None else max(0.001, self._limit - took)
+            try:
+                answer = self._process((path, annotation, config), left)
+            except MemoryError:  # of the answer
+                answer = _too_large(path)
+            took += time.monotonic() - began
+            if isinstance(answer, WorkerFailure):
+                late = self._limit is not None and took >= self._limit
+                answer = MediaError(f"{path}: {f'took longer than {self._limit:g} s' if late else answer.reason}")
+            if isinstance(answer, MediaError):
+                raise answer
+            return answer
+
+        return read
+
+
+_Request = tuple[Path, Annotation, PrepareConfig]
+
+
+def _read_for_caller(read: Reader, request: _Request) -> Clip | MediaError:
+    return _or_error(lambda: read(*request), request[0], read)
+
+
+def check_time_limit(seconds: float | None) -> None:
+    """Raise ConfigError for a time limit of 0 or less."""
+    if seconds is not None and not seconds > 0:
+        raise ConfigError(f"time_limit_seconds: expected more than 0, got {seconds:g}")
 
 
 def file_state(path: Path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -27,10 +27,14 @@ from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_link
 from avdistill.preparation.clip_reader import (
+    CLIP_LIMIT_BYTES,
+    MEMORY_LIMIT_BYTES,
+    TIME_LIMIT_SECONDS,
     PrepareConfig,
     Reader,
     SpooledClip,
     Task,
+    check_time_limit,
     file_state,
     read_media,
     read_to_spool,
@@ -42,8 +46,15 @@ from avdistill.progress import OnProgress, Progress
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
 _MOST_LISTED = 3
-# The end of `ordered_map`'s message.
-_TOOK_LONGER = re.compile(r": took longer than (\S+) s$")
+# Limits that a clip may be skipped for, by name: the reason with its value then, as `ordered_map` and `FrameBuffer`
+# word it, and what a higher value may change.
+_LIMITS = {
+    "time limit": (re.compile(r": took longer than (\S+) s$"), "took too long then and may take longer now"),
+    "clip limit": (
+        re.compile(r": more than (\S+) GiB of \d+x\d+ frames; "),
+        "were too large then and may be larger now",
+    ),
+}
 
 
 def prepare(
@@ -55,8 +66,9 @@ def prepare(
     read: Reader = read_media,
     workers: int = 2,
     strict: bool = False,
-    time_limit_seconds: float | None = 1800,
-    memory_limit_bytes: int | None = 4 * 2**30,
+    time_limit_seconds: float | None = TIME_LIMIT_SECONDS,
+    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    clip_limit_bytes: int | None = CLIP_LIMIT_BYTES,
     on_progress: OnProgress | None = None,
 ) -> ClipDataset:
     """Read every annotated clip into a new dataset at `out`, or finish an interrupted preparation.
@@ -71,16 +83,19 @@ def prepare(
         time_limit_seconds: for one clip, after which it counts as unreadable; None: no limit.
         memory_limit_bytes: for reading one clip (enforced on Linux), beyond which it counts as unreadable. A long
             clip's audio is held in memory, its frames are not. None: no limit.
+        clip_limit_bytes: for the decoded frames of one clip, which lie on the disk uncompressed while it is read,
+            beyond which it counts as unreadable; None: no limit.
         on_progress: called after each clip.
 
     Raises:
         DatasetError: `out` holds something else, another process prepares it, it cannot be written, a file has changed
-            since its clip was read or skipped, a clip was skipped for a shorter time limit, or no clip could be read.
+            since its clip was read or skipped, a clip was skipped for a lower limit, or no clip could be read.
         MediaError: with `strict`, the first unreadable file.
         ConfigError: a time limit of 0 or less, or a reader that is defined in the running script.
     """
-    if time_limit_seconds is not None and not time_limit_seconds > 0:
-        raise ConfigError(f"time_limit_seconds: expected more than 0, got {time_limit_seconds:g}")
+    check_time_limit(time_limit_seconds)
+    gib = None if clip_limit_bytes is None else clip_limit_bytes / 2**30
+    limits = {"time limit": time_limit_seconds, "clip limit": gib}
     if read.__module__ == "__main__":
         found = f"{read.__qualname__} is a script's"
         raise ConfigError(f"read: expected a function that worker processes can import, {found}")
@@ -92,15 +107,15 @@ def prepare(
     try:
         lock = acquire_staging_dir(folder, out)
         if lock is None:
-            return _existing(out, videos, settings, strict, time_limit_seconds)
+            return _existing(out, videos, settings, strict, limits)
         with lock, closing(Journal.open(folder, settings)) as journal:
             _refuse_changed(folder, journal.sources, videos, absent_too=True)
-            _refuse_skipped(folder, journal.skipped, videos, strict, time_limit_seconds)
+            _refuse_skipped(folder, journal.skipped, videos, strict, limits)
             # With the process id, because workers of a run that was just killed may still be writing.
             spool, left = str(folder / f"spool-{os.getpid()}-"), annotations[journal.finished :]
             tasks = [Task(a, locate(videos, a.path), Path(f"{spool}{i}")) for i, a in enumerate(left)]
             answers = ordered_map(
-                partial(read_to_spool, read, config),
+                partial(read_to_spool, read, config, clip_limit_bytes),
                 tasks,
                 workers=workers,
                 time_limit_seconds=time_limit_seconds,
@@ -129,7 +144,7 @@ def prepare(
 
 
 def _existing(
-    out: Path, videos: Path, settings: dict[str, Any], strict: bool, time_limit_seconds: float | None
+    out: Path, videos: Path, settings: dict[str, Any], strict: bool, limits: Mapping[str, float | None]
 ) -> ClipDataset:
     dataset = ClipDataset(out)
     description = read_description(out)
@@ -141,7 +156,7 @@ def _existing(
         found = "a dataset made from another list or other settings"
         raise DatasetError(f"{out}: {found} is here; remove it or name another")
     _refuse_changed(out, read_sources(out), videos, absent_too=False)
-    _refuse_skipped(out, read_skipped(out), videos, strict, time_limit_seconds)
+    _refuse_skipped(out, read_skipped(out), videos, strict, limits)
     remove_journal(out)  # of a preparation that was killed right after the dataset got its name
     return dataset
 
@@ -163,7 +178,7 @@ def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: P
 
 
 def _refuse_skipped(
-    folder: Path, skipped: list[Skip], videos: Path, strict: bool, time_limit_seconds: float | None
+    folder: Path, skipped: list[Skip], videos: Path, strict: bool, limits: Mapping[str, float | None]
 ) -> None:
     """Raise DatasetError if a skipped clip may be readable now, with `strict` MediaError if any clip was skipped.
 
@@ -176,20 +191,22 @@ def _refuse_skipped(
             f"{folder}: made without files that have changed or come since: {_list_paths(changed)}; put them "
             "back as they were (date included), or remove the folder to prepare anew"
         )
-    slow = [skip.file for skip in skipped if _may_take_longer(skip, time_limit_seconds)]
-    if slow:
-        raise DatasetError(
-            f"{folder}: made without clips that took too long then and may take longer now: {_list_paths(slow)}; "
-            "give the time limit it was made with, or remove the folder to prepare anew"
-        )
+    for name, (reason, then) in _LIMITS.items():
+        again = [skip.file for skip in skipped if _was_limited(skip, reason, limits[name])]
+        if again:
+            raise DatasetError(
+                f"{folder}: made without clips that {then}: {_list_paths(again)}; "
+                f"give the {name} it was made with, or remove the folder to prepare anew"
+            )
     if strict and skipped:
         raise MediaError(f"{folder}: {len(skipped)} skipped when it was made; the first: {skipped[0].reason}")
 
 
-def _may_take_longer(skip: Skip, time_limit_seconds: float | None) -> bool:
-    took = _TOOK_LONGER.search(skip.reason)
+def _was_limited(skip: Skip, reason: re.Pattern[str], now: float | None) -> bool:
+    """Whether a clip was skipped for a lower limit than the one `now`."""
+    then = reason.search(skip.reason)
     # Compared in the precision of the message.
-    return took is not None and (time_limit_seconds is None or float(f"{time_limit_seconds:g}") > float(took[1]))
+    return then is not None and (now is None or float(f"{now:g}") > float(then[1]))
 
 
 def _list_paths(paths: list[str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
 
 from avdistill.fsio import replacing
 from avdistill.reporting.tables import format_value
@@ -38,32 +39,51 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
     return styles
 
 
-def plot_confusion(matrix: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
+# A confusion matrix names every class up to the first number, at most so many of more classes as the second, and has
+# at most so many rows of cells as the third.
+_MOST_NAMES, _SOME_NAMES, _MOST_CELLS = 101, 51, 512
+_LONGEST_NAME = 40
+
+
+def plot_confusion(matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
     """A confusion matrix as PNG: colors are shares of each true class (row), counts are printed up to 20 classes.
+
+    Its size is bounded: of more than 101 classes about 50 are named, at equal distances, and of more than 512 classes
+    neighbors are added up in one row and column of cells.
 
     Args:
         matrix: C rows of C counts, `[true][predicted]`. The row of a class without clips is blank.
-        class_names: C names; every one is printed, the video grows with C.
+        class_names: C names.
         path: of the PNG file.
     """
     classes = len(class_names)
     if not classes or len(matrix) != classes or any(len(row) != classes for row in matrix):
         raise ValueError(f"the matrix must be {classes} x {classes} for {classes} class names, and not empty")
-    shares = [[count / sum(row) if sum(row) else math.nan for count in row] for row in matrix]
-    side = 3.5 + 0.14 * classes if classes > 20 else 3 + 0.35 * classes
+    width = -(-classes // _MOST_CELLS)  # classes in a row of cells
+    firsts = range(0, classes, width)
+    counts = np.add.reduceat(np.add.reduceat(np.asarray(matrix), firsts, axis=0), firsts, axis=1)
+    clips = counts.sum(1, keepdims=True)
+    shares = np.where(clips > 0, counts / np.maximum(clips, 1), np.nan)
+    named = range(0, classes, 1 if classes <= _MOST_NAMES else -(-classes // _SOME_NAMES))
+    side = 3.5 + 0.14 * len(named) if classes > 20 else 3 + 0.35 * classes
     figure, axes = _new_plot(width=side + 0.8, height=side)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
+    edges = (-0.5, width * len(firsts) - 0.5)  # class i is at i, whatever a cell's width
+    image = axes.imshow(
+        shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=(*edges, *reversed(edges))
+    )
+    each = "true class" if width == 1 else f"true classes, {width} to a row"
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label=f"share of the {each}")
     size = 9 if classes <= 20 else 6
-    names = [_plain(name) for name in class_names]
-    axes.set_xticks(range(classes), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(classes), names, fontsize=size)
+    chosen = [class_names[index] for index in named]
+    names = [_plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…") for name in chosen]
+    axes.set_xticks(named, names, rotation=90, fontsize=size)
+    axes.set_yticks(named, names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if classes <= 20:
-        for true, row in enumerate(matrix):
+        for true, row in enumerate(counts.tolist()):
             for predicted, count in enumerate(row):
-                color = "white" if shares[true][predicted] > 0.5 else "black"
+                color = "white" if shares[true, predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=color)
     save_figure(figure, path)
 
