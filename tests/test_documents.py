@@ -5,7 +5,11 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+import av.codec
+from packaging.requirements import Requirement
 
 from avdistill.cli import main
 from avdistill.methods import METHODS
@@ -54,6 +58,37 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
     for words in street:
         extra = shlex.split(small.get(words[1], ""))
         assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
+
+
+def needed(name, found):
+    """What a package needs, and what that needs, without extras nobody asked for."""
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return found
+    if package.metadata["Name"] not in found:
+        found[package.metadata["Name"]] = package.metadata
+        for requirement in map(Requirement, package.requires or []):
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in WANTED):
+                needed(requirement.name, found)
+    return found
+
+
+WANTED = ("", "cublas", "cudart", "cufft", "cufile", "cupti", "curand", "cusolver", "cusparse", "nvjitlink", "nvrtc")
+
+
+def test_the_page_of_licenses_names_what_is_not_permissive():
+    """By the metadata of the installed packages, and the encoders that this PyAV has."""
+    page = (ROOT / "docs" / "licenses.md").read_text()
+    for name, metadata in needed("avdistill", {}).items():
+        license_ = " ".join(metadata.get_all("License-Expression", []) + metadata.get_all("License", []))
+        classifiers = " ".join(metadata.get_all("Classifier", []))
+        if re.search(
+            r"proprietary|\bA?GPL|General Public", f"{license_.splitlines()[:1]} {classifiers}", re.IGNORECASE
+        ):
+            assert f"`{re.sub(r'-cu[0-9]+$', '', name.replace('_', '-'))}`" in page
+    for encoder in {"libx264", "libx265", "libxvid"} & set(av.codec.codecs_available):
+        assert f"`{encoder}`" in page
 
 
 def test_tables_and_curves_are_those_of_the_results():

@@ -91,7 +91,7 @@ def test_without_simplejpeg_the_pixels_are_the_same(compressed, monkeypatch):
 
 
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
-def test_an_image_that_claims_gigabytes_is_not_decoded(decoder, monkeypatch):
+def test_an_image_that_claims_hundreds_of_megabytes_is_not_decoded(decoder, monkeypatch):
     """The size of a JPEG stands in its frame header (SOF0, FF C0): height and width after length and precision."""
     if decoder == "pillow":
         monkeypatch.setitem(sys.modules, "simplejpeg", None)
@@ -99,11 +99,9 @@ def test_an_image_that_claims_gigabytes_is_not_decoded(decoder, monkeypatch):
     Image.new("RGB", (16, 16)).save(content, "JPEG")
     image = bytearray(content.getvalue())
     place = image.index(b"\xff\xc0") + 5
-    image[place : place + 4] = (20_000).to_bytes(2) * 2
+    image[place : place + 4] = (9000).to_bytes(2) * 2
     frames = JpegFrames(np.frombuffer(bytes(image), np.uint8), np.array([len(image)]), 0, 1)
-    with pytest.raises(
-        DatasetError, match="frame 0 cannot be decoded: expected at most 67108864 pixels, found 20000 x"
-    ):
+    with pytest.raises(DatasetError, match="frame 0 cannot be decoded: expected at most 67108864 pixels, found 9000 x"):
         frames[0]
 
 

@@ -169,22 +169,32 @@ class Isolated(Generic[T, R]):
     ) -> None:
         self._stop()
 
-    def __call__(self, item: T, time_limit_seconds: float | None) -> R | WorkerFailure:
-        """`function(item)`, whose exceptions are raised here. Raises RuntimeError if the process did not start."""
-        if self._worker is None or not self._worker.send(0, item):  # not yet started; ended since the last call
+    def start(self) -> None:
+        """Start the process unless it is there and wait until it is ready; RuntimeError if it does not start."""
+        if self._worker is None or self._worker.process.poll() is not None:  # it may have ended since the last call
             self._stop()
             self._worker = _Worker.start(self._function, self._memory_limit_bytes)
-            self._worker.send(0, item)
-        answer: WorkerFailure | tuple[Any] | None = None
+        while not self._worker.ready:
+            _ready_workers([self._worker], None)
+            _receive(self._worker, None)
+
+    def __call__(self, item: T, time_limit_seconds: float | None) -> R | WorkerFailure:
+        """`function(item)`, whose exceptions are raised here; the start does not count against the time limit."""
+        self.start()
+        worker = self._worker
+        assert worker is not None
+        worker.send(0, item)
         try:
-            while answer is None:
-                for worker in _ready_workers([self._worker], time_limit_seconds):
-                    answer = _receive(worker, time_limit_seconds)
+            while not _ready_workers([worker], time_limit_seconds):
+                pass
+            answer = _receive(worker, time_limit_seconds)
         finally:
-            self._worker.items.clear()
-            if isinstance(answer, WorkerFailure):
-                self._worker = None
-        return answer if isinstance(answer, WorkerFailure) else answer[0]
+            worker.items.clear()
+        if isinstance(answer, WorkerFailure):
+            self._worker = None
+            return answer
+        assert answer is not None
+        return answer[0]
 
     def _stop(self) -> None:
         if self._worker is not None:

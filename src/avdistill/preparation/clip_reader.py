@@ -211,6 +211,7 @@ class IsolatedReader:
             nonlocal took
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file")
+            self._process.start()
             began = time.monotonic()
             left = None if self._limit is None else max(0.001, self._limit - took)
             try:
@@ -219,7 +220,7 @@ class IsolatedReader:
                 answer = _too_large(path)
             took += time.monotonic() - began
             if isinstance(answer, WorkerFailure):
-                late = self._limit is not None and took >= self._limit
+                late = answer.reason.startswith("took longer")
                 answer = MediaError(f"{path}: {f'took longer than {self._limit:g} s' if late else answer.reason}")
             if isinstance(answer, MediaError):
                 raise answer
