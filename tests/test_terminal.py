@@ -1,15 +1,26 @@
 """Names from somebody else's files do not steer a terminal, and HDF5 files do not lead to others."""
 
+import csv
 import json
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from avdistill.cli import main
 from avdistill.commands.console import output, printable, progress_bar
 from avdistill.errors import UnreadableFileError
+from avdistill.inference.predictor import Student
 from avdistill.integrations.gewu_lab.hdf5 import _images
+from avdistill.methods.kd import KDConfig
 from avdistill.progress import Progress
+from avdistill.training import train
+from support.training_cases import config
 
 STEERING = "\x1b]0;title\x07\x1b[2J\x9b31m\r\b\x7f\u202egpj\u2066"
 
@@ -33,6 +44,76 @@ def test_a_bar_takes_any_name(capsys):
     with progress_bar("[/red]" + STEERING) as update:
         update(Progress(1, 2, "[/]" + STEERING))
     assert "\x07" not in capsys.readouterr().err
+
+
+def steered(value):
+    """The same JSON value with steering characters in the name of a class."""
+    if isinstance(value, dict):
+        return {steered(key): steered(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [steered(each) for each in value]
+    return value.replace("class_1", "class_1" + STEERING) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def foreign(taught, tmp_path_factory):
+    """A dataset whose ids, labels and paths hold steering characters, and a run on it."""
+    folder = tmp_path_factory.mktemp("foreign")
+    shutil.copytree(taught.folder, folder / "dataset")
+    table = pq.read_table(folder / "dataset" / "clips.parquet")
+    for name, values in (
+        ("id", [value + STEERING for value in table["id"].to_pylist()]),
+        ("path", [STEERING.replace("/", "") + value for value in table["path"].to_pylist()]),
+        ("labels", steered(table["labels"].to_pylist())),
+    ):
+        column = pa.array(values, table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, folder / "dataset" / "clips.parquet")
+    description = folder / "dataset" / "dataset.json"
+    description.write_text(json.dumps(steered(json.loads(description.read_text()))))
+    train(config(folder / "dataset", folder / "run", method=KDConfig(), teacher="audio", steps=2), stop_after=1)
+    return folder
+
+
+VERBS = {
+    "info": "info dataset --no-verify",
+    "verify": "info dataset",
+    "resume": "resume run",
+    "evaluate": "evaluate run dataset",
+    "retrieve": "retrieve run dataset",
+    "audit": "audit run dataset",
+    "probe": "teacher probe dataset",
+    "corrupt": "corrupt dataset mismatched=0.4 --out corrupted",
+    "export": "export run --out exported --format safetensors --clips dataset",
+    "predict": "predict run FILE",
+    "table": "predict run FILE --csv -",
+    "predictions": "reference predictions run dataset",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_passes_on_what_names_say(verb, foreign, small_set, monkeypatch, capsys):
+    monkeypatch.chdir(foreign)
+    shutil.copy(small_set[0] / "test_1.mp4", f"name{STEERING}.mp4")
+    words = [f"name{STEERING}.mp4" if word == "FILE" else word for word in VERBS[verb].split()]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    main(words)
+    told = capsys.readouterr()
+    assert told.out + told.err
+    assert not set(STEERING) & set(told.out + told.err) - set("0;title[2J31mgpj]")
+
+
+def test_cells_stay_as_they_are_and_the_docs_say_so(foreign, small_set, tmp_path):
+    """A spreadsheet takes `=1+1` for a formula: what a program reads from the table must be the label."""
+    trust = (Path(__file__).parents[1] / "docs" / "trust.md").read_text()
+    assert "begins with `=`, `+`, `-` or `@` is text here" in trust
+    student = Student.from_pretrained(foreign / "run")
+    student.config = replace(student.config, classes=("=1+1", "@x", "-a"))
+    student.save_pretrained(tmp_path / "student")
+    file, table = str(small_set[0] / "test_1.mp4"), tmp_path / "table.csv"
+    assert main(["predict", str(tmp_path / "student"), file, "--csv", str(table)]) == 0
+    with table.open(newline="") as rows:
+        assert {row["label"] for row in csv.DictReader(rows)} <= {"=1+1", "@x", "-a"}
 
 
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external data", "virtual"])

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import tyro
 
-from avdistill.commands.console import Printed, output, progress_bar, say
+from avdistill.commands.console import Printed, output, printable, progress_bar, say
 from avdistill.commands.dataset import region_of
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, MediaError, NotFiniteError
@@ -102,7 +102,7 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
     elif out == Path("-"):
         if isinstance(sys.stdout, TextIOWrapper):  # a file name that is not valid text is written as its bytes
             sys.stdout.reconfigure(errors="surrogateescape")
-        yield _row_writer(sys.stdout)
+        yield _row_writer(sys.stdout, printable if sys.stdout.isatty() else str)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(out.name + ".partial")
@@ -111,13 +111,13 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
         commit(partial, out)
 
 
-def _row_writer(file: IO[str]) -> Callable[[Prediction], None]:
+def _row_writer(file: IO[str], text: Callable[[str], str] = str) -> Callable[[Prediction], None]:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
 
     def write(prediction: Prediction) -> None:
         for s in prediction.segments:
-            writer.writerow((prediction.file, s.start_seconds, s.end_seconds, s.label, s.probability))
+            writer.writerow((text(str(prediction.file)), s.start_seconds, s.end_seconds, text(s.label), s.probability))
         file.flush()
 
     return write

@@ -237,5 +237,9 @@ def save_figure(figure: Figure, path: Path, *, source: str = "") -> None:
 
 
 def _plain(text: str) -> str:
-    """The text as written: dollar signs make no formula, and a leading underscore does not hide it in a legend."""
+    """The text as written: dollar signs make no formula, and a leading underscore does not hide it in a legend.
+
+    A character that cannot be printed is one replacement mark: matplotlib would warn of it by printing it.
+    """
+    text = "".join(ch if ch.isprintable() or ch == "\n" else "\ufffd" for ch in text)
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
