@@ -67,10 +67,8 @@ def plot_confusion(matrix: np.ndarray | Sequence[Sequence[int]], class_names: Se
     named = range(0, classes, 1 if classes <= _MOST_NAMES else -(-classes // _SOME_NAMES))
     side = 3.5 + 0.14 * len(named) if classes > 20 else 3 + 0.35 * classes
     figure, axes = _new_plot(width=side + 0.8, height=side)
-    edges = (-0.5, width * len(firsts) - 0.5)  # class i is at i, whatever a cell's width
-    image = axes.imshow(
-        shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=(*edges, *reversed(edges))
-    )
+    end = width * len(firsts) - 0.5  # class i is at i, whatever a cell's width
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=(-0.5, end, end, -0.5))
     each = "true class" if width == 1 else f"true classes, {width} to a row"
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label=f"share of the {each}")
     size = 9 if classes <= 20 else 6
