@@ -68,7 +68,7 @@ def study_curves() -> dict[tuple[str, int], Curves]:
     """(data, labeled clips) -> method -> for every seed its top-1 over the share of wrong audio."""
     curves: dict[tuple[str, int], Curves] = {}
     seen: dict[tuple[str, int, str, int], list[tuple[float, float]]] = {}
-    for row in study.study_rows(read_lines(study.RESULTS / "runs.jsonl")):
+    for row in study.study_rows(read_lines(study.RESULTS / "runs.jsonl", "method")):
         key = row["data"], row["labeled_clips"], row["method"], row["seed"]
         about = study.DATA[row["data"]]
         if "top1_accuracy" in row and len(about.wrong) > 1 and row["labeled_clips"] != about.every:

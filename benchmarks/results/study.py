@@ -251,7 +251,7 @@ def run(a: argparse.Namespace) -> None:
         "synthetic": a.synthetic and ClipDataset(a.synthetic / "dataset"),
     }
     path = RESULTS / "runs.jsonl"
-    done = {key(row) for row in read_lines(path)}
+    done = {key(row) for row in read_lines(path, "method")}
     about = RESULTS / "test_clips.json"
     told = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     write_json(about, told | {name: test_clips(bases[name], DATA[name], a.work / name) for name in a.data})
@@ -333,7 +333,7 @@ def study_rows(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def report(_: argparse.Namespace) -> None:
     """`study.csv` and `audit.csv` from the runs."""
-    rows = study_rows(read_lines(RESULTS / "runs.jsonl"))
+    rows = study_rows(read_lines(RESULTS / "runs.jsonl", "method"))
     columns = (
         "data",
         "corruption",

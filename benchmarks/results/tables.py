@@ -152,7 +152,7 @@ def audit() -> str:
 
 
 def _study() -> Metrics:
-    runs = study.study_rows(read_lines(study.RESULTS / "runs.jsonl"))
+    runs = study.study_rows(read_lines(study.RESULTS / "runs.jsonl", "method"))
     return Metrics(runs, json.loads((study.RESULTS / "test_clips.json").read_text(encoding="utf-8")))
 
 

@@ -37,8 +37,12 @@ COLUMNS = {
 }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last one that is still being written, or no file, is no error.
+def read_lines(path: Path, key: str = "step") -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` or another list; a last one that is being written, or no file, is no error.
+
+    Args:
+        path: of the file.
+        key: that every line has.
 
     Raises:
         RunError: a line is damaged; the message names it.
@@ -49,10 +53,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             line = parse_json(text.decode("utf-8"))
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                raise ValueError("no step")
+            if not isinstance(line, dict) or key not in line or not isinstance(line.get("step", 0), int):
+                raise ValueError(f"no {key}")
         except ValueError as error:
-            raise RunError(f"{path}: line {number}: expected a JSON object with a step, found {text[:40]!r}") from error
+            found = f"{text[:40]!r}"
+            raise RunError(f"{path}: line {number}: expected a JSON object with a {key}, found {found}") from error
         lines.append(line)
     return lines
 
