@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from avdistill.annotations.schema import annotation_error, csv_table, format_path, parse_labels, truncate_repr
+from avdistill.dataset import schema
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import read_features
-from avdistill.dataset.schema import CLIP_SCHEMA, TeacherEntry
+from avdistill.dataset.schema import TeacherEntry
 from avdistill.errors import AnnotationError, DatasetError
 from avdistill.fsio import replacing
 from avdistill.types import StoredFeatures
@@ -109,6 +109,8 @@ class DecidedDataset(ClipDataset):
 
     def __init__(self, dataset: ClipDataset, decisions: Iterable[Decision]) -> None:
         """Args: dataset: opened anew; decisions: of its clips, see `read_decisions`."""
+        import pyarrow as pa  # only here: training on clips in memory does without it
+
         super().__init__(dataset.folder)
         self.decisions = {decision.clip: decision for decision in decisions}
         rows = self.table.to_pylist()
@@ -116,7 +118,7 @@ class DecidedDataset(ClipDataset):
         self._kept = np.array([i for i, kind in enumerate(kinds) if kind != DROP_CLIP], dtype=np.int64)
         self._without_audio = np.array([kinds[i] == DROP_AUDIO for i in self._kept], dtype=bool)
         self._rows_stored = len(rows)
-        self.table = pa.Table.from_pylist([self._changed(rows[i]) for i in self._kept], schema=CLIP_SCHEMA)
+        self.table = pa.Table.from_pylist([self._changed(rows[i]) for i in self._kept], schema=schema.CLIP_SCHEMA)
         if not len(self):
             raise DatasetError(f"{self.folder}: expected decisions that leave a clip, found all {len(rows)} dropped")
 
