@@ -178,17 +178,7 @@ def _mismatched(run: Path, dataset: ClipDataset, videos: Path) -> Section:
 
 
 def _training(runs: Mapping[str, Sequence[Path]], image: Path) -> Section:
-    curves = {
-        method: [
-            [
-                (line["step"], line["losses"]["classification"])
-                for line in read_lines(run / "metrics.jsonl")
-                if "losses" in line
-            ]
-            for run in folders
-        ]
-        for method, folders in runs.items()
-    }
+    curves = {method: [_losses(run) for run in folders] for method, folders in runs.items()}
     plot_curves(
         curves,
         image,

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from avdistill.analysis.duplicates import duplicate_report, find_duplicates
 from avdistill.annotations import read_annotations
 from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
+from avdistill.preparation.duplicates import duplicate_report, find_duplicates
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.preparation.prepare import prepare as prepare_dataset
 from avdistill.synthetic.generator import SyntheticConfig

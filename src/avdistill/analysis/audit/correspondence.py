@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 FOLDS = 5
 COMPONENTS = 100
 DIRECTIONS = 20
-# The second alignment is fitted without clips that the first one finds suspicious; a third changes nothing to speak of.
+# The second alignment is fitted without clips that the first one finds suspicious; in trials a third was no better.
 ROUNDS = 2
 # Ridge of each covariance, in units of its mean variance.
 RIDGE = 2.0

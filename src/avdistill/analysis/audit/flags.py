@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from avdistill.analysis.duplicates import find_duplicates
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.preparation.duplicates import find_duplicates
 from avdistill.progress import OnProgress
 
 #: flag -> its meaning

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from avdistill.analysis.audit.flags import flag_clips
-from avdistill.analysis.duplicates import correlation, find_duplicates
 from avdistill.annotations import read_annotations
 from avdistill.cli import main
+from avdistill.preparation.duplicates import correlation, find_duplicates
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import write_video
 
