@@ -23,6 +23,7 @@ import grid
 from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import MediaError
 from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
@@ -36,7 +37,6 @@ from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training.run_dir import environment
-from avdistill.types import format_provenance
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "named_teachers.json"
 TEACHERS = {"yamnet": None, "cnn14_emb512": Path("random")}

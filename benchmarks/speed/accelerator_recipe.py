@@ -23,6 +23,7 @@ import torch
 from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import encode_labels, labeled_clips
+from avdistill.dataset.stored_features import StoredFeatures
 from avdistill.evaluation.metrics import mean_class_accuracy, top_k_accuracy
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.executors.prefetch import prefetch
@@ -34,7 +35,7 @@ from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import autocast, build_optimizer, build_schedule
 from avdistill.training.recipes import RECIPES
-from avdistill.types import Batch, StoredFeatures, StudentNetwork
+from avdistill.types import Batch, StudentNetwork
 from measuring import NotHereError, Row, machine
 from training import Precision
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.analysis.audit.audit import audit as audit
     from avdistill.annotations.readers import read_annotations as read_annotations
     from avdistill.dataset.clip_dataset import ClipDataset as ClipDataset
+    from avdistill.dataset.stored_features import StoredFeatures as StoredFeatures
     from avdistill.evaluation.classification import evaluate as evaluate
     from avdistill.evaluation.metrics import ClassificationMetrics as ClassificationMetrics
     from avdistill.evaluation.multilabel import MultilabelMetrics as MultilabelMetrics
@@ -45,7 +46,6 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.training.recipes import RECIPES as RECIPES
     from avdistill.types import Batch as Batch
     from avdistill.types import Features as Features
-    from avdistill.types import StoredFeatures as StoredFeatures
     from avdistill.types import StudentFeatures as StudentFeatures
 
 _LAZY = {
@@ -73,7 +73,8 @@ _LAZY = {
     "avdistill.teachers.registry": ("load_teacher",),
     "avdistill.training": ("ModelConfig", "OptimizerConfig", "TrainConfig", "resume", "train"),
     "avdistill.training.recipes": ("RECIPES",),
-    "avdistill.types": ("Batch", "Features", "StoredFeatures", "StudentFeatures"),
+    "avdistill.dataset.stored_features": ("StoredFeatures",),
+    "avdistill.types": ("Batch", "Features", "StudentFeatures"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = sorted([*_HOMES, "losses", *(name for name in globals() if name.endswith("Error"))])

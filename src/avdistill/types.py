@@ -7,12 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avdistill.errors import DatasetError
-from avdistill.fsio import check_mapped
 from avdistill.inputs import View
 
 
@@ -49,58 +46,6 @@ class StudentFeatures(Features):
     """The output of a student: logits (B, C) are always there."""
 
     logits: Tensor = field()
-
-
-# What computed a teacher's embeddings, by key: `name` of the model, and what identifies its weights and input, such as
-# `weights`, `weights_sha256`, `commit`, `run`, `resampled_from_hz`.
-Provenance = dict[str, str | int | float]
-
-
-def format_provenance(provenance: Provenance) -> str:
-    """A line for people; checksums are cut to 16 digits."""
-    texts = {key: str(value)[: 16 if key.endswith("sha256") else None] for key, value in provenance.items()}
-    name = texts.pop("name", "")
-    return ", ".join(([name] if name else []) + [f"{key} {text}" for key, text in texts.items()])
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFeatures:
-    """A teacher's features of the N clips of a dataset, row i for clip i.
-
-    Attributes:
-        embedding: float32 (N, D).
-        logits: float32 (N, C), or None.
-        tokens: float32 (N, K, D), a memory map, or None.
-        valid: bool (N,); where it is False the other arrays are 0 and carry no information.
-        classes: names of the logits' columns, empty without logits.
-        provenance: what computed the embeddings.
-    """
-
-    embedding: np.ndarray
-    logits: np.ndarray | None
-    tokens: np.ndarray | None
-    valid: np.ndarray
-    classes: tuple[str, ...]
-    provenance: Provenance
-
-    def with_classes(self, classes: tuple[str, ...]) -> Self:
-        """The same with the logits' columns in the order of `classes`; without logits where one of them is missing."""
-        if self.logits is None or not set(classes) <= set(self.classes):
-            return replace(self, logits=None, classes=())
-        return replace(self, logits=self.logits[:, [self.classes.index(name) for name in classes]], classes=classes)
-
-    def select(self, clips: np.ndarray) -> Features:
-        """The given rows as tensors on the CPU. Raises DatasetError where the tokens' file has become shorter."""
-        if self.tokens is not None:
-            try:
-                check_mapped(self.tokens)
-            except OSError as error:
-                raise DatasetError(f"{getattr(self.tokens, 'filename', 'tokens')}: damaged: {error}") from error
-        return Features(
-            embedding=torch.from_numpy(self.embedding[clips]),
-            logits=None if self.logits is None else torch.from_numpy(self.logits[clips]),
-            tokens=None if self.tokens is None else torch.from_numpy(self.tokens[clips]),
-        )
 
 
 class Network(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 
 from avdistill.annotations import Annotation
 from avdistill.media import Clip
-from avdistill.preparation.prepare import PrepareConfig, read_media
+from avdistill.preparation.clip_reader import PrepareConfig, read_media
 
 
 def read_or_fail(path: Path, annotation: Annotation, config: PrepareConfig) -> Clip:

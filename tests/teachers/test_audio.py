@@ -9,13 +9,14 @@ import torch
 
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import CheckpointError, TeacherError
 from avdistill.models.registry import build_model
 from avdistill.models.yamnet import YAMNet
 from avdistill.teachers.audio import AUDIO_TEACHERS, RANDOM
 from avdistill.teachers.extraction import Resampled, embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.types import Features, Network, format_provenance
+from avdistill.types import Features, Network
 from support.features import feature_arrays
 from support.tensorflow_variables import write_bundle, yamnet_variables
 

@@ -13,7 +13,6 @@ from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
-from avdistill.preparation.duplicates import duplicate_report, find_duplicates
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.preparation.prepare import prepare as prepare_dataset
 from avdistill.synthetic.generator import SyntheticConfig
@@ -183,6 +182,9 @@ def info(arguments: list[str]) -> None:
         report = {"faults": faults}
     lines = [f"{name:<16} {value}" for name, value in report.items()]
     if a.duplicates and not faults:
+        # It needs PyTorch, which takes seconds to import and which no other verb of this file needs.
+        from avdistill.preparation.duplicates import duplicate_report, find_duplicates
+
         with progress_bar("duplicates") as update:
             report["duplicates"] = duplicate_report(dataset, find_duplicates(dataset, on_progress=update))
         lines += _duplicate_lines(report["duplicates"])

@@ -10,6 +10,7 @@ import tyro
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say, take_option, training_bar
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, parse_method, teacher_requirement
 from avdistill.models.registry import MODELS
@@ -21,7 +22,6 @@ from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import data_manifest, run_config, run_state
-from avdistill.types import format_provenance
 
 
 def train(arguments: list[str]) -> None:

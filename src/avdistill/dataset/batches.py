@@ -8,10 +8,11 @@ from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import Labels
+from avdistill.dataset.stored_features import StoredFeatures
 from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts, training_window
 from avdistill.errors import DatasetError
 from avdistill.inputs import View
-from avdistill.types import Batch, StoredFeatures
+from avdistill.types import Batch
 
 
 class TrainingBatches:

@@ -19,13 +19,14 @@ from avdistill.dataset import schema
 from avdistill.dataset.features import feature_files, read_features, write_features
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames, map_shard
+from avdistill.dataset.stored_features import Provenance, StoredFeatures
 from avdistill.errors import DatasetError
 from avdistill.fsio import check_mapped, error_message, file_checksum
-from avdistill.inputs import View
-from avdistill.types import Provenance, StoredFeatures
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from avdistill.inputs import View  # which imports PyTorch
 
 # A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
 _MOST_MAPPED = 100
@@ -129,7 +130,7 @@ class ClipDataset:
         number, offset, count = (int(c[f"audio_{name}"][clip]) for name in ("shard", "offset", "count"))
         return self._mapped(f"audio-{number:05d}.npy", "audio", number)[offset : offset + count]
 
-    def read(self, clip: int, view: View) -> np.ndarray | JpegFrames:
+    def read(self, clip: int, view: "View") -> np.ndarray | JpegFrames:
         """The frames or the audio of a clip, whichever the view is of."""
         items: np.ndarray | JpegFrames = getattr(self, view.reader)(clip)
         return items

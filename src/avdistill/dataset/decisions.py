@@ -24,9 +24,9 @@ from avdistill.dataset import schema
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import read_features
 from avdistill.dataset.schema import TeacherEntry
+from avdistill.dataset.stored_features import StoredFeatures
 from avdistill.errors import AnnotationError, DatasetError
 from avdistill.fsio import replacing
-from avdistill.types import StoredFeatures
 
 COLUMNS = ("clip", "decision", "by")
 KEEP, DROP_AUDIO, DROP_CLIP, RELABEL = "keep", "drop_audio", "drop_clip", "relabel"

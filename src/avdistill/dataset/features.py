@@ -7,6 +7,7 @@ import numpy as np
 
 from avdistill.config_io import encode
 from avdistill.dataset.schema import DatasetDescription, TeacherEntry, is_teacher_name, read_description
+from avdistill.dataset.stored_features import StoredFeatures
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
     as_json,
@@ -19,7 +20,6 @@ from avdistill.fsio import (
     write_json,
     write_text,
 )
-from avdistill.types import StoredFeatures
 
 
 def feature_files(name: str) -> tuple[str, str, str]:

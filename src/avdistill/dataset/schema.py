@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from avdistill.config_io import decode, read_json
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import error_message, regular_file
-from avdistill.types import Provenance
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import TeacherError
 from avdistill.inputs import AudioInput
 from avdistill.models.panns import AUDIOSET_CLASSES, PANN
@@ -13,7 +14,7 @@ from avdistill.models.registry import build_model
 from avdistill.models.yamnet import PATCH_SAMPLES, YAMNET_CLASSES, YAMNet
 from avdistill.models.yamnet import SAMPLE_RATE_HZ as YAMNET_RATE_HZ
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
-from avdistill.types import Network, Provenance
+from avdistill.types import Network
 
 # `--weights random`: random weights of a fixed seed, for tests; the provenance records it.
 RANDOM = Path("random")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from avdistill.dataset.stored_features import Provenance
 from avdistill.fsio import file_checksum
 from avdistill.inputs import View
-from avdistill.types import Network, Provenance
+from avdistill.types import Network
 
 
 def weights_provenance(name: str, weights: Path) -> Provenance:

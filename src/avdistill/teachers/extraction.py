@@ -10,12 +10,13 @@ from torch import Tensor
 from avdistill import distributed
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import has_modality
+from avdistill.dataset.stored_features import Provenance, format_provenance
 from avdistill.errors import NoTokensError, TeacherError
 from avdistill.inference.runner import check_rates, run_network
 from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.linear_head import fit_head
-from avdistill.types import Features, Network, Provenance, format_provenance
+from avdistill.types import Features, Network
 
 
 class Resampled(Network):

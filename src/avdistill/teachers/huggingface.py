@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import TeacherError
 from avdistill.fsio import error_message
 from avdistill.inputs import AudioInput, VideoInput, View
@@ -19,7 +20,7 @@ from avdistill.models.each_frame import EachFrame, Renormalized
 from avdistill.models.torchvision_video import OutputHook
 from avdistill.teachers.base import Teacher, weights_provenance
 from avdistill.teachers.video import IMAGE_FRAMES
-from avdistill.types import Features, Network, Provenance
+from avdistill.types import Features, Network
 
 HUGGINGFACE = "huggingface:"
 # Number of special tokens (class, distillation) before the positions, by the config's model_type.

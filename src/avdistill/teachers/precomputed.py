@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import DatasetError
 from avdistill.fsio import error_message, file_checksum
 from avdistill.teachers.extraction import add_features
-from avdistill.types import Provenance
 
 PRECOMPUTED = "precomputed:"
 

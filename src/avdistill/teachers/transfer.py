@@ -5,11 +5,11 @@ from collections.abc import Collection
 import numpy as np
 
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.inputs import INPUTS
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import add_features, embed, provenance_on
-from avdistill.types import format_provenance
 
 _ABSENT, _NEW = -1, -2
 

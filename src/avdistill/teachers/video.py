@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import TeacherError
 from avdistill.inputs import VideoInput
 from avdistill.models.each_frame import EachFrame, Renormalized
@@ -12,7 +13,7 @@ from avdistill.models.efficientnet_lite import LITE0_MEAN, LITE0_STD, EfficientN
 from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.models.weights import load_torch_file
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
-from avdistill.types import Features, Network, Provenance
+from avdistill.types import Features, Network
 
 TORCHVISION = "torchvision:"
 DOWNLOAD = Path("download")

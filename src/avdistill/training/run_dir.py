@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from avdistill import distributed
 from avdistill.config_io import decode, parse_json, read_json
+from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import ConfigError, RunError
 from avdistill.fsio import (
     LOCK,
@@ -32,7 +33,6 @@ from avdistill.fsio import (
 )
 from avdistill.models.checkpoint import saved_folder
 from avdistill.training.config import TrainConfig, read_config
-from avdistill.types import Provenance
 
 
 @contextmanager

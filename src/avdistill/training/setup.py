@@ -21,6 +21,7 @@ from avdistill.dataset.splits import (
     split_validation,
     training_classes,
 )
+from avdistill.dataset.stored_features import StoredFeatures, format_provenance
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.methods import (
     Method,
@@ -38,7 +39,7 @@ from avdistill.models.weights import load_tensors
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.run_dir import data_manifest, run_config
-from avdistill.types import StoredFeatures, StudentConfig, StudentNetwork, format_provenance
+from avdistill.types import StudentConfig, StudentNetwork
 
 
 @dataclass

@@ -21,6 +21,7 @@ from avdistill.analysis.audit.scores import SCORES, audit_inputs, label_scores, 
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.decisions import DROP_AUDIO, KEEP, Decision
 from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
@@ -31,7 +32,7 @@ from avdistill.methods.base import AuditInputs
 from avdistill.progress import OnProgress
 from avdistill.training.run_dir import data_manifest, environment, run_config
 from avdistill.training.setup import load_method
-from avdistill.types import Batch, StudentConfig, format_provenance
+from avdistill.types import Batch, StudentConfig
 
 Score = Literal[
     "mismatch_score", "gate", "similarity", "calibration", "teacher_nll", "disagreement", "mismatch_probability"

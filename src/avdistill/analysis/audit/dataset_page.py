@@ -7,8 +7,8 @@ from avdistill.analysis.audit.audit import TRUTHS, Audit
 from avdistill.analysis.audit.cards import Panel, card_sections, plot_scores
 from avdistill.analysis.audit.flags import FLAGS
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.stored_features import format_provenance
 from avdistill.reporting.page import Image, Section, write_page
-from avdistill.types import format_provenance
 
 # AUROC of mismatched audio against matched, 40% of the audio replaced; `results/audit.json`, "without_a_run".
 MEASURED: tuple[dict[str, str | float], ...] = ()

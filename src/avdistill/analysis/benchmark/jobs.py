@@ -62,9 +62,10 @@ class Pool:
     """A process for each job: its peak memory is the run's own, and a crash is its own as well."""
 
     def __init__(self, workers: int) -> None:
-        # A server that has imported everything forks the workers: nothing is imported twice.
+        # A server that has imported everything forks the workers: nothing is imported twice. An optimizer imports
+        # torch's compiler when it is made, which takes seconds.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["avdistill.analysis.benchmark.jobs"])
+        self.context.set_forkserver_preload(["avdistill.analysis.benchmark.jobs", "torch._dynamo"])
         self.workers = workers
         self.processes: dict[Job, BaseProcess] = {}
 
