@@ -108,18 +108,18 @@ def odd_clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (64, 96, 3)).astype(np.uint8)
-    moving = rng.integers(0, 255, (10, 64, 96, 3)).astype(np.uint8)
+    moving = rng.integers(0, 255, (3, 10, 64, 96, 3)).astype(np.uint8)
     mouth = np.repeat(image[None], 10, 0)
     mouth[::2, 40:48, 40:52] = 255 - mouth[::2, 40:48, 40:52]
-    # Audio of its own for each, or they would be flagged as sharing it.
+    # Video and audio of its own for each, or they would be flagged as sharing it.
     audio = [rng.uniform(0.05, 0.5, 40).repeat(400) * tone(1.0, 300 * (i + 1)) for i in range(4)]
     cases = {
-        "ordinary": (moving, audio[0]),
+        "ordinary": (moving[0], audio[0]),
         "still": (np.repeat(image[None], 10, 0), audio[1]),
         "mouth": (mouth, audio[2]),
-        "silent": (moving, np.zeros(16000)),
-        "no_audio": (moving, None),
-        "one_frame": (moving[:1], audio[3]),
+        "silent": (moving[1], np.zeros(16000)),
+        "no_audio": (moving[2], None),
+        "one_frame": (moving[0][:1], audio[3]),
     }
     for name, (frames, waveform) in cases.items():
         write_video(folder / f"{name}.mp4", frames=frames, waveform=waveform)

@@ -11,7 +11,7 @@ import pytest
 from avdistill.analysis.audit.flags import flag_clips
 from avdistill.annotations import read_annotations
 from avdistill.cli import main
-from avdistill.preparation.duplicates import correlation, find_duplicates
+from avdistill.preparation.duplicates import correlations, find_duplicates
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import write_video
 
@@ -67,10 +67,7 @@ def uploads(tmp_path_factory):
 
 def test_re_uploads_are_found_and_nothing_else(uploads):
     ids = uploads.columns["id"].tolist()
-    found = {
-        frozenset(ids[clip] for clip in pair.clips): (pair.audio is not None, pair.video is not None)
-        for pair in find_duplicates(uploads)
-    }
+    found = {frozenset(ids[clip] for clip in pair.clips): (pair.audio, pair.video) for pair in find_duplicates(uploads)}
     assert found == {
         frozenset({"original", "smaller"}): (True, True),
         frozenset({"original", "cut_elsewhere"}): (True, True),
@@ -118,16 +115,23 @@ def test_an_audit_flags_them(uploads):
 
 
 @pytest.mark.parametrize(("lengths", "fewest"), [((9, 9), 4), ((12, 5), 3), ((4, 20), 4)])
-def test_the_correlation_is_that_of_the_loop(lengths, fewest):
+def test_the_correlations_are_those_of_the_loop(lengths, fewest):
     rng = np.random.default_rng(sum(lengths))
     a, b = (rng.standard_normal((n, 3)) for n in lengths)
-    best = -1.0
+    expected = []
     for shift in range(-30, 30):
         times = [t for t in range(lengths[0]) if 0 <= t - shift < lengths[1]]
         if len(times) >= max(fewest, min(lengths) / 2):
-            pairs = [(a[t], b[t - shift]) for t in times]
-            dot, one, two = (
-                sum(float(f(x, y)) for x, y in pairs) for f in (np.dot, lambda x, _: x @ x, lambda _, y: y @ y)
-            )
-            best = max(best, dot / math.sqrt(one * two))
-    assert correlation(a, b, fewest) == pytest.approx(best, abs=1e-12)
+            x, y = a[times], b[[t - shift for t in times]]
+            changes = float(np.corrcoef((x - x.mean(0)).ravel(), (y - y.mean(0)).ravel())[0, 1])
+            expected.append((changes, float((x * y).sum() / math.sqrt((x**2).sum() * (y**2).sum()))))
+    np.testing.assert_allclose(np.stack(correlations(a, b, fewest), 1), expected, atol=1e-12)
+
+
+def test_a_part_that_hardly_changes_is_no_evidence():
+    """Both change in their last four rows only: shifted by four or more, one of them shows none of these."""
+    rng = np.random.default_rng(0)
+    a, b = (np.concatenate([np.ones((20, 3)), rng.standard_normal((4, 3))]) for _ in "ab")
+    changes, whole = correlations(a, b, 4)
+    np.testing.assert_array_equal(changes == -1, np.abs(np.arange(-12, 13)) >= 4)
+    np.testing.assert_array_equal(whole == -1, changes == -1)

@@ -15,7 +15,7 @@ FLAGS: dict[str, str] = {
     "silent": "every sample of the audio is below -80 dBFS",
     "no_video": "the file has no video",
     "still_video": "no part of the frame changes over the clip",
-    "reupload": "a clip of another source video has the same audio and the same video",
+    "reupload": "a clip of another source video has the same video, with the same audio or other audio",
     "shared_audio": "a clip of another source video has the same audio, under other video",
     "speech_throughout": "an audio tagger gives speech a mean probability of at least 0.5",
     "music_throughout": "an audio tagger gives music a mean probability of at least 0.5",
@@ -54,8 +54,7 @@ def flag_clips(dataset: ClipDataset, clips: np.ndarray, *, on_progress: OnProgre
     for i in np.flatnonzero(~found["no_video"]):
         found["still_video"][i] = _is_still(dataset, int(clips[i]))
     for pair in find_duplicates(dataset, on_progress=on_progress):
-        if pair.audio is not None:
-            found["reupload" if pair.video is not None else "shared_audio"][np.isin(clips, pair.clips)] = True
+        found["reupload" if pair.video else "shared_audio"][np.isin(clips, pair.clips)] = True
     tagger = next((name for name, entry in dataset.teachers.items() if set(_TAGS.values()) <= set(entry.classes)), None)
     if tagger is not None:
         stored = dataset.features(tagger).with_classes(tuple(_TAGS.values()))
