@@ -45,6 +45,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "evaluate",
         "retrieve",
         "audit",
+        "suggest",
         "compare",
         "corrupt",
         "predict",

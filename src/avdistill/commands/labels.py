@@ -1,0 +1,57 @@
+"""Verbs about labels: which clips to label next."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from avdistill.analysis.suggest import suggest as choose_clips
+from avdistill.analysis.suggest import write_suggestions
+from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.errors import ConfigError
+from avdistill.fsio import own_folder
+
+
+@dataclass(frozen=True)
+class _Suggest(Printed):
+    """Choose clips to label next: typical ones of the parts of the embedding space that no label covers."""
+
+    dataset: tyro.conf.Positional[Path]
+    """Folder of the dataset; the labels that it has count as covered."""
+    count: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50
+    """The number of clips to suggest."""
+    features: str | None = None
+    """Name of the features whose space is covered; the default is the only ones of the dataset."""
+    run: Path | None = None
+    """Run folder of a student, whose embedding is covered instead; clips on which it and its teacher disagree count
+    more."""
+    split: str = "train"
+    """The split whose clips are suggested; several are joined by +."""
+    seed: int = 0
+    """Seed of the clustering."""
+    out: Path | None = None
+    """CSV file for the list; the default is DATASET-suggestions.csv."""
+
+
+def suggest(arguments: list[str]) -> None:
+    """`avdistill suggest DATASET`."""
+    a = tyro.cli(_Suggest, args=arguments, prog="avdistill suggest")
+    if a.count < 1:
+        raise ConfigError(f"--count: expected at least 1, found {a.count}")
+    if a.run is not None and a.features is not None:
+        raise ConfigError("--features: expected without --run, whose student embeds the clips itself")
+    dataset = ClipDataset(a.dataset)
+    with progress_bar("embed") as update:
+        rows = choose_clips(
+            dataset, count=a.count, features=a.features, run=a.run, split=a.split, seed=a.seed, on_progress=update
+        )
+    folder = dataset.folder.resolve()
+    out = a.out or own_folder(folder.parent, f"{folder.name}-suggestions.csv")
+    if FIRST_PROCESS:
+        write_suggestions(out, rows)
+    say(f"list: {out}; write the labels into its column label")
+    lines = [f"{len(rows)} of the {a.count} clips asked for"] if len(rows) < a.count else []
+    lines += [f"{rank:>4}  {row['id']}" for rank, row in enumerate(rows, 1)]
+    output({"dataset": str(dataset.folder), "suggested": rows, "out": str(out)}, lines, a.json)
