@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from avdistill.cli import main
+from avdistill.commands import console
 from avdistill.commands.console import output, printable, progress_bar
 from avdistill.errors import UnreadableFileError
 from avdistill.inference.predictor import Student
@@ -40,10 +41,34 @@ def test_letters_of_any_language_stay():
     assert printable("héé 日本 עברית\nعربى") == "héé 日本 עברית\nعربى"
 
 
-def test_a_bar_takes_any_name(capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_takes_any_name(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(console.MESSAGES, "_force_terminal", terminal)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
     with progress_bar("[/red]" + STEERING) as update:
         update(Progress(1, 2, "[/]" + STEERING))
-    assert "\x07" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "[/red]" in told
+    assert "\x07" not in told
+
+
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with progress_bar("embed") as update:
+        for done in range(11, 101):  # ten were done before, one takes 4 s
+            now[0] += 4
+            update(Progress(done, 100, "clips"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "embed: 25 of 100, 0.233 a second, 5 min left, clips"
+    assert len(lines) == 7
+    assert lines[-1] == "embed: 100 of 100 in 6 min"
+    with progress_bar("count") as update:
+        now[0] += 7200
+        update(Progress(3))
+        now[0] += 60
+        update(Progress(4))
+    assert capsys.readouterr().err.splitlines()[1:] == ["count: 4, 0.000138 a second", "count: 4 in 2 h 1 min"]
 
 
 def steered(value):

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve",
 _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # How PyTorch's errors say it.
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "not enough memory")
+#: of a progress that a log shows
+SECONDS_BETWEEN_LINES = 60.0
 MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
 
 
@@ -138,7 +141,12 @@ def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnProgress]:
-    """A bar on standard error for the time of the block."""
+    """A bar on standard error for the time of the block; lines for a log where standard error is no terminal."""
+    if not MESSAGES.is_terminal:
+        lines = _LogLines(printable(title))
+        yield lines.update
+        lines.close()
+        return
     columns = (
         rich.progress.SpinnerColumn(),
         rich.progress.TextColumn("{task.description}", markup=False),
@@ -154,6 +162,43 @@ def progress_bar(title: str) -> Iterator[OnProgress]:
             bar.update(task, completed=progress.done, total=progress.total, note=printable(progress.note))
 
         yield update
+
+
+class _LogLines:
+    """A line a minute: what, how many of how many, how fast, how long still; and one at the end."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None  # what was finished before says nothing of the rate
+        self.last: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        now, self.last = time.monotonic(), progress
+        if self.first is None:
+            self.first = progress.done
+        if now - self.said < SECONDS_BETWEEN_LINES:
+            return
+        self.said = now
+        rate = (progress.done - self.first) / (now - self.began)
+        parts = [f"{self._counts(progress)}, {rate:.3g} a second"]
+        if progress.total is not None and rate > 0:
+            parts.append(f"{_duration((progress.total - progress.done) / rate)} left")
+        say(", ".join([*parts, printable(progress.note)] if progress.note else parts))
+
+    def close(self) -> None:
+        if self.last is not None:
+            say(f"{self._counts(self.last)} in {_duration(time.monotonic() - self.began)}")
+
+    def _counts(self, progress: Progress) -> str:
+        return f"{self.title}: {progress.done}" + ("" if progress.total is None else f" of {progress.total}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 @contextmanager
