@@ -8,7 +8,7 @@ from torch import nn
 from avdistill.config_io import decode, encode, read_json
 from avdistill.errors import CheckpointError, ConfigError
 from avdistill.fsio import as_json, write_text
-from avdistill.models.registry import build_model
+from avdistill.models.registry import INITIAL_WEIGHTS, build_model
 from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.types import StudentConfig, StudentNetwork
 
@@ -37,7 +37,7 @@ def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, Studen
     try:
         config = decode(StudentConfig, read_json(folder / CONFIG), "student")
         # The weights are in the file: pretrained ones are not downloaded again.
-        options = {name: value for name, value in config.options.items() if name != "pretrained"}
+        options = {name: value for name, value in config.options.items() if name not in INITIAL_WEIGHTS}
         student = build_model(config.model, len(config.classes), options)
         _check_fits(student, config)
     except (ConfigError, ValueError) as error:

@@ -60,7 +60,7 @@ class ShiftedFrames(StudentNetwork):
         frames = inputs.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x = self.stem(frames)  # (B T, width, H / 2, W / 2)
         for stage in self.stages:
-            x = stage(_shift(x, T))
+            x = stage(shift_channels(x, T))
         x = x.unflatten(0, (B, T)).transpose(1, 2)  # (B, D, T, h, w)
         tokens = x.flatten(2).transpose(1, 2)
         embedding = tokens.mean(1)
@@ -72,7 +72,7 @@ def _stem(inputs: int, width: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
-def _shift(x: Tensor, T: int) -> Tensor:
+def shift_channels(x: Tensor, T: int) -> Tensor:
     """Shift the first eighth of the channels of (B T, channels, h, w) one frame forward, the second one frame back."""
     eighth = x.shape[1] // 8
     frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, T))  # channels last, as they lie in memory

@@ -13,6 +13,7 @@ from avdistill.models.frame_cnn import ShiftedFrames, StackedFrames
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.models.panns import cnn6, cnn10, cnn14, panns_mobilenet_v1
 from avdistill.models.r2plus1d import r2plus1d_xia2023, tiny_r2plus1d
+from avdistill.models.timm_frames import TIMM, TimmFrames
 from avdistill.models.torchvision_video import NETWORKS, TorchvisionVideo
 from avdistill.models.yamnet import YAMNet
 from avdistill.types import Option, StudentNetwork
@@ -34,6 +35,8 @@ MODELS: dict[str, Callable[..., StudentNetwork]] = {
 }
 
 
+# Options that choose the weights to start from; a network whose own weights are saved does without them.
+INITIAL_WEIGHTS = ("pretrained", "weights")
 # Students are compact; 10^9 parameters take 4 GB, and four times as much in training.
 LARGEST_MODEL = 10**9
 
@@ -42,16 +45,19 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     """Build a network with random weights.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`, or `timm:` and the name of one of timm's networks.
         num_classes: C, columns of the logits.
         options: further arguments of the network's constructor, by name.
 
     Raises:
         ConfigError: an unknown name; an option that is unknown, of a wrong type, or refused by the network.
     """
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
-    constructor = MODELS[name]
+    if name.startswith(TIMM):
+        constructor: Callable[..., StudentNetwork] = partial(TimmFrames, network=name.removeprefix(TIMM))
+    elif name in MODELS:
+        constructor = MODELS[name]
+    else:
+        raise ConfigError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}, {TIMM}<network>")
     # Checked against the signature: a TypeError of the constructor is then a real one.
     fixed = constructor.keywords if isinstance(constructor, partial) else {}
     parameters = inspect.signature(constructor, eval_str=True).parameters
@@ -65,7 +71,7 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
     if large := [key for key, value in checked.items() if isinstance(value, int) and abs(value) > 2**20]:
         raise ConfigError(f"model {name!r}: {large[0]}: expected at most {2**20}, found {checked[large[0]]}")
     try:
-        plain = {key: value for key, value in checked.items() if key != "pretrained"}
+        plain = {key: value for key, value in checked.items() if key not in INITIAL_WEIGHTS}
         parameters_needed = _parameters(partial(constructor, num_classes=num_classes, **plain))
         if parameters_needed > LARGEST_MODEL:
             raise ValueError(f"expected at most {LARGEST_MODEL} parameters, found {parameters_needed}")

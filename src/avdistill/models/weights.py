@@ -66,9 +66,16 @@ def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> N
 
 
 def load_torch_file(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:
-    """Load a file of torch.save into the module without the keys that start with one of `unused`."""
+    """Load a file of torch.save, or of safetensors, into the module without the keys that start with one of `unused`.
+
+    Raises:
+        CheckpointError: it cannot be read, holds more than tensors, or does not fit.
+    """
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            content: Any = load_file(regular_file(file))
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from None
     except Exception as error:  # a damaged or malicious pickle may raise any exception

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from avdistill.errors import TeacherError
 from avdistill.models.checkpoint import WEIGHTS, load_student, student_folder
+from avdistill.models.timm_frames import TIMM
 from avdistill.teachers.audio import AUDIO_TEACHERS
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
 from avdistill.teachers.huggingface import HUGGINGFACE, load_huggingface
 from avdistill.teachers.precomputed import PRECOMPUTED
-from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_torchvision
+from avdistill.teachers.video import TORCHVISION, VIDEO_TEACHERS, load_timm, load_torchvision
 
 TEACHERS: dict[str, TeacherSpec] = {**AUDIO_TEACHERS, **VIDEO_TEACHERS}
 # What else `load_teacher` and `embed` accept: form, and meaning.
 ANY_ENCODER = {
     f"{HUGGINGFACE}<hub id or folder>": "audio, images or video; pip install -e '.[huggingface]'",
     f"{TORCHVISION}<network>": "images or video; weights in torchvision's cache, --weights download or FILE",
+    f"{TIMM}<network>": "images; pip install timm; --weights download (Hugging Face hub) or FILE",
     f"{PRECOMPUTED}<folder or .npz>": "your own embeddings, joined by clip id (`embed` only)",
     "<run folder>": "a network trained by `avdistill train` or `teacher train`",
 }
@@ -25,9 +27,10 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
     """Load a teacher.
 
     Args:
-        name: a key of `TEACHERS`, `huggingface:<hub id or folder>`, `torchvision:<network>`, or a run folder.
-        weights: file or folder of weights, for keys of `TEACHERS` and `torchvision:`; None means the installed or
-            cached ones.
+        name: a key of `TEACHERS`, `huggingface:<hub id or folder>`, `torchvision:<network>`, `timm:<network>`,
+            or a run folder.
+        weights: file or folder of weights, for keys of `TEACHERS`, `torchvision:` and `timm:`; None means the
+            installed or cached ones.
 
     Raises:
         TeacherError: unknown name, weights that are missing or given for another kind of teacher, or an encoder that
@@ -39,9 +42,11 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
         return TEACHERS[requested].load(file)
     if requested.startswith(TORCHVISION):
         return load_torchvision(requested.removeprefix(TORCHVISION), file)
+    if requested.startswith(TIMM):
+        return load_timm(requested.removeprefix(TIMM), file)
     if weights is not None:
         named = ", ".join(sorted(TEACHERS))
-        raise TeacherError(f"{name}: --weights: expected with {named} or {TORCHVISION}<network> only")
+        raise TeacherError(f"{name}: --weights: expected with {named}, {TORCHVISION}<network> or {TIMM}<network> only")
     if requested.startswith(HUGGINGFACE):
         return load_huggingface(requested.removeprefix(HUGGINGFACE))
     if requested.startswith(PRECOMPUTED):

@@ -1,4 +1,4 @@
-"""Pretrained video teachers: EfficientNet-Lite0 and torchvision's networks of images and of videos."""
+"""Pretrained video teachers: EfficientNet-Lite0, and networks of torchvision and timm."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from avdistill.errors import TeacherError
 from avdistill.inputs import VideoInput
 from avdistill.models.each_frame import EachFrame, Renormalized
 from avdistill.models.efficientnet_lite import LITE0_MEAN, LITE0_STD, EfficientNetLite0, installed_lite0
+from avdistill.models.timm_frames import TIMM, TimmImages
 from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.models.weights import load_torch_file
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
@@ -105,6 +106,35 @@ def _torchvision_file(name: str, url: str, weights: Path | None) -> Path:
             "--weights FILE takes another file"
         )
     return file
+
+
+def load_timm(name: str, weights: Path | None = None) -> Teacher:
+    """A network of images of the package timm; it has no logits.
+
+    Args:
+        name: timm's, such as "mobilenetv4_conv_small".
+        weights: a file of timm's; `DOWNLOAD`: the published ones, from the Hugging Face hub or its cache.
+
+    Raises:
+        TeacherError: unknown network, no timm, or no weights.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+    where = f"{TIMM}{name}"
+    if weights is None:
+        raise TeacherError(f"{where}: expected --weights {DOWNLOAD} (Hugging Face hub) or --weights FILE")
+    try:
+        images = TimmImages(name)
+        images.load("" if weights == DOWNLOAD else weights)
+    except ValueError as error:
+        raise TeacherError(f"{where}: {error}") from error
+    provenance: Provenance = {"name": where, "weights": str(images.config["hf_hub_id"])}
+    return _teacher(
+        EachFrame(images, images.embedding_dim, images.config["mean"], images.config["std"]),
+        frames=IMAGE_FRAMES,
+        side=images.config["input_size"][1],
+        classes=(),
+        provenance=provenance if weights == DOWNLOAD else weights_provenance(where, weights),
+    )
 
 
 def _load_lite(weights: Path | None) -> Teacher:

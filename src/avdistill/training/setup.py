@@ -34,7 +34,7 @@ from avdistill.methods import (
     trust_file,
 )
 from avdistill.models.checkpoint import load_student, saved_folder
-from avdistill.models.registry import build_model
+from avdistill.models.registry import INITIAL_WEIGHTS, build_model
 from avdistill.models.weights import load_tensors
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
@@ -248,7 +248,7 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, 
     torch.manual_seed(config.seed)
     name, options = config.student.model, config.student.options
     if begun:  # saved weights replace those that would be downloaded
-        options = {name: value for name, value in options.items() if name != "pretrained"}
+        options = {name: value for name, value in options.items() if name not in INITIAL_WEIGHTS}
     student = build_model(name, num_classes, options)
     if student.modality != config.student.view.modality:
         raise RunError(f"model {name} takes {student.modality}, its view is {config.student.view.modality}")
