@@ -51,6 +51,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "predict",
         "export",
         "reference",
+        "distill",
         "demo",
         "recipes",
     ]

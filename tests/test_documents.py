@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from avdistill.cli import main
 from avdistill.methods import METHODS
+from support.distill_cases import make_small
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,11 +50,12 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
         "train": "--steps 2 --batch-size 4 --labeled-per-batch 2 --student.view.size 24 32",
         "compare": "--seeds 0 --threads 1 --base.steps 2 --base.batch-size 4 --base.student.view.size 24 32",
     }
+    make_small(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
     street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
     assert [words[1] for words in street] == [
-        "synthesize", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve", "compare", "audit",
-        "predict", "export",
+        "synthesize", "distill", "predict", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
+        "compare", "audit", "predict", "export",
     ]  # fmt: skip
     for words in street:
         extra = shlex.split(small.get(words[1], ""))

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("predict:predict", "label video and audio files, as a whole and over time"),
     "export": ("predict:export", "write a student as ONNX or safetensors and compare the two"),
     "reference": ("reference:reference", "import the paper's released files and compute its metrics"),
+    "distill": ("distill:distill", "distill a small student from a folder of videos with few labels, with a report"),
     "demo": ("evaluate:demo", "run the whole pipeline on synthetic videos and write a report"),
     "recipes": ("train:recipes", "list recipes, models and methods"),
 }

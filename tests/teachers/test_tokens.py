@@ -89,6 +89,23 @@ def windows(audio: np.ndarray) -> list[np.ndarray]:
     return [audio[start : start + WINDOW] for start in starts]
 
 
+def test_embed_windows_takes_that_many_evenly_spaced_ones(prepared, ears, tmp_path, capsys):
+    """With three: the first, the middle and the last window of the clip."""
+    out = shutil.copytree(prepared, tmp_path / "dataset")
+    assert main(["embed", str(out), "--teacher", str(ears), "--name", "few", "--windows", "3"]) == 0
+    dataset, network = ClipDataset(out), load_teacher(ears).network
+    assert dataset.teachers["few"].provenance["windows"] == 3
+    clip = int(np.flatnonzero(dataset.features("few").valid)[0])
+    audio = torch.from_numpy(dataset.audio(clip) / np.float32(32767))
+    last = len(audio) - WINDOW
+    assert last > 2 * WINDOW
+    inputs = torch.stack([audio[start : start + WINDOW] for start in (0, last // 2, last)])
+    with torch.no_grad():
+        expected = network(inputs).embedding.mean(0)
+    np.testing.assert_allclose(dataset.features("few").embedding[clip], expected, atol=1e-5)
+    assert main(["embed", str(out), "--teacher", str(ears), "--name", "none", "--windows", "0"]) == 2
+
+
 def test_maps_are_the_mean_over_the_windows_position_by_position(mapped, ears):
     network = load_teacher(ears).network
     entry, tokens = mapped.teachers["maps"], mapped.features("maps").tokens

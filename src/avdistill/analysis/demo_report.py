@@ -28,6 +28,8 @@ COLUMNS = {
 }
 CARDS = 8
 OWN_VIDEOS = (
+    "avdistill distill VIDEOS --out distilled",
+    "",
     "avdistill prepare VIDEOS --out dataset",
     "avdistill embed dataset --teacher yamnet --name audio",
     "avdistill train tiny --dataset dataset --out run",
@@ -86,8 +88,9 @@ def sections(
         Section(
             "The same on your own videos",
             paragraphs=(
-                "VIDEOS is a folder with a folder of videos per class. Training decides what the audio is worth; the "
-                "audit lists the clips whose audio does not match.",
+                "VIDEOS is a folder with a folder of videos per class. The first command does all; the others are the "
+                "same by hand. Training decides what the audio is worth; the audit lists the clips whose audio does "
+                "not match.",
             ),
             markup=render("commands.html", lines=OWN_VIDEOS),
         ),

@@ -124,6 +124,9 @@ class _Embed(Printed):
     """The modality that `precomputed:` embeddings were computed from, audio by default; not for other teachers."""
     batch_size: int = 32
     """Windows per batch."""
+    windows: int | None = None
+    """Evenly spaced windows per clip; by default windows slide over the whole clip, which takes long for networks of
+    images."""
     tokens: bool = False
     """Store the teacher's tokens as well, which the methods at and nst need."""
     head_split: str = "train"
@@ -146,7 +149,7 @@ def embed(arguments: list[str]) -> None:
     elif a.modality is not None:
         raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
     else:
-        entry = embed_with(dataset, a.teacher, a.name, a.batch_size, a.weights, a.tokens, a.head_split)
+        entry = embed_with(dataset, a.teacher, a.name, a.batch_size, a.weights, a.tokens, a.head_split, a.windows)
     report = {**vars(entry), "dataset": str(a.dataset), "clips_in_dataset": len(dataset)}
     made_by = format_provenance(entry.provenance)
     line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.embedding_dim}-d, from {made_by}"
@@ -161,6 +164,7 @@ def embed_with(
     weights: Path | None = None,
     tokens: bool = False,
     head_split: str = "train",
+    windows: int | None = None,
 ) -> TeacherEntry:
     """Embed a dataset with a named teacher or that of a run folder, with a progress bar."""
     teacher_network = load_teacher(teacher, weights=weights)
@@ -170,6 +174,7 @@ def embed_with(
             teacher_network,
             name or teacher_network.view.modality,
             batch_size=batch_size,
+            windows=windows,
             tokens=tokens,
             head_split=head_split,
             on_progress=update,

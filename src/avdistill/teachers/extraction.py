@@ -46,6 +46,7 @@ def embed(
     name: str,
     *,
     batch_size: int = 32,
+    windows: int | None = None,
     tokens: bool = False,
     head_split: str = "train",
     device: str = "auto",
@@ -61,6 +62,8 @@ def embed(
         teacher: see `load_teacher`.
         name: of the features.
         batch_size: windows at a time.
+        windows: evenly spaced windows per clip; None slides over the whole clip, which takes long for networks of
+            images.
         tokens: store the tokens too, which the methods AT and NST need.
         head_split: whose labeled clips a linear head is fitted on (`linear_head.fit_head`), where the teacher's classes
             do not include the dataset's.
@@ -70,6 +73,7 @@ def embed(
     Raises:
         TeacherError: the dataset's frame or sample rate differs from the teacher's, no clip has its modality, or
             `tokens` of a teacher that has none.
+        ConfigError: `windows` below 1.
     """
     network = _at_dataset_rates(dataset, teacher, name)
     clips = _clips_for(dataset, teacher, name)
@@ -81,6 +85,7 @@ def embed(
                 clips,
                 teacher.view,
                 multi_label=teacher.multi_label,
+                windows=windows,
                 batch_size=batch_size,
                 with_tokens=tokens,
                 on_progress=on_progress,
@@ -96,7 +101,7 @@ def embed(
                 dataset,
                 name,
                 modality=teacher.view.modality,
-                provenance=provenance_on(dataset, teacher),
+                provenance=provenance_on(dataset, teacher) | ({} if windows is None else {"windows": windows}),
                 embedding=_rows(dataset, clips, valid, outputs.embedding, np.nan),
                 logits=_rows(dataset, clips, valid, outputs.logits, np.nan) if teacher.classes else None,
                 classes=teacher.classes,

@@ -97,6 +97,7 @@ def _fitted(x: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
         # A head that has almost converged is good enough; constant labels are handled by `_scores`.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")  # few labels
         head.fit(x, targets)
     return head
 

@@ -18,6 +18,7 @@ from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
 from avdistill.evaluation.multilabel import tagging_table
+from avdistill.preparation.duplicates import Duplicate
 from avdistill.progress import OnProgress
 
 # Thresholds of the score for which the page says how many clips lie above, and how many of them may be matched.
@@ -30,6 +31,7 @@ def audit_dataset(
     audio_features: str | None = None,
     video_features: str | None = None,
     split: str | None = None,
+    duplicates: Sequence[Duplicate] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Audit:
     """Score and rank clips by how badly their audio fits their video, and flag what a person would notice.
@@ -38,6 +40,7 @@ def audit_dataset(
         dataset: with features of an audio and of a video encoder (`avdistill embed`).
         audio_features, video_features: their names; None takes the only features of the modality.
         split: of the clips, several joined by "+"; None takes all clips of the dataset.
+        duplicates: near-duplicates of the dataset; None searches for them.
         on_progress: called after each clip that flags were looked for in.
 
     Returns:
@@ -64,7 +67,7 @@ def audit_dataset(
     except ValueError as error:
         wanted = f"features {names['audio']!r} and {names['video']!r}"
         raise DatasetError(f"{dataset.folder}: {wanted}: {error}") from error
-    flags = flag_clips(dataset, clips, on_progress=on_progress)
+    flags = flag_clips(dataset, clips, duplicates=duplicates, on_progress=on_progress)
     missing = np.where(both, "", np.where(valid["audio"][clips], "video", "audio"))
 
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")

@@ -1,12 +1,13 @@
 """What a clip is flagged with, whatever its score: names for what a person would notice first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.preparation.duplicates import find_duplicates
+from avdistill.preparation.duplicates import Duplicate, find_duplicates
 from avdistill.progress import OnProgress
 
 #: flag -> its meaning
@@ -40,11 +41,23 @@ class Flags:
     not_looked_for: dict[str, str]
 
 
-def flag_clips(dataset: ClipDataset, clips: np.ndarray, *, on_progress: OnProgress | None = None) -> Flags:
+def flag_clips(
+    dataset: ClipDataset,
+    clips: np.ndarray,
+    *,
+    duplicates: Sequence[Duplicate] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Flags:
     """Look for every flag in the given rows of a dataset, near-duplicates of them among all clips; reads all of it.
 
     Speech and music need features whose logits are over AudioSet's classes, as YAMNet gives them for a dataset without
     labels of its own.
+
+    Args:
+        dataset: all clips.
+        clips: (n,) rows.
+        duplicates: of the dataset; None searches for them.
+        on_progress: called after each clip of that search.
     """
     c = dataset.columns
     found = {name: np.zeros(len(clips), bool) for name in FLAGS}
@@ -53,7 +66,7 @@ def flag_clips(dataset: ClipDataset, clips: np.ndarray, *, on_progress: OnProgre
     found["no_video"] = ~c["has_video"][clips].astype(bool)
     for i in np.flatnonzero(~found["no_video"]):
         found["still_video"][i] = _is_still(dataset, int(clips[i]))
-    for pair in find_duplicates(dataset, on_progress=on_progress):
+    for pair in find_duplicates(dataset, on_progress=on_progress) if duplicates is None else duplicates:
         found["reupload" if pair.video else "shared_audio"][np.isin(clips, pair.clips)] = True
     tagger = next((name for name, entry in dataset.teachers.items() if set(_TAGS.values()) <= set(entry.classes)), None)
     if tagger is not None:
