@@ -10,7 +10,7 @@
 
 EfficientNet-Lite0 looks at 5 frames of a clip, 160 pixels wide and high. A share of the clips gets the audio features
 of another clip: one of another class, or of any other source video. Beside the AUROC stand what the encoders can tell
-at most: the same score with an alignment that is fitted on matched clips only, and an oracle that knows the classes,
+at most: the same score fitted on matched clips only, and an oracle that knows the classes,
 minus the log probability of the clip's class by a logistic regression on the audio features (fitted on matched clips of
 other source videos). Settings were looked at with other seeds of the corruption. Stopped, the same command goes on.
 """
@@ -32,7 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms.v2 import functional as resizing
 
-from avdistill.analysis.audit.correspondence import Alignment, correspondence, folds, rank_scores
+from avdistill.analysis.audit.correspondence import Alignment, correspondence, folds
 from avdistill.analysis.audit.dataset_audit import estimates
 from avdistill.annotations import read_annotations
 from avdistill.dataset.clip_dataset import ClipDataset
@@ -151,7 +151,7 @@ def aligned_on_matched(pairs: Pairs, source: np.ndarray) -> np.ndarray:
     for part in np.unique(pairs.parts):
         inside = pairs.parts == part
         fit = Alignment.fit(pairs.audio[~inside & matched], pairs.video[~inside & matched])
-        scores[inside] = rank_scores(fit.audio(pairs.audio[source[inside]]), fit.video(pairs.video[inside]))
+        scores[inside] = fit.scores(pairs.audio[source[inside]], pairs.video[inside])
     return scores
 
 

@@ -34,7 +34,7 @@ def canonical(audio, video):
     for values in (audio, video):
         compressed = np.sign(values) * np.log1p(np.abs(values))
         mean, std = compressed.mean(0), compressed.std(0)
-        pca = PCA(min(100, values.shape[1], len(values)), svd_solver="full").fit((compressed - mean) / std)
+        pca = PCA(min(100, values.shape[1], len(values) - 1), svd_solver="full").fit((compressed - mean) / std)
         prepared.append((mean, std, pca, pca.transform((compressed - mean) / std)))
     x, y = prepared[0][3], prepared[1][3]
     n, p, q = len(x), x.shape[1], y.shape[1]
@@ -79,13 +79,44 @@ def one_round(audio, video, groups, parts, trusted):
         project, _ = canonical(audio[fitted], video[fitted])
         a = {i: project(audio[i], 0) for i in inside}
         v = {i: project(video[i], 1) for i in inside}
+        x, y = whitened(audio, fitted), whitened(video, fitted)
+        from_video = {i: neighbors_mean(y[i], y[fitted], x[fitted]) for i in inside}
+        from_audio = {i: neighbors_mean(x[i], x[fitted], y[fitted]) for i in inside}
+        similar = [shares(x, from_video, inside), shares(from_audio, y, inside)]
+        linear = shares(a, v, inside)
         for i in inside:
-            own = cosine(a[i], v[i])
-            others = [j for j in inside if j != i]
-            by_video = sum(cosine(a[j], v[i]) > own for j in others) / len(others)
-            by_audio = sum(cosine(a[i], v[j]) > own for j in others) / len(others)
-            scores[i] = (by_video + by_audio) / 2
+            scores[i] = (linear[i] + (similar[0][i] + similar[1][i]) / 2) / 2
     return [scores[i] for i in range(len(groups))]
+
+
+def shares(a, v, inside):
+    """Of the others' audio that fits a clip's video better than its own, and the reverse."""
+    found = {}
+    for i in inside:
+        own = cosine(a[i], v[i])
+        others = [j for j in inside if j != i]
+        by_video = sum(cosine(a[j], v[i]) > own for j in others) / len(others)
+        by_audio = sum(cosine(a[i], v[j]) > own for j in others) / len(others)
+        found[i] = (by_video + by_audio) / 2
+    return found
+
+
+def whitened(values, fitted):
+    """Principal components of the fitted clips, over the root of their variance and a ridge of two mean variances."""
+    compressed = np.sign(values) * np.log1p(np.abs(values))
+    mean, std = compressed[fitted].mean(0), compressed[fitted].std(0)
+    standard = (compressed - mean) / std
+    pca = PCA(min(100, values.shape[1], len(fitted) - 1), svd_solver="full").fit(standard[fitted])
+    variances = pca.explained_variance_ * (len(fitted) - 1) / len(fitted)
+    return pca.transform(standard) / np.sqrt(variances + 2 * variances.mean())
+
+
+def neighbors_mean(query, keys, values):
+    near = sorted(range(len(keys)), key=lambda j: -cosine(query, keys[j]))[: min(40, len(keys) // 4)]
+    weights = [max(0.0, cosine(query, keys[j])) for j in near]
+    return sum(w * values[j] / math.sqrt(sum(values[j] ** 2)) for w, j in zip(weights, near, strict=True)) / sum(
+        weights
+    )
 
 
 def test_the_score_is_that_of_the_loops():
