@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -149,6 +150,33 @@ def audit() -> str:
     rows = [{**line, "data": row["data"]} for row in _read("audit")["students"] for line in row["truth"]]
     columns = {"data": "data", "group": "clips", "score": "score", "positives": "mismatched", "negatives": "matched"}
     return markdown_table(rows, columns | {"auroc": "AUROC", "average_precision": "average precision"})
+
+
+def audit_without_a_run() -> str:
+    """AUROC of `correspondence`, 40% of the audio replaced, mean of the draws."""
+    columns = {
+        "data": "data",
+        "encoders": "encoders",
+        "replaced_by": "audio of another",
+        "auroc": "AUROC",
+        "auroc_aligned_on_matched": "fitted on matched clips",
+        "auroc_oracle_with_labels": "oracle with labels",
+    }
+    rows = [row for row in _read("audit").get("without_a_run", {}).get("rows", []) if row["share"] == 0.4]
+    by = ("data", "encoders", "replaced_by")
+    for row in rows:
+        row["replaced_by"] = row["replaced_by"].removeprefix("other_")
+        row.setdefault("auroc_oracle_with_labels", math.nan)  # the labels of GRID's sentences are not known
+    lines = summarize(rows, by=by, values=tuple(columns)[3:])
+    return markdown_table([{k: None if v != v else v for k, v in line.items()} for line in lines], columns)
+
+
+def suggest() -> str:
+    """Accuracy with 50 suggested labels beside 50 random ones."""
+    names = {"suggested": "`suggest`", "random": "random clips", "random_videos": "random source videos, a clip of each"}
+    rows = [row | {"way": names[row["way"]], "seed": (row["split"], row["seed"])} for row in _read("suggest")["rows"]]
+    columns = {"way": "50 labels", "n": "splits x seeds", "top1_accuracy": "top-1", "top1_accuracy_std": "±"}
+    return markdown_table(summarize(rows, by=("way",), values=("top1_accuracy",)), columns)
 
 
 def _study() -> Metrics:
@@ -450,6 +478,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_boxes": ablation_boxes,
     "ablation_grid": ablation_grid,
     "audit": audit,
+    "audit_without_a_run": audit_without_a_run,
     "demo": demo,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
@@ -476,6 +505,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study_synthetic": study_synthetic,
     "study_tuning": study_tuning,
     "named_teachers": named_teachers,
+    "suggest": suggest,
     "tagging": tagging,
     "ucf51_all": ucf51_all,
     "ucf51_claim": ucf51_claim,
