@@ -173,7 +173,11 @@ def audit_without_a_run() -> str:
 
 def suggest() -> str:
     """Accuracy with 50 suggested labels beside 50 random ones."""
-    names = {"suggested": "`suggest`", "random": "random clips", "random_videos": "random source videos, a clip of each"}
+    names = {
+        "suggested": "`suggest`",
+        "random": "random clips",
+        "random_videos": "random source videos, a clip of each",
+    }
     rows = [row | {"way": names[row["way"]], "seed": (row["split"], row["seed"])} for row in _read("suggest")["rows"]]
     columns = {"way": "50 labels", "n": "splits x seeds", "top1_accuracy": "top-1", "top1_accuracy_std": "±"}
     return markdown_table(summarize(rows, by=("way",), values=("top1_accuracy",)), columns)
