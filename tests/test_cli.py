@@ -46,6 +46,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "retrieve",
         "audit",
         "suggest",
+        "relabel",
         "compare",
         "corrupt",
         "predict",

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "retrieve": ("evaluate:retrieve", "compute retrieval metrics of a model on a dataset"),
     "audit": ("audit:audit", "rank clips by how likely their audio is mismatched"),
     "suggest": ("labels:suggest", "choose the clips to label next"),
+    "relabel": ("labels:relabel", "copy a dataset with labels of a list"),
     "compare": ("compare:compare", "train several methods alike and test which are better"),
     "corrupt": ("compare:corrupt", "copy a dataset with mismatched, dropped, shifted or noisy audio, or fewer labels"),
     "predict": ("predict:predict", "label video and audio files, as a whole and over time"),

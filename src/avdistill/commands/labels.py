@@ -1,4 +1,4 @@
-"""Verbs about labels: which clips to label next."""
+"""Verbs about labels: which clips to label next, and labels merged into a dataset."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,11 @@ from avdistill.analysis.suggest import suggest as choose_clips
 from avdistill.analysis.suggest import write_suggestions
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.relabel import read_labels
+from avdistill.dataset.relabel import relabel as relabel_dataset
 from avdistill.errors import ConfigError
 from avdistill.fsio import own_folder
+from avdistill.teachers.transfer import transfer_teachers
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,33 @@ def suggest(arguments: list[str]) -> None:
     lines = [f"{len(rows)} of the {a.count} clips asked for"] if len(rows) < a.count else []
     lines += [f"{rank:>4}  {row['id']}" for rank, row in enumerate(rows, 1)]
     output({"dataset": str(dataset.folder), "suggested": rows, "out": str(out)}, lines, a.json)
+
+
+@dataclass(frozen=True)
+class _Relabel(Printed):
+    """Make a copy of a dataset with labels of a CSV file; nothing is decoded or embedded again."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The dataset's folder; it is not changed."""
+    labels: tyro.conf.Positional[Path]
+    """CSV file with the columns label and id, or label and path (all clips of a file), such as the filled list of
+    `avdistill suggest`. Several labels are joined by |; rows without a label change nothing."""
+    out: Path
+    """The folder of the new dataset."""
+
+
+def relabel(arguments: list[str]) -> None:
+    """`avdistill relabel DATASET labels.csv --out NEW`; teachers' features are brought along."""
+    a = tyro.cli(_Relabel, args=arguments, prog="avdistill relabel")
+    base = ClipDataset(a.dataset)
+    count = len(read_labels(a.labels, base))
+    transfer_teachers(base, relabel_dataset(base, a.labels, a.out))
+    found = ClipDataset(a.out)
+    labeled = sum(bool(row) for row in found.labels)
+    before = sum(bool(row) for row in base.labels)
+    lines = [
+        f"{count} clips with a label from {a.labels}; {labeled} of {len(found)} have one now, {before} had one",
+        f"classes: {len(found.classes)}, {len(base.classes)} before; teachers: {', '.join(found.teachers) or 'none'}",
+    ]
+    report = {"dataset": str(a.out), "checksum": found.checksum, "relabeled": count, "labeled": labeled}
+    output(report | {"classes": list(found.classes), "teachers": sorted(found.teachers)}, lines, a.json)
