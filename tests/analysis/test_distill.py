@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ import pytest
 
 from avdistill.analysis.distill import plan
 from avdistill.analysis.distill.baselines import baseline_rows, centroid_scores
+from avdistill.analysis.distill.config import DistillConfig
 from avdistill.analysis.distill.plan import METHODS, choose_runs
 from avdistill.analysis.distill.videos import held_out_groups, list_videos, merged_groups
 from avdistill.cli import main
 from avdistill.commands.distill import seconds
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.decisions import Decision, write_decisions
 from support.distill_cases import BROKEN, COPY, LABELED, NAMES, make_small, make_videos
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -240,6 +243,17 @@ def test_a_time_budget_takes_steps_first_and_then_seeds(monkeypatch):
         steps = max((steps for steps, seeds in fits if seeds == most_seeds), default=102)
         assert choose_runs(600, 0.1, budget, 2) == (steps, tuple(range(most_seeds)))
     assert choose_runs(600, 0.1, None, 2) == (600, (0, 1, 2))
+
+
+def test_decisions_reach_the_training_runs(many_clips, tmp_path):
+    """Of thirty training clips, all but four are left out."""
+    kept = [f"clip{i}" for i in range(4)]
+    decisions = [Decision(f"clip{i}", "drop_clip") for i in range(30) if f"clip{i}" not in kept]
+    write_decisions(tmp_path / "decisions.csv", decisions)
+    asked = DistillConfig(tmp_path, tmp_path / "out", decisions=tmp_path / "decisions.csv")
+    base = plan.base_config(asked, many_clips)
+    assert (base.batch_size, base.decisions) == (4, asked.decisions)
+    assert plan.base_config(replace(asked, decisions=None), many_clips).batch_size == 30
 
 
 def test_centroid_scores_are_those_of_the_loop(many_clips):
