@@ -67,7 +67,10 @@ def distill(arguments: list[str]) -> None:
         seed=a.seed,
     )
     result = distill_videos(config, bar=progress_bar)
-    lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}", f"student: {a.out}"]
+    lines = [*result["table"].splitlines(), ""]
+    if result["labels"] == "clusters":
+        lines.append("no video has a label: the numbers are about clusters of the teacher's embeddings")
+    lines += [f"report: {a.out / 'report.html'}", f"student: {a.out}"]
     output(result, lines, a.json)
 
 

@@ -1,5 +1,6 @@
 """What is to be had without training a network: linear probes and nearest centroids on frozen features."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,24 @@ from avdistill.dataset.stored_features import format_provenance
 from avdistill.teachers.linear_head import fit_head
 
 
-def baseline_rows(dataset: ClipDataset) -> list[dict[str, Any]]:
+def baseline_rows(dataset: ClipDataset, features: Iterable[str]) -> list[dict[str, Any]]:
     """A row per set of features and classifier, tested on the clips that the students are tested on.
 
     A test clip without the features' modality counts as wrong, as for a student.
+
+    Args:
+        dataset: with the splits of `distill`.
+        features: names of features in the dataset.
 
     Returns:
         `method`, `correct` (0 or 1 for each test clip, in their order), `top1_accuracy` and `mean_class_accuracy`.
     """
     tested = labeled_clips(dataset, TEST)
     rows = []
-    for name, entry in sorted(dataset.teachers.items()):
+    for name in features:
         stored = dataset.features(name)
         embedding = np.where(stored.valid[:, None], stored.embedding, np.float32(np.nan))
-        what = f"{format_provenance(entry.provenance).split(',')[0]} ({name})"
+        what = f"{format_provenance(dataset.teachers[name].provenance).split(',')[0]} ({name})"
         scores = {
             "linear probe": fit_head(dataset, embedding, split=TRAIN)[0],
             "nearest centroid": centroid_scores(dataset, embedding),
