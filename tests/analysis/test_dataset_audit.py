@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from avdistill.analysis.audit.dataset_audit import audit_dataset, estimates
+from avdistill.analysis.audit.dataset_page import MEASURED
 from avdistill.analysis.audit.flags import flag_clips
 from avdistill.annotations import Annotation
 from avdistill.cli import main
@@ -176,6 +178,13 @@ def test_the_command_writes_table_page_and_decisions(encoded, tmp_path, capsys):
     assert "at most" in text
     assert main(words) == 0
     assert (encoded.folder.parent / "encoded-audit" / "audit.html").is_file()
+
+
+def test_what_the_page_says_was_measured_was():
+    report = json.loads((Path(__file__).parents[2] / "results" / "audit.json").read_text())["without_a_run"]
+    rows = [row for row in report["rows"] if (row["share"], row["replaced_by"]) == (0.4, "other_video")]
+    means = {row["data"]: np.mean([r["auroc"] for r in rows if r["data"] == row["data"]]) for row in rows}
+    assert pytest.approx(means, abs=0.005) == MEASURED
 
 
 @pytest.mark.parametrize(

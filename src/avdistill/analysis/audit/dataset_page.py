@@ -10,8 +10,8 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.stored_features import format_provenance
 from avdistill.reporting.page import Image, Section, write_page
 
-# AUROC of mismatched audio against matched, 40% of the audio replaced; `results/audit.json`, "without_a_run".
-MEASURED: tuple[dict[str, str | float], ...] = ()
+# AUROC where 40% of the clips got the audio of another video; `results/audit.json`, "without_a_run".
+MEASURED = {"UCF51, 14 classes": 0.88, "synthetic": 0.92, "GRID, one speaker": 0.59}
 # A median of the score above this is close to chance: the encoders say next to nothing of each other.
 CLOSE_TO_CHANCE = 0.4
 
@@ -78,12 +78,11 @@ def _certainty(result: Audit) -> Section:
             f"{truth['negatives']} others. AUROC {truth['auroc']:.3f}, average precision "
             f"{truth['average_precision']:.3f}."
         )
-    if MEASURED:
-        measured = "; ".join(
-            f"{row['data']}: {row['other_class']:.2f} (another class), {row['other_video']:.2f} (another video)"
-            for row in MEASURED
-        )
-        paragraphs.append(f"Measured elsewhere, AUROC with 40% of the audio replaced by that of a clip of: {measured}.")
+    measured = "; ".join(f"{data}: {auroc:.2f}" for data, auroc in MEASURED.items())
+    paragraphs.append(
+        "Measured elsewhere, the AUROC with which the score finds audio of another video, given to 40% of the clips: "
+        f"{measured}."
+    )
     rows: list[dict[str, Any]] = [
         {key: value if value is not None else "" for key, value in row.items()} for row in f["thresholds"]
     ]
