@@ -429,9 +429,10 @@ def ucf51_claim() -> str:
     )
     splits = len({split for split, _ in _ucf51().runs(ucf51_metrics.ALL_LABELS, "mnf_csc")})
     return (
-        f"With 10 labels a class, a small video student gains {few} from the audio (`robust_csc` over the same training "
-        f"without audio). With every clip labeled, the paper's method `mnf_csc` gains {every}. Fourteen classes of "
-        f"UCF51, the paper's audio teacher, {splits} of UCF101's 3 splits, a run each; intervals over source videos."
+        f"With 10 labels a class, a small video student gains {few} from the audio (`robust_csc` over the same "
+        f"training without audio). With every clip labeled, the paper's method `mnf_csc` gains {every}. Fourteen "
+        f"classes of UCF51, the paper's audio teacher, {splits} of UCF101's 3 splits, a run each; intervals over "
+        "source videos."
     )
 
 
