@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in every process that a test starts: threads of several processes on two cores wait
@@ -26,6 +27,19 @@ def development_data() -> Path:
     if not DEVELOPMENT_DATA.is_dir():
         pytest.skip("the development data (real videos and embeddings) is not on this machine")
     return DEVELOPMENT_DATA
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Headless Chromium, of this machine."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install avdistill[dev]")
+    from support.chromium import NAMES, chromium, find_browser
+
+    executable = find_browser()
+    if executable is None:
+        pytest.skip(f"no browser on PATH; looked for {', '.join(NAMES)}")
+    with chromium(executable) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from avdistill.media.encoder import displayed_size, encode_clip, encode_image
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.reporting.page import render
 from support.audit_cases import changed, trained
-from support.chromium import NAMES, chromium, find_browser, screenshot
+from support.chromium import opened, screenshot
 
 EVIL = "\"'><script>alert(1)</script>"
 STATE = """async () => {
@@ -55,37 +55,13 @@ def audited(taught, tmp_path_factory):
     return dataset, audit(run, dataset)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install avdistill[dev]")
-    executable = find_browser()
-    if executable is None:
-        pytest.skip(f"no browser on PATH; looked for {', '.join(NAMES)}")
-    with chromium(executable) as running:
-        yield running
-
-
-def opened(browser, path, width=1200):
-    """(what the page says of itself, complaints, addresses that it asked for)."""
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    complaints, asked = [], []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url[:80]}"))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri())
-    state = page.evaluate(STATE)
-    page.close()
-    return state, complaints, asked
-
-
 def test_the_page_plays_in_a_browser(browser, audited, tmp_path):
     dataset, result = audited
     out = tmp_path / "audit"
     write_audit(out, result)
     write_audit_page(out / "audit.html", result, dataset, cards=6, contrast=4)
     (out / "scores.png").unlink()  # the page holds its images itself
-    state, complaints, asked = opened(browser, out / "audit.html")
+    state, complaints, asked = opened(browser, out / "audit.html", STATE)
     assert complaints == []
     assert [url[:80] for url in asked if not url.startswith("data:")] == [(out / "audit.html").as_uri()[:80]]
     with (out / "clips.csv").open(newline="") as file:
@@ -111,7 +87,7 @@ def test_the_page_plays_in_a_browser(browser, audited, tmp_path):
 def test_a_phone_need_not_scroll_sideways(browser, audited, tmp_path):
     dataset, result = audited
     write_audit_page(tmp_path / "audit.html", result, dataset, cards=3, contrast=0)
-    state, complaints, _ = opened(browser, tmp_path / "audit.html", width=360)
+    state, complaints, _ = opened(browser, tmp_path / "audit.html", STATE, width=360)
     assert complaints == []
     assert state["overflow"] <= 0
     assert len(state["cards"]) == 3
@@ -127,7 +103,7 @@ def test_audio_alone_film_alone_and_neither(browser, audited, tmp_path):
         {"has_video": {first: False, third: False}, "has_audio": {second: False, third: False}},
     )
     write_audit_page(tmp_path / "audit.html", result, lost, cards=3, contrast=0)
-    state, complaints, _ = opened(browser, tmp_path / "audit.html")
+    state, complaints, _ = opened(browser, tmp_path / "audit.html", STATE)
     assert complaints == []
     assert [(p["kind"], p["card"], bool(p["width"])) for p in state["players"]] == [
         ("audio", "1", False),

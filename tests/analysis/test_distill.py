@@ -27,6 +27,7 @@ from avdistill.cli import main
 from avdistill.commands.distill import seconds
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import Decision, write_decisions
+from support.chromium import opened
 from support.distill_cases import BROKEN, COPY, LABELED, NAMES, make_small, make_videos
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -91,6 +92,24 @@ def test_students_and_baselines_have_metrics_with_intervals(distilled):
     page = (out / "report.html").read_text(encoding="utf-8")
     for text in (BROKEN, "again.mp4", "interval", "plan: 3 training runs", "clip 1"):
         assert text in page
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_report_opens_in_a_browser(browser, distilled, width):
+    script = """async () => {
+        await Promise.all([...document.images].map(image => image.decode()));
+        return {
+            headings: [...document.querySelectorAll("h2")].map(h => h.innerText),
+            unnamed: [...document.images].filter(image => !image.alt).length, images: document.images.length,
+            overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        };
+    }"""
+    path = distilled[0] / "report.html"
+    found, complaints, asked = opened(browser, path, script, width=width)
+    assert complaints == []
+    assert [url for url in asked if not url.startswith("data:")] == [path.resolve().as_uri()]
+    assert (found["unnamed"], max(found["overflow"], 0), found["images"]) == (0, 0, 1)
+    assert found["headings"][:2] == ["What was done, and what came of it", "The files"]
 
 
 def test_the_plan_comes_before_the_runs_and_progress_is_lines(distilled):

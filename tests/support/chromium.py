@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -31,6 +31,21 @@ def chromium(executable: str) -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def opened(browser: Browser, page: Path, script: str, *, width: int = 1200) -> tuple[Any, list[str], list[str]]:
+    """What a script finds on a page, what the browser complains of, and the addresses that the page asked for."""
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    complaints: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url[:80]}"))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.resolve().as_uri())
+    found = tab.evaluate(script)
+    tab.close()
+    return found, complaints, asked
 
 
 def screenshot(browser: Browser, page: Path, png: Path, *, width: int = 1200, height: int = 1300) -> None:
