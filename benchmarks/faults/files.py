@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import crafted
@@ -30,10 +31,12 @@ from tools import (
 )
 
 _MUTATED = 500
-_CRAFTED = 100
+_CRAFTED = 150
 _MUTATED_BYTES = 1536 * 2**20
 _HOUR_BYTES = 1536 * 2**20
 _LIMIT_SECONDS = 600
+_MANY = 50_000
+_CLIP_BYTES = 8 * 1024
 
 
 def read_only(pipeline: Pipeline) -> str:
@@ -184,6 +187,42 @@ def hour_long(pipeline: Pipeline) -> str:
     return f"{said}; predict: {predicted.seconds:.0f} s, {predicted.peak_bytes / 2**20:.0f} MB"
 
 
+def many_clips(pipeline: Pipeline) -> str:
+    """`evaluate` of 50,000 test clips, each of a video of its own, beside 5,000"""
+    folder = pipeline.folder("many_clips")
+    ended = {}
+    for count in (_MANY // 10, _MANY):
+        dataset = _repeated(pipeline.embedded[0], folder / f"dataset-{count}", count)
+        words = ("evaluate", pipeline.trained[0], dataset, "--out", folder / f"out-{count}", "--json")
+        ended[count] = run(*words)
+        told = json.loads(ended[count].out)
+        expect(told["clips"] == count, f"{told['clips']} clips evaluated, expected {count}")
+    few, many = ended.values()
+    more = (many.peak_bytes - few.peak_bytes) / (_MANY - _MANY // 10)
+    expect(more < _CLIP_BYTES, f"{more / 1024:.1f} KiB of memory for a clip more, bound {_CLIP_BYTES / 1024:.0f} KiB")
+    return (
+        f"{few.seconds:.0f} s and {few.peak_bytes / 2**20:.0f} MB; {many.seconds:.0f} s and "
+        f"{many.peak_bytes / 2**20:.0f} MB: {more / 1024:.1f} KiB for a clip more"
+    )
+
+
+def _repeated(dataset: Path, out: Path, count: int) -> Path:
+    """The test clips of a dataset over and over, half a second each, under names of their own, in the same shards."""
+    shutil.copytree(dataset, out)
+    table = pq.read_table(dataset / "clips.parquet")
+    test = np.flatnonzero(np.array(table["split"].to_pylist()) == "test")
+    rows = table.take(np.resize(test, count))
+    for name in ("id", "path", "group"):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, rows.schema.field(name), pa.array([f"clip-{i:06d}" for i in range(count)]))
+    place = rows.column_names.index("frame_count")
+    rows = rows.set_column(place, rows.schema.field(place), pa.array([4] * count, rows.schema.field(place).type))
+    pq.write_table(rows, out / "clips.parquet")
+    told = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    (out / "dataset.json").write_text(json.dumps(told | {"clips": count}), encoding="utf-8")
+    return out
+
+
 def _expect_memory(found: int, bound: int) -> None:
     expect(found < bound, f"{found / 2**20:.0f} MB of memory, bound {bound / 2**20:.0f} MB")
 
@@ -246,7 +285,7 @@ _PLAYLISTS = {
 
 
 def crafted_folders(pipeline: Pipeline) -> str:
-    """100 crafted datasets, runs, checkpoints and lists: one thing changed in each, opened by a command with limits"""
+    """150 crafted datasets, runs, checkpoints, lists and embeddings, one thing changed in each, opened with limits"""
     folder = pipeline.folder("crafted")
     config = read_config(pipeline.trained[0] / "config.json")
     run_ = train(replace(config, out=folder / "run", steps=2, save_every=1, eval_every=1), stop_after=1)

@@ -27,10 +27,10 @@ from dataclasses import replace
 from avdistill.analysis import demo
 from avdistill.cli import main
 from avdistill.training.recipes import RECIPES
-few = {"teacher_clips": 24, "labeled_clips": 24, "unlabeled_clips": 12, "test_clips": 12}
+few = {"teacher_clips": 20, "labeled_clips": 20, "unlabeled_clips": 10, "test_clips": 10}
 demo.DEMO_DATA = replace(demo.DEMO_DATA, **few)
 for name in ("demo_teacher", "demo_supervised"):
-    RECIPES[name] = replace(RECIPES[name], steps=30, eval_every=15, save_every=5)
+    RECIPES[name] = replace(RECIPES[name], steps=40, batch_size=16, eval_every=20, save_every=5, log_every=1)
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """

@@ -41,6 +41,7 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.full_disk_prepare, "prepare"),
     (runs.full_disk_embed, "embed"),
     (runs.full_disk_train, "train, resume"),
+    (runs.full_disk_results, "synthesize, evaluate, audit, export, compare"),
     (files.read_only, "prepare"),
     (files.no_videos, "prepare"),
     (files.changed_clip_interrupted, "prepare"),

@@ -34,7 +34,9 @@ TRAIN = (
 )
 # One thread: sums come out in the same order whatever else the machine does.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-_GONE_SECONDS = 30  # a worker that trains finishes its step and saves
+# Nothing here takes a minute alone; a machine that others use may take many times as long.
+_HANG_SECONDS = 1200
+_GONE_SECONDS = 90  # a worker that trains finishes its step and saves, for which it has 30 s
 
 
 class BrokenPromiseError(Exception):
@@ -96,7 +98,7 @@ class Running:
         self._watch = threading.Thread(target=self._measure, daemon=True)
         self._watch.start()
 
-    def wait(self, limit_seconds: float = 300) -> Ended:
+    def wait(self, limit_seconds: float = _HANG_SECONDS) -> Ended:
         """Its end. Raises BrokenPromiseError where it hangs or leaves processes behind (which are then killed)."""
         try:
             self._process.wait(limit_seconds)
@@ -153,7 +155,7 @@ class Running:
         self._process.wait()
 
 
-def run(*words: object, code: int | None = 0, cwd: Path | None = None, limit_seconds: float = 300) -> Ended:
+def run(*words: object, code: int | None = 0, cwd: Path | None = None, limit_seconds: float = _HANG_SECONDS) -> Ended:
     """Run `avdistill WORDS` to its end; `code` is demanded, and where it is not 0, one line that says why."""
     ended = Running(*words, cwd=cwd).wait(limit_seconds)
     if code is not None:
@@ -276,7 +278,7 @@ def run_and_kill(start: Callable[[], Sequence[object]], moment_seconds: float, a
         moment_seconds *= 2 / 3
 
 
-def wait_until(true: Callable[[], bool], running: Running, limit_seconds: float = 300) -> bool:
+def wait_until(true: Callable[[], bool], running: Running, limit_seconds: float = _HANG_SECONDS) -> bool:
     """Wait for something to become true while a command runs; False where the command ended first."""
     until = time.monotonic() + limit_seconds
     while not true():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from avdistill.analysis.benchmark import report
-from avdistill.analysis.benchmark.jobs import Job, _do_job, _result, sibling_path
+from avdistill.analysis.benchmark import jobs, report
+from avdistill.analysis.benchmark.jobs import Job, _finish_job, _result, sibling_path
 from avdistill.analysis.benchmark.report import read_lines, summarize_study
 from avdistill.analysis.benchmark.study import Study
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, settings_to_try
@@ -522,8 +523,24 @@ def test_a_setting_that_the_dataset_does_not_allow_loses_its_trial(taught, tmp_p
         "run": "trial-1",
         "failed": "method 'mnf_csc' needs logits in the dataset's classes; 'deaf' has none",
     }
-    _do_job(trial)  # there is no run folder yet for what came of it
+    _finish_job(trial)  # there is no run folder yet for what came of it
     assert "needs logits" in json.loads(trial.metrics.read_text())["failed"]
     counts = replace(trial, config=replace(config, out=tmp_path / "seed"), test_dataset=dataset.folder)
     with pytest.raises(RunError, match="needs logits"):
         _result(counts)
+
+
+def test_a_run_on_a_full_disk_hands_its_reason_on(monkeypatch, tmp_path):
+    """Where there is no room for the run there is none for a file about it."""
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "seed"))
+
+    monkeypatch.setattr(jobs, "_result", full_disk)
+    monkeypatch.setattr(jobs, "replace_text", full_disk)
+    job = Job("clean", "kd", "seed", replace(RECIPES["demo_kd"], out=tmp_path / "seed"), 1, None, "test", {})
+    reason, worker_end = Pipe(duplex=False)
+    with reason, worker_end:
+        with pytest.raises(SystemExit):
+            jobs._do_job(job, worker_end)
+        assert reason.recv().startswith("OSError: [Errno 28] No space left on device: ")

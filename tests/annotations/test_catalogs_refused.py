@@ -105,6 +105,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "vggsound: half seconds": ("vggsound", "n,1.5,x,train\n", "line 1: expected start in whole seconds"),
     "vggsound: no start": ("vggsound", "n,,x,train\n", "start in whole seconds"),
     "vggsound: negative": ("vggsound", "n,-1,x,train\n", "start as a number of seconds"),
+    "audioset: beyond any clock": ("audioset", 'n,1,1e306,"/m/01"\n', "end below 1e+09 seconds"),
     "vggsound: no split": ("vggsound", "n,1,x,\n", "text as split, found ''"),
     "vggsound: no id": ("vggsound", ",1,x,train\n", "text as id"),
     "vggsound: slash": ("vggsound", "a/b,1,x,train\n", "without '/'"),

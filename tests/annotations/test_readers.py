@@ -139,6 +139,7 @@ CSV_ERRORS = {
     "negative": (HEAD + "a.mp4,x,,-1,2\n", ["line 2", "start_seconds", "'-1'"]),
     "nan": (HEAD + "a.mp4,x,,nan,2\n", ["line 2", "start_seconds", "'nan'"]),
     "infinite": (HEAD + "a.mp4,x,,1,inf\n", ["line 2", "end_seconds", "'inf'"]),
+    "beyond any clock": (HEAD + "a.mp4,x,,1e306,\n", ["line 2", "start_seconds below 1e+09 seconds", "'1e306'"]),
     "clock time": (HEAD + "a.mp4,x,,00:01,2\n", ["line 2", "start_seconds as a number of seconds", "'00:01'"]),
     "underscore": (HEAD + "a.mp4,x,,1_0,20\n", ["line 2", "start_seconds"]),
     "listed twice": (HEAD + "a.mp4,x,,,\nb.mp4,x,,,\n./a.mp4,y,train,0,\n", ["line 4", "line 2", "every clip once"]),
@@ -257,6 +258,13 @@ def test_refused_sources(tmp_path: Path) -> None:
     assert "name the format: folder, csv, jsonl, ucf101, ucf51" in refusal(write(tmp_path / "list.tsv", "path\tlabel"))
     with pytest.raises(AnnotationError, match=r"expected auto, folder, csv, jsonl, ucf101, ucf51, .*, found 'xml'"):
         read_annotations(tmp_path, format="xml")
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "activitynet", "audioset"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, format: str) -> None:  # noqa: A002
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(AnnotationError, match=r"list: expected a readable list file or folder, found a pipe"):
+        read_annotations(tmp_path / "list", format=format)
 
 
 def test_ucf101_list(tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ def test_a_wrong_or_damaged_checkpoint_is_one_line(checkpoint, tmp_path):
         "more": ({"model": {**model, "fc2.bias": torch.zeros(2)}}, "1 unexpected: fc2.bias"),
         "width": ({"model": {**model, "fc1.weight": torch.zeros(128, 512)}}, "expected 512 x 512, found 128 x 512"),
         "rate": ({"model": {**model, "logmel_extractor.melW": torch.zeros(257, 64)}}, "32000 Hz.*found 257 x 64"),
+        "no name": ({"model": {**model, 3: torch.zeros(2)}}, "expected a tensor for 3, found"),
+        "value": ({"model": {**model, "fc1.bias": 1.0}}, "expected a tensor for 'fc1.bias', found float"),
+        "complex": ({"model": {**model, "fc1.bias": model["fc1.bias"] * 1j}}, "'fc1.bias', found torch.complex64"),
+        "repeated": ({"model": {**model, "fc1.bias": torch.zeros(1).expand(512)}}, "the 512 values of its shape"),
         "mel": ({"model": {**model, "logmel_extractor.melW": torch.zeros(513, 64)}}, "mel filters are not those"),
     }
     for name, (content, message) in files.items():

@@ -127,6 +127,10 @@ def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
     with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
         embed_precomputed(dataset, tmp_path / "t.npy", "audio")
     first, second, third, *_ = ids(dataset)
+    header = b"(" * 4000  # of which NumPy's parser raises what it likes
+    (folder / f"{first}.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DatasetError, match=r"expected an array of numbers"):
+        embed_precomputed(dataset, folder, "audio")
     for name, width in ((first, 4), (second, 4), (third, 5)):
         np.save(folder / f"{name}.npy", np.ones(width))
     assert main(["embed", str(dataset.folder), "--teacher", f"precomputed:{folder}"]) == 1

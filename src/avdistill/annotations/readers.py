@@ -17,6 +17,7 @@ from avdistill.annotations.catalogs import CATALOG_READERS, KINETICS_COLUMNS, RE
 from avdistill.annotations.columns import check_columns
 from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import (
+    NO_FILE,
     SPLIT_ALIASES,
     SURROGATE,
     Annotation,
@@ -76,7 +77,8 @@ def _read_list(source: Path, list_format: str, files: VideoFiles) -> list[Locate
         list_format = _recognize(source) if list_format == "auto" else list_format
         listed = list(_READERS[list_format](source, files))
     except OSError as error:
-        raise annotation_error(format_path(source), "a readable list file or folder", str(error.strerror)) from error
+        found = error.strerror or NO_FILE
+        raise annotation_error(format_path(source), "a readable list file or folder", found) from error
     if not listed:
         raise annotation_error(format_path(source), "at least one clip", "none")
     return merge_repeats(listed) if list_format in REPEATING else listed
@@ -92,7 +94,7 @@ def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]
         wanted = [parse_name(where, "label", line) for where, line in numbered_lines(labels)]
     except OSError as error:
         where = format_path(labels)
-        raise annotation_error(where, "a readable file with a label a line", str(error.strerror)) from error
+        raise annotation_error(where, "a readable file with a label a line", error.strerror or NO_FILE) from error
     occurring = {label for a in annotations for label in a.labels}
     for label in wanted:
         if label not in occurring:

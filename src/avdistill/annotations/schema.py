@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from avdistill.errors import AnnotationError
+from avdistill.fsio import regular_file
 
 # fmt: off
 SPLIT_ALIASES = {
@@ -22,6 +23,9 @@ SPLIT_ALIASES = {
 }
 # fmt: on
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_MOST_SECONDS = 1e9
+# What `regular_file` refuses, for a message.
+NO_FILE = "a pipe or a device"
 # From JSON's "\ud800" or a file name in another encoding; such text can be neither printed nor stored.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -71,9 +75,9 @@ def truncate_repr(value: object) -> str:
 
 
 def read_text(source: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark."""
+    """The text of a UTF-8 file, with or without a byte order mark. Raises OSError for a pipe or a device."""
     try:
-        return source.read_bytes().decode("utf-8-sig")
+        return regular_file(source).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise annotation_error(format_path(source), "UTF-8 text", f"byte 0x{error.object[error.start]:02x}") from error
 
@@ -166,6 +170,8 @@ def parse_seconds(where: str, key: str, value: object) -> float | None:
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise annotation_error(where, f"{key} as a number of seconds, 0 or more", truncate_repr(value))
+    if seconds >= _MOST_SECONDS:  # in milliseconds, or as a clock of FFmpeg's, it may be no number any more
+        raise annotation_error(where, f"{key} below {_MOST_SECONDS:.0e} seconds", truncate_repr(value))
     return seconds + 0.0  # -0.0 becomes 0.0
 
 

@@ -23,7 +23,7 @@ from avdistill.errors import CheckpointError
 from avdistill.fsio import sync
 from avdistill.models.panns import PANN
 from avdistill.models.tensorflow_bundle import read_bundle
-from avdistill.models.weights import load_tensors
+from avdistill.models.weights import check_tensors, load_tensors
 from avdistill.models.yamnet import YAMNet
 
 
@@ -112,17 +112,17 @@ def _checkpoint(file: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+    except Exception as error:  # a damaged or malicious pickle may raise any exception
         pickled = isinstance(error, pickle.UnpicklingError)  # its message is torch's advice to unpickle anything
         reason = "" if pickled else f": {str(error).splitlines()[0][:150] if str(error) else type(error).__name__}"
         raise CheckpointError(
             f"{file}: expected a PyTorch checkpoint of tensors, found a damaged or other file{reason}"
         ) from error
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{file}: expected a PANNs checkpoint with the key 'model', found {found}")
-    return dict(state)
+    return check_tensors(str(file), state)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -192,12 +192,15 @@ def class_names(file: Path | None, classes: int) -> tuple[str, ...]:
     """Names of AudioSet classes from a CSV file with the columns index, mid, display_name; numbers without a file.
 
     Raises:
-        CheckpointError: the file has another number of classes.
+        CheckpointError: no CSV file, or one with another number of classes.
     """
     if file is None or not file.is_file():
         return tuple(str(number) for number in range(classes))
-    with file.open(encoding="utf-8", newline="") as lines:
-        names = [row[-1] for row in csv.reader(lines) if row][1:]
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            names = [row[-1] for row in csv.reader(lines) if row][1:]
+    except (csv.Error, ValueError) as error:
+        raise CheckpointError(f"{file}: expected a CSV file of classes: {error}") from error
     if len(names) != classes:
         raise CheckpointError(f"{file}: expected {classes} classes, found {len(names)}")
     return tuple(names)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,23 @@ def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> N
         raise CheckpointError(f"{file}: unexpected {', '.join(unexpected[:3])}")
     if lacking := [name for name in missing if without is None or not name.startswith(without)]:
         raise CheckpointError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")
+
+
+def check_tensors(where: str, weights: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Weights by name of a file that may come from somebody else, each dense, real and as large as its shape says.
+
+    Raises:
+        CheckpointError: anything else is among them; the message names it.
+    """
+    for key, value in weights.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        plain = plain and not value.is_quantized and not value.is_complex()
+        if not isinstance(key, str) or not plain:
+            found = f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f"{where}: expected a tensor for {key!r:.80}, found {found}")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{where}: {key:.80}: expected the {value.numel()} values of its shape, found fewer")
+    return dict(weights)
 
 
 def load_torch_file(module: nn.Module, file: Path, unused: tuple[str, ...] = ()) -> None:

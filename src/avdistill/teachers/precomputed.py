@@ -13,7 +13,7 @@ import numpy as np
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import DatasetError
-from avdistill.fsio import error_message, file_checksum
+from avdistill.fsio import error_message, file_checksum, load_array
 from avdistill.teachers.extraction import add_features
 
 PRECOMPUTED = "precomputed:"
@@ -114,8 +114,8 @@ def read_embeddings(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
 
 def _read_embedding(file: Path) -> np.ndarray:
     try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = load_array(file)
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: expected an array of numbers: {error_message(error)}") from error
     row = values[0] if values.ndim == 2 and len(values) == 1 else values
     if row.ndim != 1 or not row.size or row.dtype.kind not in "fiu":

@@ -5,8 +5,9 @@ import shutil
 import statistics
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from avdistill.analysis.benchmark.report import read_lines
 from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import has_modality, labeled_clips
-from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
+from avdistill.errors import AvdistillError, ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
@@ -27,6 +28,9 @@ from avdistill.inputs import View
 from avdistill.methods import trust_file
 from avdistill.models.checkpoint import load_student
 from avdistill.training import TrainConfig, resume, train
+
+# Letters of a failure that fit into a pipe which nobody reads yet.
+_REASON = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,7 @@ class Pool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["avdistill.analysis.benchmark.jobs", "torch._dynamo"])
         self.workers = workers
-        self.processes: dict[Job, BaseProcess] = {}
+        self.processes: dict[Job, tuple[BaseProcess, Connection]] = {}
 
     @property
     def free(self) -> bool:
@@ -81,53 +85,66 @@ class Pool:
 
     def start(self, job: Job) -> None:
         """Begin a job."""
-        process = self.context.Process(target=_do_job, args=(job,), daemon=True)
-        process.start()
-        self.processes[job] = process
+        reason, worker_end = self.context.Pipe(duplex=False)
+        with worker_end:
+            process = self.context.Process(target=_do_job, args=(job, worker_end), daemon=True)
+            process.start()
+        self.processes[job] = process, reason
 
     def collect(self) -> list[Job]:
         """Jobs that ended, after waiting a moment for one. Raises RunError for one that left no result."""
-        wait([process.sentinel for process in self.processes.values()], timeout=1)
-        ended = [job for job, process in self.processes.items() if not process.is_alive()]
+        wait([process.sentinel for process, _ in self.processes.values()], timeout=1)
+        ended = [job for job, (process, _) in self.processes.items() if not process.is_alive()]
         for job in ended:
-            process = self.processes.pop(job)
+            process, channel = self.processes.pop(job)
             process.join()
+            reason = f"its process ended with code {process.exitcode}"
+            with channel, suppress(EOFError):
+                if channel.poll():
+                    reason = channel.recv()
             if not job.metrics.is_file():
-                log = sibling_path(job.config.out, "error.txt")
-                text = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
-                said = text[-1] if text else f"its process ended with code {process.exitcode}"
-                raise RunError(f"{job.config.out}: {said}; the same command continues")
+                raise RunError(f"{job.config.out}: {reason}; the same command continues")
         return ended
 
     def stop(self) -> None:
         """End all running jobs; the next call continues them from their last save."""
-        for process in self.processes.values():
+        for process, _ in self.processes.values():
             process.terminate()
-        for process in self.processes.values():
+        for process, channel in self.processes.values():
             process.join()
+            channel.close()
 
 
-def _do_job(job: Job) -> None:
-    """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own."""
+def _do_job(job: Job, reason: Connection) -> None:
+    """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own.
+
+    A failure goes to `reason` in a line, and with its traceback into a file beside the run.
+    """
     end_with_parent()
     torch.set_num_threads(job.threads)
+    try:
+        _finish_job(job)
+    except BaseException as error:
+        text = str(error) if isinstance(error, AvdistillError) else traceback.format_exception_only(error)[-1].strip()
+        reason.send(text.removeprefix(f"{job.config.out}: ")[:_REASON])
+        with suppress(OSError):  # a full disk has no room for it
+            replace_text(sibling_path(job.config.out, "error.txt"), traceback.format_exc())
+        sys.exit(1)
+
+
+def _finish_job(job: Job) -> None:
     trust_file(job.method_file)
     job.config.out.parent.mkdir(parents=True, exist_ok=True)
-    error_log = sibling_path(job.config.out, "error.txt")
     # A killed study's worker may still be at this run for a moment: wait until it is gone.
     lock = sibling_path(job.config.out, "lock")
     lock.mkdir(exist_ok=True)
     with open_lock(lock, wait=True):
         if job.metrics.is_file():
             return
-        error_log.unlink(missing_ok=True)
-        try:
-            result = _result(job)
-            job.metrics.parent.mkdir(exist_ok=True)  # a setting may be refused before there is a run
-            write_json(job.metrics, result)
-        except BaseException:
-            replace_text(error_log, traceback.format_exc())
-            sys.exit(1)
+        sibling_path(job.config.out, "error.txt").unlink(missing_ok=True)
+        result = _result(job)
+        job.metrics.parent.mkdir(exist_ok=True)  # a setting may be refused before there is a run
+        write_json(job.metrics, result)
     shutil.rmtree(lock, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
 from avdistill.annotations import read_annotations
-from avdistill.annotations.schema import annotation_error, format_path, parse_json, read_text, truncate_repr
+from avdistill.annotations.schema import NO_FILE, annotation_error, format_path, parse_json, read_text, truncate_repr
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import CheckpointError, ConfigError, DatasetError
 from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, remove_tree, write_json
@@ -30,7 +30,7 @@ from avdistill.integrations.gewu_lab.hdf5 import read_hdf5_clip
 from avdistill.models.checkpoint import save_student
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.r2plus1d import R2Plus1D, r2plus1d_xia2023
-from avdistill.models.weights import save_tensors, tensors
+from avdistill.models.weights import check_tensors, save_tensors, tensors
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.progress import OnProgress
 from avdistill.teachers.extraction import add_features
@@ -109,10 +109,7 @@ def _weights(path: Path, content: Mapping[str, object], part: str) -> dict[str, 
     held = content.get(part)
     if not isinstance(held, Mapping) or not held:
         raise CheckpointError(f"{path}: expected weights under {part!r}, found none")
-    for key, value in held.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
-            raise CheckpointError(f"{path}: {part}: expected a tensor for {key!r}, found {type(value).__name__}")
-    return {key.removeprefix("module."): value for key, value in held.items()}
+    return {key.removeprefix("module."): value for key, value in check_tensors(f"{path}: {part}", held).items()}
 
 
 def _width(path: Path, weights: Mapping[str, Tensor], part: str, classifier: str) -> tuple[int, int]:
@@ -271,7 +268,7 @@ def _read_classes(annotation: Path) -> tuple[str, ...]:
     try:
         content = parse_json(where, read_text(annotation))
     except OSError as error:
-        raise annotation_error(where, "a readable file", str(error.strerror)) from error
+        raise annotation_error(where, "a readable file", error.strerror or NO_FILE) from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
         raise annotation_error(where, "one JSON object with a list of names as 'labels'", truncate_repr(labels))
