@@ -40,6 +40,9 @@ def write(method: str, work: Path, metrics: Metrics) -> None:
         groups, values = per_clip(runs, [(1, 0)], of)
         found, ahead = interval(values, groups), only.difference(ALL_LABELS, method, "supervised", of)
         assert ahead is not None
+        everywhere = metrics.difference(ALL_LABELS, method, "supervised", of)
+        assert everywhere is not None
+        lines[f"{name}_everywhere"] = signed(everywhere)
         lines |= {name: f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})", f"{name}_ahead": signed(ahead)}
     about, view = student.config, student.config.view
     assert isinstance(view, VideoInput)

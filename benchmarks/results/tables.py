@@ -419,20 +419,20 @@ def _ucf51() -> ucf51_metrics.Metrics:
 
 def ucf51_claim() -> str:
     """What audio gains on real videos, in two sentences."""
-    few, every = (
-        " and ".join(
+    said = []
+    for condition, method in ((ucf51_metrics.FEW_LABELS, "robust_csc"), (ucf51_metrics.ALL_LABELS, "mnf_csc")):
+        gains = [
             f"{100 * gain.mean:.1f} points of {name} (95% interval {100 * gain.low:.1f} to {100 * gain.high:.1f})"
             for of, name in {"correct": "top-1 accuracy", "average_precision": "retrieval mAP"}.items()
             if (gain := _ucf51().difference(condition, method, "supervised", of)) is not None
-        )
-        for condition, method in ((ucf51_metrics.FEW_LABELS, "robust_csc"), (ucf51_metrics.ALL_LABELS, "mnf_csc"))
-    )
-    splits = len({split for split, _ in _ucf51().runs(ucf51_metrics.ALL_LABELS, "mnf_csc")})
+        ]
+        splits = len({split for split, _ in _ucf51().runs(condition, method)})
+        said.append(f"{' and '.join(gains)} ({splits} of UCF101's 3 splits)")
+    few, every = said
     return (
         f"With 10 labels a class, a small video student gains {few} from the audio (`robust_csc` over the same "
         f"training without audio). With every clip labeled, the paper's method `mnf_csc` gains {every}. Fourteen "
-        f"classes of UCF51, the paper's audio teacher, {splits} of UCF101's 3 splits, a run each; intervals over "
-        "source videos."
+        "classes of UCF51, the paper's audio teacher, one run a split; intervals over source videos."
     )
 
 
