@@ -104,7 +104,8 @@ def found(out: Path, truth: dict[str, Any]) -> dict[str, Any]:
 
 def killed(work: Path, out: Path, kills: int, seconds: float) -> list[float]:
     """Run to the end with kills; returns the moments, in seconds after each start."""
-    chance, moments = random.Random(2), []
+    chance = random.Random(2)
+    moments: list[float] = []
     shutil.rmtree(out, ignore_errors=True)
     while len(moments) < kills:
         running = subprocess.Popen(command(work, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
