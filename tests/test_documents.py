@@ -111,7 +111,7 @@ def test_results_say_how_they_were_made():
         assert told["command"]
         for part in [told] if "environment" in told else [told["grid"], told["ucf51_actor_boxes"]]:
             assert part["environment"]["packages"]["torch"]
-            (rows,) = (part[name] for name in ("students", "runs", "faults") if name in part)
+            (rows,) = (part[name] for name in ("students", "runs", "faults", "rows") if name in part)
             assert rows
             assert all("seed" in row for row in rows)
 

@@ -76,6 +76,13 @@ def main() -> None:
         "mismatched": sum(truth[each.clip] for each in decisions),
         "dropped": len(dropped),
         "dropped_mismatched": sum(dropped),
+        "students": [
+            {"method": name, "seed": row["seed"], "decisions": which, "top1_accuracy": row["top1_accuracy"]}
+            for which, of_study in rows.items()
+            for name, text in distilled.items()
+            for row in of_study
+            if row["method"] == text
+        ],
         "methods": [],
     }
     for name, text in distilled.items():

@@ -15,6 +15,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,7 @@ def tagging() -> str:
     return markdown_table(summarize(rows, values=("map", "auc", "d_prime")), columns)
 
 
+@cache
 def _ucf51() -> ucf51_metrics.Metrics:
     return ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51.csv")
 

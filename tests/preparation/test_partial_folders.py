@@ -76,7 +76,7 @@ def interrupt_corruption(dataset, out, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("avdistill.corruption.apply.commit", killed)
+        patch.setattr("avdistill.dataset.copies.commit", killed)
         with pytest.raises(Killed):
             corrupt(dataset, CHANGED, out)
     assert (staging_dir(out) / "dataset.json").is_file()

@@ -90,44 +90,49 @@ def write_results(
     table = write_report(study, rows, title="avdistill distill: the study")["table"]
     clips = labeled_clips(dataset, TEST)
     groups = dataset.columns["group"][clips]
-    trained = [row for row in rows if "failed" not in row]
     # Clusters of the teacher's embeddings are found in them by any classifier.
     frozen = baseline_rows(
         dataset, [name for name in sorted(dataset.teachers) if found.labeled or name != study.teacher]
     )
-    estimates: dict[str, Estimate] = {}
-    for method in dict.fromkeys(row["method"] for row in (*trained, *frozen)):
-        of_method = [row for row in (*trained, *frozen) if row["method"] == method]
-        estimates[method] = interval(correct_matrix(of_method), groups)
+    estimates = _estimates([*(row for row in rows if "failed" not in row), *frozen], groups)
     for row in frozen:
         estimate = estimates[row["method"]]
         table.append(row | {"n": 1, "interval": f"{estimate.low:.3f} to {estimate.high:.3f}"})
     plot = study.out / "estimates.png"
     plot_estimates({"top-1 accuracy": {m: (e.mean, e.low, e.high) for m, e in estimates.items()}}, plot)
     shown = [{key: row[key] for key in (*COLUMNS, "clearly") if row.get(key) is not None} for row in table]
-    ids = dataset.columns["id"].tolist()
-    result: dict[str, Any] = {
-        "labels": "given" if found.labeled else "clusters",
-        "clips": len(dataset),
-        "labeled": sum(bool(row) for row in dataset.labels),
-        "test_clips": len(clips),
-        "test_groups": len(set(groups.tolist())),
-        "chance": _largest_class(dataset, clips),
-        "plan": found.plan,
-        "methods": shown,
-        "delivered": delivered,
-        "skipped": [{"clip": each.clip, "file": each.file, "reason": each.reason} for each in found.skipped],
-        "left_out": found.left_out,
-        "copies": [{"clips": [ids[i] for i in each.clips], "same": each.same} for each in found.copies],
-        "audit": None if found.audit is None else found.audit.metrics,
-        "suspicious": [row["id"] for row in found.suspicious()],
-    }
+    result = _result(dataset, clips, found) | {"methods": shown, "delivered": delivered}
     result["table"] = markdown_table(shown, COLUMNS)
     sections = [_outcome(result, plot), _files(result), _correspondence(result, found)]
     sections += [] if found.labeled else [_clusters(dataset)]
     write_page(out / "report.html", title="avdistill distill", sections=[*sections, _next(out)])
     write_json(out / "results.json", result)
     return result
+
+
+def _estimates(rows: Sequence[dict[str, Any]], groups: np.ndarray) -> dict[str, Estimate]:
+    """Method -> its top-1 accuracy over all its runs."""
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return {name: interval(correct_matrix([row for row in rows if row["method"] == name]), groups) for name in methods}
+
+
+def _result(dataset: ClipDataset, clips: np.ndarray, found: Findings) -> dict[str, Any]:
+    """What `results.json` holds beside the methods; `clips` are the test clips."""
+    ids = dataset.columns["id"].tolist()
+    return {
+        "labels": "given" if found.labeled else "clusters",
+        "clips": len(dataset),
+        "labeled": sum(bool(row) for row in dataset.labels),
+        "test_clips": len(clips),
+        "test_groups": len(set(dataset.columns["group"][clips].tolist())),
+        "chance": _largest_class(dataset, clips),
+        "plan": found.plan,
+        "skipped": [{"clip": each.clip, "file": each.file, "reason": each.reason} for each in found.skipped],
+        "left_out": found.left_out,
+        "copies": [{"clips": [ids[i] for i in each.clips], "same": each.same} for each in found.copies],
+        "audit": None if found.audit is None else found.audit.metrics,
+        "suspicious": [row["id"] for row in found.suspicious()],
+    }
 
 
 def _largest_class(dataset: ClipDataset, clips: np.ndarray) -> float:
