@@ -459,6 +459,14 @@ def ucf51_few() -> str:
     return _ucf51_table(ucf51_metrics.FEW_LABELS)
 
 
+def ucf51_probes() -> str:
+    """UCF51, 14 classes: linear probes of frozen networks."""
+    rows = [row | {"seed": row["split"]} for row in _ucf51().rows if row["method"] == "linear_probe"]
+    columns = {"student": "frozen features", "labels": "labels a class", "n": "splits", "top1_accuracy": "top-1"}
+    lines = summarize(rows, by=("student", "labels"), values=("top1_accuracy", "map"))
+    return markdown_table(lines, columns | {"map": "mAP"})
+
+
 def ucf51_mismatched() -> str:
     """UCF51, 14 classes: every clip labeled, 40% of the training clips with the audio of another class."""
     return _ucf51_table(ucf51_metrics.MISMATCHED)
@@ -520,6 +528,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ucf51_few": ucf51_few,
     "ucf51_few_mismatched": ucf51_few_mismatched,
     "ucf51_mismatched": ucf51_mismatched,
+    "ucf51_probes": ucf51_probes,
     "ucf51_ranks": ucf51_ranks,
     "ucf51_trials": ucf51_trials,
     "yamnet": yamnet,
