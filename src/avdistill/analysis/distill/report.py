@@ -208,9 +208,9 @@ def _correspondence(result: dict[str, Any], found: Findings) -> Section:
             f"{metrics['scored']} clips were scored by features {found.audit.settings['audio_features']!r} and "
             f"{found.audit.settings['video_features']!r}, without labels; {metrics['without_audio']} have no audio. At "
             f"most {metrics['mismatched_share_at_most']:.0%} of the audio is mismatched, by the distribution of the "
-            f"scores. {len(listed)} clips score {found.threshold:g} or more, as two of three with unrelated audio do. "
-            "They are candidates; docs/audit.md says how sure that is. Watch them on audit/audit.html. A new call with "
-            "--decisions audit/decisions.csv and another --out leaves their audio out.",
+            f"scores. {len(listed)} clips score {found.threshold:g} or more, as about two of three with unrelated "
+            "audio do. They are candidates; docs/audit.md says how sure that is. Watch them on audit/audit.html. A new "
+            "call with --decisions audit/decisions.csv and another --out leaves their audio out.",
         ),
         rows=[{"rank": row["rank"], "clip": row["id"], "score": row["correspondence"], "flags": row["flags"]}
               for row in listed[:_MOST_LISTED]],
