@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.preparation.prepare import PrepareConfig as PrepareConfig
     from avdistill.preparation.prepare import prepare as prepare
     from avdistill.progress import Progress as Progress
+    from avdistill.search.forms import build_index as build_index
+    from avdistill.search.forms import open_index as open_index
     from avdistill.teachers.extraction import embed as embed
     from avdistill.teachers.registry import load_teacher as load_teacher
     from avdistill.training import ModelConfig as ModelConfig
@@ -69,6 +71,7 @@ _LAZY = {
     "avdistill.models.registry": ("MODELS",),
     "avdistill.preparation.prepare": ("PrepareConfig", "prepare"),
     "avdistill.progress": ("Progress",),
+    "avdistill.search.forms": ("build_index", "open_index"),
     "avdistill.teachers.extraction": ("embed",),
     "avdistill.teachers.registry": ("load_teacher",),
     "avdistill.training": ("ModelConfig", "OptimizerConfig", "TrainConfig", "resume", "train"),

@@ -76,5 +76,11 @@ class RunError(AvdistillError):
     """A run folder that is missing, in the way or damaged, or a run that cannot continue."""
 
 
+class SearchError(AvdistillError):
+    """An index that is missing, damaged, stale or without the space, clip or package that a search needs."""
+
+    exit_code = 2
+
+
 class ProcessLostError(AvdistillError):
     """Another process of the group has ended or does not answer."""

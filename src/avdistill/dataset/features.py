@@ -45,6 +45,11 @@ def read_features(folder: Path, entry: TeacherEntry, clips: int) -> StoredFeatur
     return StoredFeatures(embedding, logits, tokens, valid, entry.classes, entry.provenance)
 
 
+def map_embedding(folder: Path, entry: TeacherEntry, clips: int) -> np.ndarray:
+    """float32 (N, D), a memory map of the embeddings, rows of NaN where there is none. Raises DatasetError."""
+    return _load(folder / feature_files(entry.name)[0], (clips, entry.embedding_dim), mapped=True)
+
+
 def _load(file: Path, shape: tuple[int, ...], *, mapped: bool = False) -> np.ndarray:
     try:
         array = load_array(file, mapped=True)

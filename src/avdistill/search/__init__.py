@@ -1,1 +1,1 @@
-"""Nearest neighbors of embeddings."""
+"""Nearest neighbors of embeddings, and indexes of clips that are searched by them."""

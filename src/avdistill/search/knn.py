@@ -186,3 +186,45 @@ def _sizes(embeddings: Tensor) -> Tensor:
     exact = embeddings.detach().double()
     largest = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # no overflow
     return torch.cat([largest, (exact / largest).norm(dim=1, keepdim=True).clamp_min(1e-12)], dim=1)
+
+
+def nearest_units(
+    queries: np.ndarray, gallery: np.ndarray, k: int, used: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The k rows of a gallery of unit vectors nearest to each query, best first, exactly; ties in gallery order.
+
+    Nothing of the gallery's size is made but a row of similarities for each query.
+
+    Args:
+        queries: float32 (Q, D), of length 1.
+        gallery: float32 (G, D), of length 1, may be a memory map.
+        k: at least 1.
+        used: bool (G,), the rows that may be found.
+
+    Returns:
+        For each query: float32 (n,) cosines and int64 (n,) rows, n at most k.
+    """
+    rows = np.flatnonzero(used)
+    few = len(rows) < len(used) // 8  # then they are copied together; else all are compared, and the others ignored
+    part = gallery[rows] if few else gallery
+    places = rows if few else np.arange(len(gallery))
+    # Of a product of D float32 numbers, and of two lengths rounded to float32.
+    error = (queries.shape[1] + 8) * 2.0**-24
+    scores, indices = [], []
+    for query in queries:
+        near = part @ query
+        if not few:
+            near[~used] = -np.inf
+        count = min(k, len(rows))
+        least = np.partition(near, len(near) - count)[len(near) - count] if count else np.inf
+        candidates = np.flatnonzero(near >= least - 2 * error)
+        exact = np.concatenate(
+            [
+                part[block].astype(np.float64) @ query
+                for block in np.array_split(candidates, len(candidates) // 8192 + 1)
+            ]
+        ).astype(np.float32)
+        best = np.argsort(-exact, kind="stable")[:count]
+        scores.append(exact[best])
+        indices.append(places[candidates[best]])
+    return scores, indices

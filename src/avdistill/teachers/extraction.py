@@ -75,7 +75,7 @@ def embed(
             `tokens` of a teacher that has none.
         ConfigError: `windows` below 1.
     """
-    network = _at_dataset_rates(dataset, teacher, name)
+    network = at_dataset_rates(dataset, teacher, name)
     clips = _clips_for(dataset, teacher, name)
     with distributed.init_distributed(device) as own_device:
         try:
@@ -133,7 +133,7 @@ def _rows(dataset: ClipDataset, clips: np.ndarray, valid: np.ndarray, values: Te
     return rows
 
 
-def _at_dataset_rates(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
+def at_dataset_rates(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
     """The network for inputs at the dataset's frame and sample rate."""
     fps = dataset.fps if teacher.any_fps else teacher.fps
     rate, network = teacher.sample_rate_hz, teacher.network
