@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypedDict
 
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from avdistill.evaluation.metrics import SplitMetrics
@@ -68,6 +67,8 @@ def tagging_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str])
     Raises:
         ValueError: shapes that differ, scores that are not finite, labels other than 0 and 1.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import, of no use to other verbs
+
     if scores.ndim != 2 or scores.shape != labels.shape or not scores.numel():
         shapes = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"scores and labels must both be (clips, classes), not empty; got {shapes}")

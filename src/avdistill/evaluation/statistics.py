@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 SAMPLES = 5000
 # A draw is of one video for one sample: so many in memory at a time, and of very many videos fewer samples.
@@ -80,6 +79,8 @@ def mean_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     Args:
         scores: method -> a value per contest, higher is better, contests in the same order.
     """
+    from scipy.stats import rankdata  # slow to import, of no use to `evaluate`
+
     lengths = {len(values) for values in scores.values()}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError("every method needs a value of every contest, and at least one")

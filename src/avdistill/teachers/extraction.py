@@ -15,7 +15,6 @@ from avdistill.errors import NoTokensError, TeacherError
 from avdistill.inference.runner import check_rates, run_network
 from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
-from avdistill.teachers.linear_head import fit_head
 from avdistill.types import Features, Network
 
 
@@ -177,6 +176,8 @@ def add_features(
     fitted = not set(dataset.classes) <= set(classes)
     if fitted:
         classes = dataset.classes
+        from avdistill.teachers.linear_head import fit_head  # imports scikit-learn: 1 s of the start of every verb
+
         logits, head = fit_head(dataset, embedding, split=head_split)
     return dataset.add_features(
         name,
