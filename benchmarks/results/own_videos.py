@@ -1,32 +1,43 @@
-"""`avdistill distill` as a new user calls it, on a folder that was made for it: `results/own_videos.json`.
+"""`avdistill distill` as a new user calls it, on two folders: `results/own_videos.json`.
 
-    python benchmarks/results/own_videos.py --work DIR [--kills 5]
+    python benchmarks/results/own_videos.py made --work DIR [--kills 5]
+    python benchmarks/results/own_videos.py ucf51 --work DIR --videos UCF-101 --teacher precomputed:cnn14.npz
 
-The folder holds 200 files in three sub-folders with odd names: 188 synthetic videos of two seconds, a quarter of them
-with the audio of another class, ten of them uploaded again (cut, smaller, other codecs; needs `ffmpeg`), and two files
-that cannot be read. 40 have a label. What the report says is compared with what is true. With `--kills` the command is
-run again in another folder and killed (SIGKILL) at random moments; the metrics must be the same.
+The made folder holds 200 files in three sub-folders with odd names: 188 synthetic videos of two seconds, a quarter of
+them with the audio of another class, ten of them uploaded again (cut, smaller, other codecs; needs `ffmpeg`), and two
+files that cannot be read. 40 have a label. What the report says is compared with what is true. With `--kills` the
+command is run again in another folder and killed (SIGKILL) at random moments; the metrics must be the same.
+
+Of UCF51 the list names 10 clips of each class of the training groups and, as the test, all clips of the test groups of
+split 1 (03 to 07); every other video is unlabeled. Nothing else is chosen: all options are the command's defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sklearn.metrics import roc_auc_score
 
+from avdistill.analysis.benchmark.report import correct_matrix
 from avdistill.analysis.demo import DEMO_DATA
+from avdistill.analysis.distill.baselines import baseline_rows
+from avdistill.analysis.distill.plan import METHODS
 from avdistill.annotations import read_annotations
 from avdistill.config_io import read_json
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.splits import labeled_clips
+from avdistill.evaluation.statistics import paired_difference
 from avdistill.fsio import write_json
 from avdistill.synthetic.generator import synthesize
 from avdistill.training.run_dir import environment
@@ -34,6 +45,7 @@ from avdistill.training.run_dir import environment
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FOLDERS = ("2023 holiday", "Ünïcode ☃", "c")
 VIDEOS, COPIES, LABELS = 188, 10, 40
+TEST_GROUPS, UCF51_LABELS = range(3, 8), 10
 UPLOADED_AGAIN = ("-vf", "scale=80:60", "-crf", "30", "-c:v", "libx264", "-c:a", "aac", "-b:a", "48k")
 #: of `results.json`, what a kill must not change; the plan's estimate is of the machine
 SAME = ("methods", "skipped", "copies", "audit", "suspicious", "test_clips", "delivered")
@@ -70,35 +82,73 @@ def make(work: Path) -> dict[str, Any]:
 
 
 def command(work: Path, out: Path) -> list[str]:
-    """The call."""
+    """The call on the made folder."""
     words = [sys.executable, "-m", "avdistill", "distill", str(work / "videos"), "--labels", str(work / "labels.csv")]
     return [*words, "--out", str(out), "--time-budget", "8m"]
 
 
+def list_ucf51(videos: Path, labels: Path) -> None:
+    """Ten clips of each class to train on, drawn from the training groups, and every clip of the test groups."""
+    of_class = defaultdict(list)
+    for each in read_annotations(videos, format="ucf51"):
+        of_class[each.labels[0]].append((each.path, int(each.group.rsplit("_g", 1)[1][:2])))
+    chance = random.Random(0)
+    rows = []
+    for name, clips in sorted(of_class.items()):
+        trained = sorted(path for path, group in clips if group not in TEST_GROUPS)
+        rows += [(path, name, "train") for path in sorted(chance.sample(trained, UCF51_LABELS))]
+        rows += [(path, name, "test") for path, group in sorted(clips) if group in TEST_GROUPS]
+    with labels.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+
+
+def ucf51(a: argparse.Namespace) -> dict[str, Any]:
+    """Run, and compare the delivered student with supervised training and with the linear probe on the teacher."""
+    labels, out = a.work / "ucf51.csv", a.work / "ucf51"
+    list_ucf51(a.videos, labels)
+    words = ["distill", str(a.videos), "--labels", str(labels), "--teacher", a.teacher, "--out", str(out)]
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "avdistill", *words], check=True)
+    report, dataset = read_json(out / "results.json"), ClipDataset(out / "dataset")
+    groups = dataset.columns["group"][labeled_clips(dataset, "test")]
+    probe = next(row for row in baseline_rows(dataset, ["audio"]) if row["method"].startswith("linear probe"))
+    runs = [read_json(file) for file in sorted((out / "study" / "runs").rglob("metrics.json"))]
+    correct = {name: correct_matrix([row for row in runs if row["method"] == name]) for name in METHODS}
+    student = correct[report["delivered"]]
+    others = {"supervised": correct["supervised"], "linear_probe": correct_matrix([probe]).repeat(len(student), axis=0)}
+    return {
+        "command": "python benchmarks/results/own_videos.py ucf51 --work DIR --videos UCF-101 --teacher "
+        "precomputed:cnn14.npz",
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "classes": len(dataset.classes),
+        "labeled_training_clips": len(labeled_clips(dataset, "train")),
+        "seconds": round(time.monotonic() - began),
+        **{key: report[key] for key in ("clips", "test_clips", "test_groups", "plan", "delivered", "methods")},
+        "ahead_of": {name: vars(paired_difference(student, other, groups)) for name, other in others.items()},
+    }
+
+
 def found(out: Path, truth: dict[str, Any]) -> dict[str, Any]:
     """What the report says, beside the truth."""
-    told = read_json(out / "results.json")
+    report = read_json(out / "results.json")
     with (out / "audit" / "clips.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["rank"] and row["path"] in truth["audio"]]
     wrong = {row["path"]: truth["audio"][row["path"]] == "mismatched" for row in rows}
-    path = {row["id"]: row["path"] for row in rows}
-    listed = [wrong[path[clip]] for clip in told["suspicious"] if clip in path]
+    path = {row["id"]: row["path"] for row in ClipDataset(out / "dataset").table.to_pylist()}
+    listed = [wrong[path[clip]] for clip in report["suspicious"] if path[clip] in wrong]
     auroc = roc_auc_score(list(wrong.values()), [float(row["correspondence"]) for row in rows])
-    pairs = [{str(Path(clip)) for clip in each["clips"]} for each in told["copies"]]
-    named = [{str(Path(name).with_suffix("")) for name in pair} for pair in truth["copies"].items()]
-    plain = [
-        {str(Path(clip).with_suffix("")) if "." in Path(clip).name[-5:] else clip for clip in pair} for pair in pairs
-    ]
+    pairs = {frozenset(path[clip] for clip in each["clips"]) for each in report["copies"]}
     return {
-        "unreadable_named": sum(each["file"] in truth["unreadable"] for each in told["skipped"]),
-        "copies_named": sum(pair in plain for pair in named),
+        "unreadable_named": sum(each["file"] in truth["unreadable"] for each in report["skipped"]),
+        "copies_named": len(pairs & {frozenset(pair) for pair in truth["copies"].items()}),
         "pairs_named": len(pairs),
         "wrong_audio": sum(wrong.values()),
         "listed": len(listed),
         "listed_wrong_audio": sum(listed),
         "auroc": round(float(auroc), 4),
-        "test_clips": told["test_clips"],
-        "methods": told["methods"],
+        "test_clips": report["test_clips"],
+        "plan": report["plan"],
+        "methods": report["methods"],
     }
 
 
@@ -122,24 +172,18 @@ def killed(work: Path, out: Path, kills: int, seconds: float) -> list[float]:
     return moments
 
 
-def main() -> None:
-    """Make, run, compare."""
-    parser = argparse.ArgumentParser(description="results/own_videos.json")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=0)
-    a = parser.parse_args()
-    a.work.mkdir(parents=True, exist_ok=True)
+def made(a: argparse.Namespace) -> dict[str, Any]:
+    """Make the folder, run, compare with the truth; then again with kills."""
     truth, out = make(a.work), a.work / "out"
     shutil.rmtree(out, ignore_errors=True)
     began = time.monotonic()
     subprocess.run(command(a.work, out), check=True)
     seconds = time.monotonic() - began
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     report: dict[str, Any] = {
-        "command": "python benchmarks/results/own_videos.py --work DIR --kills N",
+        "command": "python benchmarks/results/own_videos.py made --work DIR --kills N",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "seconds": round(seconds),
-        "processor_seconds_without_forked_runs": round(used.ru_utime + used.ru_stime),
+        "load_at_the_end": round(os.getloadavg()[0], 1),
         **found(out, truth),
     }
     if a.kills:
@@ -147,7 +191,27 @@ def main() -> None:
         one, other = (read_json(each / "results.json") for each in (out, a.work / "killed"))
         report["killed_after_seconds"] = moments
         report["same_after_kills"] = {key: one[key] == other[key] for key in SAME}
-    write_json(RESULTS / "own_videos.json", report)
+    return report
+
+
+def main() -> None:
+    """Run a part and record it."""
+    parser = argparse.ArgumentParser(description="results/own_videos.json")
+    parts = parser.add_subparsers(required=True)
+    for name, run in (("made", made), ("ucf51", ucf51)):
+        part = parts.add_parser(name)
+        part.add_argument("--work", type=Path, required=True)
+        part.set_defaults(name=name, run=run)
+        if name == "made":
+            part.add_argument("--kills", type=int, default=0)
+        else:
+            part.add_argument("--videos", type=Path, required=True)
+            part.add_argument("--teacher", required=True)
+    a = parser.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+    report = {a.name: a.run(a)}
+    file = RESULTS / "own_videos.json"
+    write_json(file, (read_json(file) if file.is_file() else {}) | report)
     print(report)
 
 

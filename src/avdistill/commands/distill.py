@@ -24,11 +24,12 @@ class _Distill(Printed):
     out: Path
     """The folder for everything; the same command resumes there. Afterwards it is a model for predict and export."""
     labels: Path | None = None
-    """A list of labels, such as a CSV file with the columns path and label; videos without a row are unlabeled. By
-    default a folder of folders is a folder per class, and videos in the folder itself have no labels."""
+    """A list of labels, such as a CSV file with the columns path and label; videos without a row are unlabeled. A
+    column split may name test clips. By default a folder of folders is a folder per class, and videos in the folder
+    itself have no labels."""
     teacher: str | None = None
-    """A teacher (`avdistill teacher list`, or a run folder); by default the best that is installed, and without one an
-    audio network that is trained on the labeled clips. Nothing is downloaded."""
+    """A teacher (`avdistill teacher list`, a run folder, or precomputed:FILE.npz); by default the best that is
+    installed, and without one an audio network that is trained on the labeled clips. Nothing is downloaded."""
     student_modality: Literal["video", "audio"] = "video"
     """The student's modality; the teacher has the other one."""
     decisions: Path | None = None
@@ -42,7 +43,7 @@ class _Distill(Printed):
     short_side: int = 64
     """The length of the frames' shorter side in pixels."""
     test_fraction: float = 0.3
-    """The fraction of each class's labeled source videos that are held out for the test."""
+    """The fraction of each class's labeled source videos that are held out, where the list names no test clips."""
     workers: int = 2
     """Processes at a time; a training run takes one core."""
     seed: int = 0

@@ -21,13 +21,14 @@ class DistillConfig:
         videos: the folder of videos.
         out: the folder for everything.
         labels: a list with a label for some of the videos (`list_videos`); None takes class folders, if there are any.
-        teacher: a name, a run folder, or None: the best that is installed, else an audio network that is trained on the
-            labeled clips.
+        teacher: a name, a run folder, `precomputed:` and a file of embeddings, or None: the best that is installed,
+            else an audio network that is trained on the labeled clips.
         student_modality: of the student; the teacher has the other one.
         decisions: a file of decisions about clips, as an earlier call's audit wrote it.
         time_budget_seconds: for all; decides the steps and seeds of the training runs. None takes the most.
         fps, short_side: of the stored frames.
-        test_fraction: of the labeled groups of each class, for the test; without labels, of all groups.
+        test_fraction: of the labeled groups of each class, for the test; without labels, of all groups. Of no use
+            where the list names test clips.
         workers: processes at a time; a training run takes one core.
         seed: of the choice of test clips.
     """

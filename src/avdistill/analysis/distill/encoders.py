@@ -12,12 +12,15 @@ from avdistill.inputs import VideoInput
 from avdistill.progress import Progress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
+from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.teachers.registry import TEACHERS, load_teacher
 from avdistill.training import train_to_end
 from avdistill.training.recipes import RECIPES
 
+#: also the student to begin with
+PRETRAINED = "efficientnet_lite0"
 # Best first: CNN14 is the paper's teacher.
-_INSTALLED = {"audio": ("cnn14", "yamnet"), "video": ("efficientnet_lite0",)}
+_INSTALLED = {"audio": ("cnn14", "yamnet"), "video": (PRETRAINED,)}
 # Of an image network, for two cores: evenly spaced frames of a clip, made small. Of other video networks: windows.
 _FRAMES, _FRAME_SIZE = 5, (128, 128)
 _WINDOWS = 3
@@ -48,8 +51,12 @@ def embed_all(config: DistillConfig, dataset: ClipDataset, teacher: str | None, 
 
     Raises:
         TeacherError: the teacher cannot be loaded, or is of the student's modality.
+        DatasetError: embeddings from a file do not fit (`embed_precomputed`).
     """
-    if config.teacher_modality not in dataset.teachers:
+    if config.teacher_modality not in dataset.teachers and teacher and teacher.startswith(PRECOMPUTED):
+        file = Path(teacher.removeprefix(PRECOMPUTED))
+        embed_precomputed(dataset, file, config.teacher_modality, config.teacher_modality, head_split=TRAIN)
+    elif config.teacher_modality not in dataset.teachers:
         network = load_teacher(teacher or _train_own(config.out / "teacher", dataset, bar))
         if network.view.modality != config.teacher_modality:
             raise TeacherError(

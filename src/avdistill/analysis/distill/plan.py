@@ -10,6 +10,7 @@ import torch
 
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.analysis.distill.config import TRAIN, DistillConfig
+from avdistill.analysis.distill.encoders import PRETRAINED, installed_teacher
 from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import open_dataset
@@ -34,6 +35,7 @@ _RECIPES = {
     ("audio", True): "demo_teacher",
     ("audio", False): "audio_teacher",
 }
+_PRETRAINED_RECIPE = "ucf51_pretrained_supervised"
 _TRIED_STEPS = 6
 
 
@@ -66,8 +68,11 @@ class Plan:
 
 
 def base_config(config: DistillConfig, dataset: ClipDataset) -> TrainConfig:
-    """Of every run: the student by the size of the dataset, its steps at most."""
-    recipe = RECIPES[_RECIPES[config.student_modality, len(dataset) < _FEW_CLIPS]]
+    """Of every run: the student by what is installed and the size of the dataset, its steps at most."""
+    name = _RECIPES[config.student_modality, len(dataset) < _FEW_CLIPS]
+    if installed_teacher(config.student_modality) == PRETRAINED:
+        name = _PRETRAINED_RECIPE
+    recipe = RECIPES[name]
     decided = open_dataset(dataset.folder, config.decisions)
     clips = clips_of_split(decided, TRAIN)
     labeled = sum(bool(decided.labels[i]) for i in clips)

@@ -49,7 +49,8 @@ def list_videos(videos: Path, labels: Path | None) -> Videos:
     Args:
         videos: the folder.
         labels: a list that `read_annotations` reads, such as a CSV file `path,label`; a video that it does not name is
-            unlabeled. None: a folder per class, or no label where videos lie in the folder itself.
+            unlabeled. Its split "test" is kept, every other one is training. None: a folder per class, or no label
+            where videos lie in the folder itself.
 
     Raises:
         AnnotationError: no video, a malformed list, a listed file that is not there, or labels of a single class.
@@ -73,7 +74,9 @@ def list_videos(videos: Path, labels: Path | None) -> Videos:
 
 
 def _with_list(videos: Path, paths: Sequence[str], labels: Path) -> list[Annotation]:
-    listed = [replace(each, split=TRAIN) for each in read_annotations(labels, videos=videos)]
+    listed = [
+        each if each.split == TEST else replace(each, split=TRAIN) for each in read_annotations(labels, videos=videos)
+    ]
     for each in listed:
         if not locate(videos, each.path).is_file():
             raise AnnotationError(f"{labels}: expected files below {videos}, found none at {each.path!r}")
@@ -90,8 +93,10 @@ def arrange(
 ) -> ClipDataset:
     """A linked copy in which copies of a video share a group, and some groups are the split "test".
 
+    Where the list names test clips, their groups are the test, and no others.
+
     Args:
-        dataset: with all clips in the split "train".
+        dataset: with clips in the splits "train" and "test".
         copies: near-duplicates of its clips; those of the audio alone are no copies of a video.
         out: the folder of the copy.
         test_fraction: of the groups of each class that are held out, at least one where a class has two; without
@@ -99,12 +104,15 @@ def arrange(
         seed: of the draw.
 
     Raises:
-        DatasetError: fewer than two classes have a labeled clip, none has two groups, or without labels fewer than two
-            groups.
+        DatasetError: fewer than two classes have a labeled clip, none has two groups, without labels fewer than two
+            groups, or no labeled clip outside the groups of the listed test clips.
     """
     groups = merged_groups(dataset.columns["group"].astype(str), [each.clips for each in copies if each.video])
     labels = dataset.labels if any(dataset.labels) else [("",)] * len(dataset)
-    held_out = held_out_groups(groups, labels, test_fraction, seed)
+    listed = frozenset(groups[dataset.columns["split"] == TEST].tolist())
+    held_out = listed or held_out_groups(groups, labels, test_fraction, seed)
+    if listed and not any(row and group not in listed for group, row in zip(groups, labels, strict=True)):
+        raise DatasetError("expected a labeled clip of a source video without test clips, to train on; found none")
 
     def rows(_: Path) -> list[Row]:
         changed = rows_of(dataset)
