@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("compare:compare", "train several methods alike and test which are better"),
     "corrupt": ("compare:corrupt", "copy a dataset with mismatched, dropped, shifted or noisy audio, or fewer labels"),
     "predict": ("predict:predict", "label video and audio files, as a whole and over time"),
+    "serve": ("serve:serve", "start a web server to look, search, label uploads and review an audit"),
     "export": ("predict:export", "write a student as ONNX or safetensors and compare the two"),
     "reference": ("reference:reference", "import the paper's released files and compute its metrics"),
     "distill": ("distill:distill", "distill a small student from a folder of videos with few labels, with a report"),

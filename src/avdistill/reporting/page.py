@@ -80,8 +80,10 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters |= {"value": format_value, "png": _png}
+    environment.globals["Markup"] = Markup
     environment.globals["number"] = lambda rows, key: Markup(' class="number"' if is_numeric(rows, key) else "")
     return environment
 

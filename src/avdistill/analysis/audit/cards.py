@@ -1,24 +1,20 @@
 """What the pages of audits share: the histogram of a score, and cards that play clips. Media are inside the page."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avdistill.analysis.audit.audit import TRUTHS, Audit
-from avdistill.dataset.clip_dataset import SILENCE_PEAK, ClipDataset
-from avdistill.dataset.shards import JpegFrames
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.fsio import replacing
-from avdistill.media.encoder import encode_clip, encode_image
+from avdistill.media.encoder import encode_image
+from avdistill.reporting.clip_media import clip_items, encode_excerpt, encode_frames, waveform
 from avdistill.reporting.page import Section, data_url, render
 from avdistill.reporting.plots import PALETTE
 
 # What a card plays of a longer clip, from its middle; the page's size does not grow with the length of the clips.
 _PLAYED_SECONDS = 15.0
-_WAVE_BINS = 240
 _COLORS = dict(zip(TRUTHS, (PALETTE[1], PALETTE[0], *PALETTE[2:]), strict=True)) | {"": "#888888"}
 
 
@@ -84,59 +80,21 @@ def card_sections(
 
 def _card(row: dict[str, Any], clip: int, dataset: ClipDataset) -> dict[str, Any]:
     """What the template shows of a clip; media are inside the page."""
-    frames = dataset.frames(clip) if dataset.columns["has_video"][clip] else None
-    audio = dataset.audio(clip) if dataset.columns["has_audio"][clip] else None
-    wave = None if audio is None else _waveform(audio, dataset.sample_rate_hz)
+    frames, audio = clip_items(dataset, clip)
+    wave = None if audio is None else waveform(audio, dataset.sample_rate_hz)
     card: dict[str, Any] = {"row": row, "wave": wave, "video": "", "audio": "", "thumbnails": [], "played": ""}
-    if frames is None and audio is None:  # a teacher's features may come from elsewhere
+    excerpt = encode_excerpt(dataset, clip, _PLAYED_SECONDS)
+    if excerpt is None:
         return card
-    rate_hz = dataset.sample_rate_hz
-    fps = None if frames is None else _rate(frames, audio, row, dataset)
-    lengths = [0.0 if frames is None or not fps else len(frames) / fps, 0.0 if audio is None else len(audio) / rate_hz]
-    start = max(0.0, (max(lengths) - _PLAYED_SECONDS) / 2)
-    if start:
-        card["played"] = f"plays {start:.1f} to {start + _PLAYED_SECONDS:.1f} of {max(lengths):.1f} s"
-    player = encode_clip(_excerpt(frames, fps, start), fps, _excerpt(audio, rate_hz, start), rate_hz)
+    if excerpt.start_seconds:
+        first, last = excerpt.start_seconds, excerpt.start_seconds + excerpt.seconds
+        card["played"] = f"plays {first:.1f} to {last:.1f} of {excerpt.clip_seconds:.1f} s"
+    player = data_url("video/webm", excerpt.content)
     if frames is None:
-        return card | {"audio": data_url("video/webm", player)}
+        return card | {"audio": player}
     thirds = [int((2 * third + 1) * len(frames) / 6) for third in range(3)]
     return card | {
-        "video": data_url("video/webm", player),
+        "video": player,
         "poster": data_url("image/jpeg", encode_image(frames[len(frames) // 2])),  # else it is black until it plays
-        "thumbnails": [
-            (f"frame {i + 1} of {len(frames)}", data_url("image/jpeg", encode_image(frames[i]))) for i in thirds
-        ],
-    }
-
-
-def _excerpt(items: np.ndarray | JpegFrames | None, rate: float | None, start: float) -> np.ndarray | None:
-    """Frames or samples of the seconds that are played from `start` on."""
-    if items is None or rate is None:
-        return None
-    return np.asarray(items[round(start * rate) : round((start + _PLAYED_SECONDS) * rate)])
-
-
-def _rate(
-    frames: np.ndarray | JpegFrames, audio: np.ndarray | None, row: Mapping[str, Any], dataset: ClipDataset
-) -> float:
-    """Frames a second; where the dataset took every frame, those of the clip over its length, or its audio's."""
-    if dataset.fps is not None:
-        return dataset.fps
-    if row["end_seconds"] is not None:
-        return len(frames) / (row["end_seconds"] - row["start_seconds"])
-    return 25.0 if audio is None else len(frames) * dataset.sample_rate_hz / len(audio)
-
-
-def _waveform(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Any]:
-    """The envelope of the audio for inline SVG: lowest and highest sample of each of some slices."""
-    slices = np.array_split(audio, min(_WAVE_BINS, len(audio)))
-    high, low = [max(0.0, s.max() / 32767) for s in slices], [min(0.0, s.min() / 32767) for s in slices]
-    loudest = float(max(*high, *(-value for value in low)))
-    level = f"peak {20 * math.log10(loudest):.0f} dBFS" if loudest > SILENCE_PEAK else "silent"
-    scale = 19 / max(loudest, 0.05)  # quiet audio is drawn large, silence stays a line
-    points = [(i, 20 - scale * v) for i, v in enumerate(high)] + [(i, 20 - scale * v) for i, v in enumerate(low)][::-1]
-    return {
-        "width": len(slices) - 1 or 1,
-        "points": " ".join(f"{x},{y:.1f}" for x, y in points),
-        "text": f"waveform, {len(audio) / sample_rate_hz:.1f} s, {level}",
+        "thumbnails": [(alt, data_url("image/jpeg", image)) for alt, image in encode_frames(frames, thirds)],
     }

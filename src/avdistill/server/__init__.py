@@ -1,0 +1,1 @@
+"""A web server to look at a dataset, search it, label uploads and review an audit: Starlette, no outside request."""

@@ -1,0 +1,100 @@
+"""The application: its routes, and errors as pages or as JSON."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from avdistill.reporting.page import render
+from avdistill.server import library
+from avdistill.server.config import ServeConfig
+from avdistill.server.library import site_of
+from avdistill.server.shield import Shield
+from avdistill.server.site import open_site
+
+
+class _ClipId(Convertor[str]):
+    """An id of a clip, which may hold anything, slashes and newlines included."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("clip", _ClipId())
+
+
+def create_app(config: ServeConfig) -> Starlette:
+    """The application of what a config names. Raises AvdistillError where that cannot be opened."""
+    site = open_site(config)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            site.close()
+
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Shield, config=config)],
+        exception_handlers={HTTPException: _refused, Exception: _failed},
+        lifespan=lifespan,
+    )
+    app.state.site = site
+    return app
+
+
+#: name -> MIME type, templates of its content
+STATIC = {
+    "style.css": ("text/css", ("style.css", "audit.css", "server.css")),
+    "icon.svg": ("image/svg+xml", ("server/icon.svg",)),
+}
+
+
+async def static(request: Request) -> Response:
+    """`/static/NAME`: one of a few files of this package."""
+    name = request.path_params["name"]
+    if name not in STATIC:
+        raise HTTPException(404)
+    kind, templates = STATIC[name]
+    return Response(
+        "".join(map(render, templates)), media_type=kind, headers={"cache-control": "private, max-age=3600"}
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """An error that the client can mend."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": error.detail}, error.status_code, headers)
+    response = site_of(request).render(
+        request, "error.html", status=error.status_code, title=f"Error {error.status_code}", detail=error.detail
+    )
+    response.headers.update(headers)
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """An error of this program; what it says stays on the console."""
+    return await _refused(request, HTTPException(500, "the server made an error; its console says which"))
+
+
+ROUTES = [
+    Route("/", library.library),
+    Route("/clip/{clip:clip}", library.clip),
+    Route("/media/thumbnail/{clip:clip}", library.thumbnail),
+    Route("/media/player/{clip:clip}", library.player),
+    Route("/static/{name}", static),
+]

@@ -1,0 +1,74 @@
+"""What the server has open: the dataset and what is made of it, and how a page is rendered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.reporting.page import render
+from avdistill.server.catalog import Catalog
+from avdistill.server.config import ServeConfig
+from avdistill.server.media import ClipMedia, Workspace
+from avdistill.server.scores import newest_audit, read_scores
+
+
+@dataclass
+class Site:
+    """Everything that is served.
+
+    Attributes:
+        config: what the server was started with.
+        workspace: its temporary folder.
+        catalog, media: of the dataset; None without one.
+        pages: (address, name) of the pages that have something to show.
+        version: of the content, in the addresses of files that a browser keeps.
+    """
+
+    config: ServeConfig
+    workspace: Workspace
+    catalog: Catalog | None = None
+    media: ClipMedia | None = None
+    pages: list[tuple[str, str]] = field(default_factory=list)
+    version: str = ""
+
+    def render(self, request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        """A template of `reporting/templates/server` as a response."""
+        known = {"pages": self.pages, "path": request.url.path, "clip_url": clip_url, "version": self.version}
+        return HTMLResponse(render(f"server/{name}", **known, **values), status)
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        self.workspace.close()
+
+
+def open_site(config: ServeConfig) -> Site:
+    """Open what is served. Raises AvdistillError where it cannot be."""
+    dataset = None if config.dataset is None else ClipDataset(config.dataset)
+    scores = None
+    if dataset is not None and (audit := newest_audit(dataset.folder, config.runs)) is not None:
+        scores = read_scores(audit, dataset)
+    site = Site(config, Workspace())
+    if dataset is not None:
+        site.catalog = Catalog(dataset, scores)
+        site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
+        site.version = dataset.checksum[:12]
+        site.pages.append(("/", "Library"))
+    return site
+
+
+def clip_url(start: str, clip: str) -> str:
+    """The address of something of a clip: "/clip/" or "/media/player/", and the id as one part of the path.
+
+    A browser would take the ids "." and ".." for folders.
+    """
+    return start + (f"?id={quote(clip, safe='')}" if clip in ("", ".", "..") else quote(clip, safe=""))
+
+
+def with_query(path: str, values: Mapping[str, object]) -> str:
+    """An address with those values that are not empty."""
+    query = urlencode({name: value for name, value in values.items() if value not in ("", None)})
+    return f"{path}?{query}" if query else path

@@ -1,0 +1,35 @@
+"""A server of the small dataset, with an audit, and a run of a few steps."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed: pip install avdistill[serve]")
+
+
+@pytest.fixture(scope="session")
+def served(taught, tmp_path_factory):
+    """(dataset, run, videos): copies that only servers read; the run has an audit of its training clips."""
+    from avdistill.analysis.audit.audit import audit, write_audit
+    from avdistill.dataset.clip_dataset import ClipDataset
+    from avdistill.methods.mnf_csc import MNFCSCConfig
+    from support.audit_cases import trained
+
+    folder = tmp_path_factory.mktemp("served")
+    dataset = ClipDataset(shutil.copytree(taught.folder, folder / "dataset"))
+    run = trained(dataset, folder / "run", MNFCSCConfig())
+    write_audit(run / "audit-train", audit(run, dataset))
+    return dataset, run
+
+
+@pytest.fixture(scope="session")
+def server(served, tmp_path_factory):
+    from avdistill.server.config import ServeConfig
+    from support.live_server import live
+
+    dataset, run = served
+    decisions = tmp_path_factory.mktemp("reviewed") / "decisions.csv"
+    with live(ServeConfig(dataset=dataset.folder, runs=(run,), decisions=decisions)) as running:
+        yield running
