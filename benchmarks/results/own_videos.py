@@ -91,15 +91,16 @@ def list_ucf51(videos: Path, labels: Path) -> None:
     """Ten clips of each class to train on, drawn from the training groups, and every clip of the test groups."""
     of_class = defaultdict(list)
     for each in read_annotations(videos, format="ucf51"):
-        of_class[each.labels[0]].append((each.path, int(each.group.rsplit("_g", 1)[1][:2])))
+        group = Path(each.path).stem.rpartition("_")[0]  # v_Archery_g03 of v_Archery_g03_c01
+        of_class[each.labels[0]].append((each.path, group, int(group[-2:]) in TEST_GROUPS))
     chance = random.Random(0)
     rows = []
     for name, clips in sorted(of_class.items()):
-        trained = sorted(path for path, group in clips if group not in TEST_GROUPS)
-        rows += [(path, name, "train") for path in sorted(chance.sample(trained, UCF51_LABELS))]
-        rows += [(path, name, "test") for path, group in sorted(clips) if group in TEST_GROUPS]
+        trained = chance.sample(sorted(clip for clip in clips if not clip[2]), UCF51_LABELS)
+        for path, group, tested in sorted(clip for clip in clips if clip[2] or clip in trained):
+            rows.append((path, name, "test" if tested else "train", group))
     with labels.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "label", "split"), *rows])
+        csv.writer(file).writerows([("path", "label", "split", "group"), *rows])
 
 
 def ucf51(a: argparse.Namespace) -> dict[str, Any]:
