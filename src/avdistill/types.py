@@ -82,6 +82,9 @@ class Batch:
         teacher: the frozen teacher's features of these clips, or None for a method without a teacher. Rows where
             `has_teacher` is False are to be ignored.
         has_teacher: bool (B,).
+        each_teacher: the features of each of K teachers, whose mean is `teacher`; empty for one teacher, and for a
+            method that takes the mean.
+        has_each: bool (B, K), likewise None; rows of a teacher where it is False are to be ignored.
         labels: int64 (B,) class indices, or float32 (B, C) multi-hot; rows where `labeled` is False are to be ignored.
         labeled: bool (B,).
         clip_ids: B names, for messages and tables.
@@ -96,11 +99,15 @@ class Batch:
     audio: Tensor | None = None
     teacher: Features | None = None
     indices: Tensor | None = None
+    each_teacher: tuple[Features, ...] = ()
+    has_each: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """`function` applied to every tensor of the batch, the teacher's features included."""
         changed: dict[str, Any] = {n: function(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, teacher=None if self.teacher is None else self.teacher.map(function), **changed)
+        each = tuple(features.map(function) for features in self.each_teacher)
+        teacher = None if self.teacher is None else self.teacher.map(function)
+        return replace(self, teacher=teacher, each_teacher=each, **changed)
 
     def ready_for(self, device: torch.device) -> Self:
         """The batch in host memory, pinned if `device` is a GPU: `to` then copies without blocking."""

@@ -153,7 +153,7 @@ def _of_run(
         outputs = run_network(student.network, dataset, clips, student.config.view, on_progress=on_progress)
     disagreement = np.full(len(clips), np.nan)
     teacher = run_config(run).teacher
-    if teacher in dataset.teachers:
+    if teacher is not None and dataset.has_teacher(teacher):
         stored = dataset.features(teacher).with_classes(student.config.classes)
         logits = stored.select(clips).logits
         if logits is not None:

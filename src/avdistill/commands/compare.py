@@ -51,7 +51,7 @@ class _Compare(Printed):
     tuning_seed: int = 1000
     """The seed of the trials."""
     teacher: str = "audio"
-    """The name of the teacher's features in the dataset."""
+    """The name of the teacher's features in the dataset; "+" joins several teachers, as in yamnet+cnn14."""
     teacher_run: str | None = None
     """The teacher that computed the features (a run folder or a name), for corruptions that make new audio:
     time_shifted and noisy."""

@@ -28,8 +28,9 @@ class _Distill(Printed):
     column split may name test clips. By default a folder of folders is a folder per class, and videos in the folder
     itself have no labels."""
     teacher: str | None = None
-    """A teacher (`avdistill teacher list`, a run folder, or precomputed:FILE.npz); by default the best that is
-    installed, and without one an audio network that is trained on the labeled clips. Nothing is downloaded."""
+    """A teacher (`avdistill teacher list`, a run folder, or precomputed:FILE.npz), or several joined by "+", as in
+    yamnet+cnn14; by default the best that is installed, and without one an audio network that is trained on the labeled
+    clips. Nothing is downloaded."""
     student_modality: Literal["video", "audio"] = "video"
     """The student's modality; the teacher has the other one."""
     decisions: Path | None = None

@@ -42,7 +42,8 @@ class TrainingBatches:
             dataset, clips, labels: the N clips to train on, as rows (N,) of the dataset, all with the view's modality.
             labeled_per_batch: labeled clips of each batch; None draws from one pool.
             use_unlabeled: False draws labeled clips only.
-            teacher: features with a row per clip of the *dataset*, without tokens unless the method needs them.
+            teacher: features with a row per clip of the *dataset*, without tokens and without those of each of several
+                teachers unless the method needs them.
             seed: of order, windows and crops.
             share: (r, n) gives rows r, r + n, ... of each batch, the same as they are in the whole one.
         """
@@ -99,6 +100,7 @@ class TrainingBatches:
         ]
         inputs: dict[str, Any] = {self.view.reader: torch.stack(windows)}
         has_teacher = np.zeros(len(clips), bool) if self.teacher is None else self.teacher.valid[clips]
+        parts = () if self.teacher is None else self.teacher.parts
         return Batch(
             **inputs,
             labels=self.labels.values[rows],
@@ -107,6 +109,8 @@ class TrainingBatches:
             has_teacher=torch.from_numpy(has_teacher),
             clip_ids=tuple(self.dataset.columns["id"][clips].tolist()),
             indices=torch.from_numpy(rows),
+            each_teacher=tuple(part.select(clips) for part in parts),
+            has_each=torch.from_numpy(np.stack([part.valid[clips] for part in parts], axis=1)) if parts else None,
         )
 
 

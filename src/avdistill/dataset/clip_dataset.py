@@ -20,6 +20,7 @@ from avdistill.dataset.features import feature_files, read_features, write_featu
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames, map_shard
 from avdistill.dataset.stored_features import Provenance, StoredFeatures
+from avdistill.dataset.teacher_mean import joint_provenance, mean_of_teachers, teacher_names
 from avdistill.errors import DatasetError
 from avdistill.fsio import check_mapped, error_message, file_checksum
 
@@ -136,22 +137,65 @@ class ClipDataset:
         return items
 
     def features(self, name: str) -> StoredFeatures:
-        """A teacher's features, row i for clip i. Raises DatasetError if they are not there or damaged."""
-        return read_features(self.folder, self._teacher(name), len(self))
+        """A teacher's features, row i for clip i; of several, as in "yamnet+cnn14", their mean (`teacher_mean.py`).
+
+        Raises DatasetError if they are not there or damaged.
+        """
+        entry = self.teacher(name)
+        if name in self.teachers:
+            return self._stored(entry)
+        entries = [self.teachers[each] for each in teacher_names(name)]
+        targets = np.array([self.classes.index(row[0]) if row else -1 for row in self.labels])
+        if self.multi_label:
+            targets = np.array([[each in row for each in self.classes] for row in self.labels], dtype=int)
+        split = self.columns["split"]
+        fitted_on = [(split == e.head_split) | np.isin(split, e.head_split.split("+")) for e in entries]
+        return mean_of_teachers({e.name: self._stored(e) for e in entries}, self.classes, targets, fitted_on)
 
     def features_manifest(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
         """`name`, `provenance` and SHA-256 of the `files` of a teacher's features (of tokens only if asked)."""
         known = self._description.files
-        files = {file: known[file] for file in feature_files(name)[: 3 if tokens else 2] if file in known}
-        return {"name": name, "provenance": self._teacher(name).provenance, "files": files}
+        wanted = [file for each in teacher_names(name) for file in feature_files(each)[: 3 if tokens else 2]]
+        files = {file: known[file] for file in wanted if file in known}
+        return {"name": name, "provenance": self.teacher(name).provenance, "files": files}
 
-    def _teacher(self, name: str) -> TeacherEntry:
-        if name not in self.teachers:
+    def has_teacher(self, name: str) -> bool:
+        """Whether the features of a teacher, or of all of several joined by "+", are in the dataset."""
+        return set(teacher_names(name)) <= self.teachers.keys()
+
+    def teacher(self, name: str) -> TeacherEntry:
+        """What the dataset has of a teacher or, of several joined by "+", of their mean.
+
+        The modality of a mean is that of its first teacher. Raises DatasetError for a teacher that is not there or is
+        named twice.
+        """
+        names = teacher_names(name)
+        if absent := [each for each in names if each not in self.teachers]:
             known = ", ".join(sorted(self.teachers)) or "none"
             raise DatasetError(
-                f"{self.folder}: no teacher {name!r} in this dataset (found: {known}); add it with `avdistill embed`"
+                f"{self.folder}: no teacher {absent[0]!r} in this dataset (found: {known}); add it with "
+                "`avdistill embed`"
             )
-        return self.teachers[name]
+        if name in self.teachers:
+            return self.teachers[name]
+        entries = [self.teachers[each] for each in names]
+        if len(set(names)) < len(names):
+            raise DatasetError(f"{self.folder}: teacher {name!r}: expected each name once, found one twice")
+        complete = all(set(self.classes) <= set(entry.classes) for entry in entries)
+        return TeacherEntry(
+            name=name,
+            modality=entries[0].modality,
+            embedding_dim=sum(entry.embedding_dim for entry in entries),
+            num_tokens=0,
+            classes=self.classes if complete else (),
+            provenance=joint_provenance({entry.name: entry.provenance for entry in entries}),
+            clips=max(entry.clips for entry in entries),
+            fitted_head=any(entry.fitted_head for entry in entries),
+            head_split="+".join(dict.fromkeys(entry.head_split for entry in entries)),
+        )
+
+    def _stored(self, entry: TeacherEntry) -> StoredFeatures:
+        return read_features(self.folder, entry, len(self))
 
     def add_features(
         self,

@@ -138,9 +138,8 @@ class DecidedDataset(ClipDataset):
             return super().checksum
         return hashlib.sha256("\n\n".join([super().checksum, *changes]).encode()).hexdigest()
 
-    def features(self, name: str) -> StoredFeatures:
+    def _stored(self, entry: TeacherEntry) -> StoredFeatures:
         """A teacher's features of the clips that are left; of dropped audio there are none."""
-        entry = self._teacher(name)
         stored = read_features(self.folder, entry, self._rows_stored)
         valid = stored.valid[self._kept]
         if entry.modality == "audio":

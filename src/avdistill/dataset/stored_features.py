@@ -39,6 +39,7 @@ class StoredFeatures:
         valid: bool (N,); where it is False the other arrays are 0 and carry no information.
         classes: names of the logits' columns, empty without logits.
         provenance: what computed the embeddings.
+        parts: of the mean of several teachers (`teacher_mean.py`) the features of each; empty for one teacher.
     """
 
     embedding: np.ndarray
@@ -47,12 +48,15 @@ class StoredFeatures:
     valid: np.ndarray
     classes: tuple[str, ...]
     provenance: Provenance
+    parts: tuple[StoredFeatures, ...] = ()
 
     def with_classes(self, classes: tuple[str, ...]) -> Self:
         """The same with the logits' columns in the order of `classes`; without logits where one of them is missing."""
+        parts = tuple(each.with_classes(classes) for each in self.parts)
         if self.logits is None or not set(classes) <= set(self.classes):
-            return replace(self, logits=None, classes=())
-        return replace(self, logits=self.logits[:, [self.classes.index(name) for name in classes]], classes=classes)
+            return replace(self, logits=None, classes=(), parts=parts)
+        columns = [self.classes.index(name) for name in classes]
+        return replace(self, logits=self.logits[:, columns], classes=classes, parts=parts)
 
     def select(self, clips: np.ndarray) -> Features:
         """The given rows as tensors on the CPU. Raises DatasetError where the tokens' file has become shorter."""

@@ -24,6 +24,7 @@ class TeacherRequirement:
         embedding: (B, D); comes with logits and tokens.
         logits: (B, C) in the classes of the dataset.
         tokens: (B, K, D).
+        each: of several teachers the features of each, beside those of their mean.
     """
 
     NOTHING: ClassVar[TeacherRequirement]
@@ -34,6 +35,7 @@ class TeacherRequirement:
     embedding: bool = False
     logits: bool = False
     tokens: bool = False
+    each: bool = False
 
     def __bool__(self) -> bool:
         return self.embedding or self.logits or self.tokens
@@ -55,7 +57,8 @@ class MethodContext:
 
     Attributes:
         num_classes: C.
-        teacher_dim: D of the teacher's embedding; 0 without a teacher.
+        teacher_dim: D of the teacher's embedding, of several that of their mean; 0 without a teacher.
+        teacher_dims: D of each of several teachers, where the method asks for each; empty for one teacher.
         training_clips: N; `Batch.indices` lie in [0, N).
         batch_size: B of a forward pass, over all processes.
         total_iterations: forward passes of the whole run: optimizer steps x gradient accumulation.
@@ -66,6 +69,7 @@ class MethodContext:
     training_clips: int = 0
     batch_size: int = 1
     total_iterations: int = 1
+    teacher_dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,14 @@ def rows_with_teacher(student: StudentFeatures, batch: Batch) -> tuple[StudentFe
     """The features of student and teacher of the clips that have a teacher; no gradient reaches the teacher's."""
     assert batch.teacher is not None
     return student.select(batch.has_teacher), batch.teacher.select(batch.has_teacher).detach()
+
+
+def each_teacher(batch: Batch) -> tuple[tuple[Features, ...], Tensor]:
+    """The features of each of several teachers, or of the only one, and bool (B, K), which teachers a clip has."""
+    assert batch.teacher is not None
+    if batch.has_each is None:
+        return (batch.teacher.detach(),), batch.has_teacher[:, None]
+    return tuple(each.detach() for each in batch.each_teacher), batch.has_each
 
 
 def paired(

@@ -81,7 +81,8 @@ class TrainConfig:
         out: The run folder to make; an empty folder is taken, another is refused.
         student: The network that is trained.
         method: The training method and its settings.
-        teacher: The name of the teacher's features in the dataset, which distillation methods need.
+        teacher: The name of the teacher's features in the dataset, which distillation methods need; "+" joins several
+            teachers, as in "yamnet+cnn14", of which the mean is taken.
         decisions: A CSV file of decisions about clips (clip,decision,by), as `avdistill audit --decide` writes it:
             keep, drop_audio, drop_clip or relabel:NAME. The dataset's folder is not changed.
         train_split: The split to train on; "+" joins several, as in "train+teacher".

@@ -105,7 +105,7 @@ class TrainingSetup:
             share=(distributed.rank(), processes),
         )
         student = _build_student(config, dataset, len(classes), begun=saved_folder(run, "last") is not None)
-        context = _context(config, classes, 0 if teacher is None else teacher.embedding.shape[1], len(training))
+        context = _context(config, classes, teacher, len(training))
         method = distributed.move_module(build_method(config.method, student, context), device)
         if distributed.rank():  # the same weights, but other dropout and blanking
             torch.manual_seed(config.seed + 1_000_003 * distributed.rank())
@@ -213,17 +213,20 @@ def load_method(
     recorded = data_manifest(run)
     check_method(run, config, recorded, trust_method)
     student, description = load_student(folder)
-    teacher_dim = 0 if config.teacher is None else dataset.features(config.teacher).embedding.shape[1]
-    context = _context(config, description.classes, teacher_dim, len(recorded["training"]))
+    teacher = None if config.teacher is None else dataset.features(config.teacher)
+    context = _context(config, description.classes, teacher, len(recorded["training"]))
     method = build_method(config.method, student, context)
     load_tensors(method, folder / "helpers.safetensors", without="student.")
     return method.eval(), description
 
 
-def _context(config: TrainConfig, classes: Sequence[str], teacher_dim: int, training_clips: int) -> MethodContext:
+def _context(
+    config: TrainConfig, classes: Sequence[str], teacher: StoredFeatures | None, training_clips: int
+) -> MethodContext:
     return MethodContext(
         num_classes=len(classes),
-        teacher_dim=teacher_dim,
+        teacher_dim=0 if teacher is None else teacher.embedding.shape[1],
+        teacher_dims=() if teacher is None else tuple(part.embedding.shape[1] for part in teacher.parts),
         training_clips=training_clips,
         batch_size=config.batch_size,
         total_iterations=config.steps * config.gradient_accumulation_steps,
@@ -285,13 +288,15 @@ def _teacher_features(
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"
         )
+    if not required.each:
+        teacher = replace(teacher, parts=())
     if not required.tokens:
         return replace(teacher, tokens=None)
     if teacher.tokens is None:
         having = [name for name, entry in dataset.teachers.items() if entry.num_tokens]
         raise RunError(
             f"method {config.method.name!r} needs the teacher's tokens, which {config.teacher!r} has not put into the "
-            f"dataset (teachers with tokens: {', '.join(having) or 'none'}); `avdistill embed --tokens` does where "
-            "the teacher has any"
+            f"dataset (teachers with tokens: {', '.join(having) or 'none'}; a mean of several has none); "
+            "`avdistill embed --tokens` does where the teacher has any"
         )
     return teacher

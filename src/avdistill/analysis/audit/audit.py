@@ -22,6 +22,7 @@ from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
 from avdistill.dataset.decisions import DROP_AUDIO, KEEP, Decision
 from avdistill.dataset.splits import clips_of_split, encode_labels, has_modality
 from avdistill.dataset.stored_features import format_provenance
+from avdistill.dataset.teacher_mean import teacher_names
 from avdistill.distributed import init_distributed, move_module
 from avdistill.errors import DatasetError, RunError
 from avdistill.evaluation.multilabel import tagging_table
@@ -221,7 +222,7 @@ class _Case:
 
 def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
     """A method's own scores hold for features of the network that it learned from."""
-    then, now = data_manifest(run)["teacher"], dataset.teachers[name].provenance
+    then, now = data_manifest(run)["teacher"], dataset.teacher(name).provenance
     if then is not None and then["provenance"] != now:
         raise DatasetError(
             f"{dataset.folder}: the features of teacher {name!r} are by {format_provenance(now)}, the run learned from "
@@ -232,6 +233,8 @@ def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
 def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None, trust_method: bool) -> _Case:
     config = run_config(run)
     name = _teacher_name(run, config.teacher, dataset, requested)
+    if len({dataset.teacher(each).modality for each in teacher_names(name)}) > 1:
+        raise RunError(f"{run}: expected teachers of one modality to audit, found {name!r} of both")
     method, description = load_method(run, dataset, trust_method=trust_method)
     if name == config.teacher and method.audits:
         _check_maker(run, dataset, name)
@@ -271,7 +274,7 @@ def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None, tr
         method=method,
         method_name=config.method.source if isinstance(config.method, CustomMethodConfig) else config.method.name,
         description=description,
-        teacher=dataset.teachers[name],
+        teacher=dataset.teacher(name),
         scored=scored,
         unscored=[
             (int(clip), "teacher" if has else "student")

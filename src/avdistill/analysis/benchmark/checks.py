@@ -18,6 +18,7 @@ from avdistill.dataset.splits import (
     split_names,
     training_classes,
 )
+from avdistill.dataset.teacher_mean import teacher_names
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.inference.runner import check_rates
 from avdistill.methods import MethodConfig, supports_multi_label, teacher_requirement
@@ -56,13 +57,13 @@ def check_datasets(
     _check_features(study, dataset, methods)
     if study.test_dataset is None or study.test_dataset.resolve() == study.dataset.resolve():
         _check_untouched(study, dataset, clips, trained)
-    if teacher is not None and study.teacher in dataset.teachers:
-        check_teacher(dataset, [study.teacher], teacher)
+    if teacher is not None and dataset.has_teacher(study.teacher):
+        check_teacher(dataset, teacher_names(study.teacher), teacher)
 
 
 def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, MethodConfig]) -> None:
     """Raise DatasetError where a method needs features that are missing; too few labels leave a head without logits."""
-    teacher = dataset.teachers.get(study.teacher)
+    teacher = dataset.teacher(study.teacher) if dataset.has_teacher(study.teacher) else None
     for name, config in methods.items():
         required = teacher_requirement(config)
         if required and teacher is None:
@@ -70,7 +71,7 @@ def _check_features(study: Study, dataset: ClipDataset, methods: Mapping[str, Me
                 f"{dataset.folder}: method {name!r} needs teacher {study.teacher!r}: `avdistill embed` first"
             )
         if teacher and ((required.logits and not teacher.classes) or (required.tokens and not teacher.num_tokens)):
-            hint = " (`avdistill embed --tokens`)" if required.tokens else ""
+            hint = " (`avdistill embed --tokens`, of one teacher)" if required.tokens else ""
             raise DatasetError(f"{dataset.folder}: method {name!r} needs {required} of teacher {study.teacher!r}{hint}")
 
 
@@ -81,7 +82,7 @@ def _check_untouched(study: Study, dataset: ClipDataset, tested: np.ndarray, tra
             f"study.test_split: {both} clips of split {study.test_split!r} are also those of "
             f"{study.base.train_split!r}, which is trained on"
         )
-    teacher = dataset.teachers.get(study.teacher)
+    teacher = dataset.teacher(study.teacher) if dataset.has_teacher(study.teacher) else None
     if teacher and teacher.fitted_head:
         fitted = np.isin(dataset.columns["split"], split_names(dataset, teacher.head_split))
         if fitted[tested].any():

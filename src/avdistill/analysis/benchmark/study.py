@@ -31,6 +31,7 @@ from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import decision_counts, open_dataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
+from avdistill.dataset.teacher_mean import teacher_names
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import own_folder, write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, parse_method, teacher_requirement
@@ -57,7 +58,7 @@ class Study:
             published setting; the others are drawn from what the method declares and `LEARNING_RATES`.
         trial_steps: of a trial's run; None: as many as a run that counts.
         tuning_seed: of the trials' runs and draws; none of `seeds`.
-        teacher: name of the features.
+        teacher: name of the features; of several teachers joined by "+".
         test_dataset: whose split `test_split` is classified; None is `dataset`, without any corruption.
         test_split: see `test_dataset`. Where the test dataset has labeled clips of the split trained on, those of
             this one are also looked up among them.
@@ -265,10 +266,9 @@ def _open_folder(study: Study, methods: Mapping[str, MethodConfig], network: Tea
     """Write what the study is, or compare with what was written."""
     dataset = study.open(study.dataset)
     check_datasets(study, dataset, methods, network)
-    teacher = dataset.teachers.get(study.teacher)
     required = [teacher_requirement(config) for config in methods.values()]
     features = None
-    if any(required) and teacher:
+    if any(required) and dataset.has_teacher(study.teacher):
         features = dataset.features_manifest(study.teacher, tokens=any(each.tokens for each in required))
     record = encode(study) | {
         "dataset": str(study.dataset.resolve()),
@@ -310,8 +310,9 @@ def _corruption_datasets(study: Study, methods: Mapping[str, MethodConfig], teac
         datasets[text] = folder.resolve()
         if folder != study.dataset:
             made = corrupt(base, study.corruption(text), folder)
-            if study.teacher in base.teachers:
-                transfer_features(base, made, study.teacher, teacher=teacher)
+            if base.has_teacher(study.teacher):
+                for name in teacher_names(study.teacher):
+                    transfer_features(base, made, name, teacher=teacher)
             check_datasets(study, study.open(folder), methods, None)
     return datasets
 

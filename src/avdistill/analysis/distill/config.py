@@ -1,13 +1,16 @@
 """What `distill` is asked for."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from avdistill.dataset.teacher_mean import JOINT, teacher_names
 from avdistill.errors import ConfigError
 from avdistill.progress import OnProgress
+from avdistill.teachers.precomputed import PRECOMPUTED
 
 Bar = Callable[[str], AbstractContextManager[OnProgress]]
 TRAIN, TEST = "train", "test"
@@ -21,8 +24,8 @@ class DistillConfig:
         videos: the folder of videos.
         out: the folder for everything.
         labels: a list with a label for some of the videos (`list_videos`); None takes class folders, if there are any.
-        teacher: a name, a run folder, `precomputed:` and a file of embeddings, or None: the best that is installed,
-            else an audio network that is trained on the labeled clips.
+        teacher: a name, a run folder, `precomputed:` and a file of embeddings, several of these joined by "+", or None:
+            the best that is installed, else an audio network that is trained on the labeled clips.
         student_modality: of the student; the teacher has the other one.
         decisions: a file of decisions about clips, as an earlier call's audit wrote it.
         time_budget_seconds: for all; decides the steps and seeds of the training runs. None takes the most.
@@ -56,6 +59,20 @@ class DistillConfig:
             raise ConfigError(f"workers: expected at least 1, found {self.workers}")
         if self.seed < 0:
             raise ConfigError(f"seed: must not be negative, got {self.seed}")
+
+    @property
+    def teachers(self) -> dict[str, str | None]:
+        """The teachers by the name of their features: the first by its modality, the others by their own names."""
+        asked: list[str | None] = [self.teacher]
+        if self.teacher is not None and not Path(self.teacher.removeprefix(PRECOMPUTED)).exists():
+            asked = [*teacher_names(self.teacher)]
+        names = [self.teacher_modality, *(re.sub(r"[^\w.]", "_", Path(each).name) for each in asked[1:] if each)]
+        return dict(zip(names, asked, strict=False))
+
+    @property
+    def features(self) -> str:
+        """The name of the features that the students learn from."""
+        return JOINT.join(self.teachers)
 
     @property
     def teacher_modality(self) -> Literal["video", "audio"]:

@@ -45,40 +45,44 @@ def check_teacher(config: DistillConfig, labeled: bool) -> str | None:
 
 
 def embed_all(config: DistillConfig, dataset: ClipDataset, teacher: str | None, bar: Bar) -> ClipDataset:
-    """The dataset with the teacher's features, and with those of an installed encoder of the other modality.
+    """The dataset with the teachers' features, and with those of an installed encoder of the other modality.
 
-    The features have the name of their modality.
+    The features have the name of their modality, those of further teachers the teachers' names.
 
     Raises:
         TeacherError: the teacher cannot be loaded, or is of the student's modality.
         DatasetError: embeddings from a file do not fit (`embed_precomputed`).
     """
-    if config.teacher_modality not in dataset.teachers and teacher and teacher.startswith(PRECOMPUTED):
-        file = Path(teacher.removeprefix(PRECOMPUTED))
-        embed_precomputed(dataset, file, config.teacher_modality, config.teacher_modality, head_split=TRAIN)
-    elif config.teacher_modality not in dataset.teachers:
-        network = load_teacher(teacher or _train_own(config.out / "teacher", dataset, bar))
+    for name, own in config.teachers.items():
+        asked = own or teacher
+        if name in dataset.teachers:
+            continue
+        if asked and asked.startswith(PRECOMPUTED):
+            file = Path(asked.removeprefix(PRECOMPUTED))
+            embed_precomputed(dataset, file, name, config.teacher_modality, head_split=TRAIN)
+            continue
+        network = load_teacher(asked or _train_own(config.out / "teacher", dataset, bar))
         if network.view.modality != config.teacher_modality:
             raise TeacherError(
-                f"{teacher}: expected a teacher of {config.teacher_modality} for a student of "
+                f"{asked}: expected a teacher of {config.teacher_modality} for a student of "
                 f"{config.student_modality}, found one of {network.view.modality}"
             )
-        _embed(dataset, teacher or "own teacher", network, bar)
+        _embed(dataset, asked or "own teacher", network, bar, name)
     other = installed_teacher(config.student_modality)
     if other is not None and config.student_modality not in dataset.teachers:
-        _embed(dataset, other, load_teacher(other), bar)
+        _embed(dataset, other, load_teacher(other), bar, config.student_modality)
     return ClipDataset(dataset.folder)
 
 
-def _embed(dataset: ClipDataset, name: str, network: Teacher, bar: Bar) -> None:
+def _embed(dataset: ClipDataset, teacher: str, network: Teacher, bar: Bar, name: str) -> None:
     windows = None
     if isinstance(network.view, VideoInput):
         windows = _WINDOWS
-        if name in _INSTALLED["video"]:
+        if teacher in _INSTALLED["video"]:
             windows = _FRAMES
             network = replace(network, view=replace(network.view, frames=1, size=_FRAME_SIZE))
-    with bar(f"embed ({name})") as update:
-        embed(dataset, network, network.view.modality, windows=windows, head_split=TRAIN, on_progress=update)
+    with bar(f"embed ({teacher})") as update:
+        embed(dataset, network, name, windows=windows, head_split=TRAIN, on_progress=update)
 
 
 def _train_own(run: Path, dataset: ClipDataset, bar: Bar) -> Path:

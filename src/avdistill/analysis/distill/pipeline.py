@@ -69,7 +69,7 @@ def distill(config: DistillConfig, *, bar: Bar) -> dict[str, Any]:
         base=replace(base, steps=plan.steps),
         methods=plan.methods,
         seeds=plan.seeds,
-        teacher=config.teacher_modality,
+        teacher=config.features,
     )
     with bar("train students") as update:
         rows = run_study(study, workers=config.workers, threads=1, on_progress=update)
@@ -145,7 +145,7 @@ def _audit(dataset: ClipDataset, copies: list[Duplicate], out: Path) -> Audit | 
 
 def _with_clusters(config: DistillConfig, dataset: ClipDataset) -> ClipDataset:
     """Without labels: clusters of the teacher's embeddings stand for classes."""
-    stored = dataset.features(config.teacher_modality)
+    stored = dataset.features(config.features)
     embedding = np.where(stored.valid[:, None], stored.embedding, np.float32(np.nan))
     clustered = label_by_clusters(dataset, embedding, config.out / "clustered")
     transfer_teachers(dataset, clustered)

@@ -99,7 +99,7 @@ def make_plan(config: DistillConfig, base: TrainConfig, spent_seconds: float) ->
     if file.is_file():
         recorded = read_json(file)
         return Plan(**recorded | {"methods": tuple(recorded["methods"]), "seeds": tuple(recorded["seeds"])})
-    trial = replace(base, method=parse_method(METHODS[-1]), teacher=config.teacher_modality)
+    trial = replace(base, method=parse_method(METHODS[-1]), teacher=config.features)
     step_seconds = measure_step(trial, config.out / "trial")
     left = None if config.time_budget_seconds is None else config.time_budget_seconds - spent_seconds
     steps, seeds = choose_runs(base.steps, step_seconds, left, config.workers)

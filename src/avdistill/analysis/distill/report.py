@@ -14,6 +14,7 @@ from avdistill.analysis.distill.baselines import baseline_rows
 from avdistill.analysis.distill.config import TEST, TRAIN
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, labeled_clips
+from avdistill.dataset.teacher_mean import teacher_names
 from avdistill.errors import RunError
 from avdistill.evaluation.statistics import Estimate, interval
 from avdistill.fsio import result_folder, write_json
@@ -92,7 +93,8 @@ def write_results(
     groups = dataset.columns["group"][clips]
     # Clusters of the teacher's embeddings are found in them by any classifier.
     frozen = baseline_rows(
-        dataset, [name for name in sorted(dataset.teachers) if found.labeled or name != study.teacher]
+        dataset,
+        [name for name in sorted(dataset.teachers) if found.labeled or name not in teacher_names(study.teacher)],
     )
     estimates = _estimates([*(row for row in rows if "failed" not in row), *frozen], groups)
     for row in frozen:
