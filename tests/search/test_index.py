@@ -7,7 +7,7 @@ import pytest
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
-from avdistill.search.forms import build_index
+from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
 
 
@@ -22,9 +22,13 @@ def cosines(dataset: ClipDataset, teacher: str, query: np.ndarray) -> dict[str, 
     return found
 
 
-@pytest.fixture(scope="module")
-def index(taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return build_index([taught.folder], tmp_path_factory.mktemp("index") / "index")
+@pytest.fixture(scope="module", params=["exact", "lance"])
+def index(request: pytest.FixtureRequest, taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    if request.param == "lance":
+        pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
+    out = tmp_path_factory.mktemp("index") / "index"
+    build_index([taught.folder], out, form=request.param)
+    return open_index(out)
 
 
 def test_a_vector_finds_the_clips_of_highest_cosine(index: Index, taught: ClipDataset) -> None:
@@ -86,7 +90,7 @@ def test_a_condition_does_not_reduce_the_number_of_hits(index: Index, taught: Cl
         (lambda i: i.search_clip("nobody"), "expected a clip 'nobody' with a vector in 'audio', found none"),
         (lambda i: i.search_label("nothing"), "expected clips labeled 'nothing'"),
         (lambda i: i.search_file("a.mp4", modality="video"), "expected one space of video, found none"),
-        (lambda i: i.search_file("a.mp4"), "expected the encoder that computed it, 'test', found none"),
+        (lambda i: i.search_file("a.mp4"), "expected the encoder that computed it (test), found none"),
     ],
 )
 def test_a_search_that_cannot_be_answered_is_one_line_and_exit_code_2(index: Index, call, message: str) -> None:
@@ -95,3 +99,38 @@ def test_a_search_that_cannot_be_answered_is_one_line_and_exit_code_2(index: Ind
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert error.value.exit_code == 2
+
+
+CONDITIONS = [
+    ("split = 'train'", lambda row: row["split"] == "train"),
+    ("split != 'train'", lambda row: row["split"] != "train"),
+    ("id IN ('{0}', '{1}', 'it''s')", lambda row: row["number"] < 2),
+    ("id NOT IN ('{0}', '{1}')", lambda row: row["number"] >= 2),
+    ("labels = '{label}'", lambda row: row["label"] in row["labels"]),
+    ("NOT labels = '{label}'", lambda row: row["label"] not in row["labels"]),
+    ("labels IN ('{label}', 'none')", lambda row: row["label"] in row["labels"]),
+    ("labeled", lambda row: bool(row["labels"])),
+    ("NOT (labeled AND has_video = true)", lambda row: not (row["labels"] and row["has_video"])),
+    ("start_seconds >= 0.5 OR has_video", lambda row: row["start_seconds"] >= 0.5 or row["has_video"]),
+    ("start_seconds < 0.5 and not silent", lambda row: row["start_seconds"] < 0.5 and not row["silent"]),
+    ("end_seconds IS NULL", lambda row: not np.isfinite(row["end_seconds"])),
+    ("mismatch_score IS NULL", lambda row: True),
+    ("NOT mismatch_score IS NULL", lambda row: False),
+    ("mismatch_score < 0.5", lambda row: False),
+    ("NOT (mismatch_score < 0.5)", lambda row: False),
+    ("group != 'x' AND path != 'y' AND dataset = 'dataset'", lambda row: True),
+]
+
+
+@pytest.mark.parametrize(("where", "holds"), CONDITIONS, ids=[where for where, _ in CONDITIONS])
+def test_a_condition_selects_the_same_clips_in_every_form(index: Index, taught: ClipDataset, where, holds) -> None:
+    valid = taught.features("audio").valid
+    ids = [str(taught.columns["id"][row]) for row in np.flatnonzero(valid)]
+    expected = set()
+    for number, row in enumerate(np.flatnonzero(valid)):
+        values = {name: column[row] for name, column in taught.columns.items()}
+        values |= {"number": number, "labels": taught.labels[row], "label": taught.classes[0]}
+        if holds(values):
+            expected.add(ids[number])
+    text = where.format(*ids, label=taught.classes[0])
+    assert {hit.clip for hit in index.search_vector(np.ones(24), "audio", k=100, where=text)} == expected

@@ -14,6 +14,7 @@ from avdistill.progress import OnProgress
 from avdistill.search.columns import Column, gather
 from avdistill.search.exact import ExactIndex, write_exact
 from avdistill.search.index import Index
+from avdistill.search.lance import LanceIndex, write_lance
 from avdistill.search.schema import Source, Space
 
 Form = Literal["exact", "lance", "qdrant"]
@@ -57,7 +58,9 @@ def build_index(
         current = _open(out, form)
         if current.description == content.description:
             return current
-    if form == "exact":
+    if form == "lance":
+        write_lance(content, os.fspath(out), on_progress)
+    else:
         write_exact(content, Path(out), on_progress)
     return _open(out, form)
 
@@ -98,7 +101,7 @@ def form_of(location: str | os.PathLike[str], form: Form | None) -> Form:
 
 
 def _open(location: str | os.PathLike[str], form: Form) -> Index:
-    return ExactIndex(Path(location))
+    return LanceIndex(os.fspath(location)) if form == "lance" else ExactIndex(Path(location))
 
 
 def check_fresh(index: Index) -> None:

@@ -1,0 +1,198 @@
+"""The LanceDB form (extra `search`): embedded, on disk or in a bucket; exact up to 200,000 clips, IVF-PQ beyond.
+
+The table `clips-<key>` holds a row per clip, a column of vectors for each space; `description` names the table that is
+whole and what it was made of, and is written last. A batch of rows is one commit of LanceDB: it is there, or it is not.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avdistill.config_io import encode, parse_json
+from avdistill.errors import SearchError
+from avdistill.fsio import error_message, is_vacant, open_lock
+from avdistill.progress import OnProgress, Progress
+from avdistill.search.columns import Content, Part
+from avdistill.search.index import Index
+from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, checked_description, hit_of
+from avdistill.search.where import Comparison, Condition, Value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: more vectors than this in a space get an IVF-PQ index
+LARGEST_EXACT = 200_000
+# At these a search of 1,000,000 x 512 finds what results/performance/search.json says.
+_PROBES, _REFINE = 40, 20
+# Of clips that meet a condition: so few are compared one by one, without the IVF-PQ index, which might miss them.
+_FEW = 50_000
+_DESCRIPTION = "description"
+
+
+class LanceIndex(Index):
+    """A table of LanceDB."""
+
+    def __init__(self, location: str) -> None:
+        """Open it. Raises SearchError where there is no index, a damaged one, or no LanceDB."""
+        if "://" not in location and not Path(location).is_dir():
+            raise SearchError(f"{location}: no index here")
+        database = _connect(location)
+        try:
+            if _DESCRIPTION not in _tables(database):
+                raise SearchError(f"{location}: no index here, or one whose indexing was interrupted: index again")
+            row = database.open_table(_DESCRIPTION).search().limit(1).to_list()[0]
+            super().__init__(location, checked_description(parse_json(row["description"])))
+            self._table = database.open_table(row["table"])
+        except (OSError, ValueError, RuntimeError, LookupError) as error:
+            raise SearchError(f"{location}: damaged: {error_message(error):.200}; index again") from error
+
+    def search_vectors(
+        self, vectors: np.ndarray, space: Space, *, k: int, condition: Condition | None
+    ) -> list[list[Hit]]:
+        """See `Index`. The condition comes before the search. Approximate in a space of more than 200,000 vectors."""
+        column = self._column(space)
+        sql = f"{column} IS NOT NULL" + ("" if condition is None else f" AND {to_sql(condition)}")
+        few = condition is not None and self._table.count_rows(sql) <= _FEW
+        found = []
+        for vector in vectors:
+            query = self._table.search(vector, vector_column_name=column).distance_type("cosine")
+            query = query.where(sql, prefilter=True).limit(k).select(["row", *COLUMNS, "_distance"])
+            query = query.bypass_vector_index() if few else query.nprobes(_PROBES).refine_factor(_REFINE)
+            rows = sorted(query.to_list(), key=lambda row: (row["_distance"], row["row"]))
+            found.append([hit_of(row, 1 - row["_distance"]) for row in rows])
+        return found
+
+    def vectors(self, space: Space, condition: Condition, *, most: int) -> tuple[list[tuple[str, str]], np.ndarray]:
+        """See `Index`."""
+        column = self._column(space)
+        query = self._table.search().where(f"{column} IS NOT NULL AND {to_sql(condition)}")
+        rows = query.limit(most).select(["dataset", "id", column]).to_arrow()
+        values = rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return list(zip(rows["dataset"].to_pylist(), rows["id"].to_pylist(), strict=True)), values.reshape(
+            -1, space.dim
+        )
+
+    def _column(self, space: Space) -> str:
+        return _vector_column(self.description.spaces.index(space))
+
+
+def write_lance(content: Content, location: str, on_progress: OnProgress | None = None) -> None:
+    """Make the index, or go on where a killed call of the same content stopped; an older one is then removed.
+
+    Raises:
+        SearchError: another process makes it, something else has its name, LanceDB is missing or fails.
+    """
+    folder = None if "://" in location else Path(location)
+    if folder is not None:
+        if not is_vacant(folder) and not any(folder.glob("clips-*.lance")) and not (folder / "lock").is_file():
+            raise SearchError(f"{folder}: expected an index or a free name, found something else; it is not replaced")
+        folder.mkdir(parents=True, exist_ok=True)
+    database = _connect(location)
+    try:
+        with nullcontext() if folder is None else open_lock(folder):
+            _write(content, database, on_progress)
+    except BlockingIOError:
+        raise SearchError(f"{location}: another process is making it") from None
+    except (RuntimeError, ValueError) as error:
+        raise SearchError(f"{location}: LanceDB cannot write it: {error_message(error):.300}") from error
+
+
+def _write(content: Content, database: Any, on_progress: OnProgress | None) -> None:
+    description = content.description
+    text = json.dumps(encode(description), sort_keys=True)
+    name = f"clips-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    table = database.create_table(name, schema=_schema(content), exist_ok=True)
+    for part in content.parts(table.count_rows()):
+        table.add(_rows(part))
+        if on_progress is not None:
+            on_progress(Progress(part.start + part.clips.num_rows, description.clips))
+    table.optimize()
+    _index_vectors(table, description)
+    import pyarrow as pa
+
+    database.create_table(_DESCRIPTION, pa.table({"description": [text], "table": [name]}), mode="overwrite")
+    for other in _tables(database):
+        if other.startswith("clips-") and other != name:
+            database.drop_table(other)
+
+
+def _index_vectors(table: Any, description: IndexDescription) -> None:
+    """IVF-PQ for each space with more vectors than are compared one by one."""
+    from lancedb.index import IvfPq
+
+    have = {column for index in table.list_indices() for column in index.columns}
+    for i in range(len(description.spaces)):
+        column = _vector_column(i)
+        if column not in have and table.count_rows(f"{column} IS NOT NULL") > LARGEST_EXACT:
+            table.create_index(column, config=IvfPq(distance_type="cosine"))
+
+
+def _schema(content: Content) -> "pa.Schema":
+    import pyarrow as pa
+
+    vectors = [
+        pa.field(_vector_column(i), pa.list_(pa.float32(), space.dim))
+        for i, space in enumerate(content.description.spaces)
+    ]
+    return pa.schema([pa.field("row", pa.int64()), *content.clips.schema, *vectors])
+
+
+def _rows(part: Part) -> "pa.Table":
+    import pyarrow as pa
+
+    rows = pa.array(np.arange(part.start, part.start + part.clips.num_rows))
+    columns = {"row": rows} | {name: part.clips[name] for name in part.clips.column_names}
+    for i, vectors in enumerate(part.vectors):
+        values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        missing = pa.array(~vectors.any(1))
+        columns[_vector_column(i)] = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=missing)
+    return pa.table(columns)
+
+
+def to_sql(condition: Condition) -> str:
+    """The condition in LanceDB's SQL."""
+    if isinstance(condition, Comparison):
+        return _comparison_sql(condition)
+    return "(" + f" {condition.joined_by.upper()} ".join(map(to_sql, condition.parts)) + ")"
+
+
+def _comparison_sql(c: Comparison) -> str:
+    column = f"`{c.column}`"
+    if not c.values:
+        return f"{column} {c.operator.upper()}"
+    if c.kind == "texts":
+        found = " OR ".join(f"array_has({column}, {_literal(value)})" for value in c.values)
+        return f"(NOT ({found}))" if c.operator in ("!=", "not in") else f"({found})"
+    if c.operator in ("in", "not in"):
+        return f"{column} {c.operator.upper()} ({', '.join(map(_literal, c.values))})"
+    return f"{column} {c.operator} {_literal(c.values[0])}"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else repr(float(value))
+
+
+def _vector_column(number: int) -> str:
+    return f"vector_{number}"
+
+
+def _connect(location: str) -> Any:
+    try:
+        import lancedb
+    except ImportError:
+        raise SearchError(f"{location}: LanceDB is not installed: install the extra 'search'") from None
+    try:
+        return lancedb.connect(os.fspath(location))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SearchError(f"{location}: LanceDB cannot open it: {error_message(error):.200}") from error
+
+
+def _tables(database: Any) -> list[str]:
+    return list(database.list_tables(limit=1000).tables)
