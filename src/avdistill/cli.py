@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("predict:predict", "label video and audio files, as a whole and over time"),
     "serve": ("serve:serve", "start a web server to look, search, label uploads and review an audit"),
     "export": ("predict:export", "write a student as ONNX or safetensors and compare the two"),
+    "index": ("search:index", "index the clips of datasets and runs for searching"),
+    "search": ("search:search", "find the clips nearest to a file, a clip, a label or a text"),
     "reference": ("reference:reference", "import the paper's released files and compute its metrics"),
     "distill": ("distill:distill", "distill a small student from a folder of videos with few labels, with a report"),
     "demo": ("evaluate:demo", "run the whole pipeline on synthetic videos and write a report"),

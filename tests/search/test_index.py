@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
+from avdistill.search.columns import FeaturesColumn
 from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
 
@@ -134,3 +141,143 @@ def test_a_condition_selects_the_same_clips_in_every_form(index: Index, taught: 
             expected.add(ids[number])
     text = where.format(*ids, label=taught.classes[0])
     assert {hit.clip for hit in index.search_vector(np.ones(24), "audio", k=100, where=text)} == expected
+
+
+def test_changed_features_make_an_index_stale_and_indexing_again_replaces_it(
+    taught: ClipDataset, tmp_path: Path
+) -> None:
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    for form in ("exact", "lance"):
+        pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
+        before = build_index([dataset.folder], tmp_path / form, form=form)
+        features = dataset.features("audio")
+        changed = np.where(features.valid[:, None], features.embedding[:, ::-1], np.nan).astype(np.float32)
+        dataset.add_features(
+            "audio", modality="audio", provenance={"name": "test"}, embedding=changed, logits=None, classes=()
+        )
+        with pytest.raises(SearchError, match=r"stale: .*features-audio\.npy has changed; run `avdistill index` again"):
+            open_index(tmp_path / form)
+        assert before.search_vector(np.arange(24.0), "audio", k=1)  # one that is open stays as it was
+        build_index([dataset.folder], tmp_path / form, form=form)
+        query = np.arange(24.0, dtype=np.float32)
+        expected = cosines(dataset := ClipDataset(dataset.folder), "audio", query)
+        assert open_index(tmp_path / form).search_vector(query, "audio", k=1)[0].clip == max(expected, key=expected.get)
+
+
+def test_an_index_of_a_dataset_that_is_gone_still_opens(taught: ClipDataset, tmp_path: Path) -> None:
+    shutil.copytree(taught.folder, tmp_path / "dataset")
+    build_index([tmp_path / "dataset"], tmp_path / "index")
+    shutil.rmtree(tmp_path / "dataset")
+    assert open_index(tmp_path / "index").search_vector(np.ones(24), "audio", k=1)
+
+
+def test_two_datasets_are_told_apart_by_name(taught: ClipDataset, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(taught.folder, tmp_path / name / "dataset")
+    made = build_index([tmp_path / "a" / "dataset", tmp_path / "b" / "dataset"], tmp_path / "index")
+    assert [source.name for source in made.description.sources] == ["a/dataset", "b/dataset"]
+    clip = str(taught.columns["id"][np.flatnonzero(taught.features("audio").valid)[0]])
+    with pytest.raises(SearchError, match="expected one, found it in a/dataset and b/dataset"):
+        made.search_clip(clip)
+    first = made.search_clip(clip, dataset="a/dataset", k=1)[0]
+    assert (first.clip, first.dataset) == (clip, "b/dataset")
+    assert first.score == pytest.approx(1, abs=1e-6)
+    assert all(
+        hit.dataset == "a/dataset" for hit in made.search_clip(clip, dataset="b/dataset", where="dataset = 'a/dataset'")
+    )
+
+
+def test_features_of_one_name_from_two_teachers_are_refused(taught: ClipDataset, tmp_path: Path) -> None:
+    other = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    rows = np.ones((len(other), 24), np.float32)
+    other.add_features("audio", modality="audio", provenance={"name": "b"}, embedding=rows, logits=None, classes=())
+    with pytest.raises(SearchError, match="features 'audio': expected those of 'test' as in the datasets before"):
+        build_index([taught.folder, other.folder], tmp_path / "index")
+
+
+def test_spaces_are_compared_only_where_an_encoder_is_joint(taught: ClipDataset, tmp_path: Path) -> None:
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    rows = np.random.default_rng(5).standard_normal((len(dataset), 24)).astype(np.float32)
+    dataset.add_features("video", modality="video", provenance={"name": "v"}, embedding=rows, logits=None, classes=())
+    apart = build_index([dataset.folder], tmp_path / "apart")
+    row = int(np.flatnonzero(taught.features("audio").valid)[0])
+    clip = str(taught.columns["id"][row])
+    with pytest.raises(SearchError, match="expected one space, found audio, video; name one"):
+        apart.search_clip(clip)
+    with pytest.raises(SearchError, match="'audio' and 'video': expected a common vector space, found two"):
+        apart.search_clip(clip, space="audio", target="video")
+    joint = build_index([dataset.folder], tmp_path / "joint", joint=[("audio", "video")])
+    expected = cosines(ClipDataset(dataset.folder), "video", taught.features("audio").embedding[row])
+    del expected[clip]
+    found = joint.search_clip(clip, space="audio", target="video", k=3)
+    assert [hit.clip for hit in found] == sorted(expected, key=expected.get, reverse=True)[:3]
+    with pytest.raises(ConfigError, match="joint: no space 'text'"):
+        build_index([dataset.folder], tmp_path / "joint", joint=[("audio", "text")])
+
+
+KILLED = """
+import os, signal, sys
+from avdistill.search.columns import FeaturesColumn
+from avdistill.search.columns import FeaturesColumn
+from avdistill.search.forms import build_index
+
+FeaturesColumn.rows = 3
+vectors = FeaturesColumn.vectors
+
+def killed(self, dataset, clips):
+    if clips[0] == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return vectors(self, dataset, clips)
+
+FeaturesColumn.vectors = killed
+for form in sys.argv[3:]:
+    process = os.fork()
+    if process == 0:
+        build_index([sys.argv[1]], os.path.join(sys.argv[2], form), form=form)
+    print(form, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+
+
+def test_indexing_that_is_killed_goes_on_after_its_last_batch(
+    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = ["exact", *(["lance"] if find_spec("lancedb") else [])]
+    command = [sys.executable, "-c", KILLED, str(taught.folder), str(tmp_path), *forms]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert ended == "".join(f"{form} -9\n" for form in forms)
+    vectors, computed = FeaturesColumn.vectors, []
+
+    def counted(self: FeaturesColumn, dataset: ClipDataset, clips: np.ndarray) -> np.ndarray:
+        computed.extend(clips.tolist())
+        return vectors(self, dataset, clips)
+
+    monkeypatch.setattr(FeaturesColumn, "vectors", counted)
+    query = np.arange(24.0, dtype=np.float32)
+    expected = cosines(taught, "audio", query)
+    for form in forms:
+        with pytest.raises(SearchError, match="no index here"):
+            open_index(tmp_path / form)
+        computed.clear()
+        build_index([taught.folder], tmp_path / form, form=form)
+        assert computed == list(range(6, len(taught)))  # the two batches that were committed are not computed again
+        hits = open_index(tmp_path / form).search_vector(query, "audio", k=100)
+        assert [hit.clip for hit in hits] == sorted(expected, key=expected.get, reverse=True)
+
+
+def test_nothing_but_an_index_is_replaced_and_a_damaged_one_is_refused(taught: ClipDataset, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    for form in ("exact", "lance"):
+        with pytest.raises(SearchError, match="expected an index or a free name, found something else"):
+            build_index([taught.folder], tmp_path / "mine", form=form)
+    assert (tmp_path / "mine" / "file").read_text() == "mine"
+    with pytest.raises(SearchError, match="no index here"):
+        open_index(tmp_path / "mine")
+    build_index([taught.folder], tmp_path / "index")
+    for name, content in (("vectors-0.npy", b""), ("index.json", b'{"version": 9}'), ("index.json", b"[" * 10**5)):
+        whole = (tmp_path / "index" / name).read_bytes()
+        (tmp_path / "index" / name).write_bytes(content)
+        with pytest.raises(SearchError, match="damaged"):
+            open_index(tmp_path / "index")
+        (tmp_path / "index" / name).write_bytes(whole)
+    assert open_index(tmp_path / "index")

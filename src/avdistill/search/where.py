@@ -18,8 +18,8 @@ from avdistill.errors import ConfigError
 Kind = Literal["text", "number", "boolean", "texts"]
 Value = str | float | bool
 _TOKEN = re.compile(
-    r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-    r"|(?P<sign><=|>=|!=|<>|=|<|>|\(|\)|,)|(?P<name>[^\W\d]\w*))"
+    r"(?P<text>'(?:[^']|'')*')|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+    r"|(?P<sign><=|>=|!=|<>|=|<|>|\(|\)|,)|(?P<name>[^\W\d]\w*)"
 )
 _NEGATED = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">", "in": "not in", "not in": "in"}
 _NEGATED |= {"is null": "is not null", "is not null": "is null"}
@@ -70,7 +70,8 @@ class _Parser:
         self.text, self.columns, self.depth = text, columns, 0
         self.tokens: list[tuple[str, str, int]] = []
         position = 0
-        while text[position:].strip():
+        while (rest := text[position:].lstrip()) != "":
+            position = len(text) - len(rest)
             found = _TOKEN.match(text, position)
             if found is None:
                 self._fail("a column, a sign or a value in single quotes", position)
