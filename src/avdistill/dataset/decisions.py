@@ -11,6 +11,7 @@ A row is `clip,decision,by`. `clip` is an id of the dataset; `by` says who decid
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ def read_decisions(path: Path, dataset: ClipDataset) -> list[Decision]:
     decisions = []
     try:
         for where, cells in csv_table(path, _check_header):
-            clip = cells["clip"].strip()
+            clip = cells["clip"] if cells["clip"] in ids else cells["clip"].strip()
             if clip not in ids:
                 raise annotation_error(where, f"the id of a clip of {dataset.folder}", truncate_repr(clip))
             if clip in seen:
@@ -95,9 +96,17 @@ def _parsed(where: str, clip: str, text: str, by: str, dataset: ClipDataset) -> 
 def write_decisions(path: Path, decisions: Iterable[Decision]) -> None:
     """Write or replace the file."""
     with replacing(path, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows((decision.clip, decision.text, decision.by) for decision in decisions)
+        csv.writer(file).writerow(COLUMNS)
+        file.writelines(map(csv_row, decisions))
+
+
+def csv_row(decision: Decision) -> str:
+    """A line of the file, with its end."""
+    cells = (decision.clip, decision.text, decision.by)
+    spaced = any(cell[:1].isspace() for cell in cells)  # only within quotes does a space at the start count
+    row = io.StringIO()
+    csv.writer(row, quoting=csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL).writerow(cells)
+    return row.getvalue()
 
 
 class DecidedDataset(ClipDataset):

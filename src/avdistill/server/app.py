@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from avdistill.reporting.page import render
-from avdistill.server import library
+from avdistill.server import auditing, library
 from avdistill.server.config import ServeConfig
 from avdistill.server.library import site_of
 from avdistill.server.shield import Shield
@@ -58,6 +58,7 @@ def create_app(config: ServeConfig) -> Starlette:
 #: name -> MIME type, templates of its content
 STATIC = {
     "style.css": ("text/css", ("style.css", "audit.css", "server.css")),
+    "review.js": ("text/javascript", ("server/review.js",)),
     "icon.svg": ("image/svg+xml", ("server/icon.svg",)),
 }
 
@@ -97,4 +98,9 @@ ROUTES = [
     Route("/media/thumbnail/{clip:clip}", library.thumbnail),
     Route("/media/player/{clip:clip}", library.player),
     Route("/static/{name}", static),
+    Route("/audit", auditing.page),
+    Route("/api/review", auditing.state),
+    Route("/api/votes", auditing.vote, methods=["POST"]),
+    Route("/api/votes/undo", auditing.undo, methods=["POST"]),
+    Route("/api/decisions.csv", auditing.table),
 ]

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.fsio import own_folder
 from avdistill.reporting.page import render
-from avdistill.server.catalog import Catalog
+from avdistill.server.catalog import Catalog, Filter
 from avdistill.server.config import ServeConfig
 from avdistill.server.media import ClipMedia, Workspace
+from avdistill.server.review import Review
 from avdistill.server.scores import newest_audit, read_scores
 
 
@@ -23,7 +27,7 @@ class Site:
     Attributes:
         config: what the server was started with.
         workspace: its temporary folder.
-        catalog, media: of the dataset; None without one.
+        catalog, media, review: of the dataset; None without one.
         pages: (address, name) of the pages that have something to show.
         version: of the content, in the addresses of files that a browser keeps.
     """
@@ -32,6 +36,7 @@ class Site:
     workspace: Workspace
     catalog: Catalog | None = None
     media: ClipMedia | None = None
+    review: Review | None = None
     pages: list[tuple[str, str]] = field(default_factory=list)
     version: str = ""
 
@@ -56,8 +61,25 @@ def open_site(config: ServeConfig) -> Site:
         site.catalog = Catalog(dataset, scores)
         site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
         site.version = dataset.checksum[:12]
-        site.pages.append(("/", "Library"))
+        decisions = config.decisions or own_folder(_beside(dataset), f"{dataset.folder.resolve().name}-decisions.csv")
+        site.review = Review(decisions, dataset, _review_order(site.catalog))
+        site.pages += [("/", "Library"), ("/audit", "Audit")]
     return site
+
+
+def _beside(dataset: ClipDataset) -> Path:
+    return dataset.folder.resolve().parent
+
+
+def _review_order(catalog: Catalog) -> list[str]:
+    """Ids of the clips that an audit ranked, most suspicious first; without one, of those that can be watched."""
+    if catalog.scores is None:
+        c = catalog.dataset.columns
+        rows = np.flatnonzero(c["has_video"].astype(bool) & c["has_audio"].astype(bool))
+    else:
+        rows = catalog.select(Filter(order="mismatch"))
+        rows = rows[~np.isnan(catalog.scores.values[rows])]
+    return [str(name) for name in catalog.ids[rows]]
 
 
 def clip_url(start: str, clip: str) -> str:
