@@ -111,6 +111,24 @@ def many_clips(_sounding: Path, tmp_path: Path) -> ClipDataset:
     return ClipDataset(shutil.copytree(_sounding, tmp_path / "many_clips"))
 
 
+@pytest.fixture
+def two(many_clips: ClipDataset) -> ClipDataset:
+    """The same with a second teacher "other", of 7 dimensions, that lacks each third clip."""
+    rng = np.random.default_rng(3)
+    embedding = rng.standard_normal((len(many_clips), 7)).astype(np.float32)
+    logits = (many_clips.features("audio").logits + rng.standard_normal((len(many_clips), 3))).astype(np.float32)
+    embedding[::3], logits[::3] = np.nan, np.nan
+    many_clips.add_features(
+        "other",
+        modality="audio",
+        provenance={"name": "another"},
+        embedding=embedding,
+        logits=logits,
+        classes=many_clips.classes,
+    )
+    return ClipDataset(many_clips.folder)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

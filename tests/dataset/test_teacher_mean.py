@@ -161,24 +161,6 @@ def test_without_logits_of_each_the_teachers_count_alike():
     assert (unlabeled.logits, unlabeled.classes) == (None, ())
 
 
-@pytest.fixture
-def two(many_clips):
-    """The clips with a second teacher, of another width, that lacks each third clip; its head is fitted on "train"."""
-    rng = np.random.default_rng(3)
-    embedding = rng.standard_normal((len(many_clips), 7)).astype(np.float32)
-    logits = (many_clips.features("audio").logits + rng.standard_normal((len(many_clips), 3))).astype(np.float32)
-    embedding[::3], logits[::3] = np.nan, np.nan
-    many_clips.add_features(
-        "other",
-        modality="audio",
-        provenance={"name": "another"},
-        embedding=embedding,
-        logits=logits,
-        classes=many_clips.classes,
-    )
-    return ClipDataset(many_clips.folder)
-
-
 def test_the_dataset_has_the_mean_under_the_joint_name(two):
     entry, found = two.teacher("audio+other"), two.features("audio+other")
     assert (entry.embedding_dim, entry.num_tokens, entry.classes) == (24 + 7, 0, two.classes)
