@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
+from avdistill.search import qdrant
 from avdistill.search.columns import FeaturesColumn
 from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
@@ -29,13 +32,29 @@ def cosines(dataset: ClipDataset, teacher: str, query: np.ndarray) -> dict[str, 
     return found
 
 
-@pytest.fixture(scope="module", params=["exact", "lance"])
-def index(request: pytest.FixtureRequest, taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory) -> Index:
+@pytest.fixture(scope="module", params=["exact", "lance", "qdrant"])
+def index(
+    request: pytest.FixtureRequest, taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Index]:
+    out, patches = str(tmp_path_factory.mktemp("index") / "index"), pytest.MonkeyPatch()
     if request.param == "lance":
         pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
-    out = tmp_path_factory.mktemp("index") / "index"
+    elif request.param == "qdrant":
+        out = local_qdrant(patches)
     build_index([taught.folder], out, form=request.param)
-    return open_index(out)
+    yield open_index(out)
+    patches.undo()
+
+
+def local_qdrant(patches: pytest.MonkeyPatch) -> str:
+    """A name in the client's own model of a server, which keeps points in memory."""
+    client = pytest.importorskip(
+        "qdrant_client", reason="qdrant-client is not installed: pip install avdistill[qdrant]"
+    )
+    local = client.QdrantClient(":memory:")
+    patches.setattr(local, "create_payload_index", lambda *arguments: None)  # which it warns to have none of
+    patches.setattr(qdrant, "connect", lambda location: local)
+    return "http://127.0.0.1:6333/test"
 
 
 def test_a_vector_finds_the_clips_of_highest_cosine(index: Index, taught: ClipDataset) -> None:
@@ -217,7 +236,9 @@ def test_spaces_are_compared_only_where_an_encoder_is_joint(taught: ClipDataset,
 
 KILLED = """
 import os, signal, sys
+from avdistill.search import qdrant
 from avdistill.search.columns import FeaturesColumn
+from avdistill.search import qdrant
 from avdistill.search.columns import FeaturesColumn
 from avdistill.search.forms import build_index
 
@@ -281,3 +302,67 @@ def test_nothing_but_an_index_is_replaced_and_a_damaged_one_is_refused(taught: C
             open_index(tmp_path / "index")
         (tmp_path / "index" / name).write_bytes(whole)
     assert open_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["local", "server"])
+def test_indexing_on_qdrant_goes_on_and_the_alias_moves_to_the_new_index(
+    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool
+) -> None:
+    if server and "QDRANT_URL" not in os.environ:
+        pytest.skip("no Qdrant server: QDRANT_URL is not set")
+    out = f"{os.environ['QDRANT_URL']}/test-{os.getpid()}" if server else local_qdrant(monkeypatch)
+    dataset = ClipDataset(shutil.copytree(taught.folder, tmp_path / "dataset"))
+    monkeypatch.setattr(FeaturesColumn, "rows", 3)
+    monkeypatch.setattr(qdrant, "_POINTS", 3)
+    vectors, computed = FeaturesColumn.vectors, []
+
+    def counted(self: FeaturesColumn, dataset: ClipDataset, clips: np.ndarray) -> np.ndarray:
+        if clips[0] == 6 and len(computed) == 6:
+            raise KeyboardInterrupt
+        computed.extend(clips.tolist())
+        return vectors(self, dataset, clips)
+
+    monkeypatch.setattr(FeaturesColumn, "vectors", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build_index([dataset.folder], out)
+    with pytest.raises(SearchError, match="no index here"):
+        open_index(out)
+    build_index([dataset.folder], out)
+    assert computed[6:] == list(range(3, len(taught)))  # the last request before the kill is sent again
+    query = np.arange(24.0, dtype=np.float32)
+    changed = np.nan_to_num(dataset.features("audio").embedding) + 1
+    dataset.add_features("audio", modality="audio", provenance={}, embedding=changed, logits=None, classes=())
+    with pytest.raises(SearchError, match="stale"):
+        open_index(out)
+    build_index([dataset.folder], out)
+    expected = cosines(ClipDataset(dataset.folder), "audio", query)
+    hits = open_index(out).search_vector(query, "audio", k=100)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-6)
+    client, name = qdrant.connect(out), qdrant.collection_name(out)
+    assert len([each for each in client.get_collections().collections if each.name.startswith(name)]) == 1
+    with pytest.raises(ConfigError, match="Qdrant compares texts by =, != and IN, found <"):
+        open_index(out).search_vector(query, "audio", where="id < 'a'")
+    client.create_collection(f"{name}other", vectors_config={})
+    with pytest.raises(SearchError, match="expected an index or a free name, found a collection"):
+        build_index([dataset.folder], f"{out}other")
+    with pytest.raises(SearchError, match="expected an index, found another collection"):
+        open_index(f"{out}other")
+
+
+def test_a_server_that_does_not_answer_is_one_line(taught: ClipDataset) -> None:
+    pytest.importorskip("qdrant_client", reason="qdrant-client is not installed: pip install avdistill[qdrant]")
+    with pytest.raises(SearchError, match=r"http://127\.0\.0\.1:1/x: the Qdrant server does not do it: .*refused"):
+        open_index("http://127.0.0.1:1/x")
+    with pytest.raises(ConfigError, match="expected http://host:port/collection"):
+        build_index([taught.folder], "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("place", "package"), [("index", "lancedb"), ("http://127.0.0.1:1/x", "qdrant_client")])
+def test_a_missing_package_is_one_line(
+    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    out = place if "://" in place else str(tmp_path / place)
+    extra = "search" if package == "lancedb" else "qdrant"
+    with pytest.raises(SearchError, match=f"is not installed: install the extra '{extra}'"):
+        build_index([taught.folder], out, form="lance" if package == "lancedb" else "qdrant")

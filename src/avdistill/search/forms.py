@@ -15,6 +15,7 @@ from avdistill.search.columns import Column, gather
 from avdistill.search.exact import ExactIndex, write_exact
 from avdistill.search.index import Index
 from avdistill.search.lance import LanceIndex, write_lance
+from avdistill.search.qdrant import QdrantIndex, write_qdrant
 from avdistill.search.schema import Source, Space
 
 Form = Literal["exact", "lance", "qdrant"]
@@ -60,6 +61,8 @@ def build_index(
             return current
     if form == "lance":
         write_lance(content, os.fspath(out), on_progress)
+    elif form == "qdrant":
+        write_qdrant(content, os.fspath(out), on_progress)
     else:
         write_exact(content, Path(out), on_progress)
     return _open(out, form)
@@ -101,7 +104,9 @@ def form_of(location: str | os.PathLike[str], form: Form | None) -> Form:
 
 
 def _open(location: str | os.PathLike[str], form: Form) -> Index:
-    return LanceIndex(os.fspath(location)) if form == "lance" else ExactIndex(Path(location))
+    if form == "exact":
+        return ExactIndex(Path(location))
+    return (LanceIndex if form == "lance" else QdrantIndex)(os.fspath(location))
 
 
 def check_fresh(index: Index) -> None:

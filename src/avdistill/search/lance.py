@@ -4,7 +4,6 @@ The table `clips-<key>` holds a row per clip, a column of vectors for each space
 whole and what it was made of, and is written last. A batch of rows is one commit of LanceDB: it is there, or it is not.
 """
 
-import hashlib
 import json
 import os
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from avdistill.fsio import error_message, is_vacant, open_lock
 from avdistill.progress import OnProgress, Progress
 from avdistill.search.columns import Content, Part
 from avdistill.search.index import Index
-from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, checked_description, hit_of
+from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, checked_description, hit_of, key_of
 from avdistill.search.where import Comparison, Condition, Value
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def write_lance(content: Content, location: str, on_progress: OnProgress | None 
 
 def _write(content: Content, database: Any, on_progress: OnProgress | None) -> None:
     description = content.description
-    text = json.dumps(encode(description), sort_keys=True)
-    name = f"clips-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    name = f"clips-{key_of(description)}"
     table = database.create_table(name, schema=_schema(content), exist_ok=True)
     for part in content.parts(table.count_rows()):
         table.add(_rows(part))
@@ -115,7 +113,8 @@ def _write(content: Content, database: Any, on_progress: OnProgress | None) -> N
     _index_vectors(table, description)
     import pyarrow as pa
 
-    database.create_table(_DESCRIPTION, pa.table({"description": [text], "table": [name]}), mode="overwrite")
+    current = pa.table({"description": [json.dumps(encode(description))], "table": [name]})
+    database.create_table(_DESCRIPTION, current, mode="overwrite")
     for other in _tables(database):
         if other.startswith("clips-") and other != name:
             database.drop_table(other)

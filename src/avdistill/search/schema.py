@@ -1,11 +1,13 @@
 """What an index records: its sources, spaces and clips, and what a search returns."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from avdistill.config_io import decode
+from avdistill.config_io import decode, encode
 from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import ConfigError
 from avdistill.search.where import Kind
@@ -97,6 +99,12 @@ def checked_description(content: Any) -> IndexDescription:
     if version != INDEX_VERSION:
         raise ConfigError(f"expected version {INDEX_VERSION}, found {version!r}")
     return decode(IndexDescription, content, "index")
+
+
+def key_of(description: IndexDescription) -> str:
+    """16 digits that differ between different descriptions, for names of tables."""
+    text = json.dumps(encode(description), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
