@@ -1,7 +1,6 @@
 """The pages of UCF51 and ActivityNet: their commands, word for word, on tiny trees of the same layout."""
 
 import json
-import re
 import shlex
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.training.recipes import RECIPES
 from support.media_files import tone, write_video
-from test_documents import ROOT, commands
+from test_documents import commands
 
 
 @pytest.fixture
@@ -127,9 +126,6 @@ def test_vggsound_page(small_recipes, monkeypatch, tmp_path, capsys):
 
 
 def test_kinetics_audio_page(small_recipes, monkeypatch, tmp_path, capsys):
-    page = (ROOT / "docs" / "tasks" / "kinetics_sounds.md").read_text()
-    classes = re.search(r"```\n(blowing nose\n.*?)```", page, re.DOTALL)[1].splitlines()
-    assert len(classes) == 31
     for split, count in (("train", 8), ("validate", 4)):
         rows = ["label,youtube_id,time_start,time_end,split"]
         for number in range(count):
@@ -137,7 +133,6 @@ def test_kinetics_audio_page(small_recipes, monkeypatch, tmp_path, capsys):
             clip(tmp_path / "videos" / label, f"{name}_000010_000020.mp4", number % 3, seed=number)
             rows.append(f"{label},{name},10,20,{split}")
         (tmp_path / f"{split}.csv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "kinetics_sounds.txt").write_text("bowling\nsinging\n")
 
     walk("docs/tasks/kinetics_sounds.md", monkeypatch, tmp_path, capsys)
 

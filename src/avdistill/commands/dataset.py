@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from avdistill.annotations import read_annotations
+from avdistill.annotations.class_sets import Catalog, keep_class_set
 from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
@@ -61,6 +62,8 @@ class _Prepare(Printed):
     """The format of the list; auto recognizes it by its content."""
     labels: Path | None = None
     """A file with a label per line; clips with other labels are left out."""
+    catalog: Catalog | None = None
+    """A class set that comes with avdistill, in place of --labels; clips of other classes are left out."""
     fps: float = 4.0
     """Frames per second to store; 0 stores every frame."""
     short_side: int | None = None
@@ -99,11 +102,15 @@ def prepare(arguments: list[str]) -> None:
     )
     if not a.videos.is_dir():
         raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
+    if a.labels is not None and a.catalog is not None:
+        raise ConfigError("--labels: expected it or --catalog, found both")
     if not a.list:
         raise ConfigError("LIST: expected at least one list of clips, found none")
     annotations = read_annotations(a.list, format=a.format, videos=a.videos)
     if a.labels is not None:
         annotations = keep_labels(annotations, a.labels)
+    if a.catalog is not None:
+        annotations = keep_class_set(annotations, a.catalog)
     if a.teacher:
         from avdistill.teachers.registry import load_teacher
 
