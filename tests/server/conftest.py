@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
+
+from support.media_files import tone, write_video
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install avdistill[serve]")
 
@@ -33,3 +36,11 @@ def server(served, tmp_path_factory):
     decisions = tmp_path_factory.mktemp("reviewed") / "decisions.csv"
     with live(ServeConfig(dataset=dataset.folder, runs=(run,), decisions=decisions)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory):
+    """Three seconds of changing colors with a tone."""
+    rng = np.random.default_rng(5)
+    frames = rng.integers(0, 255, (6, 1, 1, 3)).repeat(5, 0).repeat(48, 1).repeat(64, 2).astype(np.uint8)
+    return write_video(tmp_path_factory.mktemp("upload") / "video.mp4", frames=frames, waveform=tone(3.0, 440))

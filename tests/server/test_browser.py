@@ -42,7 +42,7 @@ def violations(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/clip/train_1", "/audit"])
+@pytest.mark.parametrize("path", ["/", "/clip/train_1", "/audit", "/predict"])
 def test_no_serious_violation_and_no_sideways_scrolling_on_a_phone(browser, server, path, scheme):
     with opened(browser, server, path, width=360, scheme=scheme) as page:
         page.wait_for_load_state("networkidle")
@@ -118,3 +118,32 @@ def test_twenty_clips_by_keyboard_alone_give_twenty_decisions_that_train_accepts
         batch_size=4,
     )
     assert train(config).is_dir()
+
+
+def test_an_upload_is_played_beside_its_timeline(browser, server, video):
+    with opened(browser, server, "/predict") as page:
+        page.get_by_label("video or audio file").set_input_files(video)
+        page.get_by_role("button", name="Predict").click()
+        page.locator("#result h2").wait_for()
+        assert page.locator("#status").inner_text() == "done"
+        assert page.locator(".timeline rect").count() >= 2
+        assert violations(page) == []
+        page.wait_for_function("() => document.getElementById('player').readyState >= 1")
+        assert page.evaluate("document.getElementById('player').duration") == pytest.approx(3.0, abs=0.2)
+        page.locator(".seek").last.focus()
+        start = float(page.locator(".seek").last.get_attribute("data-seconds"))
+        page.keyboard.press("Enter")
+        page.wait_for_function("(start) => document.getElementById('player').currentTime >= start", arg=start)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").click()
+        assert download.value.path().read_text().startswith("file,start_seconds,end_seconds,label,probability")
+
+
+def test_a_hostile_upload_is_answered_in_words(browser, server, tmp_path):
+    file = tmp_path / "<img src=x onerror=alert(1)>.mp4"
+    file.write_bytes(bytes(3000))
+    with opened(browser, server, "/predict") as page:
+        page.get_by_label("video or audio file").set_input_files(file)
+        page.get_by_role("button", name="Predict").click()
+        page.wait_for_function("() => document.getElementById('status').textContent.startsWith('the file')")
+        assert page.locator("#result").inner_text() == ""

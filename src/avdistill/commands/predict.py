@@ -18,10 +18,8 @@ from avdistill.errors import ConfigError, MediaError, NotFiniteError
 from avdistill.fsio import commit, create_file
 from avdistill.inference.export import Format
 from avdistill.inference.export import export as export_student
-from avdistill.inference.predictor import Prediction, Student
+from avdistill.inference.predictor import SEGMENT_COLUMNS, Prediction, Student
 from avdistill.preparation.clip_reader import IsolatedReader
-
-_COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 
 
 @dataclass(frozen=True)
@@ -113,11 +111,11 @@ def _table(out: Path | None) -> Iterator[Callable[[Prediction], None]]:
 
 def _row_writer(file: IO[str], text: Callable[[str], str] = str) -> Callable[[Prediction], None]:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(SEGMENT_COLUMNS)
 
     def write(prediction: Prediction) -> None:
-        for s in prediction.segments:
-            writer.writerow((text(str(prediction.file)), s.start_seconds, s.end_seconds, text(s.label), s.probability))
+        for file_name, start, end, label, probability in prediction.rows():
+            writer.writerow((text(file_name), start, end, text(label), probability))
         file.flush()
 
     return write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.windows import evaluation_window, sliding_starts
 from avdistill.distributed import best_device
 from avdistill.errors import NotFiniteError
 from avdistill.inference.file_windows import Window, file_items, read_windows
-from avdistill.inference.runner import check_windows
+from avdistill.inference.runner import check_rates, check_windows
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.preparation.clip_reader import IsolatedReader
 from avdistill.preparation.prepare import PrepareConfig
@@ -23,6 +26,8 @@ from avdistill.progress import OnProgress, Progress
 from avdistill.types import StudentConfig, StudentNetwork
 
 Ranking = tuple[tuple[str, float], ...]
+#: of a table of segments, `Prediction.rows`
+SEGMENT_COLUMNS = ("file", "start_seconds", "end_seconds", "label", "probability")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,11 @@ class Prediction:
             "windows": self.windows,
             "notes": list(self.notes),
         }
+
+    def rows(self) -> list[tuple[str, float, float, str, float]]:
+        """The segments as rows of `SEGMENT_COLUMNS`."""
+        file = str(self.file)
+        return [(file, s.start_seconds, s.end_seconds, s.label, s.probability) for s in self.segments]
 
     def __str__(self) -> str:
         ranking = ", ".join(f"{label} {probability:.3f}" for label, probability in self.top)
@@ -182,31 +192,66 @@ class Student:
         """
         length = self.config.view.window_length(self.config.sample_rate_hz)
         check_windows(length, stride, top=top, windows=windows, batch_size=batch_size)
-        timeline = _Timeline(self.config.classes, min(top, len(self.config.classes)))
-        total = np.zeros(self.network.embedding_dim)
         with IsolatedReader() if reader is None else nullcontext(reader) as isolated:
             items = file_items(Path(file), self.config.view, self.reading, isolated.for_one_file())
             found = read_windows(items, windows=windows, stride=stride)
-            while batch := list(itertools.islice(found, batch_size)):
-                embedding, probabilities = self._run(batch)
-                if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
-                    first, last = batch[0].start_seconds, batch[-1].end_seconds
-                    raise NotFiniteError(f"{file}: the student's output between {first:g} and {last:g} s is not finite")
-                total += embedding.sum(0, dtype=np.float64)
-                for window, row in zip(batch, probabilities, strict=True):
-                    timeline.add(window, row)
-                if on_progress is not None:
-                    on_progress(Progress(timeline.windows))
+            return self._predict(Path(file), found, items.notes, top, batch_size, on_progress)
+
+    def predict_clip(self, dataset: ClipDataset, clip: int, *, top: int = 5, batch_size: int = 32) -> Prediction:
+        """Labels of a clip of a dataset, whole and with times from the start of the clip.
+
+        Args:
+            dataset: of the rate that the student was trained at; where it took every frame, 25 a second are assumed.
+            clip: a row of it.
+            top, batch_size: as in `predict`.
+
+        Raises:
+            TeacherError: the dataset has another rate.
+            DatasetError: the clip lacks the student's modality.
+            NotFiniteError: the student's output is infinite or NaN.
+        """
+        view, rate_hz = self.config.view, dataset.sample_rate_hz
+        check_rates(dataset, view, self.config.fps, self.config.sample_rate_hz, "the student")
+        items, length = dataset.read(clip, view), view.window_length(rate_hz)
+        rate = getattr(dataset, view.rate) or 25.0
+        found = (
+            Window(start / rate, min(start + length, len(items)) / rate, evaluation_window(items, view, rate_hz, start))
+            for start in sliding_starts(len(items), length, length, align_last=view.aligned)
+        )
+        return self._predict(Path(str(dataset.columns["id"][clip])), found, [], top, batch_size, None)
+
+    def _predict(
+        self,
+        file: Path,
+        found: Iterator[Window],
+        notes: list[str],
+        top: int,
+        batch_size: int,
+        on_progress: OnProgress | None,
+    ) -> Prediction:
+        """The prediction of some windows; `notes` are complete when the windows have been taken."""
+        timeline = _Timeline(self.config.classes, min(top, len(self.config.classes)))
+        total = np.zeros(self.network.embedding_dim)
+        while batch := list(itertools.islice(found, batch_size)):
+            embedding, probabilities = self._run(batch)
+            if not (np.isfinite(embedding).all() and np.isfinite(probabilities).all()):
+                first, last = batch[0].start_seconds, batch[-1].end_seconds
+                raise NotFiniteError(f"{file}: the student's output between {first:g} and {last:g} s is not finite")
+            total += embedding.sum(0, dtype=np.float64)
+            for window, row in zip(batch, probabilities, strict=True):
+                timeline.add(window, row)
+            if on_progress is not None:
+                on_progress(Progress(timeline.windows))
         mean = timeline.mean()
         return Prediction(
-            file=Path(file),
+            file=file,
             classes=timeline.classes,
             probabilities=mean.astype(np.float32),
             embedding=(total / timeline.windows).astype(np.float32),
             top=_rank(mean, timeline.classes, timeline.top),
             segments=timeline.segments(),
             windows=timeline.windows,
-            notes=tuple(items.notes),
+            notes=tuple(notes),
         )
 
     def embed(

@@ -1,5 +1,7 @@
 """The application: its routes, and errors as pages or as JSON."""
 
+import logging
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,11 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from avdistill.reporting.page import render
-from avdistill.server import auditing, library
+from avdistill.server import auditing, library, predicting
 from avdistill.server.config import ServeConfig
 from avdistill.server.library import site_of
 from avdistill.server.shield import Shield
 from avdistill.server.site import open_site
+
+_log = logging.getLogger(__name__)
 
 
 class _ClipId(Convertor[str]):
@@ -58,6 +62,8 @@ def create_app(config: ServeConfig) -> Starlette:
 #: name -> MIME type, templates of its content
 STATIC = {
     "style.css": ("text/css", ("style.css", "audit.css", "server.css")),
+    "upload.js": ("text/javascript", ("server/upload.js",)),
+    "timeline.js": ("text/javascript", ("server/timeline.js",)),
     "review.js": ("text/javascript", ("server/review.js",)),
     "icon.svg": ("image/svg+xml", ("server/icon.svg",)),
 }
@@ -89,6 +95,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """An error of this program; what it says stays on the console."""
+    _log.error("serve: %s", "".join(traceback.format_exception(error)))
     return await _refused(request, HTTPException(500, "the server made an error; its console says which"))
 
 
@@ -98,6 +105,12 @@ ROUTES = [
     Route("/media/thumbnail/{clip:clip}", library.thumbnail),
     Route("/media/player/{clip:clip}", library.player),
     Route("/static/{name}", static),
+    Route("/predict", predicting.page),
+    Route("/predict", predicting.submit, methods=["POST"]),
+    Route("/predict/{job}", predicting.result_page),
+    Route("/api/predictions", predicting.create, methods=["POST"]),
+    Route("/api/predictions/{job}", predicting.state),
+    Route("/api/predictions/{job}/segments.csv", predicting.table),
     Route("/audit", auditing.page),
     Route("/api/review", auditing.state),
     Route("/api/votes", auditing.vote, methods=["POST"]),

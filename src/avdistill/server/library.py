@@ -13,11 +13,14 @@ from avdistill.reporting.clip_media import clip_items, frame_rate, waveform
 from avdistill.server.catalog import Catalog, Filter
 from avdistill.server.media import BusyError, ClipMedia
 from avdistill.server.site import Site, with_query
+from avdistill.server.students import Students
+from avdistill.server.timelines import timeline
 
 _KEPT = {"cache-control": "private, max-age=86400"}
 _CHOICES = {"labeled": ("yes", "no"), "notes": ("yes", "no"), "order": ("dataset", "mismatch")}
 # Names that a browser suggests for the field of the label; more would make every page heavy.
 _SUGGESTED_LABELS = 300
+_STUDENTS_SHOWN = 5
 
 
 def site_of(request: Request) -> Site:
@@ -91,12 +94,12 @@ async def library(request: Request) -> HTMLResponse:
 async def clip(request: Request) -> HTMLResponse:
     """`/clip/ID`: one clip."""
     site, catalog, row = site_of(request), catalog_of(request), clip_of(request)
-    details = await run_in_threadpool(_details, catalog, row)
+    details = await run_in_threadpool(_details, catalog, site.students, row)
     described = catalog.describe_one(row)
     return site.render(request, "clip.html", title=described["id"], clip=described, scores=catalog.scores, **details)
 
 
-def _details(catalog: Catalog, row: int) -> dict[str, Any]:
+def _details(catalog: Catalog, students: Students, row: int) -> dict[str, Any]:
     """What only the page of a clip shows."""
     dataset = catalog.dataset
     frames, audio = clip_items(dataset, row)
@@ -109,6 +112,11 @@ def _details(catalog: Catalog, row: int) -> dict[str, Any]:
         facts["audio"] = f"{len(audio) / dataset.sample_rate_hz:.2f} s at {dataset.sample_rate_hz} Hz"
     return {
         "facts": facts,
+        "students": [
+            {"name": name, "top": found.describe()["top"], "timeline": timeline(found)}
+            for name in students.names[:_STUDENTS_SHOWN]
+            if (found := students.timeline(name, dataset, row)) is not None
+        ],
         "wave": None if audio is None else waveform(audio, dataset.sample_rate_hz),
         "teachers": [each for name in dataset.teachers if (each := catalog.teachers.top(name, row)) is not None],
         "extra": dict(dataset.table["extra"][row].as_py() or ()),

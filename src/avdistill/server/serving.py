@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from avdistill.errors import ConfigError
 from avdistill.server.app import create_app
@@ -71,7 +71,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 def timed_protocol(limits: Limits) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, which waits for ever, with an end to waiting for a header and for a client that reads."""
-    base: Any = AutoHTTPProtocol
+    base: Any = HttpToolsProtocol
 
     class TimedProtocol(base):
         """A connection that is closed when its client stalls."""

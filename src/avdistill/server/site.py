@@ -15,9 +15,11 @@ from avdistill.fsio import own_folder
 from avdistill.reporting.page import render
 from avdistill.server.catalog import Catalog, Filter
 from avdistill.server.config import ServeConfig
+from avdistill.server.jobs import Jobs
 from avdistill.server.media import ClipMedia, Workspace
 from avdistill.server.review import Review
 from avdistill.server.scores import newest_audit, read_scores
+from avdistill.server.students import Students, named
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Site:
         config: what the server was started with.
         workspace: its temporary folder.
         catalog, media, review: of the dataset; None without one.
+        students: of the runs.
+        jobs: uploaded files; None without a run.
         pages: (address, name) of the pages that have something to show.
         version: of the content, in the addresses of files that a browser keeps.
     """
@@ -37,6 +41,8 @@ class Site:
     catalog: Catalog | None = None
     media: ClipMedia | None = None
     review: Review | None = None
+    students: Students = field(default_factory=lambda: Students({}))
+    jobs: Jobs | None = None
     pages: list[tuple[str, str]] = field(default_factory=list)
     version: str = ""
 
@@ -46,7 +52,9 @@ class Site:
         return HTMLResponse(render(f"server/{name}", **known, **values), status)
 
     def close(self) -> None:
-        """Remove the temporary folder."""
+        """End the work on uploads and remove the temporary folder."""
+        if self.jobs is not None:
+            self.jobs.close()
         self.workspace.close()
 
 
@@ -64,6 +72,10 @@ def open_site(config: ServeConfig) -> Site:
         decisions = config.decisions or own_folder(_beside(dataset), f"{dataset.folder.resolve().name}-decisions.csv")
         site.review = Review(decisions, dataset, _review_order(site.catalog))
         site.pages += [("/", "Library"), ("/audit", "Audit")]
+    if config.runs:
+        site.students = Students(named(config.runs))
+        site.jobs = Jobs(site.workspace.folder / "uploads", config.limits)
+        site.pages.append(("/predict", "Predict"))
     return site
 
 
