@@ -37,6 +37,7 @@ def test_help_lists_the_verbs_without_importing_torch():
     expected = [
         "synthesize",
         "prepare",
+        "join",
         "info",
         "teacher",
         "embed",
@@ -50,6 +51,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "compare",
         "corrupt",
         "predict",
+        "serve",
         "export",
         "reference",
         "distill",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.models.noise_filter import NoiseFilter as NoiseFilter
     from avdistill.models.r2plus1d import r2plus1d_xia2023 as r2plus1d_xia2023
     from avdistill.models.registry import MODELS as MODELS
+    from avdistill.preparation.join import join as join
     from avdistill.preparation.prepare import PrepareConfig as PrepareConfig
     from avdistill.preparation.prepare import prepare as prepare
     from avdistill.progress import Progress as Progress
@@ -69,6 +70,7 @@ _LAZY = {
     "avdistill.models.noise_filter": ("NoiseFilter",),
     "avdistill.models.r2plus1d": ("r2plus1d_xia2023",),
     "avdistill.models.registry": ("MODELS",),
+    "avdistill.preparation.join": ("join",),
     "avdistill.preparation.prepare": ("PrepareConfig", "prepare"),
     "avdistill.progress": ("Progress",),
     "avdistill.search.forms": ("build_index", "open_index"),

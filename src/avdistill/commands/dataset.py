@@ -14,6 +14,8 @@ from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
+from avdistill.preparation.join import join as join_parts
+from avdistill.preparation.parts import parse_part
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.preparation.prepare import prepare as prepare_dataset
 from avdistill.synthetic.generator import SyntheticConfig
@@ -79,6 +81,9 @@ class _Prepare(Printed):
     are stored uncompressed."""
     teacher: tuple[str, ...] = ()
     """Run folders of teachers that embed the new dataset; each gives its features the name of its folder."""
+    part: str | None = None
+    """Prepare the i-th of n parts, such as 2/3, of the list; `avdistill join` makes one dataset of all parts. The clips
+    of one source video are in one part."""
     workers: int = os.cpu_count() or 1
     """The processes that decode; the default is the number of cores."""
     time_limit: float = 1800.0
@@ -106,6 +111,7 @@ def prepare(arguments: list[str]) -> None:
         raise ConfigError("--labels: expected it or --catalog, found both")
     if not a.list:
         raise ConfigError("LIST: expected at least one list of clips, found none")
+    part = None if a.part is None else parse_part(a.part)
     annotations = read_annotations(a.list, format=a.format, videos=a.videos)
     if a.labels is not None:
         annotations = keep_labels(annotations, a.labels)
@@ -125,6 +131,7 @@ def prepare(arguments: list[str]) -> None:
             a.videos,
             a.out,
             config,
+            part=part,
             workers=a.workers,
             time_limit_seconds=a.time_limit or None,
             clip_limit_bytes=round(a.clip_limit * 2**30) or None,
@@ -135,13 +142,18 @@ def prepare(arguments: list[str]) -> None:
         from avdistill.commands.train import embed_with
 
         embed_with(dataset, run, _name_of(run))
+    _print_dataset(dataset, a.out, a.json)
+
+
+def _print_dataset(dataset: ClipDataset, out: Path, as_json: bool) -> None:
+    """What a dataset that was just made holds."""
     report = dataset.describe()
     line = (
-        f"{report['clips']} clips of {report['videos']} videos in {a.out}: {report['with_video']} with video, "
+        f"{report['clips']} clips of {report['videos']} videos in {out}: {report['with_video']} with video, "
         f"{report['with_audio']} with audio ({report['silent']} silent), {report['labeled']} labeled; "
         f"{report['skipped']} skipped"
     )
-    output(report, [line + (f", see {a.out / 'skipped.csv'}" if report["skipped"] else "")], a.json)
+    output(report, [line + (f", see {out / 'skipped.csv'}" if report["skipped"] else "")], as_json)
 
 
 def _name_of(run: str) -> str:
@@ -158,6 +170,30 @@ def region_of(text: str | None) -> tuple[int, int, int, int] | None:
     except ValueError:
         raise ConfigError(f"--region: expected x,y,width,height in pixels, got {text!r}") from None
     return x, y, width, height
+
+
+@dataclass(frozen=True)
+class _Join(Printed):
+    """Make one dataset of all parts that `prepare --part` made, with the checksum of a dataset prepared in one go.
+
+    The parts stay as they are; their files get a second name and are not copied on one file system. Features of a
+    teacher in the parts are not joined: add them to the new dataset with `avdistill embed`.
+    """
+
+    parts: tyro.conf.Positional[tuple[Path, ...]]
+    """The folders of all parts, in any order."""
+    out: Path
+    """The folder of the dataset to make."""
+
+
+def join(arguments: list[str]) -> None:
+    """`avdistill join PART... --out DATASET`."""
+    a = tyro.cli(_Join, args=arguments, prog="avdistill join")
+    if not a.parts:
+        raise ConfigError("PART: expected the folders of all parts, found none")
+    with progress_bar("join") as update:
+        dataset = join_parts(a.parts, a.out, on_progress=update)
+    _print_dataset(dataset, a.out, a.json)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from avdistill.fsio import (
     write_json,
 )
 
-# The files that a copy writes into the staging folder. `prepare` writes others there, from its start on.
-_OWN_FILE = re.compile(r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|dataset\.json|\.[0-9a-f]{16}\.tmp")
+# The files that a copy or `join` writes into the staging folder. `prepare` writes others there, from its start on.
+_OWN_FILE = re.compile(
+    r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|(skipped|sources)\.csv|dataset\.json|\.[0-9a-f]{16}\.tmp"
+)
 
 Row = dict[str, Any]
 
@@ -66,7 +68,7 @@ def linked_copy(
                 raise DatasetError(f"{out}: already there, and not {what}")
             return found
         with lock:
-            _clear(folder)
+            clear_staging_dir(folder)
             _write(dataset, list(rows(folder)), folder, checksum, made_from)
             commit(folder, out)
     except BlockingIOError:
@@ -81,7 +83,7 @@ def rows_of(dataset: ClipDataset) -> list[Row]:
     return [row | {"extra": dict(row["extra"] or ())} for row in dataset.table.to_pylist()]
 
 
-def _clear(folder: Path) -> None:
+def clear_staging_dir(folder: Path) -> None:
     """Remove the files of an interrupted call; refuse any others, which may be hours of a preparation."""
     left = sorted(file for file in folder.iterdir() if file.name != LOCK)
     for file in left:

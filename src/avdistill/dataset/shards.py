@@ -60,6 +60,14 @@ class Shard:
         self.count += len(array)
         return zlib.crc32(content, crc)
 
+    def reserve(self, count: int, size: int) -> None:
+        """Count items, of `size` bytes, that are not written here."""
+        self.count += count
+
+    def header(self) -> bytes:
+        """What precedes the items in the file."""
+        return _header(self.count, self.shape, self.dtype)
+
     def close(self) -> None:
         """Write the count into the header, sync to disk and close."""
         start = self.start
@@ -70,7 +78,7 @@ class Shard:
 
     def _write_header(self) -> None:
         self.file.seek(0)
-        self.file.write(_header(self.count, self.shape, self.dtype))
+        self.file.write(self.header())
         self.start = self.file.tell()
 
 
@@ -158,6 +166,11 @@ class JpegShard:
             crc = self.ends.append(np.array([self.end]), zlib.crc32(buffer.getvalue(), crc))
         return crc
 
+    def reserve(self, count: int, size: int) -> None:
+        """Count images, of `size` bytes together, that are not written here."""
+        self.ends.reserve(count, 8 * count)
+        self.end += size
+
     def close(self) -> None:
         """Sync both to disk and close."""
         sync(self.file)
@@ -166,6 +179,33 @@ class JpegShard:
 
 
 ShardWriter = Shard | JpegShard
+
+
+class FrameShards:
+    """A dataset's frame shards of about 2 GB, of one frame size each, numbered in the order of their first frames."""
+
+    def __init__(self, folder: Path, jpeg_quality: int | None) -> None:
+        """None of them yet; without a quality they hold raw frames."""
+        self._folder, self._jpeg_quality = folder, jpeg_quality
+        self._latest: dict[tuple[int, ...], tuple[int, ShardWriter]] = {}  # by the shape of a frame
+        self._numbers = 0
+
+    def resume(self, number: int, shape: tuple[int, ...], count: int) -> ShardWriter:
+        """A shard that holds `count` frames of `shape`; called in the order of the numbers."""
+        path = self._folder / f"frames-{number:05d}.npy"
+        quality = self._jpeg_quality
+        shard = Shard(path, shape, "uint8", count) if quality is None else JpegShard(path, quality, count)
+        self._latest[shape] = (number, shard)
+        self._numbers = number + 1
+        return shard
+
+    def next(self, shape: tuple[int, ...]) -> tuple[int, ShardWriter]:
+        """The shard for a clip with frames of `shape` and its number; opening and closing it is left to the caller."""
+        latest = self._latest.get(shape)
+        if latest is None or latest[1].full:
+            number = self._numbers
+            return number, self.resume(number, shape, 0)
+        return latest
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ preparation continues.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +24,7 @@ from avdistill.annotations.groups import video_of
 from avdistill.config_io import encode, parse_json, read_json
 from avdistill.dataset.clip_dataset import SILENCE_PEAK
 from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION, DatasetDescription
-from avdistill.dataset.shards import AudioShards, JpegShard, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
+from avdistill.dataset.shards import AudioShards, FrameShards, JpegShardRecovery, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
     error_message,
@@ -40,30 +38,15 @@ from avdistill.fsio import (
 )
 from avdistill.media import Clip
 from avdistill.preparation.clip_reader import remove_spools
+from avdistill.preparation.records import Skip, content_checksum, write_positions, write_records
 
 _SYNC_EVERY_CLIPS = 64
 # There is a shard for each frame size, of which there may be more than a process may have open files.
 _MOST_OPEN_SHARDS = 16
 _BLOCK_BYTES = 2**22
-_SOURCES, _SKIPPED = "sources.csv", "skipped.csv"
-# The state of a missing file.
-NO_FILE = (0, 0)
-# Not part of the dataset's checksum, which covers its content: these describe how it was made.
-_RECORDS = (_SKIPPED, _SOURCES)
 _JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
 
 _Recovery = ShardRecovery | JpegShardRecovery
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A clip that could not be read: a line of `skipped.csv`."""
-
-    clip: str  # its id
-    file: str
-    reason: str  # in one line
-    bytes: int  # with `mtime_ns` the state of the file before it was read, `NO_FILE` if there was none
-    mtime_ns: int
 
 
 @dataclass
@@ -76,12 +59,12 @@ class Journal:
     file: IO[str]
     jpeg_quality: int | None = None  # None: raw frames
     sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
-    _frames: dict[tuple[int, ...], tuple[int, ShardWriter]] = field(default_factory=dict)
+    _frames: FrameShards = field(init=False)
     _audio: AudioShards = field(init=False)
-    _shards: int = 0
     _open: list[ShardWriter] = field(default_factory=list)  # least recently used first
 
     def __post_init__(self) -> None:
+        self._frames = FrameShards(self.folder, self.jpeg_quality)
         self._audio = AudioShards(self.folder, 0)
 
     @property
@@ -172,9 +155,7 @@ class Journal:
         for (kind, number), count in sorted(ends.items()):
             shard: ShardWriter
             if kind == "frames":
-                shard = self._new_frames(number, shapes[number], count)
-                self._frames[shapes[number]] = (number, shard)
-                self._shards = max(self._shards, number + 1)
+                shard = self._frames.resume(number, shapes[number], count)
             else:
                 self._audio = AudioShards(self.folder, number, count)
                 shard = self._audio.shard
@@ -212,7 +193,8 @@ class Journal:
         for kind in ("frame", "audio"):
             row |= {f"{kind}_shard": -1, f"{kind}_offset": 0, f"{kind}_count": 0}
         if clip.frames is not None:
-            number, shard = self._frame_shard(clip.frames.shape[1:])
+            number, shard = self._frames.next(clip.frames.shape[1:])
+            self._use(shard)
             row |= {"frame_shard": number, "frame_offset": shard.count, "frame_count": len(clip.frames)}
             row["frame_shape"] = list(clip.frames.shape[1:])
             for frames in _blocks(clip.frames):
@@ -269,22 +251,8 @@ class Journal:
             shard.open()
         self._open.append(shard)
 
-    def _new_frames(self, number: int, shape: tuple[int, ...], count: int) -> ShardWriter:
-        path = self._name("frames", number)
-        if self.jpeg_quality is not None:
-            return JpegShard(path, self.jpeg_quality, count)
-        return Shard(path, shape, "uint8", count)
-
     def _name(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number:05d}.npy"
-
-    def _frame_shard(self, shape: tuple[int, ...]) -> tuple[int, ShardWriter]:
-        current = self._frames.get(shape)
-        if current is None or current[1].full:
-            current = self._frames[shape] = (self._shards, self._new_frames(self._shards, shape, 0))
-            self._shards += 1
-        self._use(current[1])
-        return current
 
     def close(self) -> None:
         """Close every file; what was written remains for the next run."""
@@ -293,8 +261,13 @@ class Journal:
             with suppress(OSError):  # on a full disk buffered bytes are lost; no line refers to them
                 file.close()
 
-    def finish(self, settings: dict[str, Any]) -> None:
-        """Write the clip table, the CSV files and `dataset.json`; the journal stays until the dataset has its name."""
+    def finish(self, settings: dict[str, Any], positions: Sequence[int] | None = None) -> None:
+        """Write the clip table, the records and `dataset.json`; the journal stays until the dataset has its name.
+
+        Args:
+            settings: of the preparation.
+            positions: of a part, where in the whole list its clips are, then the skipped ones.
+        """
         self.file.close()
         for shard in self._open:
             shard.close()
@@ -303,13 +276,11 @@ class Journal:
             row["extra"] = [tuple(pair) for pair in row["extra"]]  # as Arrow's map type requires
         with replacing(self.folder / "clips.parquet", "xb") as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), file)
-        names = [each.name for each in fields(Skip)]
-        _write_csv(self.folder / _SKIPPED, names, [list(astuple(skip)) for skip in self.skipped])
-        sources = [[path, *state] for path, state in self.sources.items()]
-        _write_csv(self.folder / _SOURCES, ["path", "bytes", "mtime_ns"], sources)
+        write_records(self.folder, self.skipped, self.sources)
+        if positions is not None:
+            write_positions(self.folder, positions)
         kept = sorted(f for f in self.folder.iterdir() if f.suffix in (".npy", ".jpeg", ".parquet", ".csv"))
         files = {f.name: file_checksum(f) for f in kept}
-        content = {name: digest for name, digest in files.items() if name not in _RECORDS}
         description = DatasetDescription(
             version=FORMAT_VERSION,
             frame_encoding="raw" if self.jpeg_quality is None else "jpeg",
@@ -318,7 +289,7 @@ class Journal:
             classes=tuple(sorted({label for row in self.rows for label in row["labels"]})),
             clips=len(self.rows),
             skipped=len(self.skipped),
-            checksum=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            checksum=content_checksum(files),
             files=files,
             features={},
             settings=settings,
@@ -364,37 +335,3 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         if isinstance(array, np.memmap) and array.filename is not None:
             part = np.fromfile(array.filename, array.dtype, part.size, offset=start * item_bytes).reshape(part.shape)
         yield part
-
-
-def read_sources(dataset: Path) -> dict[str, tuple[int, int]]:
-    """Path -> (bytes, mtime_ns) of the files a dataset was made from."""
-    return {row["path"]: _state(row) for row in _read_csv(dataset / _SOURCES, ("path",))}
-
-
-def read_skipped(dataset: Path) -> list[Skip]:
-    """The clips that are not in a dataset because they could not be read."""
-    rows = _read_csv(dataset / _SKIPPED, ("clip", "file", "reason"))
-    return [Skip(row["clip"], row["file"], row["reason"], *_state(row)) for row in rows]
-
-
-def _state(row: dict[str, str]) -> tuple[int, int]:
-    return int(row["bytes"]), int(row["mtime_ns"])
-
-
-def _read_csv(path: Path, texts: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of one of our CSV files. Raises DatasetError unless each has `texts` and the state of a file."""
-    try:
-        with regular_file(path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            _state(row)
-            if not all(row[name] and "\0" not in row[name] for name in texts):
-                raise ValueError("a cell is empty")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DatasetError(f"{path}: missing or damaged: {error_message(error):.160}") from error
-    return rows
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with replacing(path, newline="") as file:
-        csv.writer(file).writerows([header, *rows])

@@ -40,7 +40,9 @@ from avdistill.preparation.clip_reader import (
     read_to_spool,
     remove_spools,
 )
-from avdistill.preparation.journal import NO_FILE, Journal, Skip, read_skipped, read_sources, remove_journal
+from avdistill.preparation.journal import Journal, remove_journal
+from avdistill.preparation.parts import Part, share_of
+from avdistill.preparation.records import NO_FILE, Skip, read_skipped, read_sources
 from avdistill.progress import OnProgress, Progress
 
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
@@ -63,6 +65,7 @@ def prepare(
     out: str | os.PathLike[str],
     config: PrepareConfig,
     *,
+    part: Part | None = None,
     read: Reader = read_media,
     workers: int = 2,
     strict: bool = False,
@@ -77,6 +80,7 @@ def prepare(
         annotations: the clips, in the order of the dataset's rows.
         videos: the folder that the annotations' paths are relative to.
         out: the dataset's folder; returned as it is if it already holds exactly this dataset.
+        part: (i, n) makes the i-th of n datasets, each of its share of the list, which `join` makes into one.
         read: reads a clip from its file; a function of a module, which worker processes import.
         workers: number of decoding processes, at least one, because a file may crash its decoder.
         strict: raise for the first file that cannot be read, now or earlier, instead of listing it in `skipped.csv`.
@@ -91,7 +95,7 @@ def prepare(
         DatasetError: `out` holds something else, another process prepares it, it cannot be written, a file has changed
             since its clip was read or skipped, a clip was skipped for a lower limit, or no clip could be read.
         MediaError: with `strict`, the first unreadable file.
-        ConfigError: a time limit of 0 or less, or a reader that is defined in the running script.
+        ConfigError: a time limit of 0 or less, a reader that is defined in the running script, or no such part.
     """
     check_time_limit(time_limit_seconds)
     gib = None if clip_limit_bytes is None else clip_limit_bytes / 2**30
@@ -103,6 +107,11 @@ def prepare(
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
     if read is not read_media:
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"
+    positions = None
+    if part is not None:
+        settings["part"] = list(part)
+        positions = share_of(annotations, part)
+        annotations = [annotations[position] for position in positions]
     folder = staging_dir(out)
     try:
         lock = acquire_staging_dir(folder, out)
@@ -126,12 +135,12 @@ def prepare(
             finally:
                 answers.close()
                 remove_spools(folder)
-            if not journal.rows:
+            if not journal.rows and part is None:  # of a part all may be unreadable, and the others need it
                 # Most likely the wrong folder of videos: the failures must not be kept.
                 shutil.rmtree(folder)
                 first = journal.skipped[0].reason if journal.skipped else "the list is empty"
                 raise DatasetError(f"no clip could be read; the first: {first}")
-            journal.finish(settings)
+            journal.finish(settings, positions and _in_order(positions, annotations, journal.skipped))
             commit(folder, out)
             remove_journal(out)
     except BlockingIOError:
@@ -226,6 +235,13 @@ def _state_of(path: Path) -> tuple[int, int]:
 def _fingerprint(annotations: list[Annotation]) -> str:
     lines = (json.dumps(asdict(a), sort_keys=True, ensure_ascii=False) for a in annotations)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _in_order(positions: list[int], annotations: list[Annotation], skipped: list[Skip]) -> list[int]:
+    """The positions of the clips that were read, then of the skipped ones."""
+    names = {skip.clip for skip in skipped}
+    pairs = list(zip(positions, annotations, strict=True))
+    return [p for kept in (False, True) for p, a in pairs if (a.clip_id in names) == kept]
 
 
 def _fill(

@@ -23,8 +23,8 @@ from avdistill.dataset.decisions import write_decisions
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import result_folder, write_json
 from avdistill.preparation.duplicates import Duplicate, find_duplicates
-from avdistill.preparation.journal import read_skipped
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from avdistill.preparation.records import read_skipped
 from avdistill.teachers.transfer import transfer_teachers
 
 # Clips whose score of the audit is at least this are listed. Two of three unrelated pairs are, if their two ranks are
