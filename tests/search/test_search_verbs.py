@@ -6,18 +6,26 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.inference.predictor import Student
+from avdistill.inference.runner import run_network
 from avdistill.inputs import AudioInput, VideoInput
-from avdistill.models.checkpoint import save_student
+from avdistill.methods.cmc import CMCConfig
+from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.models.checkpoint import load_student, save_student
+from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.registry import build_model
 from avdistill.search.forms import open_index
+from avdistill.training import train
 from avdistill.types import StudentConfig
+from support.training_cases import STUDENT, config
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def test_a_student_that_has_changed_makes_the_index_stale(index: Path, students,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected one of --video, --audio, --clip, --label, found none"),
+        ([], "expected one of --video, --audio, --clip, --text, --label, found none"),
         (["--clip", "a", "--label", "b"], "found --clip and --label"),
         (["--clip", "a"], "expected one space, found audio, video_run, audio_run; name one"),
         (["--label", "a", "--space", "x"], "no space 'x'; found audio, video_run, audio_run"),
@@ -125,6 +133,7 @@ def test_a_student_that_has_changed_makes_the_index_stale(index: Path, students,
         (["--label", "class_0", "--space", "audio", "--where", "silent > 1"], "where: character 8: expected = or !="),
         (["--label", "class_0", "--space", "audio", "--where", "(" * 99], "at most 50 nested conditions"),
         (["--label", "class_0", "--space", "audio", "--k", "0"], "k: expected at least 1"),
+        (["--text", "rowing", "--space", "audio"], "--text: expected --encoder, the joint encoder"),
         (["--audio", "missing.wav", "--space", "audio_run"], "missing.wav"),
     ],
 )
@@ -153,3 +162,49 @@ def test_a_wrong_index_is_one_line(taught: ClipDataset, prepared: Path, tmp_path
         assert message in error
         assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["cmc", "mnf_csc"])
+def test_a_clip_finds_clips_of_the_other_modality_where_a_method_shares_a_space(
+    method: str, many_clips: ClipDataset, tmp_path: Path, capsys
+) -> None:
+    method_config = {"cmc": CMCConfig(width=6), "mnf_csc": MNFCSCConfig()}[method]
+    run = train(config(many_clips.folder, tmp_path / "run", method=method_config, teacher="audio", steps=2))
+    index = tmp_path / "index"
+    assert main(["index", str(run), "--out", str(index), "--cross-modal"]) == 0
+    network, _ = load_student(run / "last")
+    clips = np.arange(len(many_clips))
+    outputs = run_network(network, many_clips, clips, STUDENT.view, with_tokens=True)
+    teacher = torch.from_numpy(many_clips.features("audio").embedding)
+    weights = load_file(run / "last" / "helpers.safetensors")
+    if method == "cmc":
+        parts = [[weights[f"{side}_projection.{of}"] for of in ("weight", "bias")] for side in ("student", "teacher")]
+        student, other = (x @ W.T + b for x, (W, b) in zip((outputs.embedding, teacher), parts, strict=True))
+    else:
+        noise_filter = NoiseFilter(16, 3, teacher_dim=24).eval()
+        noise_filter.load_state_dict({name.removeprefix("filter."): value for name, value in weights.items()})
+        with torch.inference_mode():
+            filtered = noise_filter(teacher=teacher, tokens=outputs.tokens, embedding=outputs.embedding)
+        student, other = outputs.embedding, filtered.embedding
+    expected = torch.nn.functional.normalize(other[3:4]) @ torch.nn.functional.normalize(student).T
+    expected[0, 3] = -2  # itself
+    capsys.readouterr()
+    words = ["--clip", str(many_clips.columns["id"][3]), "--space", "run.teacher", "--k", "5"]
+    assert main(["search", str(index), *words, "--target", "run.student", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [hit["score"] for hit in hits] == pytest.approx(
+        expected[0].sort(descending=True).values[:5].tolist(), abs=1e-4
+    )
+    assert main(["search", str(index), *words, "--target", "audio"]) == 2
+    assert "'run.teacher' and 'audio': expected a common vector space" in capsys.readouterr().err
+    (run / "last" / "helpers.safetensors").write_bytes(b"changed")
+    assert main(["search", str(index), *words]) == 2
+    assert "helpers.safetensors has changed" in capsys.readouterr().err
+
+
+def test_a_method_without_a_common_space_has_no_cross_modal_search(
+    many_clips: ClipDataset, tmp_path: Path, capsys
+) -> None:
+    run = train(config(many_clips.folder, tmp_path / "run", steps=1))
+    assert main(["index", str(run), "--out", str(tmp_path / "index"), "--cross-modal"]) == 2
+    assert "expected a method of cmc, crd, mnf_csc, robust_csc, found supervised" in capsys.readouterr().err

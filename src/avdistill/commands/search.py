@@ -7,13 +7,17 @@ from typing import Literal
 import tyro
 
 from avdistill.commands.console import Printed, output, progress_bar
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
-from avdistill.models.checkpoint import WEIGHTS, student_folder
-from avdistill.search.columns import Column, student_column
+from avdistill.fsio import file_checksum
+from avdistill.methods import METHODS, method_class
+from avdistill.models.checkpoint import WEIGHTS, saved_folder, student_folder
+from avdistill.search.columns import Column, SharedVectors, student_column
 from avdistill.search.forms import build_index, form_of, open_index
 from avdistill.search.index import Index
 from avdistill.search.schema import Hit
-from avdistill.training.run_dir import data_manifest
+from avdistill.training.run_dir import data_manifest, run_config
+from avdistill.training.setup import load_method
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class _Index(Printed):
     """Folders that `avdistill audit` wrote; their scores may be named in conditions."""
     joint: tuple[str, ...] = ()
     """Names of features that one joint encoder computed of audio and video: these may be compared with each other."""
+    cross_modal: bool = False
+    """Index for each run the two sides of the space in which its method compares student and teacher, as RUN.student
+    and RUN.teacher (methods mnf_csc, robust_csc, cmc and crd): `search --clip ID --space RUN.teacher --target
+    RUN.student` then finds clips of the other modality."""
     batch_size: int = 32
     """Windows per batch, for students."""
 
@@ -41,7 +49,7 @@ def index(arguments: list[str]) -> None:
     """`avdistill index DATASET|RUN ... --out INDEX`."""
     a = tyro.cli(_Index, args=arguments, prog="avdistill index")
     form_of(a.out, a.form)  # a place that does not fit is reported now, not after students are loaded
-    datasets, columns = _inputs(a.paths, a.batch_size)
+    datasets, columns = _inputs(a.paths, a.batch_size, a.cross_modal)
     with progress_bar("index") as update:
         made = build_index(
             datasets,
@@ -64,7 +72,7 @@ def index(arguments: list[str]) -> None:
     output(report, lines, a.json)
 
 
-def _inputs(paths: tuple[Path, ...], batch_size: int) -> tuple[list[Path], list[Column]]:
+def _inputs(paths: tuple[Path, ...], batch_size: int, cross_modal: bool) -> tuple[list[Path], list[Column]]:
     """Datasets and columns of students; the dataset of a run comes with it."""
     datasets: dict[Path, Path] = {}
     columns: list[Column] = []
@@ -78,7 +86,22 @@ def _inputs(paths: tuple[Path, ...], batch_size: int) -> tuple[list[Path], list[
         if (path / "data.json").exists():
             folder = Path(data_manifest(path)["dataset"])
             datasets.setdefault(folder.resolve(), folder)
+            if cross_modal:
+                columns += _shared_columns(path, ClipDataset(folder), batch_size)
     return list(datasets.values()), columns
+
+
+def _shared_columns(run: Path, dataset: ClipDataset, batch_size: int) -> list[Column]:
+    """Both sides of the space of a run's method. Raises ConfigError where it has none."""
+    config = run_config(run)
+    if config.teacher is None or not method_class(config.method).shares_space:
+        sharing = ", ".join(sorted(name for name, method in METHODS.items() if method.shares_space))
+        raise ConfigError(f"{run}: --cross-modal: expected a method of {sharing}, found {config.method.name}")
+    method, description = load_method(run, dataset)
+    folder = (saved_folder(run, "last") or run).resolve()
+    weights = [folder / "model.safetensors", folder / "helpers.safetensors"]
+    both = SharedVectors(method, description, config.teacher, batch_size)
+    return both.columns(run.resolve().name, dataset, {str(file): file_checksum(file) for file in weights})
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,8 @@ class _Search(Printed):
     """Search by the audio of this file."""
     clip: str | None = None
     """Search by the clip with this id."""
+    text: str | None = None
+    """Search by words, in the space of a joint encoder of text and images or audio that --encoder names."""
     label: str | None = None
     """Search by the mean direction of the clips that carry this label."""
     dataset: str | None = None
@@ -102,7 +127,8 @@ class _Search(Printed):
     target: str | None = None
     """The space that is searched, where it is another one that shares its vectors with --space."""
     encoder: str | None = None
-    """With a space of stored features: the teacher that computed them, as in `avdistill embed --teacher`."""
+    """With --video, --audio or --text and a space of stored features: the teacher that computed them, as in
+    `avdistill embed --teacher`."""
     weights: Path | None = None
     """The file of the encoder's weights, where it is not found."""
     where: str | None = None
@@ -112,9 +138,9 @@ class _Search(Printed):
 
 
 def search(arguments: list[str]) -> None:
-    """`avdistill search INDEX --video FILE | --audio FILE | --clip ID | --label NAME`."""
+    """`avdistill search INDEX --video FILE | --audio FILE | --clip ID | --text WORDS | --label NAME`."""
     a = tyro.cli(_Search, args=arguments, prog="avdistill search")
-    queries = {name: getattr(a, name) for name in ("video", "audio", "clip", "label")}
+    queries = {name: getattr(a, name) for name in ("video", "audio", "clip", "text", "label")}
     given = [name for name, value in queries.items() if value is not None]
     if len(given) != 1:
         found = " and ".join(f"--{name}" for name in given) or "none"
@@ -127,6 +153,10 @@ def search(arguments: list[str]) -> None:
 def _find(found: Index, a: _Search) -> list[Hit]:
     if a.clip is not None:
         return found.search_clip(a.clip, dataset=a.dataset, space=a.space, target=a.target, k=a.k, where=a.where)
+    if a.text is not None:
+        if a.encoder is None:
+            raise ConfigError("--text: expected --encoder, the joint encoder that computed the space, found none")
+        return found.search_text(a.text, encoder=a.encoder, space=a.space, k=a.k, where=a.where)
     if a.label is not None:
         return found.search_label(a.label, space=a.space, k=a.k, where=a.where)
     file = a.video or a.audio

@@ -112,6 +112,8 @@ class Method(nn.Module, ABC):
     helper_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: buffers with a row per training clip, of which `update` changes those of the batch's clips only
     clip_buffers: ClassVar[tuple[str, ...]] = ()
+    #: whether the student's and the teacher's embeddings can be compared (`shared_embeddings`)
+    shares_space: ClassVar[bool] = False
     #: names of the scores that `audit_scores` returns, keys of `analysis.audit.scores.SCORES`
     audits: ClassVar[tuple[str, ...]] = ()
 
@@ -191,6 +193,18 @@ class Method(nn.Module, ABC):
             Name -> (B, ...) values, which `audit_scores` gets for all clips.
         """
         return {}
+
+    def shared_embeddings(self, student: Features, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides in the space in which the method compares them by cosine, where `shares_space`.
+
+        Args:
+            student: embedding (B, D), and tokens (B, K, D) if `uses_tokens`.
+            teacher: (B, D) embeddings.
+
+        Returns:
+            (B, width) of the student, which does not depend on the teacher, and of the teacher.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no space of student and teacher")
 
     def audit_scores(self, inputs: AuditInputs) -> dict[str, Tensor]:
         """Scores of an audit that only this method can give: float64 (N,), HIGHER for a clip that is more suspicious.

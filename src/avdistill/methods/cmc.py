@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from avdistill.losses import symmetric_info_nce
 from avdistill.methods.base import MethodContext, SingleTermMethod, TeacherRequirement, register_method
 from avdistill.methods.config import BaseMethodConfig, NonNegative, Positive, PositiveInt
-from avdistill.types import StudentNetwork
+from avdistill.types import Features, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class CMC(SingleTermMethod):
     term = "contrast"
     tuning: ClassVar = {"weight": (0.1, 0.3, 1.0)}
     helper_groups: ClassVar = {"projections": ("student_projection", "teacher_projection")}
+    shares_space = True
 
     def __init__(self, student: StudentNetwork, config: CMCConfig, context: MethodContext) -> None:
         """A linear projection for each view."""
@@ -47,3 +48,7 @@ class CMC(SingleTermMethod):
     def _term(self, student: Tensor, teacher: Tensor) -> Tensor:
         s, t = self.student_projection(student), self.teacher_projection(teacher)
         return symmetric_info_nce(student=s, teacher=t, temperature=self.config.temperature)
+
+    def shared_embeddings(self, student: Features, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Their projections."""
+        return self.student_projection(student.embedding), self.teacher_projection(teacher)

@@ -23,7 +23,7 @@ from avdistill.methods.base import (
     register_method,
 )
 from avdistill.methods.config import BaseMethodConfig, Fraction, NonNegative, Positive, PositiveInt
-from avdistill.types import Batch, StudentFeatures, StudentNetwork
+from avdistill.types import Batch, Features, StudentFeatures, StudentNetwork
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class CRD(Method):
     learns_from = TeacherRequirement.EMBEDDING
     tuning: ClassVar = {"weight": (0.1, 0.3, 0.8), "negatives": ("memory", "batch")}
     helper_groups: ClassVar = {"projections": ("student_projection", "teacher_projection")}
+    shares_space = True
     clip_buffers = ("memory.student", "memory.teacher", "memory.filled")
 
     def __init__(self, student: StudentNetwork, config: CRDConfig, context: MethodContext) -> None:
@@ -179,3 +180,7 @@ class CRD(Method):
                 clips=len(entries),
             )
         return total
+
+    def shared_embeddings(self, student: Features, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Their projections."""
+        return self.student_projection(student.embedding), self.teacher_projection(teacher)

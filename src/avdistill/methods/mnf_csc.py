@@ -77,6 +77,7 @@ class NoiseFilterMethod(Method):
     config: NoiseFilterConfig
     learns_from = TeacherRequirement.EMBEDDING
     uses_tokens = True
+    shares_space = True
     audits: ClassVar[tuple[str, ...]] = ("gate", "similarity", "calibration")
 
     def __init__(self, student: StudentNetwork, config: NoiseFilterConfig, context: MethodContext) -> None:
@@ -153,6 +154,11 @@ class NoiseFilterMethod(Method):
         """The filter's `gate`, `purified` (the purified teacher) and `guided`, (B, D) each."""
         out = self.filter(teacher=teacher, tokens=student.tokens, embedding=student.embedding)
         return {"gate": out.gate, "purified": out.embedding, "guided": out.guided}
+
+    def shared_embeddings(self, student: Features, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's embedding, and the teacher's as the filter purifies it, which the triplet loss draws to it."""
+        out = self.filter(teacher=teacher, tokens=student.tokens, embedding=student.embedding)
+        return student.embedding, out.embedding
 
     def audit_scores(self, inputs: AuditInputs) -> dict[str, Tensor]:
         """`gate`: 1 - mean gate; `similarity`: 1 - cos(v, a'); `calibration`: its gradient weight in the contrast."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from avdistill.errors import ConfigError, SearchError
 from avdistill.preparation.clip_reader import IsolatedReader
-from avdistill.search.encoders import embed_file, open_encoder
+from avdistill.search.encoders import check_provenance, embed_file, open_encoder
 from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, quoted, unit_rows
 from avdistill.search.where import Condition, parse_where
+from avdistill.teachers.huggingface import load_text_encoder
 
 
 class Index(ABC):
@@ -131,6 +132,31 @@ class Index(ABC):
         in_space = self._target(from_space, target)
         vector = embed_file(open_encoder(self.description, from_space, encoder, weights), file, reader=reader)
         return self._search(vector, in_space, k, where)
+
+    def search_text(
+        self,
+        text: str,
+        *,
+        encoder: str | os.PathLike[str],
+        space: str | None = None,
+        k: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The clips nearest to a text, in a space of a joint encoder of text and images or audio (CLIP, CLAP).
+
+        Args:
+            text: words.
+            encoder: the teacher that computed the space's vectors, `huggingface:<hub id or folder>`.
+            space, k, where: as in `search_clip`.
+
+        Raises:
+            SearchError: no such space, or an encoder that did not compute it.
+            TeacherError: the encoder cannot be loaded, or has no text.
+        """
+        in_space = self.space(space)
+        text_encoder = load_text_encoder(os.fspath(encoder))
+        check_provenance(in_space, text_encoder.provenance, os.fspath(encoder))
+        return self._search(text_encoder.embed(text), in_space, k, where)
 
     def search_label(self, label: str, *, space: str | None = None, k: int = 10, where: str | None = None) -> list[Hit]:
         """The clips nearest to the mean direction of those that carry a label (at most 10,000 of them are averaged).

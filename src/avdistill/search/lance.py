@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: more vectors than this in a space get an IVF-PQ index
 LARGEST_EXACT = 200_000
 # At these a search of 1,000,000 x 512 finds what results/performance/search.json says.
-_PROBES, _REFINE = 40, 20
+_PARTITION, _PROBES, _REFINE = 2048, 40, 20
 # Of clips that meet a condition: so few are compared one by one, without the IVF-PQ index, which might miss them.
 _FEW = 50_000
 _DESCRIPTION = "description"
@@ -128,7 +128,7 @@ def _index_vectors(table: Any, description: IndexDescription) -> None:
     for i in range(len(description.spaces)):
         column = _vector_column(i)
         if column not in have and table.count_rows(f"{column} IS NOT NULL") > LARGEST_EXACT:
-            table.create_index(column, config=IvfPq(distance_type="cosine"))
+            table.create_index(column, config=IvfPq(distance_type="cosine", target_partition_size=_PARTITION))
 
 
 def _schema(content: Content) -> "pa.Schema":

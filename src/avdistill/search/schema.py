@@ -62,7 +62,8 @@ class Source:
         name: by which hits and `where` name it.
         folder: where it is.
         checksum: of its clips.
-        files: SHA-256 of the files of features, and of the audit's table, that the index was made of.
+        files: SHA-256 of the files that the index was made of: features in the folder; by whole paths, tables of audits
+            and weights.
         clips: how many rows are its.
     """
 

@@ -208,3 +208,44 @@ def _provenance(name: str, config: Any, architecture: str) -> Provenance:
         return weights_provenance(f"{architecture} of {Path(name).name}", weights)
     commit = getattr(config, "_commit_hash", None)
     return {"name": f"{architecture} of {HUGGINGFACE}{name}"} | ({"commit": commit} if commit else {})
+
+
+class TextEncoder:
+    """The text tower of a joint encoder (CLIP, CLAP), whose texts lie in the space of its images or audio.
+
+    Attributes:
+        provenance: that of the teacher with the same weights.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, provenance: Provenance) -> None:
+        self.model, self.tokenizer, self.provenance = model.eval(), tokenizer, provenance
+
+    def embed(self, text: str) -> np.ndarray:
+        """float32 (D,), before normalization; words beyond the model's length are cut off."""
+        tokens = self.tokenizer([text], return_tensors="pt", truncation=True)
+        with torch.inference_mode():
+            pooled = self.model.text_model(**tokens).pooler_output
+            embedding: np.ndarray = self.model.text_projection(pooled)[0].numpy()
+        return embedding
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """The text tower of `huggingface:<hub id or folder>`.
+
+    Raises:
+        TeacherError: transformers is not installed, the model is not found, or it has no text in its space.
+    """
+    if find_spec("transformers") is None:
+        raise TeacherError(f"{name}: transformers is not installed: install the extra 'huggingface'")
+    import transformers
+
+    folder = name.removeprefix(HUGGINGFACE)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, _ = _load_model(folder, config)
+        if not hasattr(model, "text_projection"):
+            raise ValueError(f"expected an encoder of texts too, found {type(model).__name__}")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers, hub and safetensors raise many kinds
+        raise TeacherError(f"{name}: its text encoder cannot be loaded: {error_message(error)[:300]}") from error
+    return TextEncoder(model, tokenizer, _provenance(folder, config, type(model).__name__))
