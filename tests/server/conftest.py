@@ -28,13 +28,25 @@ def served(taught, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(served, tmp_path_factory):
+def indexed(served, tmp_path_factory):
+    """An index of the dataset, by its teacher and by the run's student."""
+    from avdistill.search.columns import student_column
+    from avdistill.search.forms import build_index
+
+    dataset, run = served
+    out = tmp_path_factory.mktemp("indexed") / "index"
+    build_index([dataset.folder], out, [student_column(run)])
+    return out
+
+
+@pytest.fixture(scope="session")
+def server(served, indexed, tmp_path_factory):
     from avdistill.server.config import ServeConfig
     from support.live_server import live
 
     dataset, run = served
     decisions = tmp_path_factory.mktemp("reviewed") / "decisions.csv"
-    with live(ServeConfig(dataset=dataset.folder, runs=(run,), decisions=decisions)) as running:
+    with live(ServeConfig(dataset=dataset.folder, runs=(run,), index=str(indexed), decisions=decisions)) as running:
         yield running
 
 

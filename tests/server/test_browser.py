@@ -41,8 +41,12 @@ def violations(page):
     return [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in SERIOUS]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/clip/train_1", "/audit", "/predict"])
+PAGES = ["/", "/clip/train_1", "/audit", "/predict", "/search?clip=train_1&space=run", "/runs", "/runs/run"]
+
+
+@pytest.mark.parametrize(
+    ("path", "scheme"), [*((path, "light") for path in PAGES), *((path, "dark") for path in PAGES[1:3])]
+)
 def test_no_serious_violation_and_no_sideways_scrolling_on_a_phone(browser, server, path, scheme):
     with opened(browser, server, path, width=360, scheme=scheme) as page:
         page.wait_for_load_state("networkidle")
@@ -61,7 +65,6 @@ def test_a_filter_and_a_clip_by_keyboard_and_seeking(browser, server):
         page.get_by_role("link", name="test_1").focus()
         page.keyboard.press("Enter")
         page.wait_for_url("**/clip/test_1")
-        assert page.evaluate("document.querySelector('img') === null")
         moved = page.evaluate(
             """async () => {
                 const player = document.getElementById("player");
@@ -137,6 +140,21 @@ def test_an_upload_is_played_beside_its_timeline(browser, server, video):
         with page.expect_download() as download:
             page.get_by_role("link", name="CSV").click()
         assert download.value.path().read_text().startswith("file,start_seconds,end_seconds,label,probability")
+
+
+def test_search_by_a_file_finds_its_clip_first(browser, server, small_set):
+    with opened(browser, server, "/search") as page:
+        page.get_by_label("or file").set_input_files(small_set[0] / "test_2.mp4")
+        page.get_by_role("button", name="Search by file").click()
+        page.locator("#result .grid").wait_for()
+        assert page.locator("#result .grid b").first.inner_text() == "test_2"
+        page.get_by_role("textbox", name="clip", exact=True).fill("test_2")
+        page.locator("select[name=space]").first.select_option("run")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Search", exact=True).click()
+        page.wait_for_url("**clip=test_2**")
+        assert page.locator("#result .grid b").count() > 5
+        assert "test_2" not in page.locator("#result .grid b").all_inner_texts()
 
 
 def test_a_hostile_upload_is_answered_in_words(browser, server, tmp_path):

@@ -15,13 +15,9 @@ import pytest
 
 from avdistill.inference.predictor import SEGMENT_COLUMNS, Student
 from avdistill.server.config import Limits, ServeConfig
-from support.live_server import MULTIPART, live, multipart, until
+from support.live_server import MULTIPART, finished, live, multipart, until
 
 EVIL = "\"'><script>alert(1)</script>=../../etc/passwd.mp4"
-
-
-def finished(server, job):
-    return until(lambda: (found := server.ask(f"/api/predictions/{job}").json)["state"] in ("done", "failed") and found)
 
 
 def uploads(server):

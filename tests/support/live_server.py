@@ -98,3 +98,7 @@ def until(holds: Any, seconds: float = 30.0) -> Any:
             raise TimeoutError
         time.sleep(0.02)
     return found
+
+
+def finished(server, job, kind="predictions"):
+    return until(lambda: (found := server.ask(f"/api/{kind}/{job}").json)["state"] in ("done", "failed") and found)

@@ -21,8 +21,8 @@ class _Serve:
     """Folder of the dataset; without one, --run is needed."""
     run: tuple[Path, ...] = ()
     """Run folders, exported students, or folders of studies: their curves are shown, their students label uploads."""
-    index: Path | None = None
-    """Folder of an index that `avdistill index` made of the dataset."""
+    index: str | None = None
+    """The index to search in: what `avdistill index --out` named."""
     decisions: Path | None = None
     """The CSV file that the review of an audit writes; the default is DATASET-decisions.csv beside the dataset."""
     host: str = "127.0.0.1"

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from avdistill.reporting.page import render
-from avdistill.server import auditing, library, predicting
+from avdistill.server import api, auditing, library, predicting, runs, searching
 from avdistill.server.config import ServeConfig
 from avdistill.server.library import site_of
 from avdistill.server.shield import Shield
@@ -111,6 +111,20 @@ ROUTES = [
     Route("/api/predictions", predicting.create, methods=["POST"]),
     Route("/api/predictions/{job}", predicting.state),
     Route("/api/predictions/{job}/segments.csv", predicting.table),
+    Route("/search", searching.page),
+    Route("/search", searching.submit, methods=["POST"]),
+    Route("/search/{job}", searching.result_page),
+    Route("/api/search", searching.find),
+    Route("/api/searches", searching.create, methods=["POST"]),
+    Route("/api/searches/{job}", searching.state),
+    Route("/runs", runs.overview),
+    Route("/runs/{clip:clip}", runs.one),
+    Route("/api/runs", runs.listing),
+    Route("/api/runs/{clip:clip}", runs.state),
+    Route("/api/openapi.json", api.openapi),
+    Route("/api/dataset", api.dataset),
+    Route("/api/clips", api.clips),
+    Route("/api/clips/{clip:clip}", api.clip),
     Route("/audit", auditing.page),
     Route("/api/review", auditing.state),
     Route("/api/votes", auditing.vote, methods=["POST"]),

@@ -1,6 +1,7 @@
 """The clips of a dataset as pages: filters over columns, never a list of all rows."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,12 +118,13 @@ class Catalog:
         number = min(max(1, number), pages)
         return Page(rows[(number - 1) * size : number * size], number, pages, len(rows))
 
-    def describe(self, clips: np.ndarray) -> list[dict[str, Any]]:
+    def describe(self, clips: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """What a card or a JSON object says of some clips: JSON-ready."""
-        c, taken = self.dataset.columns, pa.array(clips)
+        rows = np.asarray(clips, np.int64)
+        c, taken = self.dataset.columns, pa.array(rows)
         labels, notes = self._labels.take(taken).to_pylist(), self._notes.take(taken).to_pylist()
         found = []
-        for row, own, noted in zip(clips.tolist(), labels, notes, strict=True):
+        for row, own, noted in zip(rows.tolist(), labels, notes, strict=True):
             end = float(c["end_seconds"][row])
             found.append(
                 {
@@ -142,7 +144,7 @@ class Catalog:
 
     def describe_one(self, clip: int) -> dict[str, Any]:
         """The same of one clip."""
-        return self.describe(np.array([clip]))[0]
+        return self.describe([clip])[0]
 
     def _with_label(self, label: str) -> np.ndarray:
         """bool (N,): clips of a class."""

@@ -47,7 +47,7 @@ class ServeConfig:
     Attributes:
         dataset: folder of the dataset; None serves runs alone.
         runs: folders of runs, of exported students, or of studies of `compare`.
-        index: folder of an index of `avdistill index`.
+        index: what `avdistill index --out` named.
         decisions: the CSV file of the review; the default is DATASET-decisions.csv beside the dataset.
         host, port: of the socket; port 0 takes a free one.
         token: that a client must show; None demands none, which only a loopback address may do.
@@ -56,7 +56,7 @@ class ServeConfig:
 
     dataset: Path | None = None
     runs: tuple[Path, ...] = ()
-    index: Path | None = None
+    index: str | None = None
     decisions: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080

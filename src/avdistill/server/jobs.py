@@ -49,6 +49,7 @@ class Job:
     Attributes:
         id: that nobody guesses.
         name: of the file, as the client gave it.
+        kind: "prediction" or "search".
         work: what is computed.
         state: "waiting", "running", "done" or "failed".
         windows: processed so far.
@@ -58,6 +59,7 @@ class Job:
 
     id: str
     name: str
+    kind: str
     path: Path
     work: Work
     state: str = WAITING
@@ -91,11 +93,12 @@ class Jobs:
         self._closing.set()
         self._thread.join(5)
 
-    async def receive(self, request: Request, choose: Callable[[dict[str, str]], Work]) -> Job:
+    async def receive(self, request: Request, kind: str, choose: Callable[[dict[str, str]], Work]) -> Job:
         """Receive a form with a field `file` and put it into the queue.
 
         Args:
             request: multipart/form-data.
+            kind: of the job.
             choose: from the other fields to what is computed; raises HTTPException.
 
         Raises:
@@ -112,7 +115,7 @@ class Jobs:
         self._receiving += 1
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
-                return await self._received(request, limit, choose)
+                return await self._received(request, limit, kind, choose)
         except TimeoutError:
             raise HTTPException(408, "the file did not arrive in time") from None
         except ClientDisconnect:
@@ -120,16 +123,15 @@ class Jobs:
         finally:
             self._receiving -= 1
 
-    async def _received(self, request: Request, limit: int, choose: Callable[[dict[str, str]], Work]) -> Job:
+    async def _received(self, request: Request, limit: int, kind: str, choose: Callable[[dict[str, str]], Work]) -> Job:
         bounded = Request(request.scope, _bounded(request.receive, limit, self.limits.stalled_seconds))
         async with bounded.form(max_files=1, max_fields=4, max_part_size=4096) as form:
             upload = form.get("file")
             if not isinstance(upload, UploadFile) or not upload.size:
                 raise HTTPException(400, "file: expected a file that is not empty, found none")
             work = choose({name: value for name, value in form.items() if isinstance(value, str)})
-            job = Job(
-                secrets.token_urlsafe(16), (upload.filename or "")[:255], self.folder / secrets.token_hex(8), work
-            )
+            name, path = (upload.filename or "")[:255], self.folder / secrets.token_hex(8)
+            job = Job(secrets.token_urlsafe(16), name, kind, path, work)
             try:
                 await run_in_threadpool(_copy, upload, job.path)
                 with self._lock:
@@ -144,12 +146,12 @@ class Jobs:
                 raise
             return job
 
-    def find(self, job: str) -> Job:
-        """A job by its id. Raises 404."""
+    def find(self, job: str, kind: str) -> Job:
+        """A job of a kind by its id. Raises 404."""
         with self._lock:
             self._forget()
             found = self._jobs.get(job)
-        if found is None:
+        if found is None or found.kind != kind:
             raise HTTPException(404, "job: expected the id of an upload, found none; results are kept for a while only")
         found.asked = time.monotonic()
         return found

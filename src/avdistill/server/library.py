@@ -13,7 +13,6 @@ from avdistill.reporting.clip_media import clip_items, frame_rate, waveform
 from avdistill.server.catalog import Catalog, Filter
 from avdistill.server.media import BusyError, ClipMedia
 from avdistill.server.site import Site, with_query
-from avdistill.server.students import Students
 from avdistill.server.timelines import timeline
 
 _KEPT = {"cache-control": "private, max-age=86400"}
@@ -94,14 +93,14 @@ async def library(request: Request) -> HTMLResponse:
 async def clip(request: Request) -> HTMLResponse:
     """`/clip/ID`: one clip."""
     site, catalog, row = site_of(request), catalog_of(request), clip_of(request)
-    details = await run_in_threadpool(_details, catalog, site.students, row)
+    said = await run_in_threadpool(details, site, catalog, row)
     described = catalog.describe_one(row)
-    return site.render(request, "clip.html", title=described["id"], clip=described, scores=catalog.scores, **details)
+    return site.render(request, "clip.html", title=described["id"], clip=described, scores=catalog.scores, **said)
 
 
-def _details(catalog: Catalog, students: Students, row: int) -> dict[str, Any]:
+def details(site: Site, catalog: Catalog, row: int) -> dict[str, Any]:
     """What only the page of a clip shows."""
-    dataset = catalog.dataset
+    dataset, students = catalog.dataset, site.students
     frames, audio = clip_items(dataset, row)
     c = dataset.columns
     facts = {"file": c["path"][row], "source video": c["group"][row]}
@@ -113,12 +112,13 @@ def _details(catalog: Catalog, students: Students, row: int) -> dict[str, Any]:
     return {
         "facts": facts,
         "students": [
-            {"name": name, "top": found.describe()["top"], "timeline": timeline(found)}
+            {"name": name, "prediction": found.describe(), "timeline": timeline(found)}
             for name in students.names[:_STUDENTS_SHOWN]
             if (found := students.timeline(name, dataset, row)) is not None
         ],
         "wave": None if audio is None else waveform(audio, dataset.sample_rate_hz),
         "teachers": [each for name in dataset.teachers if (each := catalog.teachers.top(name, row)) is not None],
+        "neighbors": {} if site.searcher is None else site.searcher.neighbors(str(catalog.ids[row])),
         "extra": dict(dataset.table["extra"][row].as_py() or ()),
     }
 

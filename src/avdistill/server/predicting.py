@@ -87,7 +87,7 @@ async def _received(request: Request) -> Job:
 
         return work
 
-    return await site.jobs.receive(request, choose)
+    return await site.jobs.receive(request, "prediction", choose)
 
 
 def _job(request: Request) -> Job:
@@ -95,7 +95,7 @@ def _job(request: Request) -> Job:
     site = site_of(request)
     if site.jobs is None:
         raise HTTPException(404, "this server was started without a run")
-    job = site.jobs.find(request.path_params["job"])
-    if isinstance(job.result, Prediction) and job.result.file == job.path:
+    job = site.jobs.find(request.path_params["job"], "prediction")
+    if job.state == DONE and job.result.file == job.path:
         job.result = replace(job.result, file=Path(job.name))
     return job

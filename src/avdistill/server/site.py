@@ -18,7 +18,9 @@ from avdistill.server.config import ServeConfig
 from avdistill.server.jobs import Jobs
 from avdistill.server.media import ClipMedia, Workspace
 from avdistill.server.review import Review
+from avdistill.server.run_files import expand
 from avdistill.server.scores import newest_audit, read_scores
+from avdistill.server.searcher import Searcher
 from avdistill.server.students import Students, named
 
 
@@ -31,7 +33,9 @@ class Site:
         workspace: its temporary folder.
         catalog, media, review: of the dataset; None without one.
         students: of the runs.
-        jobs: uploaded files; None without a run.
+        studies: folders of studies.
+        jobs: uploaded files; None where nothing takes any.
+        searcher: an index; None without one.
         pages: (address, name) of the pages that have something to show.
         version: of the content, in the addresses of files that a browser keeps.
     """
@@ -42,7 +46,9 @@ class Site:
     media: ClipMedia | None = None
     review: Review | None = None
     students: Students = field(default_factory=lambda: Students({}))
+    studies: list[Path] = field(default_factory=list)
     jobs: Jobs | None = None
+    searcher: Searcher | None = None
     pages: list[tuple[str, str]] = field(default_factory=list)
     version: str = ""
 
@@ -60,27 +66,36 @@ class Site:
 
 def open_site(config: ServeConfig) -> Site:
     """Open what is served. Raises AvdistillError where it cannot be."""
-    dataset = None if config.dataset is None else ClipDataset(config.dataset)
-    scores = None
-    if dataset is not None and (audit := newest_audit(dataset.folder, config.runs)) is not None:
-        scores = read_scores(audit, dataset)
     site = Site(config, Workspace())
-    if dataset is not None:
-        site.catalog = Catalog(dataset, scores)
-        site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
-        site.version = dataset.checksum[:12]
-        decisions = config.decisions or own_folder(_beside(dataset), f"{dataset.folder.resolve().name}-decisions.csv")
-        site.review = Review(decisions, dataset, _review_order(site.catalog))
-        site.pages += [("/", "Library"), ("/audit", "Audit")]
-    if config.runs:
-        site.students = Students(named(config.runs))
-        site.jobs = Jobs(site.workspace.folder / "uploads", config.limits)
-        site.pages.append(("/predict", "Predict"))
+    try:
+        if config.dataset is not None:
+            _open_dataset(site, ClipDataset(config.dataset))
+        if config.index is not None and site.catalog is not None:
+            site.searcher = Searcher(config.index, site.catalog)
+            site.pages.insert(1, ("/search", "Search"))
+        if config.runs:
+            runs, site.studies = expand(config.runs)
+            site.students = Students(named(runs))
+            site.pages += [("/predict", "Predict"), ("/runs", "Runs")]
+        if config.runs or site.searcher is not None:
+            site.jobs = Jobs(site.workspace.folder / "uploads", config.limits)
+    except BaseException:
+        site.close()
+        raise
     return site
 
 
-def _beside(dataset: ClipDataset) -> Path:
-    return dataset.folder.resolve().parent
+def _open_dataset(site: Site, dataset: ClipDataset) -> None:
+    """The pages of a dataset."""
+    config = site.config
+    audit = newest_audit(dataset.folder, config.runs)
+    site.catalog = Catalog(dataset, None if audit is None else read_scores(audit, dataset))
+    site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
+    site.version = dataset.checksum[:12]
+    folder = dataset.folder.resolve()
+    decisions = config.decisions or own_folder(folder.parent, f"{folder.name}-decisions.csv")
+    site.review = Review(decisions, dataset, _review_order(site.catalog))
+    site.pages += [("/", "Library"), ("/audit", "Audit")]
 
 
 def _review_order(catalog: Catalog) -> list[str]:

@@ -1,0 +1,92 @@
+"""An index, searched for the clips of the dataset that is served."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avdistill.errors import SearchError
+from avdistill.preparation.clip_reader import IsolatedReader
+from avdistill.search.forms import open_index
+from avdistill.search.index import Index
+from avdistill.search.schema import Hit, quoted
+from avdistill.server.catalog import Catalog
+
+HITS = 24
+_NEIGHBORS = 8
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for; one of `clip` and `label`, or neither for an upload.
+
+    Attributes:
+        clip: id of a clip.
+        label: name of a class.
+        space: of the query; "" is the only one.
+        where: a condition on the clips.
+        k: number of clips to find.
+    """
+
+    clip: str = ""
+    label: str = ""
+    space: str = ""
+    where: str = ""
+    k: int = HITS
+
+
+class Searcher:
+    """An index, of which the clips of one dataset are shown."""
+
+    def __init__(self, location: str, catalog: Catalog) -> None:
+        """Open the index. Raises SearchError where it is not one of this dataset, or stale."""
+        self.index: Index = open_index(location)
+        self.catalog, checksum = catalog, catalog.dataset.checksum
+        sources = self.index.description.sources
+        source = next((each for each in sources if each.checksum == checksum), None)
+        if source is None:
+            raise SearchError(f"{location}: expected an index of {catalog.dataset.folder}, found one of other datasets")
+        self._source = source.name
+        self._restriction = "" if len(sources) == 1 else f"dataset = {quoted(source.name)}"
+
+    @property
+    def spaces(self) -> list[str]:
+        """Names of all spaces."""
+        return list(self.index.spaces)
+
+    @property
+    def file_spaces(self) -> list[str]:
+        """Names of the spaces whose network embeds files: those of students."""
+        return [name for name, space in self.index.spaces.items() if space.model]
+
+    def find(self, query: Query) -> list[Hit]:
+        """The clips nearest to a clip or a label. Raises AvdistillError."""
+        options = self._options(query)
+        if query.clip:
+            return self.index.search_clip(query.clip, dataset=self._source, **options)
+        return self.index.search_label(query.label, **options)
+
+    def find_file(self, file: Path, query: Query, reader: IsolatedReader) -> list[Hit]:
+        """The clips nearest to a file. Raises AvdistillError."""
+        return self.index.search_file(file, reader=reader, **self._options(query))
+
+    def neighbors(self, clip: str) -> dict[str, list[dict[str, Any]]]:
+        """Space -> the nearest clips, of the spaces in which a clip has a vector."""
+        found = {}
+        for space in self.spaces:
+            try:
+                found[space] = self.describe(self.find(Query(clip=clip, space=space, k=_NEIGHBORS)))
+            except SearchError:
+                continue
+        return found
+
+    def describe(self, hits: list[Hit]) -> list[dict[str, Any]]:
+        """JSON-ready: what the library says of the clips, and their similarity."""
+        rows = [(self.catalog.row(hit.clip), hit.score) for hit in hits]
+        known = [(row, score) for row, score in rows if row is not None]
+        described = self.catalog.describe([row for row, _ in known])
+        return [clip | {"similarity": score} for clip, (_, score) in zip(described, known, strict=True)]
+
+    def _options(self, query: Query) -> dict[str, Any]:
+        conditions = [f"({query.where})"] if query.where else []
+        conditions += [self._restriction] if self._restriction else []
+        return {"space": query.space or None, "k": query.k, "where": " AND ".join(conditions) or None}
