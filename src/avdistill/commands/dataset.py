@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from avdistill.annotations import read_annotations
+from avdistill.annotations import Annotation, read_annotations
 from avdistill.annotations.class_sets import Catalog, keep_class_set
 from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, say
@@ -66,6 +66,11 @@ class _Prepare(Printed):
     """A file with a label per line; clips with other labels are left out."""
     catalog: Catalog | None = None
     """A class set that comes with avdistill, in place of --labels; clips of other classes are left out."""
+    scenes: bool = False
+    """Cut files that are listed whole at their shots: a clip per shot, all with the file's labels and in one group.
+    Needs the extra scenes; what is found is kept beside the dataset in OUT.scenes.jsonl."""
+    scene_seconds: float = 2.0
+    """With --scenes, the seconds that a shot lasts at least; a shorter one stays with the next."""
     fps: float = 4.0
     """Frames per second to store; 0 stores every frame."""
     short_side: int | None = None
@@ -111,12 +116,10 @@ def prepare(arguments: list[str]) -> None:
         raise ConfigError("--labels: expected it or --catalog, found both")
     if not a.list:
         raise ConfigError("LIST: expected at least one list of clips, found none")
+    if a.scenes and a.part is not None:
+        raise ConfigError("--scenes: expected without --part, each of which would look at every file")
     part = None if a.part is None else parse_part(a.part)
-    annotations = read_annotations(a.list, format=a.format, videos=a.videos)
-    if a.labels is not None:
-        annotations = keep_labels(annotations, a.labels)
-    if a.catalog is not None:
-        annotations = keep_class_set(annotations, a.catalog)
+    annotations = _annotations(a)
     if a.teacher:
         from avdistill.teachers.registry import load_teacher
 
@@ -125,6 +128,8 @@ def prepare(arguments: list[str]) -> None:
         names = [_name_of(run) for run in a.teacher]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"--teacher: two have the name {twice[0]!r}; embed them by `avdistill embed --name`")
+    if a.scenes:
+        annotations = _cut(a, annotations)
     with progress_bar("prepare") as update:
         dataset = prepare_dataset(
             annotations,
@@ -154,6 +159,30 @@ def _print_dataset(dataset: ClipDataset, out: Path, as_json: bool) -> None:
         f"{report['skipped']} skipped"
     )
     output(report, [line + (f", see {out / 'skipped.csv'}" if report["skipped"] else "")], as_json)
+
+
+def _annotations(a: _Prepare) -> list[Annotation]:
+    """The listed clips with the wanted labels."""
+    annotations = read_annotations(a.list, format=a.format, videos=a.videos)
+    if a.labels is not None:
+        annotations = keep_labels(annotations, a.labels)
+    return annotations if a.catalog is None else keep_class_set(annotations, a.catalog)
+
+
+def _cut(a: _Prepare, annotations: list[Annotation]) -> list[Annotation]:
+    """A clip per shot of the files that are listed whole."""
+    from avdistill.preparation.scenes import cut_at_scenes
+
+    with progress_bar("find shots") as update:
+        return cut_at_scenes(
+            annotations,
+            a.videos,
+            a.out.with_name(f"{a.out.name}.scenes.jsonl"),
+            scene_seconds=a.scene_seconds,
+            workers=a.workers,
+            time_limit_seconds=a.time_limit or None,
+            on_progress=update,
+        )
 
 
 def _name_of(run: str) -> str:

@@ -8,7 +8,7 @@ that divides the file's own takes every frame exactly once.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -78,6 +78,7 @@ def read_clip(
     sample_rate_hz: int = 16000,
     spool: str | os.PathLike[str] | None = None,
     limit_bytes: int | None = LARGEST_CLIP_BYTES,
+    visit: Callable[[np.ndarray], None] | None = None,
 ) -> Clip:
     """Decode the segment [start_seconds, end_seconds) of a file, video and audio in one pass.
 
@@ -94,6 +95,8 @@ def read_clip(
             `Clip.frames` is then a read-only memory map of it. The caller removes it; on an error it is removed here.
         limit_bytes: that the frames may take, in memory or in the spool file: a small file may claim years of video.
             None: no limit. Of audio a clip may have 24 hours.
+        visit: called with each frame, uint8 (H, W, 3) RGB, as it is decoded; `Clip.frames` then has none, and
+            `frame_times_seconds` the times of those that were visited.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -115,7 +118,7 @@ def read_clip(
         raise FileNotFoundError(f"{path}: no such file")
     start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
-        buffer = FrameBuffer(path, None if spool is None else Path(spool), limit_bytes)
+        buffer = FrameBuffer(path, None if spool is None else Path(spool), limit_bytes, visit)
         with buffer as frames, open_container(path) as container:
             return _decode(path, container, start, end, fps, Scaler(short_side, size, region), frames, sample_rate_hz)
     except EXHAUSTED as error:

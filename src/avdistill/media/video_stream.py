@@ -6,6 +6,7 @@ Frames are kept in memory or written to a spool file as they are decoded, so tha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -41,10 +42,19 @@ EXHAUSTED = (MemoryError, BlockingIOError)
 
 
 class FrameBuffer:
-    """The frames kept so far, in memory or in a spool file; a context manager that removes the file on an error."""
+    """The frames kept so far, in memory or in a spool file; a context manager that removes the file on an error.
 
-    def __init__(self, path: Path, spool: Path | None, limit_bytes: int | None = LARGEST_CLIP_BYTES) -> None:
-        self._path, self._spool, self._limit_bytes = path, spool, limit_bytes
+    With `visit` none is kept: the function is called with each.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spool: Path | None,
+        limit_bytes: int | None = LARGEST_CLIP_BYTES,
+        visit: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
+        self._path, self._spool, self._limit_bytes, self._visit = path, spool, limit_bytes, visit
         self._file: IO[bytes] | None = None
         self._kept: list[np.ndarray] = []
         self.count = 0
@@ -64,6 +74,9 @@ class FrameBuffer:
         """Keep a uint8 (H, W, 3) frame. Raises MediaError beyond the limit, SpoolError where it cannot be written."""
         self.shape = self.shape or image.shape
         self.count += 1
+        if self._visit is not None:
+            self._visit(image)
+            return
         if self._limit_bytes is not None and self.count * image.nbytes > self._limit_bytes:
             height, width, _ = image.shape
             limit = f"{self._limit_bytes / 2**30:g} GiB"
@@ -78,7 +91,9 @@ class FrameBuffer:
             raise SpoolError(f"{self._spool}: {error.strerror}") from error
 
     def result(self) -> np.ndarray:
-        """uint8 (T, H, W, 3), T at least 1; a read-only memory map of the spool file if there is one."""
+        """uint8 (T, H, W, 3), T at least 1 where frames are kept; a memory map of the spool file if there is one."""
+        if self._visit is not None:
+            return np.zeros((0, *self.shape), np.uint8)
         if self._spool is None:
             return np.stack(self._kept)
         assert self._file is not None, "no frame was kept"
