@@ -1,17 +1,22 @@
 """The pages of UCF51 and ActivityNet: their commands, word for word, on tiny trees of the same layout."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torchvision import models
 
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.models.torchvision_video import TorchvisionVideo
+from avdistill.teachers import video
 from avdistill.training.recipes import RECIPES
 from support.media_files import tone, write_video
-from test_documents import commands
+from test_documents import ROOT, commands
 
 
 @pytest.fixture
@@ -139,6 +144,51 @@ def test_kinetics_audio_page(small_recipes, monkeypatch, tmp_path, capsys):
     dataset = ClipDataset(tmp_path / "ks")
     assert dataset.classes == ("bowling", "singing")
     assert dataset.describe()["splits"] == {"train": 6, "validation": 3}
+
+
+def test_kinetics_networks_page(small_recipes, monkeypatch, tmp_path, capsys):
+    """With random weights in the file that the page names, and frames of 32 pixels to save time."""
+    torch.manual_seed(0)
+    torch.save(models.get_model("s3d", weights=None).state_dict(), tmp_path / "s3d-d76dad2f.pth")
+    whole = video._teacher
+
+    def small(network, side, **about):
+        return whole(network, side=32, **about)
+
+    monkeypatch.setattr(video, "_teacher", small)
+    rows = ["path,label,split"]
+    for number in range(6):
+        label = number % 2
+        clip(tmp_path / "videos", f"{number}.mp4", label, seed=number, seconds=1.0)
+        rows.append(f"{number}.mp4,{('dog', 'bell')[label]},{'test' if number >= 4 else 'train'}")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+
+    walk("docs/tasks/kinetics_networks.md", monkeypatch, tmp_path, capsys)
+
+    entry = ClipDataset(tmp_path / "clips").teachers["video"]
+    assert (entry.modality, entry.embedding_dim, entry.clips, entry.classes) == ("video", 1024, 6, ("bell", "dog"))
+    assert (entry.provenance["name"], entry.provenance["windows"]) == ("torchvision:s3d", 2)
+    config = json.loads((tmp_path / "runs" / "kd" / "config.json").read_text())
+    assert (config["teacher"], config["student"]["view"]["modality"]) == ("video", "audio")
+
+
+def test_the_table_of_kinetics_networks_is_torchvisions():
+    page = (ROOT / "docs" / "tasks" / "kinetics_networks.md").read_text()
+    pattern = (
+        r"^\| `torchvision:(\w+)` \| `(.+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) frames, ([\d.]+) fps \| ([\d.]+) \|$"
+    )
+    rows = re.findall(pattern, page, re.MULTILINE)
+    assert {row[0] for row in rows} == set(models.list_models(module=models.video))
+    for name, file, megabytes, channels, side, frames, fps, accuracy in rows:
+        weights = models.get_model_weights(name).DEFAULT
+        assert weights.url.endswith(f"/{file}")
+        assert int(megabytes) == round(weights.meta["_file_size"])
+        assert weights.transforms().crop_size == [int(side)] * 2
+        assert f"`frame_rate={fps}`" in weights.meta["_docs"]
+        assert f"`clip_len={frames}`" in weights.meta["_docs"]
+        assert float(accuracy) == round(weights.meta["_metrics"]["Kinetics-400"]["acc@1"], 1)
+        with torch.device("meta"):
+            assert TorchvisionVideo(1, name).embedding_dim == int(channels)
 
 
 def test_audioset_tagging_page(small_recipes, monkeypatch, tmp_path, capsys):
