@@ -19,7 +19,7 @@ from avdistill.fsio import write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
 REPEATS = 5
-PACKAGES = ("torch", "torchvision", "numpy", "av", "h5py", "pillow")
+PACKAGES = ("torch", "torchvision", "numpy", "av", "h5py", "pillow", "lancedb", "faiss-cpu")
 Row = dict[str, Any]
 
 

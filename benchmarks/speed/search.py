@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from avdistill.search.lance import LanceIndex, write_lance
 from avdistill.search.schema import INDEX_VERSION, IndexDescription, Source, Space
 from measuring import RESULTS, machine, peak_bytes, resident_bytes
 
-WIDTH, LATENT, CENTERS, QUERIES, K, LISTS, PROBES = 512, 64, 1000, 200, 10, 4096, 32
+WIDTH, LATENT, CENTERS, QUERIES, K, LISTS, PROBES = 512, 64, 1000, 50, 10, 1024, 16
 FORMS = ("exact", "lance", "faiss_flat", "faiss_ivf")
 # A tenth of the clips meets it.
 WHERE = "split = 'test'"
@@ -65,7 +65,7 @@ class Clips:
 
 
 def make_vectors(folder: Path, clips: int) -> None:
-    """`vectors.npy` (clips, 512) and `queries.npy` (200, 512), float32."""
+    """`vectors.npy` (clips, 512) and `queries.npy` (50, 512), float32."""
     rng = np.random.default_rng(0)
     centers = rng.standard_normal((CENTERS, LATENT), dtype=np.float32)
     layer = rng.standard_normal((LATENT, WIDTH), dtype=np.float32) / np.float32(LATENT**0.5)
@@ -196,9 +196,8 @@ def disk_bytes(path: Path) -> int:
     return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file())
 
 
-def compare(folder: Path) -> list[dict[str, Any]]:
+def compare(folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each form: everything but the rows that it found."""
-    rows: list[dict[str, Any]] = []
     expected: dict[str, list[list[int]]] = {}
     for form in FORMS:
         report = {"form": form, **in_process("build", form, folder), "disk_bytes": disk_bytes(folder / form)}
@@ -210,10 +209,9 @@ def compare(folder: Path) -> list[dict[str, Any]]:
                 shared = [len(set(a) & set(b)) / len(b) for a, b in zip(found, expected[name], strict=True)]
                 report[name]["recall_at_10"] = float(np.mean(shared))
         print(json.dumps(report), file=sys.stderr, flush=True)
-        rows.append(report)
+        yield report
         path = folder / form
         path.unlink() if path.is_file() else shutil.rmtree(path)
-    return rows
 
 
 def main() -> None:
@@ -228,16 +226,17 @@ def main() -> None:
     if a.step:
         (build if a.step == "build" else query)(a.form, a.folder)
         return
-    with tempfile.TemporaryDirectory(dir=a.folder) as made:
-        loads = [os.getloadavg()[0]]
-        make_vectors(Path(made), a.clips)
-        rows = compare(Path(made))
-        loads.append(os.getloadavg()[0])
-    settings = {
+    settings: dict[str, Any] = {
         "clips": a.clips, "width": WIDTH, "queries": QUERIES, "k": K, "where": WHERE, "vectors": "made, see search.py",
-        "faiss_ivf": {"lists": LISTS, "probes": PROBES}, "cores": os.cpu_count(), "load_before_and_after": loads,
+        "faiss_ivf": {"lists": LISTS, "probes": PROBES}, "cores": os.cpu_count(), "loads": [os.getloadavg()[0]],
     }  # fmt: skip
-    write_json(a.out, {"settings": settings, "forms": rows, **machine()})
+    with tempfile.TemporaryDirectory(dir=a.folder) as made:
+        make_vectors(Path(made), a.clips)
+        rows = []
+        for row in compare(Path(made)):
+            rows.append(row)
+            settings["loads"].append(os.getloadavg()[0])  # of all processes: 1 is one busy core
+            write_json(a.out, {"settings": settings, "forms": rows, **machine()})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ whole and what it was made of, and is written last. A batch of rows is one commi
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 #: more vectors than this in a space get an IVF-PQ index
 LARGEST_EXACT = 200_000
 # At these a search of 1,000,000 x 512 finds what results/performance/search.json says.
-_PARTITION, _PROBES, _REFINE = 2048, 40, 20
-# Of clips that meet a condition: so few are compared one by one, without the IVF-PQ index, which might miss them.
-_FEW = 50_000
+_PROBES, _REFINE = 64, 20
+# With a condition, whose clips may lie anywhere: all partitions, of which only those clips are compared.
+_ALL_PROBES = 100_000
 _DESCRIPTION = "description"
+_HIT_COLUMNS = [name for name in COLUMNS if name in {"dataset", "id"} | {field.name for field in fields(Hit)}]
 
 
 class LanceIndex(Index):
@@ -54,22 +56,22 @@ class LanceIndex(Index):
         self, vectors: np.ndarray, space: Space, *, k: int, condition: Condition | None
     ) -> list[list[Hit]]:
         """See `Index`. The condition comes before the search. Approximate in a space of more than 200,000 vectors."""
-        column = self._column(space)
-        sql = f"{column} IS NOT NULL" + ("" if condition is None else f" AND {to_sql(condition)}")
-        few = condition is not None and self._table.count_rows(sql) <= _FEW
+        sql = None if condition is None else to_sql(condition)
         found = []
         for vector in vectors:
-            query = self._table.search(vector, vector_column_name=column).distance_type("cosine")
-            query = query.where(sql, prefilter=True).limit(k).select(["row", *COLUMNS, "_distance"])
-            query = query.bypass_vector_index() if few else query.nprobes(_PROBES).refine_factor(_REFINE)
-            rows = sorted(query.to_list(), key=lambda row: (row["_distance"], row["row"]))
+            query = self._table.search(vector, vector_column_name=self._column(space)).distance_type("cosine")
+            query = query.limit(k).select(["row", *_HIT_COLUMNS, "_distance"]).refine_factor(_REFINE)
+            query = query.nprobes(_PROBES) if sql is None else query.where(sql, prefilter=True).nprobes(_ALL_PROBES)
+            rows = [row for row in query.to_list() if row["_distance"] is not None]  # None: it has no vector
+            rows.sort(key=lambda row: (row["_distance"], row["row"]))
             found.append([hit_of(row, 1 - row["_distance"]) for row in rows])
         return found
 
     def vectors(self, space: Space, condition: Condition, *, most: int) -> tuple[list[tuple[str, str]], np.ndarray]:
         """See `Index`."""
-        column = self._column(space)
-        query = self._table.search().where(f"{column} IS NOT NULL AND {to_sql(condition)}")
+        column, present = self._column(space), _present_column(self.description.spaces.index(space))
+        # Not `IS NOT NULL`, for which every vector would be read.
+        query = self._table.search().where(f"{present} AND {to_sql(condition)}")
         rows = query.limit(most).select(["dataset", "id", column]).to_arrow()
         values = rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return list(zip(rows["dataset"].to_pylist(), rows["id"].to_pylist(), strict=True)), values.reshape(
@@ -127,8 +129,8 @@ def _index_vectors(table: Any, description: IndexDescription) -> None:
     have = {column for index in table.list_indices() for column in index.columns}
     for i in range(len(description.spaces)):
         column = _vector_column(i)
-        if column not in have and table.count_rows(f"{column} IS NOT NULL") > LARGEST_EXACT:
-            table.create_index(column, config=IvfPq(distance_type="cosine", target_partition_size=_PARTITION))
+        if column not in have and table.count_rows(_present_column(i)) > LARGEST_EXACT:
+            table.create_index(column, config=IvfPq(distance_type="cosine"))
 
 
 def _schema(content: Content) -> "pa.Schema":
@@ -138,7 +140,8 @@ def _schema(content: Content) -> "pa.Schema":
         pa.field(_vector_column(i), pa.list_(pa.float32(), space.dim))
         for i, space in enumerate(content.description.spaces)
     ]
-    return pa.schema([pa.field("row", pa.int64()), *content.clips.schema, *vectors])
+    present = [pa.field(_present_column(i), pa.bool_()) for i in range(len(vectors))]
+    return pa.schema([pa.field("row", pa.int64()), *content.clips.schema, *present, *vectors])
 
 
 def _rows(part: Part) -> "pa.Table":
@@ -146,6 +149,7 @@ def _rows(part: Part) -> "pa.Table":
 
     rows = pa.array(np.arange(part.start, part.start + part.clips.num_rows))
     columns = {"row": rows} | {name: part.clips[name] for name in part.clips.column_names}
+    columns |= {_present_column(i): pa.array(vectors.any(1)) for i, vectors in enumerate(part.vectors)}
     for i, vectors in enumerate(part.vectors):
         values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         missing = pa.array(~vectors.any(1))
@@ -180,6 +184,10 @@ def _literal(value: Value) -> str:
 
 def _vector_column(number: int) -> str:
     return f"vector_{number}"
+
+
+def _present_column(number: int) -> str:
+    return f"present_{number}"
 
 
 def _connect(location: str) -> Any:
