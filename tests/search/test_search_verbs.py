@@ -23,6 +23,8 @@ from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.noise_filter import NoiseFilter
 from avdistill.models.registry import build_model
 from avdistill.search.forms import open_index
+from avdistill.teachers.extraction import embed
+from avdistill.teachers.registry import load_teacher
 from avdistill.training import train
 from avdistill.types import StudentConfig
 from support.training_cases import STUDENT, config
@@ -166,8 +168,10 @@ def test_a_wrong_index_is_one_line(taught: ClipDataset, prepared: Path, tmp_path
 
 @pytest.mark.parametrize("method", ["cmc", "mnf_csc"])
 def test_a_clip_finds_clips_of_the_other_modality_where_a_method_shares_a_space(
-    method: str, many_clips: ClipDataset, tmp_path: Path, capsys
+    method: str, many_clips: ClipDataset, students, request: pytest.FixtureRequest, tmp_path: Path, capsys
 ) -> None:
+    embed(many_clips, load_teacher(students[1]), "audio")
+    many_clips = ClipDataset(many_clips.folder)
     method_config = {"cmc": CMCConfig(width=6), "mnf_csc": MNFCSCConfig()}[method]
     run = train(config(many_clips.folder, tmp_path / "run", method=method_config, teacher="audio", steps=2))
     index = tmp_path / "index"
@@ -181,7 +185,7 @@ def test_a_clip_finds_clips_of_the_other_modality_where_a_method_shares_a_space(
         parts = [[weights[f"{side}_projection.{of}"] for of in ("weight", "bias")] for side in ("student", "teacher")]
         student, other = (x @ W.T + b for x, (W, b) in zip((outputs.embedding, teacher), parts, strict=True))
     else:
-        noise_filter = NoiseFilter(16, 3, teacher_dim=24).eval()
+        noise_filter = NoiseFilter(16, 3, teacher_dim=teacher.shape[1]).eval()
         noise_filter.load_state_dict({name.removeprefix("filter."): value for name, value in weights.items()})
         with torch.inference_mode():
             filtered = noise_filter(teacher=teacher, tokens=outputs.tokens, embedding=outputs.embedding)
@@ -197,6 +201,19 @@ def test_a_clip_finds_clips_of_the_other_modality_where_a_method_shares_a_space(
     )
     assert main(["search", str(index), *words, "--target", "audio"]) == 2
     assert "'run.teacher' and 'audio': expected a common vector space" in capsys.readouterr().err
+    file = str(request.getfixturevalue("_sounding").parent / many_clips.columns["path"][3])
+    for words, code in (
+        (["--video", file, "--space", "run.student"], 0),
+        (["--audio", file, "--space", "run.teacher", "--encoder", str(students[1])], 0 if method == "cmc" else 2),
+    ):
+        assert main(["search", str(index), *words, "--json"]) == code
+        found = capsys.readouterr()
+        if code == 0:
+            hit = json.loads(found.out)["hits"][0]
+            assert (hit["clip"], hit["score"]) == (many_clips.columns["id"][3], pytest.approx(1, abs=1e-3))
+        else:
+            assert "expected a method whose teacher needs no student beside it (cmc, crd), found mnf_csc" in found.err
+    words = ["--clip", str(many_clips.columns["id"][3]), "--space", "run.teacher"]
     (run / "last" / "helpers.safetensors").write_bytes(b"changed")
     assert main(["search", str(index), *words]) == 2
     assert "helpers.safetensors has changed" in capsys.readouterr().err

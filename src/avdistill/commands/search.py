@@ -12,10 +12,12 @@ from avdistill.errors import ConfigError, SearchError
 from avdistill.fsio import file_checksum
 from avdistill.methods import METHODS, method_class
 from avdistill.models.checkpoint import WEIGHTS, saved_folder, student_folder
-from avdistill.search.columns import Column, SharedVectors, student_column
+from avdistill.search.columns import Column, student_column
+from avdistill.search.encoders import Encoder, open_encoder
 from avdistill.search.forms import build_index, form_of, open_index
 from avdistill.search.index import Index
-from avdistill.search.schema import Hit
+from avdistill.search.schema import SHARED, Hit, Space
+from avdistill.search.shared import SharedVectors, student_encoder, teacher_encoder
 from avdistill.training.run_dir import data_manifest, run_config
 from avdistill.training.setup import load_method
 
@@ -101,7 +103,7 @@ def _shared_columns(run: Path, dataset: ClipDataset, batch_size: int) -> list[Co
     folder = (saved_folder(run, "last") or run).resolve()
     weights = [folder / "model.safetensors", folder / "helpers.safetensors"]
     both = SharedVectors(method, description, config.teacher, batch_size)
-    return both.columns(run.resolve().name, dataset, {str(file): file_checksum(file) for file in weights})
+    return both.columns(run.resolve(), dataset, {str(file): file_checksum(file) for file in weights})
 
 
 @dataclass(frozen=True)
@@ -161,16 +163,28 @@ def _find(found: Index, a: _Search) -> list[Hit]:
         return found.search_label(a.label, space=a.space, k=a.k, where=a.where)
     file = a.video or a.audio
     assert file is not None
+    space = found.space(a.space, "audio" if a.video is None else "video")
+    shared = space.shared.startswith(SHARED)
     return found.search_file(
         file,
-        space=a.space,
-        modality="audio" if a.video is None else "video",
+        space=space.name,
         target=a.target,
-        encoder=a.encoder,
+        encoder=_shared_encoder(found, space, a) if shared else a.encoder,
         weights=a.weights,
         k=a.k,
         where=a.where,
     )
+
+
+def _shared_encoder(found: Index, space: Space, a: _Search) -> Encoder:
+    """Of a file into a space that a run's student and teacher share."""
+    run = Path(space.model)
+    config = run_config(run)
+    method, description = load_method(run, ClipDataset(data_manifest(run)["dataset"]))
+    if space.name == f"{run.name}.student":
+        return student_encoder(method, description)
+    teacher = open_encoder(found.description, found.space(config.teacher), a.encoder, a.weights)
+    return teacher_encoder(method, teacher)
 
 
 def _line(hit: Hit) -> str:

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import map_embedding
 from avdistill.dataset.splits import has_modality
-from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import ConfigError, SearchError
 from avdistill.fsio import error_message, file_checksum, regular_file
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import check_rates, run_network
-from avdistill.methods import Method
 from avdistill.search.schema import INDEX_VERSION, IndexDescription, Source, Space, unit_rows
-from avdistill.types import Features, StudentConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,69 +75,6 @@ class StudentColumn(Column):
             outputs = run_network(self.student.network, dataset, clips[there], config.view, batch_size=self.batch_size)
             found[there] = outputs.embedding.numpy()
         return found
-
-
-class SharedVectors:
-    """Both sides of the space in which a run's method compares student and teacher (`Method.shares_space`)."""
-
-    def __init__(self, method: Method, config: StudentConfig, teacher: str, batch_size: int = 32) -> None:
-        """Args: method: of a run, as saved last; teacher: name of the features; batch_size: windows at a time."""
-        self.method, self.config, self.teacher, self.batch_size = method, config, teacher, batch_size
-        self._last: tuple[tuple[str, bytes], tuple[np.ndarray, np.ndarray]] | None = None
-
-    def columns(self, name: str, dataset: ClipDataset, files: Mapping[str, str]) -> list[Column]:
-        """The columns NAME.student and NAME.teacher; `files` are those of the method (`Column.files`)."""
-        modalities = self.config.view.modality, dataset.teachers[self.teacher].modality
-        student, teacher = self.vectors(dataset, np.arange(min(1, len(dataset))))
-        found: list[Column] = []
-        for side, modality, rows in zip(("student", "teacher"), modalities, (student, teacher), strict=True):
-            made_by: Provenance = {"name": self.method.config.name}
-            space = Space(f"{name}.{side}", modality, rows.shape[1], f"shared {name}", made_by)
-            found.append(SharedColumn(space, self, side, files))
-        return found
-
-    def vectors(self, dataset: ClipDataset, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, D) twice; NaN where a clip lacks that side (or, for a filter's teacher, either side)."""
-        key = str(dataset.folder), clips.tobytes()
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._compute(dataset, clips)
-        return self._last[1]
-
-    def _compute(self, dataset: ClipDataset, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        method, view = self.method, self.config.view
-        tokens = method.uses_tokens
-        D, K = method.student.embedding_dim, 1
-        student = Features(torch.zeros(len(clips), D), tokens=torch.zeros(len(clips), K, D) if tokens else None)
-        there = torch.from_numpy(has_modality(dataset, clips, view))
-        if there.any():
-            outputs = run_network(method.student, dataset, clips, view, batch_size=self.batch_size, with_tokens=tokens)
-            student = Features(outputs.embedding, tokens=outputs.tokens)
-        entry = dataset.teachers.get(self.teacher)
-        rows = torch.full((len(clips), method.context.teacher_dim), torch.nan)
-        if entry is not None:
-            rows = torch.from_numpy(np.array(map_embedding(dataset.folder, entry, len(dataset))[clips]))
-        has_teacher = ~rows[:, 0].isnan()
-        with torch.inference_mode():
-            s, t = method.shared_embeddings(student, rows.nan_to_num())
-        both = has_teacher & there if tokens else has_teacher
-        found = (s.masked_fill(~there[:, None], torch.nan), t.masked_fill(~both[:, None], torch.nan))
-        return found[0].numpy(), found[1].numpy()
-
-
-class SharedColumn(Column):
-    """One side of `SharedVectors`."""
-
-    rows = 1024
-
-    def __init__(self, space: Space, both: SharedVectors, side: str, files: Mapping[str, str]) -> None:
-        """Args: side: "student" or "teacher"."""
-        super().__init__(space, files)
-        self.both, self.side = both, side
-
-    def vectors(self, dataset: ClipDataset, clips: np.ndarray) -> np.ndarray:
-        """Of this side; computed together with the other."""
-        student, teacher = self.both.vectors(dataset, clips)
-        return student if self.side == "student" else teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +211,7 @@ def _source(
 ) -> Source:
     files = dict(others)
     for space in spaces:
-        if space.shared != f"student {space.name}" and space.name in dataset.teachers:
+        if not space.model and space.name in dataset.teachers:
             manifest = dataset.features_manifest(space.name)["files"]
             embedding = f"features-{space.name}.npy"
             files[embedding] = manifest.get(embedding, "")

@@ -18,7 +18,7 @@ from avdistill.inference.predictor import Student
 from avdistill.inputs import View
 from avdistill.preparation.clip_reader import IsolatedReader
 from avdistill.preparation.prepare import PrepareConfig
-from avdistill.search.schema import IndexDescription, Space
+from avdistill.search.schema import SHARED, IndexDescription, Space
 from avdistill.teachers.extraction import at_dataset_rates, provenance_on
 from avdistill.teachers.registry import load_teacher
 from avdistill.types import Network
@@ -48,6 +48,8 @@ def open_encoder(
     weights: str | os.PathLike[str] | None = None,
 ) -> Encoder:
     """The network that computed a space's vectors. Arguments and errors as `Index.search_file`."""
+    if space.shared.startswith(SHARED):
+        raise SearchError(f"space {space.name!r}: expected an encoder made of run {space.model}, found none")
     if space.model:
         student = Student.from_pretrained(space.model)
         return Encoder(student.network, student.config.view, student.reading)

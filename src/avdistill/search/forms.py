@@ -136,7 +136,7 @@ def _source_change(source: Source) -> str | None:
 
 
 def _space_change(space: Space) -> str | None:
-    weights = student_folder(Path(space.model)) / WEIGHTS if space.model else None
-    if weights is None or not weights.is_file() or file_checksum(weights) == space.provenance["weights_sha256"]:
+    weights, expected = student_folder(Path(space.model)) / WEIGHTS, space.provenance.get("weights_sha256")
+    if not space.model or expected is None or not weights.is_file() or file_checksum(weights) == expected:
         return None
     return f"{space.model}: the student has changed"

@@ -12,7 +12,7 @@ import numpy as np
 
 from avdistill.errors import ConfigError, SearchError
 from avdistill.preparation.clip_reader import IsolatedReader
-from avdistill.search.encoders import check_provenance, embed_file, open_encoder
+from avdistill.search.encoders import Encoder, check_provenance, embed_file, open_encoder
 from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, quoted, unit_rows
 from avdistill.search.where import Condition, parse_where
 from avdistill.teachers.huggingface import load_text_encoder
@@ -106,7 +106,7 @@ class Index(ABC):
         space: str | None = None,
         modality: Literal["audio", "video"] | None = None,
         target: str | None = None,
-        encoder: str | os.PathLike[str] | None = None,
+        encoder: Encoder | str | os.PathLike[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         k: int = 10,
         where: str | None = None,
@@ -119,7 +119,8 @@ class Index(ABC):
             space: whose network embeds the file; None where there is only one space (of the `modality`).
             modality: of the file that is used; None is that of the space.
             target: as in `search_clip`.
-            encoder, weights: what `load_teacher` takes, for a space of stored features; a student needs none.
+            encoder, weights: what `load_teacher` takes, for a space of stored features; a student needs none. An
+                `Encoder` that is passed is used as it is (`search/shared.py` makes those of shared spaces).
             k, where: as in `search_vector`.
             reader: an open one that serves many files, or has other limits; None is one for this file.
 
@@ -130,8 +131,9 @@ class Index(ABC):
         """
         from_space = self.space(space, modality)
         in_space = self._target(from_space, target)
-        vector = embed_file(open_encoder(self.description, from_space, encoder, weights), file, reader=reader)
-        return self._search(vector, in_space, k, where)
+        if not isinstance(encoder, Encoder):
+            encoder = open_encoder(self.description, from_space, encoder, weights)
+        return self._search(embed_file(encoder, file, reader=reader), in_space, k, where)
 
     def search_text(
         self,

@@ -13,6 +13,8 @@ from avdistill.errors import ConfigError
 from avdistill.search.where import Kind
 
 INDEX_VERSION = 1
+#: how `Space.shared` begins where a run's student and teacher share it
+SHARED = "shared "
 #: what `where` may name: what a clip is, and the scores of an audit, where the index was given one
 COLUMNS: dict[str, Kind] = {
     "id": "text",
@@ -43,7 +45,7 @@ class Space:
         dim: D.
         shared: names the vector space itself; only columns in which it is equal are compared with each other.
         provenance: what computed the vectors.
-        model: the folder of the student that computed them, which also embeds files; "" for stored features.
+        model: the student or run that computed them, which also embeds files; "" for stored features.
     """
 
     name: str
