@@ -1,5 +1,6 @@
 """Links, pipes and devices in a dataset or run from somebody else: nothing is written through them or waited for."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,11 +15,16 @@ from avdistill import fsio
 from avdistill.analysis.audit.audit import Audit, write_audit
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.errors import AvdistillError, RunError
+from avdistill.errors import AvdistillError, DatasetError, RunError
+from avdistill.fsio import remove_tree
 from avdistill.methods.kd import KDConfig
 from avdistill.models import weights
 from avdistill.training import resume, train
+from support.features import part_files
 from support.training_cases import config
+
+# Where `add_features` writes parts before they are whole.
+STAGING = f"features/.audio-{hashlib.sha256(json.dumps({'in memory': True}).encode()).hexdigest()[:16]}"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +67,29 @@ def read_everything(dataset):
 
 
 @pytest.mark.parametrize(
-    "name", ["lock", "features-audio.npy.tmp", "features-audio.npy", "dataset.json.added", "dataset.json.tmp"]
+    "name",
+    ["lock", "features/audio/features.json", f"{STAGING}/part-00000000.valid.tmp", f"{STAGING}/part-00000000.json"],
 )
 def test_embed_writes_through_no_link(name, copies, victim):
     dataset, _ = copies
+    (dataset / name).parent.mkdir(exist_ok=True)
     (dataset / name).unlink(missing_ok=True)
     (dataset / name).symlink_to(victim)
     with suppress(AvdistillError, OSError):
         embed(dataset)
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["features", "features/audio", STAGING])
+def test_features_are_not_written_into_a_linked_folder(name, copies, tmp_path):
+    dataset, _ = copies
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    remove_tree(dataset / name)
+    (dataset / name).symlink_to(elsewhere)
+    with pytest.raises(DatasetError, match="found a link"):
+        embed(dataset)
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "metrics.jsonl.tmp", "last.tmp", "best.tmp"])
@@ -105,16 +125,17 @@ def test_results_are_not_written_into_a_linked_folder(verb, copies, tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-@pytest.mark.parametrize("name", ["frames-00000.npy", "audio-00000.npy", "clips.parquet", "features-audio.npy"])
+@pytest.mark.parametrize("name", ["frames-00000.npy", "audio-00000.npy", "clips.parquet", "logits"])
 def test_a_shard_that_would_be_waited_for_is_refused(kind, name, copies):
     dataset, _ = copies
-    (dataset / name).unlink()
+    file = part_files(ClipDataset(dataset), "audio", name)[0] if name == "logits" else dataset / name
+    file.unlink()
     if kind == "pipe":
-        os.mkfifo(dataset / name)
+        os.mkfifo(file)
     elif kind == "device":
-        (dataset / name).symlink_to("/dev/zero")
+        file.symlink_to("/dev/zero")
     else:
-        (dataset / name).mkdir()
+        file.mkdir()
     with pytest.raises(AvdistillError, match=r"expected a file|[Dd]irectory"):
         read_everything(dataset)
 

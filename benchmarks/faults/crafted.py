@@ -102,7 +102,7 @@ def make_case(good: Good, folder: Path, marker: Path, victim: Path, seed: int, k
 # What is changed of a folder, and what opens it.
 _FOLDERS = {
     "dataset": (
-        ("dataset.json", "clips.parquet", "*.npy", "sources.csv"),
+        ("dataset.json", "clips.parquet", "*.npy", "sources.csv", "features/*/features.json", "features/*/*.npy"),
         ("info", "evaluate", "audit", "train", "probe", "corrupt", "export"),
     ),
     "run": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -317,7 +318,8 @@ def _published(good: Good, folder: Path, rng: np.random.Generator, marker: Path)
     table = pq.read_table(good.dataset / "clips.parquet").slice(0, 3)  # a network that fits takes its time
     pq.write_table(table, good.dataset / "clips.parquet")
     told = json.loads((good.dataset / "dataset.json").read_text())
-    (good.dataset / "dataset.json").write_text(json.dumps(told | {"clips": 3, "features": {}}))
+    (good.dataset / "dataset.json").write_text(json.dumps(told | {"clips": 3}))
+    shutil.rmtree(good.dataset / "features", ignore_errors=True)  # which are of all clips
     words = ("embed", good.dataset, "--name", "made", "--teacher", teacher, "--weights", file)
     return f"{teacher} {done}", words
 

@@ -120,7 +120,7 @@ class PackedClips(ClipDataset):
         """uint8 (T, H, W, 3)."""
         return self._frames[clip]
 
-    def features(self, name: str) -> StoredFeatures:
+    def features(self, name: str, *, tokens: bool = True) -> StoredFeatures:
         """The embeddings, whatever the teacher's name."""
         return StoredFeatures(self._teacher_embedding, None, None, self._valid, (), {"name": name})
 

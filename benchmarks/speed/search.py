@@ -107,7 +107,7 @@ def content(folder: Path) -> Content:
         }
     )
     space = Space("student", "video", WIDTH, "student", {"name": "made"})
-    description = IndexDescription(INDEX_VERSION, (Source("dataset", str(folder), "made", {}, N),), (space,))
+    description = IndexDescription(INDEX_VERSION, (Source("dataset", str(folder), "made", {}, {}, N),), (space,))
     return Content(description, (Clips(N),), (ArrayColumn(space, array),), table)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError, MediaError
 from avdistill.media import read_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from support.features import feature_arrays
+from support.features import feature_arrays, part_files
 from support.media_files import SMALL, numbered_frames, tone, write_video
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
@@ -52,7 +53,7 @@ def test_others_can_read_it_without_us(prepared):
     assert audio.dtype == np.int16
     assert len(frames) == sum(row["frame_count"] for row in table)
     assert len(audio) == sum(row["audio_count"] for row in table)
-    assert json.loads((prepared / "dataset.json").read_text())["version"] == 3
+    assert json.loads((prepared / "dataset.json").read_text())["version"] == 4
     assert [row["group"] for row in table] == [row["path"] for row in table]  # none is a part of a longer video
 
 
@@ -178,7 +179,7 @@ def test_foreign_folders_and_versions(tmp_path, prepared):
     with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
         ClipDataset(tmp_path)
     (tmp_path / "store.json").write_text("{}")
-    with pytest.raises(DatasetError, match=r"expected format 3, found store\.json of an older one; prepare it again"):
+    with pytest.raises(DatasetError, match=r"expected format 4, found store\.json of an older one; prepare it again"):
         ClipDataset(tmp_path)
     assert str(ClipDataset(str(prepared)).folder) == str(prepared)
     for folder in (tmp_path, str(tmp_path)):
@@ -194,8 +195,9 @@ def test_a_shard_that_becomes_shorter_while_it_is_mapped_is_an_error(taught, tmp
     tokens = np.ones((len(dataset), 2, 4), np.float32)
     said = {"modality": "audio", "provenance": {"name": ""}, "logits": None, "classes": ()}
     dataset.add_features("t", embedding=tokens[:, 0], tokens=tokens, **said)
-    features = dataset.features("t")
-    reads["features-t-tokens.npy"] = lambda: features.select(np.arange(2))
+    features = dataset.map_features("t")
+    for kind in ("tokens", "embedding"):
+        reads[str(part_files(dataset, "t", kind)[0])] = partial(features.rows, kind, np.arange(2))
     for name, read in reads.items():
         read()
         os.truncate(dataset.folder / name, (dataset.folder / name).stat().st_size // 2)

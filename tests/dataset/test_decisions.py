@@ -55,7 +55,8 @@ def changed_by_hand(dataset, out):
     """A copy in which TEXT was carried out in the files: rows changed or moved to another split, features removed."""
     shutil.copytree(dataset.folder, out)
     rows = pq.read_table(out / "clips.parquet").to_pylist()
-    embedding, logits = (np.load(out / f"features-audio{part}.npy") for part in ("", "-logits"))
+    entry, stored = dataset.teachers["audio"], dataset.features("audio")
+    embedding, logits = (np.where(stored.valid[:, None], x, np.nan) for x in (stored.embedding, stored.logits))
     for i, row in enumerate(rows):
         if row["id"] in ("clip1", "clip4"):
             row |= {"has_audio": False, "audio_offset": 0, "audio_count": 0}
@@ -65,8 +66,8 @@ def changed_by_hand(dataset, out):
         elif row["id"] == "clip3":
             row["labels"] = ["class_2"]
     pq.write_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), out / "clips.parquet")
-    np.save(out / "features-audio.npy", embedding)
-    np.save(out / "features-audio-logits.npy", logits)
+    about = {"modality": "audio", "provenance": entry.provenance, "classes": entry.classes}
+    ClipDataset(out).add_features("audio", embedding=embedding, logits=logits, **about)
     return ClipDataset(out)
 
 
@@ -99,7 +100,7 @@ def test_an_audio_student_leaves_out_dropped_audio(many_clips, tmp_path):
 
 
 def test_the_dataset_is_seen_as_decided_and_its_folder_is_not_changed(many_clips, tmp_path):
-    before = {file.name: file.read_bytes() for file in many_clips.folder.iterdir()}
+    before = {file: file.read_bytes() for file in many_clips.folder.rglob("*") if file.is_file()}
     found = open_dataset(many_clips.folder, written(tmp_path))
     ids = [f"clip{i}" for i in range(40) if i not in (2, 35)]
     assert found.columns["id"].tolist() == ids
@@ -123,7 +124,7 @@ def test_the_dataset_is_seen_as_decided_and_its_folder_is_not_changed(many_clips
         open_dataset(many_clips.folder, written(tmp_path, "clip,decision\nclip0,keep\n")).checksum
         == many_clips.checksum
     )
-    assert {file.name: file.read_bytes() for file in many_clips.folder.iterdir()} == before
+    assert {file: file.read_bytes() for file in many_clips.folder.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(

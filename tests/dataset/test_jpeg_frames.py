@@ -155,7 +155,7 @@ def test_every_size_has_a_shard_of_its_own(tmp_path):
 def test_the_description_names_the_encoding(prepared, small_set, compressed):
     for folder, encoding, quality in ((prepared, "raw", None), (compressed.folder, "jpeg", CONFIG.jpeg_quality)):
         description = json.loads((folder / "dataset.json").read_text())
-        assert (description["version"], description["frame_encoding"]) == (3, encoding)
+        assert (description["version"], description["frame_encoding"]) == (4, encoding)
         assert description["settings"]["config"]["jpeg_quality"] == quality
     folder, annotations = small_set
     with pytest.raises(DatasetError, match="other settings"):

@@ -121,7 +121,7 @@ def test_the_mean_is_that_of_a_loop(multi_label):
             assert np.square(found.embedding[i]).mean() == pytest.approx(1, abs=1e-5)
     assert not found.logits[7].any()
     assert not found.embedding[7].any()
-    assert [part.classes for part in found.parts] == [CLASSES, CLASSES]
+    assert [part.classes for part in found.teachers] == [CLASSES, CLASSES]
     assert found.provenance == {"name": "x+y", "x.name": "network 0", "y.name": "network 1"}
 
 
@@ -166,7 +166,8 @@ def test_the_dataset_has_the_mean_under_the_joint_name(two):
     assert (entry.embedding_dim, entry.num_tokens, entry.classes) == (24 + 7, 0, two.classes)
     assert found.valid.tolist() == two.features("audio").valid.tolist()
     manifest = two.features_manifest("audio+other")
-    assert set(manifest["files"]) == {f"features-{n}{part}.npy" for n in ("audio", "other") for part in ("", "-logits")}
+    kinds = ("valid", "embedding", "logits")
+    assert set(manifest["files"]) == {f"{name} {kind}" for name in ("audio", "other") for kind in kinds}
     assert manifest["provenance"] == entry.provenance == found.provenance
     assert "audio+other" not in two.teachers
     for name, message in (("audio+more", "no teacher 'more' in this dataset"), ("audio+audio", "found one twice")):
@@ -191,7 +192,7 @@ def test_decisions_reach_each_of_the_teachers(two):
 def test_batches_hold_each_teacher_only_where_asked(two):
     clips = clips_of_split(two, "train")
     several = two.features("audio+other")
-    for teacher, count in ((several, 2), (replace(several, parts=()), 0)):
+    for teacher, count in ((several, 2), (several.without_teachers(), 0)):
         batch = TrainingBatches(two, clips, encode_labels(two, clips, two.classes), STUDENT.view, batch_size=8,
                                 labeled_per_batch=None, use_unlabeled=True, teacher=teacher, seed=0)[0]  # fmt: skip
         assert len(batch.each_teacher) == count
@@ -213,7 +214,7 @@ def test_a_run_with_two_teachers_resumes_exactly_and_records_both(two, tmp_path,
     assert same(state(whole), state(resume(broken)))
     record = json.loads((whole / "data.json").read_text())
     assert record["teacher"]["name"] == "audio+other"
-    assert len(record["teacher"]["files"]) == 4
+    assert len(record["teacher"]["files"]) == 6
     one = train(config(two.folder, tmp_path / "one", **changes | {"teacher": "audio"}))
     assert not same(state(whole)[0], state(one)[0])
 

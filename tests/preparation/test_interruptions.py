@@ -21,7 +21,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import staging_dir
 from avdistill.errors import DatasetError
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from support.features import feature_arrays
+from support.features import feature_arrays, part_files
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 
@@ -276,7 +276,7 @@ def values(folder, name="audio"):
 
 
 def test_a_kill_while_features_are_replaced(prepared, tmp_path, monkeypatch):
-    """Stopped at every step on the disk in turn: old, new or none, never a mixture."""
+    """Stopped at every step on the disk in turn: old or new, never a mixture."""
     steps, seen = [], []
 
     def dying(function):
@@ -306,8 +306,9 @@ def test_a_kill_while_features_are_replaced(prepared, tmp_path, monkeypatch):
             "audio", **features(ClipDataset(folder), 3.0)
         )  # what is left is in nobody's way
         assert values(folder) == (3.0, 3.0)
+        assert [file.name for file in (folder / "features").iterdir()] == ["audio"]
         die_at += 1
-    assert set(seen) == {(1.0, 1.0), None, (2.0, 2.0)}
+    assert set(seen) == {(1.0, 1.0), (2.0, 2.0)}
     assert len(seen) > 8
 
 
@@ -316,7 +317,7 @@ def test_a_full_disk_while_features_are_replaced(prepared, tmp_path, monkeypatch
     shutil.copytree(prepared, folder)
     dataset = ClipDataset(folder)
     dataset.add_features("audio", **features(dataset, 1.0))
-    before = sorted(p.name for p in folder.iterdir())
+    before = sorted(folder.rglob("*"))
     fsync, calls = os.fsync, []
 
     def failing(descriptor):
@@ -326,14 +327,14 @@ def test_a_full_disk_while_features_are_replaced(prepared, tmp_path, monkeypatch
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing)
-    for fail_at in range(1, 5):  # two arrays, the new dataset.json, the one without
+    for fail_at in range(1, 7):  # three arrays, the record of the part and its folder, the folder of the features
         calls.clear()
         with pytest.raises(DatasetError, match="teacher 'audio' cannot be written: No space left on device"):
             dataset.add_features("audio", **features(dataset, 2.0))
         assert len(calls) == fail_at
         assert values(folder) == (1.0, 1.0)
         assert dataset.teachers["audio"].provenance["name"] == "1.0"
-        assert sorted(p.name for p in folder.iterdir()) == before
+        assert sorted(folder.rglob("*")) == before
     fail_at = 0
     dataset.add_features("audio", **features(dataset, 2.0))
     assert values(folder) == (2.0, 2.0)
@@ -347,7 +348,8 @@ def test_features_that_are_replaced_by_some_without_logits(prepared, tmp_path):
     dataset.add_features("audio2", **features(dataset, 5.0))
     dataset.add_features("audio", **{**features(dataset, 2.0), "logits": None, "classes": ()})
     assert feature_arrays(ClipDataset(folder), "audio")[1] is None
-    assert not (folder / "features-audio-logits.npy").exists()
+    assert not part_files(dataset, "audio", "logits")
+    assert len(list((folder / "features" / "audio").iterdir())) == 3  # the table, the embedding and which are valid
     assert values(folder, "audio2") == (5.0, 5.0)
 
 

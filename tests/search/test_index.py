@@ -174,7 +174,7 @@ def test_changed_features_make_an_index_stale_and_indexing_again_replaces_it(
         dataset.add_features(
             "audio", modality="audio", provenance={"name": "test"}, embedding=changed, logits=None, classes=()
         )
-        with pytest.raises(SearchError, match=r"stale: .*features-audio\.npy has changed; run `avdistill index` again"):
+        with pytest.raises(SearchError, match=r"stale: .*features 'audio' have changed; run `avdistill index` again"):
             open_index(tmp_path / form)
         assert before.search_vector(np.arange(24.0), "audio", k=1)  # one that is open stays as it was
         build_index([dataset.folder], tmp_path / form, form=form)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import DatasetError, TeacherError
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.registry import load_teacher
-from support.features import feature_arrays
+from support.features import feature_arrays, part_files
 
 
 @pytest.fixture
@@ -80,11 +81,12 @@ def test_a_files_stem_stands_for_its_only_clip(dataset, tmp_path):
     table = dataset.table.slice(0, 3)
     for key, values in (("id", ["x", "y", "z"]), ("path", ["d/both.mp4", "d/both.mp4", "d/own.v1.mp4"])):
         table = table.set_column(table.schema.get_field_index(key), key, pa.array(values))
-    dataset.table = table
+    dataset.table, dataset._description = table, replace(dataset._description, clips=3)
     np.savez(tmp_path / "t.npz", name=["both", "own.v1", "y"], embedding=np.arange(6.0).reshape(3, 2))
     embed_precomputed(dataset, tmp_path / "t.npz", "audio")
-    stored = np.load(dataset.folder / "features-audio.npy")
-    np.testing.assert_array_equal(stored, [[np.nan, np.nan], [4, 5], [2, 3]])
+    (part,) = part_files(dataset, "audio", "embedding")
+    np.testing.assert_array_equal(np.load(part), [[0, 0], [4, 5], [2, 3]])
+    np.testing.assert_array_equal(np.load(part_files(dataset, "audio", "valid")[0]), [False, True, True])
 
 
 def table(**changed) -> dict:

@@ -17,6 +17,7 @@ import torch
 from avdistill.cli import main
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.mapped_features import MappedFeatures
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.evaluation.classification import evaluate
@@ -29,7 +30,7 @@ from avdistill.models.registry import build_model
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train
 from avdistill.training.run_dir import run_state
 from avdistill.training.setup import TrainingSetup
-from support.features import feature_arrays
+from support.features import feature_arrays, part_files
 from support.training_cases import STUDENT, config, same, state
 
 
@@ -128,32 +129,28 @@ def test_how_many_clips_have_a_teacher_is_in_the_run(taught, tmp_path, capsys):
 def test_features_that_are_not_finite_are_refused(taught, tmp_path):
     shutil.copytree(taught.folder, tmp_path / "dataset")
     dataset = ClipDataset(tmp_path / "dataset")
-    embedding, logits, present = feature_arrays(dataset, "audio")
-    logits[np.flatnonzero(present)[0]] = np.inf
-    dataset.add_features(
-        "audio",
-        modality="audio",
-        provenance={"name": "test"},
-        embedding=embedding,
-        logits=logits,
-        classes=dataset.classes,
-    )
-    with pytest.raises(DatasetError, match=r"features-audio-logits\.npy: expected finite numbers"):
+    present = feature_arrays(dataset, "audio")[2]
+    file = part_files(dataset, "audio", "logits")[0]
+    values = np.load(file)
+    values[present] = np.inf
+    np.save(file, values)
+    with pytest.raises(DatasetError, match=r"\.logits\.npy: expected finite numbers"):
         train(config(dataset.folder, tmp_path / "run", method=KDConfig(), teacher="audio"))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "last").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_trace(taught, tmp_path, monkeypatch):
     """One row of logits makes a loss infinite: the run ends at the batch that draws it, as if it had ended before."""
-    dataset, read = taught, ClipDataset.features
+    dataset, read = taught, MappedFeatures.rows
     present = feature_arrays(dataset, "audio")[2]
 
-    def damaged(self, name):
-        stored = read(self, name)
-        stored.logits[np.flatnonzero(present)[0]] = np.inf
-        return stored
+    def damaged(self, kind, clips):
+        rows = read(self, kind, clips)
+        if kind == "logits":
+            rows[clips == np.flatnonzero(present)[0]] = np.inf
+        return rows
 
-    monkeypatch.setattr(ClipDataset, "features", damaged)
+    monkeypatch.setattr(MappedFeatures, "rows", damaged)
     settings = {"method": KDConfig(), "teacher": "audio", "val_fraction": 0.0, "save_every": 1}
     with pytest.raises(RunError, match="soft_labels = nan at step"):
         train(config(dataset.folder, tmp_path / "run", **settings))

@@ -1,5 +1,6 @@
 """Runs: exact resume, signals, choice of the best model, schedules, learning at all."""
 
+import hashlib
 import json
 import math
 import os
@@ -35,7 +36,7 @@ from avdistill.training.optim import autocast, build_optimizer, build_schedule, 
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import run_state
 from avdistill.training.setup import TrainingSetup, load_method
-from support.features import feature_arrays
+from support.features import feature_arrays, part_files
 from support.training_cases import config, lines, same, state
 
 VARIANTS = {
@@ -126,9 +127,11 @@ def test_a_run_does_not_go_on_with_features_of_another_teacher(taught, tmp_path)
     recorded = json.loads((run / "data.json").read_text())["teacher"]
     assert recorded["name"] == "audio"
     assert recorded["provenance"] == {"name": "test"}
-    assert recorded["files"] == {
-        name: file_checksum(dataset.folder / name) for name in ("features-audio.npy", "features-audio-logits.npy")
+    digests = {
+        kind: json.dumps([file_checksum(file) for file in part_files(dataset, "audio", kind)])
+        for kind in ("valid", "embedding", "logits")
     }
+    assert recorded["files"] == {kind: hashlib.sha256(text.encode()).hexdigest() for kind, text in digests.items()}
     embed_again(dataset, "other", 2.0)
     with pytest.raises(RunError, match=r"features of teacher 'audio' are no longer .*, then by test, now by other: "):
         resume(run)

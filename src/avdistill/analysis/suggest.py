@@ -65,7 +65,7 @@ def suggest(
     """
     clips = clips_of_splits(dataset, split)
     if run is None:
-        stored = dataset.features(_only_features(dataset, features))
+        stored = dataset.features(_only_features(dataset, features), tokens=False)
         valid, embedding, disagreement = stored.valid[clips], stored.embedding[clips], np.full(len(clips), np.nan)
     else:
         valid, embedding, disagreement = _of_run(Path(run), dataset, clips, device, on_progress)
@@ -154,7 +154,7 @@ def _of_run(
     disagreement = np.full(len(clips), np.nan)
     teacher = run_config(run).teacher
     if teacher is not None and dataset.has_teacher(teacher):
-        stored = dataset.features(teacher).with_classes(student.config.classes)
+        stored = dataset.features(teacher, tokens=False).with_classes(student.config.classes)
         logits = stored.select(clips).logits
         if logits is not None:
             agree = (logits.softmax(1) * outputs.probabilities).sum(1).numpy()

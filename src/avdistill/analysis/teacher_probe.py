@@ -91,7 +91,7 @@ def dataset_features(dataset: ClipDataset, name: str | None = None) -> LabeledFe
         if not dataset.teachers:
             raise DatasetError(f"{dataset.folder}: no teacher in this dataset; add one with `avdistill embed`")
         name = next(iter(dataset.teachers))
-    stored = dataset.features(name)
+    stored = dataset.features(name, tokens=False)
     columns = dataset.columns
     return LabeledFeatures(
         source=f"{dataset.folder}: teacher {name!r}",

@@ -144,9 +144,11 @@ def prepare(arguments: list[str]) -> None:
             on_progress=update,
         )
     for run in a.teacher:
-        from avdistill.commands.train import embed_with
+        from avdistill.teachers.extraction import embed
+        from avdistill.teachers.registry import load_teacher
 
-        embed_with(dataset, run, _name_of(run))
+        with progress_bar("embed") as update:
+            embed(dataset, load_teacher(run), _name_of(run), on_progress=update)
     _print_dataset(dataset, a.out, a.json)
 
 

@@ -1,5 +1,6 @@
 """Verbs of a run: train, resume, teacher train, embed, recipes."""
 
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Literal
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say, take_option, training_bar
-from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.features import PART_CLIPS
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, parse_method, teacher_requirement
 from avdistill.models.registry import MODELS
+from avdistill.teachers.extraction import Unfinished
 from avdistill.teachers.extraction import embed as embed_dataset
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.teachers.registry import load_teacher
@@ -132,6 +135,11 @@ class _Embed(Printed):
     head_split: str = "train"
     """The split whose labeled clips a linear head is fitted on, where the teacher has no logits for the dataset's
     classes; "+" joins several, as in train+teacher."""
+    part: str = "1/1"
+    """The share of this call, as 2/3 for the second of three: every call computes its share, on any machine that has
+    the dataset's folder, and the one that finds all there stores the features."""
+    part_clips: int = PART_CLIPS
+    """Clips that are computed and stored at a time: what a kill costs at most."""
 
 
 def embed(arguments: list[str]) -> None:
@@ -149,36 +157,39 @@ def embed(arguments: list[str]) -> None:
     elif a.modality is not None:
         raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
     else:
-        entry = embed_with(dataset, a.teacher, a.name, a.batch_size, a.weights, a.tokens, a.head_split, a.windows)
+        teacher = load_teacher(a.teacher, weights=a.weights)
+        with progress_bar("embed") as update:
+            found = embed_dataset(
+                dataset,
+                teacher,
+                a.name or teacher.view.modality,
+                batch_size=a.batch_size,
+                windows=a.windows,
+                tokens=a.tokens,
+                head_split=a.head_split,
+                part=share_of(a.part),
+                part_clips=a.part_clips,
+                on_progress=update,
+            )
+        if isinstance(found, Unfinished):
+            line = (
+                f"features {found.name!r}: {found.finished} of {found.clips} clips are there, other shares are missing"
+            )
+            output(vars(found), [line], a.json)
+            return
+        entry = found
     report = {**vars(entry), "dataset": str(a.dataset), "clips_in_dataset": len(dataset)}
     made_by = format_provenance(entry.provenance)
     line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.embedding_dim}-d, from {made_by}"
     output(report, [line], a.json)
 
 
-def embed_with(
-    dataset: ClipDataset,
-    teacher: str,
-    name: str | None,
-    batch_size: int = 32,
-    weights: Path | None = None,
-    tokens: bool = False,
-    head_split: str = "train",
-    windows: int | None = None,
-) -> TeacherEntry:
-    """Embed a dataset with a named teacher or that of a run folder, with a progress bar."""
-    teacher_network = load_teacher(teacher, weights=weights)
-    with progress_bar("embed") as update:
-        return embed_dataset(
-            dataset,
-            teacher_network,
-            name or teacher_network.view.modality,
-            batch_size=batch_size,
-            windows=windows,
-            tokens=tokens,
-            head_split=head_split,
-            on_progress=update,
-        )
+def share_of(text: str) -> tuple[int, int]:
+    """ "2/3" as (2, 3). Raises ConfigError."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--part: expected i/n with i from 1 to n, such as 2/3, found {text!r}")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import Labels
-from avdistill.dataset.stored_features import StoredFeatures
+from avdistill.dataset.stored_features import TeacherFeatures
 from avdistill.dataset.windows import evaluation_window, sliding_starts, spaced_starts, training_window
 from avdistill.errors import DatasetError
 from avdistill.inputs import View
@@ -32,7 +32,7 @@ class TrainingBatches:
         batch_size: int,
         labeled_per_batch: int | None,
         use_unlabeled: bool,
-        teacher: StoredFeatures | None,
+        teacher: TeacherFeatures | None,
         seed: int,
         share: tuple[int, int] = (0, 1),
     ) -> None:
@@ -100,7 +100,7 @@ class TrainingBatches:
         ]
         inputs: dict[str, Any] = {self.view.reader: torch.stack(windows)}
         has_teacher = np.zeros(len(clips), bool) if self.teacher is None else self.teacher.valid[clips]
-        parts = () if self.teacher is None else self.teacher.parts
+        teachers = () if self.teacher is None else self.teacher.teachers
         return Batch(
             **inputs,
             labels=self.labels.values[rows],
@@ -109,8 +109,8 @@ class TrainingBatches:
             has_teacher=torch.from_numpy(has_teacher),
             clip_ids=tuple(self.dataset.columns["id"][clips].tolist()),
             indices=torch.from_numpy(rows),
-            each_teacher=tuple(part.select(clips) for part in parts),
-            has_each=torch.from_numpy(np.stack([part.valid[clips] for part in parts], axis=1)) if parts else None,
+            each_teacher=tuple(each.select(clips) for each in teachers),
+            has_each=torch.from_numpy(np.stack([each.valid[clips] for each in teachers], axis=1)) if teachers else None,
         )
 
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from avdistill.config_io import decode
 from avdistill.dataset import schema
-from avdistill.dataset.features import feature_files, read_features, write_features
+from avdistill.dataset.features import FOLDER, FeaturesDescription, read_descriptions, write_features
+from avdistill.dataset.mapped_features import MappedFeatures, map_features
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
 from avdistill.dataset.shards import JpegFrames, map_shard
-from avdistill.dataset.stored_features import Provenance, StoredFeatures
+from avdistill.dataset.stored_features import Provenance, StoredFeatures, TeacherFeatures
 from avdistill.dataset.teacher_mean import joint_provenance, mean_of_teachers, teacher_names
 from avdistill.errors import DatasetError
 from avdistill.fsio import check_mapped, error_message, file_checksum
@@ -54,6 +55,13 @@ class ClipDataset:
         self.folder = Path(folder)
         self._description = read_description(self.folder)
         self.table: pa.Table = read_clips(self.folder, self._description.clips)
+        self._features: dict[str, FeaturesDescription]
+        self.reopen_features()
+
+    def reopen_features(self) -> None:
+        """Read again which features there are: others may have written some. Raises DatasetError for damaged ones."""
+        description = self._description
+        self._features = read_descriptions(self.folder, description.checksum, description.clips)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -88,7 +96,7 @@ class ClipDataset:
     @property
     def teachers(self) -> dict[str, TeacherEntry]:
         """Teachers whose features are in the dataset, by name."""
-        return self._description.features
+        return {name: found.entry for name, found in self._features.items()}
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -136,28 +144,49 @@ class ClipDataset:
         items: np.ndarray | JpegFrames = getattr(self, view.reader)(clip)
         return items
 
-    def features(self, name: str) -> StoredFeatures:
-        """A teacher's features, row i for clip i; of several, as in "yamnet+cnn14", their mean (`teacher_mean.py`).
+    def features(self, name: str, *, tokens: bool = True) -> StoredFeatures:
+        """A teacher's features in memory, row i for clip i; of several, as in "yamnet+cnn14", their mean.
 
-        Raises DatasetError if they are not there or damaged.
+        `teacher_mean.py` says how the mean is taken. Tokens take far more memory than all else; a mean has none.
+
+        Raises:
+            DatasetError: they are not there, or damaged.
         """
-        entry = self.teacher(name)
+        self.teacher(name)
         if name in self.teachers:
-            return self._stored(entry)
+            mapped = self.map_features(name)
+            return (mapped if tokens else mapped.without_tokens()).load()
         entries = [self.teachers[each] for each in teacher_names(name)]
         targets = np.array([self.classes.index(row[0]) if row else -1 for row in self.labels])
         if self.multi_label:
             targets = np.array([[each in row for each in self.classes] for row in self.labels], dtype=int)
         split = self.columns["split"]
         fitted_on = [(split == e.head_split) | np.isin(split, e.head_split.split("+")) for e in entries]
-        return mean_of_teachers({e.name: self._stored(e) for e in entries}, self.classes, targets, fitted_on)
+        stored = {e.name: self.features(e.name, tokens=False) for e in entries}
+        return mean_of_teachers(stored, self.classes, targets, fitted_on)
+
+    def map_features(self, name: str) -> MappedFeatures:
+        """One teacher's features on the disk, row i for clip i. Raises DatasetError if not there or damaged."""
+        if name not in self.teachers:
+            raise self._no_teacher(name)
+        return map_features(self.folder, self._features[name])
+
+    def teacher_features(self, name: str) -> TeacherFeatures:
+        """Features to draw batches from: of one teacher on the disk, of several their mean in memory.
+
+        Raises:
+            DatasetError: they are not there, or damaged.
+        """
+        return self.map_features(name) if name in self.teachers else self.features(name)
 
     def features_manifest(self, name: str, *, tokens: bool = False) -> dict[str, Any]:
-        """`name`, `provenance` and SHA-256 of the `files` of a teacher's features (of tokens only if asked)."""
-        known = self._description.files
-        wanted = [file for each in teacher_names(name) for file in feature_files(each)[: 3 if tokens else 2]]
-        files = {file: known[file] for file in wanted if file in known}
-        return {"name": name, "provenance": self.teacher(name).provenance, "files": files}
+        """`name`, `provenance` and SHA-256 over the `files` of a teacher's features (of tokens only if asked)."""
+        provenance, files = self.teacher(name).provenance, {}
+        for each in teacher_names(name) if name not in self.teachers else (name,):
+            for kind in ("valid", "embedding", "logits", *(["tokens"] if tokens else [])):
+                if digest := self._features[each].digest(kind):
+                    files[kind if each == name else f"{each} {kind}"] = digest
+        return {"name": name, "provenance": provenance, "files": files}
 
     def has_teacher(self, name: str) -> bool:
         """Whether the features of a teacher, or of all of several joined by "+", are in the dataset."""
@@ -171,11 +200,7 @@ class ClipDataset:
         """
         names = teacher_names(name)
         if absent := [each for each in names if each not in self.teachers]:
-            known = ", ".join(sorted(self.teachers)) or "none"
-            raise DatasetError(
-                f"{self.folder}: no teacher {absent[0]!r} in this dataset (found: {known}); add it with "
-                "`avdistill embed`"
-            )
+            raise self._no_teacher(absent[0])
         if name in self.teachers:
             return self.teachers[name]
         entries = [self.teachers[each] for each in names]
@@ -194,8 +219,11 @@ class ClipDataset:
             head_split="+".join(dict.fromkeys(entry.head_split for entry in entries)),
         )
 
-    def _stored(self, entry: TeacherEntry) -> StoredFeatures:
-        return read_features(self.folder, entry, len(self))
+    def _no_teacher(self, name: str) -> DatasetError:
+        known = ", ".join(sorted(self.teachers)) or "none"
+        return DatasetError(
+            f"{self.folder}: no teacher {name!r} in this dataset (found: {known}); add it with `avdistill embed`"
+        )
 
     def add_features(
         self,
@@ -211,7 +239,7 @@ class ClipDataset:
         head_split: str = "train",
         head: dict[str, int | float] | None = None,
     ) -> TeacherEntry:
-        """Write a teacher's features and enter them in `dataset.json`; features of the same name are replaced.
+        """Write a teacher's features; those of the same name are replaced.
 
         Args:
             name: of the teacher in this dataset: letters, digits, "_" and ".".
@@ -223,12 +251,20 @@ class ClipDataset:
             fitted_head, head_split, head: see `TeacherEntry`.
 
         Raises:
-            DatasetError: such a name cannot be used, the number of rows differs from that of the clips, or the folder
-                cannot be written; the old features then stay.
+            DatasetError: such a name cannot be used, the number of rows differs from that of the clips, a number of a
+                clip with an embedding is not finite, or the folder cannot be written; the old features then stay.
         """
         for rows in (embedding, logits, tokens):
             if rows is not None and len(rows) != len(self):
                 raise DatasetError(f"teacher {name!r}: {len(rows)} rows for {len(self)} clips")
+        valid = ~np.isnan(embedding[:, 0])
+        given = {"embedding": embedding, "logits": logits, "tokens": tokens}
+        arrays = {"valid": valid}
+        for kind, rows in given.items():
+            if rows is not None:
+                if not np.isfinite(rows[valid]).all():
+                    raise DatasetError(f"teacher {name!r}: {kind}: expected finite numbers, found others")
+                arrays[kind] = np.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, np.float32(0))
         entry = TeacherEntry(
             name=name,
             modality=modality,
@@ -236,18 +272,26 @@ class ClipDataset:
             num_tokens=0 if tokens is None else int(tokens.shape[1]),
             classes=() if logits is None else tuple(classes),
             provenance=provenance,
-            clips=int((~np.isnan(embedding[:, 0])).sum()),
+            clips=int(valid.sum()),
             fitted_head=fitted_head,
             head_split=head_split,
             head=head or {},
         )
-        self._description = write_features(self.folder, entry, embedding, logits, tokens)
+        write_features(self.folder, self._description.checksum, entry, arrays)
+        self.reopen_features()
         return entry
 
     def verify(self) -> list[str]:
         """Recompute every checksum; returns a line for each file that is missing or differs."""
         faults = []
-        for name, expected in self._description.files.items():
+        files = dict(self._description.files)
+        for name, found in self._features.items():
+            files |= {
+                f"{FOLDER}/{name}/{part.file_name(kind)}": digest
+                for part in found.parts
+                for kind, digest in part.files.items()
+            }
+        for name, expected in files.items():
             file = self.folder / name
             if not file.is_file():
                 faults.append(f"{name}: missing")
@@ -287,7 +331,7 @@ class ClipDataset:
             "sample_rate_hz": self.sample_rate_hz,
             "skipped": self._description.skipped,
             "teachers": {name: asdict(entry) for name, entry in self.teachers.items()},
-            "bytes": sum(f.stat().st_size for f in self.folder.iterdir()),
+            "bytes": sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()),
         }
 
     def _mapped(self, name: str, kind: str, number: int) -> np.ndarray:

@@ -111,7 +111,6 @@ def _write(dataset: ClipDataset, rows: list[Row], folder: Path, checksum: str, m
         description,
         classes=tuple(sorted({name for row in rows for name in row["labels"]} | set(description.classes))),
         clips=len(rows),
-        features={},
         files=files,
         checksum=checksum,
         corruption={"dataset": str(dataset.folder.resolve()), "checksum": dataset.checksum, **made_from},

@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ import numpy as np
 from avdistill.annotations.schema import annotation_error, csv_table, format_path, parse_labels, truncate_repr
 from avdistill.dataset import schema
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.features import read_features
+from avdistill.dataset.mapped_features import MappedFeatures
 from avdistill.dataset.schema import TeacherEntry
-from avdistill.dataset.stored_features import StoredFeatures
 from avdistill.errors import AnnotationError, DatasetError
 from avdistill.fsio import replacing
 
@@ -126,7 +125,6 @@ class DecidedDataset(ClipDataset):
         kinds = [self.decisions[row["id"]].kind if row["id"] in self.decisions else KEEP for row in rows]
         self._kept = np.array([i for i, kind in enumerate(kinds) if kind != DROP_CLIP], dtype=np.int64)
         self._without_audio = np.array([kinds[i] == DROP_AUDIO for i in self._kept], dtype=bool)
-        self._rows_stored = len(rows)
         self.table = pa.Table.from_pylist([self._changed(rows[i]) for i in self._kept], schema=schema.CLIP_SCHEMA)
         if not len(self):
             raise DatasetError(f"{self.folder}: expected decisions that leave a clip, found all {len(rows)} dropped")
@@ -147,22 +145,10 @@ class DecidedDataset(ClipDataset):
             return super().checksum
         return hashlib.sha256("\n\n".join([super().checksum, *changes]).encode()).hexdigest()
 
-    def _stored(self, entry: TeacherEntry) -> StoredFeatures:
+    def map_features(self, name: str) -> MappedFeatures:
         """A teacher's features of the clips that are left; of dropped audio there are none."""
-        stored = read_features(self.folder, entry, self._rows_stored)
-        valid = stored.valid[self._kept]
-        if entry.modality == "audio":
-            valid &= ~self._without_audio
-        tokens = stored.tokens
-        if tokens is not None and len(self) < self._rows_stored:  # else they stay a memory map
-            tokens = tokens[self._kept]
-        return replace(
-            stored,
-            embedding=stored.embedding[self._kept] * valid[:, None],
-            logits=None if stored.logits is None else stored.logits[self._kept] * valid[:, None],
-            tokens=tokens,
-            valid=valid,
-        )
+        dropped = self._without_audio if self.teacher(name).modality == "audio" else np.zeros(len(self), bool)
+        return super().map_features(name).of_clips(self._kept, ~dropped)
 
     def add_features(self, name: str, **_: Any) -> TeacherEntry:
         """Features are those of the dataset itself. Raises DatasetError."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     CLIP_SCHEMA: pa.Schema
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @cache
@@ -60,10 +60,10 @@ if not TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherEntry:
-    """A teacher's features in `dataset.json`.
+    """What a teacher's features are, in `features/<name>/features.json`.
 
     Attributes:
-        name: by which methods ask for it, the key of the entry.
+        name: by which methods ask for them, that of the folder.
         modality: "audio" or "video", which the embeddings were computed from.
         embedding_dim: D.
         num_tokens: K; 0 without tokens.
@@ -99,8 +99,7 @@ class DatasetDescription:
         classes: sorted names of all labels that occur.
         clips, skipped: how many were read, and how many could not be.
         checksum: SHA-256 over the clips' content; features do not change it.
-        files: SHA-256 of every file.
-        features: teachers by name.
+        files: SHA-256 of every file but those of features (`features.py`).
         settings: of the preparation.
         corruption: what the dataset was made from and how; empty for one that was prepared from files.
     """
@@ -114,7 +113,6 @@ class DatasetDescription:
     skipped: int
     checksum: str
     files: dict[str, str]
-    features: dict[str, TeacherEntry]
     settings: dict[str, Any]
     corruption: dict[str, Any] = field(default_factory=dict)
 
@@ -202,17 +200,18 @@ def _check_description(found: DatasetDescription) -> None:
     }
     for name in found.files:
         checks[f"files: expected the name of a file in the folder, found {name!r:.80}"] = is_plain_name(name)
-    for name, entry in found.features.items():
-        sizes = entry.embedding_dim >= 1 and entry.num_tokens >= 0 and entry.clips >= 0
-        checks[f"features.{name:.80}: expected its own name, of letters, digits, '_' and '.'"] = (
-            entry.name == name and is_teacher_name(name)
-        )
-        checks[f"features.{name:.80}: expected an embedding, and classes each once"] = sizes and (
-            len(set(entry.classes)) == len(entry.classes)
-        )
     for wanted, holds in checks.items():
         if not holds:
             raise ConfigError(f"dataset.json.{wanted}")
+
+
+def check_entry(where: str, name: str, entry: TeacherEntry) -> None:
+    """Raise ConfigError for an entry that no features have; `name` is that of their folder."""
+    if entry.name != name or not is_teacher_name(name):
+        raise ConfigError(f"{where}: expected its own name, of letters, digits, '_' and '.', found {entry.name!r:.80}")
+    sizes = entry.embedding_dim >= 1 and entry.num_tokens >= 0 and entry.clips >= 0
+    if not sizes or len(set(entry.classes)) != len(entry.classes):
+        raise ConfigError(f"{where}: expected an embedding, and classes each once")
 
 
 def is_plain_name(name: str) -> bool:

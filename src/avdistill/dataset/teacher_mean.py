@@ -42,7 +42,7 @@ def joint_provenance(parts: dict[str, Provenance]) -> Provenance:
 def mean_of_teachers(
     teachers: dict[str, StoredFeatures], classes: tuple[str, ...], targets: np.ndarray, fitted_on: Sequence[np.ndarray]
 ) -> StoredFeatures:
-    """The mean, with the teachers themselves in `parts`.
+    """The mean, with the teachers themselves in `teachers`.
 
     Args:
         teachers: features of the same N clips by name.
@@ -53,16 +53,16 @@ def mean_of_teachers(
     Returns:
         No tokens. No logits where a teacher has none in the dataset's classes; the teachers then count alike.
     """
-    parts = tuple(replace(each.with_classes(classes), tokens=None) for each in teachers.values())
-    valid = np.stack([each.valid for each in parts], axis=1)  # (N, K)
+    each_teacher = tuple(replace(each.with_classes(classes), tokens=None) for each in teachers.values())
+    valid = np.stack([each.valid for each in each_teacher], axis=1)  # (N, K)
     any_valid = np.asarray(valid.any(1))
     multi_label = targets.ndim == 2
     probabilities = [
         _calibrated(each, targets, rows & each.valid)
-        for each, rows in zip(parts, fitted_on, strict=True)
+        for each, rows in zip(each_teacher, fitted_on, strict=True)
         if each.classes
     ]
-    complete = len(probabilities) == len(parts)
+    complete = len(probabilities) == len(each_teacher)
     weights = valid.astype(np.float64)
     if complete:
         weights *= np.stack([_confidence(p, multi_label) for p in probabilities], axis=1)
@@ -75,13 +75,13 @@ def mean_of_teachers(
             logits -= np.log(np.maximum(1 - mean, _LEAST))
         logits = (logits * any_valid[:, None]).astype(np.float32)
     return StoredFeatures(
-        embedding=_joint_embedding([each.embedding for each in parts], weights),
+        embedding=_joint_embedding([each.embedding for each in each_teacher], weights),
         logits=logits,
         tokens=None,
         valid=any_valid,
         classes=classes if complete else (),
         provenance=joint_provenance({name: each.provenance for name, each in teachers.items()}),
-        parts=parts,
+        teachers=each_teacher,
     )
 
 

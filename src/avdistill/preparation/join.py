@@ -206,7 +206,6 @@ def _write(
         skipped=len(skipped),
         checksum=content_checksum(single),
         files=dict(sorted(files.items())),
-        features={},
         settings=settings,
     )
     write_json(folder / "dataset.json", encode(joined))

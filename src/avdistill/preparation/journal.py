@@ -291,7 +291,6 @@ class Journal:
             skipped=len(self.skipped),
             checksum=content_checksum(files),
             files=files,
-            features={},
             settings=settings,
         )
         write_json(self.folder / "dataset.json", encode(description))

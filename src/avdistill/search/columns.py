@@ -12,7 +12,6 @@ import numpy as np
 
 from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.features import map_embedding
 from avdistill.dataset.splits import has_modality
 from avdistill.errors import ConfigError, SearchError
 from avdistill.fsio import error_message, file_checksum, regular_file
@@ -53,7 +52,8 @@ class FeaturesColumn(Column):
         entry = dataset.teachers.get(self.space.name)
         if entry is None:
             return np.full((len(clips), self.space.dim), np.nan, np.float32)
-        return map_embedding(dataset.folder, entry, len(dataset))[clips]
+        stored = dataset.map_features(self.space.name)
+        return np.where(stored.valid[clips, None], stored.rows("embedding", clips), np.float32(np.nan))
 
 
 class StudentColumn(Column):
@@ -209,14 +209,10 @@ def _joined(spaces: list[Space], joint: Sequence[Sequence[str]]) -> list[Space]:
 def _source(
     dataset: ClipDataset, name: str, spaces: Sequence[Space], others: Mapping[str, str], audits: Sequence[Path]
 ) -> Source:
-    files = dict(others)
-    for space in spaces:
-        if not space.model and space.name in dataset.teachers:
-            manifest = dataset.features_manifest(space.name)["files"]
-            embedding = f"features-{space.name}.npy"
-            files[embedding] = manifest.get(embedding, "")
-    files |= {str(file): file_checksum(file) for file in audits}
-    return Source(name, str(dataset.folder.resolve()), dataset.checksum, files, len(dataset))
+    stored = [space.name for space in spaces if space.name in dataset.teachers and not space.model]
+    features = {each: dataset.features_manifest(each)["files"]["embedding"] for each in stored}
+    files = {**others, **{str(file): file_checksum(file) for file in audits}}
+    return Source(name, str(dataset.folder.resolve()), dataset.checksum, features, files, len(dataset))
 
 
 def _clips(dataset: ClipDataset, name: str, audits: Sequence[Mapping[str, Mapping[str, float]]]) -> "pa.Table":

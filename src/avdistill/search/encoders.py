@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.schema import read_description
 from avdistill.errors import SearchError
 from avdistill.inference.file_windows import file_items, read_windows
 from avdistill.inference.predictor import Student
@@ -59,11 +58,10 @@ def open_encoder(
             f"space {space.name!r}: expected the encoder that computed it ({made_by}), found none; name it"
         )
     teacher = load_teacher(name, weights=weights)
-    folders = (Path(source.folder) for source in description.sources)
-    folder = next((each for each in folders if space.name in read_description(each).features), None)
-    if folder is None:
+    datasets = (ClipDataset(source.folder) for source in description.sources)
+    dataset = next((each for each in datasets if space.name in each.teachers), None)
+    if dataset is None:
         raise SearchError(f"space {space.name!r}: expected a dataset with such features, found none")
-    dataset = ClipDataset(folder)
     check_provenance(space, provenance_on(dataset, teacher), str(name))
     windows = space.provenance.get("windows")
     return Encoder(

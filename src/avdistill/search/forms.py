@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from avdistill.dataset.schema import read_description
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError, SearchError
 from avdistill.fsio import file_checksum
 from avdistill.models.checkpoint import WEIGHTS, student_folder
@@ -121,16 +121,16 @@ def _source_change(source: Source) -> str | None:
     if not Path(source.folder).is_dir():
         return None
     try:
-        found = read_description(Path(source.folder))
+        found = ClipDataset(source.folder)
     except DatasetError as error:
         return str(error)
     if found.checksum != source.checksum:
         return f"{source.folder}: expected checksum {source.checksum[:12]}, found {found.checksum[:12]}"
+    for name, checksum in source.features.items():
+        if name not in found.teachers or found.features_manifest(name)["files"]["embedding"] != checksum:
+            return f"{source.folder}: features {name!r} have changed"
     for name, checksum in source.files.items():
-        now = found.files.get(name)
-        if Path(name).is_absolute():
-            now = file_checksum(Path(name)) if Path(name).is_file() else checksum
-        if now != checksum:
+        if Path(name).is_file() and file_checksum(Path(name)) != checksum:
             return f"{source.folder}: {name} has changed"
     return None
 

@@ -64,14 +64,15 @@ class Source:
         name: by which hits and `where` name it.
         folder: where it is.
         checksum: of its clips.
-        files: SHA-256 of the files that the index was made of: features in the folder; by whole paths, tables of audits
-            and weights.
+        features: SHA-256 over the embeddings of each teacher that the index was made of.
+        files: SHA-256 of the other files that it was made of: tables of audits, weights of a run.
         clips: how many rows are its.
     """
 
     name: str
     folder: str
     checksum: str
+    features: dict[str, str]
     files: dict[str, str]
     clips: int
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.features import map_embedding
 from avdistill.dataset.splits import has_modality
 from avdistill.errors import SearchError
 from avdistill.inference.predictor import Student
@@ -62,13 +61,15 @@ class SharedVectors:
         if there.any():
             outputs = run_network(method.student, dataset, clips, view, batch_size=self.batch_size, with_tokens=tokens)
             student = Features(outputs.embedding, tokens=outputs.tokens)
-        entry = dataset.teachers.get(self.teacher)
-        rows = torch.full((len(clips), method.context.teacher_dim), torch.nan)
-        if entry is not None:
-            rows = torch.from_numpy(np.array(map_embedding(dataset.folder, entry, len(dataset))[clips]))
-        has_teacher = ~rows[:, 0].isnan()
+        rows, has_teacher = (
+            torch.zeros(len(clips), method.context.teacher_dim),
+            torch.zeros(len(clips), dtype=torch.bool),
+        )
+        if dataset.has_teacher(self.teacher):
+            teacher = dataset.teacher_features(self.teacher)
+            rows, has_teacher = teacher.select(clips).embedding, torch.from_numpy(teacher.valid[clips])
         with torch.inference_mode():
-            s, t = method.shared_embeddings(student, rows.nan_to_num())
+            s, t = method.shared_embeddings(student, rows)
         both = has_teacher & there if tokens else has_teacher
         found = (s.masked_fill(~there[:, None], torch.nan), t.masked_fill(~both[:, None], torch.nan))
         return found[0].numpy(), found[1].numpy()

@@ -1,7 +1,11 @@
 """Extraction: the features of a frozen teacher are computed and written into a dataset."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,12 +13,28 @@ from torch import Tensor
 
 from avdistill import distributed
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.features import (
+    FOLDER,
+    FORMAT_VERSION,
+    PART_CLIPS,
+    FeaturesDescription,
+    Part,
+    commit_features,
+    finished_parts,
+    part_file,
+    staging_folder,
+    with_array,
+    write_part,
+)
+from avdistill.dataset.mapped_features import map_features
 from avdistill.dataset.splits import has_modality
 from avdistill.dataset.stored_features import Provenance, format_provenance
-from avdistill.errors import NoTokensError, TeacherError
+from avdistill.errors import ConfigError, DatasetError, NoTokensError, TeacherError
+from avdistill.fsio import error_message, load_array, open_lock
 from avdistill.inference.runner import check_rates, run_network
-from avdistill.progress import OnProgress
+from avdistill.progress import OnProgress, Progress
 from avdistill.teachers.base import Teacher
+from avdistill.teachers.linear_head import fit_head, linear_head
 from avdistill.types import Features, Network
 
 
@@ -39,6 +59,21 @@ class Resampled(Network):
         return self.network(torch.from_numpy(audio[:, :length]).to(inputs))
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """Features whose parts are not all there yet.
+
+    Attributes:
+        name: of the features.
+        clips: of the dataset, in all parts.
+        finished: of them.
+    """
+
+    name: str
+    clips: int
+    finished: int
+
+
 def embed(
     dataset: ClipDataset,
     teacher: Teacher,
@@ -48,13 +83,16 @@ def embed(
     windows: int | None = None,
     tokens: bool = False,
     head_split: str = "train",
+    part: tuple[int, int] = (1, 1),
+    part_clips: int = PART_CLIPS,
     device: str = "auto",
     on_progress: OnProgress | None = None,
-) -> TeacherEntry:
+) -> TeacherEntry | Unfinished:
     """Compute a teacher's features of every clip, means over the clip's windows, and store them under `name`.
 
-    Clips without the teacher's modality, and digitally silent clips for an audio teacher, get no features. Under
-    torchrun the processes share the clips and process 0 writes.
+    Clips without the teacher's modality, and digitally silent clips for an audio teacher, get no features. The clips
+    are done part by part; the same call after a kill computes only the parts that are not there, and what is in memory
+    is one part. Under torchrun the processes share the clips of a part and process 0 writes.
 
     Args:
         dataset: gets the features.
@@ -64,51 +102,166 @@ def embed(
         windows: evenly spaced windows per clip; None slides over the whole clip, which takes long for networks of
             images.
         tokens: store the tokens too, which the methods AT and NST need.
-        head_split: whose labeled clips a linear head is fitted on (`linear_head.fit_head`), where the teacher's classes
-            do not include the dataset's.
+        head_split: whose labeled clips a linear head is fitted on (`linear_head`), where the teacher's classes do not
+            include the dataset's.
+        part: (i, n) computes the i-th of n shares of the parts, for as many calls at once, on any machine that has
+            the dataset's folder; the call that finds all parts there stores the features.
+        part_clips: clips in a part.
         device: "auto", "cpu", "cuda", ...
-        on_progress: called after each batch.
+        on_progress: called after each batch, counting clips.
+
+    Returns:
+        The entry of the features; Unfinished where parts of other shares are missing.
 
     Raises:
         TeacherError: the dataset's frame or sample rate differs from the teacher's, no clip has its modality, or
             `tokens` of a teacher that has none.
-        ConfigError: `windows` below 1.
+        ConfigError: `windows` or `part_clips` below 1, or a share that is none.
+        DatasetError: the folder cannot be written.
     """
+    share, shares = part
+    if not 1 <= share <= shares:
+        raise ConfigError(f"part: expected i/n with i from 1 to n, found {share}/{shares}")
+    if part_clips < 1:
+        raise ConfigError(f"part_clips: expected at least 1, found {part_clips}")
     network = at_dataset_rates(dataset, teacher, name)
     clips = _clips_for(dataset, teacher, name)
+    provenance = provenance_on(dataset, teacher) | ({} if windows is None else {"windows": windows})
+    job = {"dataset": dataset.checksum, "provenance": provenance, "batch_size": batch_size, "tokens": tokens}
+    staging = staging_folder(dataset.folder, name, job | {"part_clips": part_clips})
+    firsts = list(range(0, len(dataset), part_clips))
+    own = firsts[len(firsts) * (share - 1) // shares : len(firsts) * share // shares]
     with distributed.init_distributed(device) as own_device:
+        finished = finished_parts(staging)
+        distributed.barrier()  # no process writes before every one has seen what is missing
+        network = network.to(own_device)
         try:
-            outputs = run_network(
-                network.to(own_device),
-                dataset,
-                clips,
-                teacher.view,
-                multi_label=teacher.multi_label,
-                windows=windows,
-                batch_size=batch_size,
-                with_tokens=tokens,
-                on_progress=on_progress,
-            )
+            for first in own:
+                if first not in finished:
+                    rows = np.arange(first, min(first + part_clips, len(dataset)))
+                    update = None if on_progress is None else _counted(on_progress, first, len(rows), len(dataset))
+                    arrays = _part(network, dataset, rows, clips, teacher, windows=windows, batch_size=batch_size,
+                                   with_tokens=tokens, on_progress=update)  # fmt: skip
+                    if distributed.rank() == 0:
+                        _write(dataset, staging, first, len(rows), arrays)
         except NoTokensError as error:
             raise TeacherError(
                 f"teacher {name!r}: expected a network with a feature map for --tokens, found none in "
                 f"{format_provenance(teacher.provenance)}"
             ) from error
-        valid = outputs.present.numpy()
+        finally:
+            with suppress(OSError):  # nothing was written
+                staging.rmdir()
         if distributed.rank() == 0:
-            add_features(
-                dataset,
-                name,
-                modality=teacher.view.modality,
-                provenance=provenance_on(dataset, teacher) | ({} if windows is None else {"windows": windows}),
-                embedding=_rows(dataset, clips, valid, outputs.embedding, np.nan),
-                logits=_rows(dataset, clips, valid, outputs.logits, np.nan) if teacher.classes else None,
-                classes=teacher.classes,
-                tokens=None if outputs.tokens is None else _rows(dataset, clips, valid, outputs.tokens, 0.0),
-                head_split=head_split,
-            )
+            _store(dataset, teacher, name, staging, firsts, provenance, head_split)
         distributed.barrier()
-    return ClipDataset(dataset.folder).teachers[name]
+    if there := finished_parts(staging):
+        return Unfinished(name, len(dataset), sum(each.clips for each in there.values()))
+    dataset.reopen_features()
+    return dataset.teachers[name]
+
+
+def _counted(on_progress: OnProgress, first: int, clips: int, total: int) -> OnProgress:
+    """Progress in the windows of a part as progress in the clips of the dataset."""
+    return lambda part: on_progress(Progress(first + clips * part.done // (part.total or 1), total, part.note))
+
+
+def _part(
+    network: Network, dataset: ClipDataset, rows: np.ndarray, clips: np.ndarray, teacher: Teacher, **options: Any
+) -> dict[str, np.ndarray]:
+    """The arrays of a part (`write_part`): of those of its `rows` that are among `clips`; empty without any."""
+    wanted = np.intersect1d(rows, clips)
+    if not has_modality(dataset, wanted, teacher.view).any():
+        return {}
+    outputs = run_network(network, dataset, wanted, teacher.view, multi_label=teacher.multi_label, **options)
+    present = outputs.present.numpy()
+    valid = np.zeros(len(rows), bool)
+    valid[np.searchsorted(rows, wanted[present])] = True
+    logits = outputs.logits if _has_classes(dataset, teacher) else None
+    given = {"embedding": outputs.embedding, "logits": logits, "tokens": outputs.tokens}
+    arrays: dict[str, np.ndarray] = {"valid": valid}
+    for kind, values in given.items():
+        if values is not None:
+            arrays[kind] = np.zeros((len(rows), *values.shape[1:]), np.float32)
+            arrays[kind][valid] = values.numpy()[present]
+    return arrays
+
+
+def _write(dataset: ClipDataset, staging: Path, first: int, clips: int, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        write_part(staging, first, clips, arrays)
+    except OSError as error:
+        raise DatasetError(f"{dataset.folder}: features cannot be written: {error_message(error)}") from error
+
+
+def _store(
+    dataset: ClipDataset,
+    teacher: Teacher,
+    name: str,
+    staging: Path,
+    firsts: Sequence[int],
+    provenance: Provenance,
+    head_split: str,
+) -> None:
+    """Make the finished parts the features, with the logits of a head where that is needed; nothing if one is missing.
+
+    Several calls may find the last part at the same time: one of them stores, the others find that done.
+    """
+    try:
+        with open_lock(dataset.folder, wait=True):
+            finished = finished_parts(staging)
+            if set(firsts) - set(finished):
+                return
+            parts = tuple(finished[first] for first in firsts)
+            made = _description(dataset, teacher, name, staging, parts, provenance)
+            if not _has_classes(dataset, teacher):
+                made = _with_head(dataset, staging, made, head_split)
+            commit_features(dataset.folder, staging, made)
+    except OSError as error:
+        raise DatasetError(f"{dataset.folder}: features cannot be written: {error_message(error)}") from error
+
+
+def _has_classes(dataset: ClipDataset, teacher: Teacher) -> bool:
+    return set(dataset.classes) <= set(teacher.classes)
+
+
+def _description(
+    dataset: ClipDataset, teacher: Teacher, name: str, staging: Path, parts: tuple[Part, ...], provenance: Provenance
+) -> FeaturesDescription:
+    """Of finished parts, without the logits of a head."""
+    folder = dataset.folder / FOLDER / name
+    some = next(part for part in parts if part.files)
+    tokens = load_array(part_file(folder, staging, some, "tokens"), mapped=True) if "tokens" in some.files else None
+    entry = TeacherEntry(
+        name=name,
+        modality=teacher.view.modality,
+        embedding_dim=teacher.network.embedding_dim,
+        num_tokens=0 if tokens is None else tokens.shape[1],
+        classes=teacher.classes if _has_classes(dataset, teacher) else (),
+        provenance=provenance,
+        clips=0,
+    )
+    made = FeaturesDescription(FORMAT_VERSION, dataset.checksum, len(dataset), entry, parts)
+    valid = map_features(dataset.folder, made, staging).valid
+    return replace(made, entry=replace(entry, clips=int(valid.sum())))
+
+
+def _with_head(dataset: ClipDataset, staging: Path, made: FeaturesDescription, split: str) -> FeaturesDescription:
+    """With the logits of a linear head, part by part; without logits where none can be fitted."""
+    stored = map_features(dataset.folder, made, staging)
+    head = linear_head(dataset, stored.valid, lambda rows: stored.rows("embedding", rows), split=split)
+    entry = replace(made.entry, fitted_head=True, head_split=split)
+    if head is None:
+        return replace(made, entry=entry)
+    parts = []
+    for part in made.parts:
+        if part.files:
+            rows = part.first + np.flatnonzero(stored.valid[part.first : part.first + part.clips])
+            logits = np.zeros((part.clips, len(dataset.classes)), np.float32)
+            logits[rows - part.first] = head.logits(stored.rows("embedding", rows), rows)
+            part = with_array(staging, part, "logits", logits)
+        parts.append(part)
+    return replace(made, entry=replace(entry, classes=dataset.classes, head=head.record), parts=tuple(parts))
 
 
 def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
@@ -123,13 +276,6 @@ def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
             f"{len(dataset)} of {dataset.folder}"
         )
     return clips
-
-
-def _rows(dataset: ClipDataset, clips: np.ndarray, valid: np.ndarray, values: Tensor, missing: float) -> np.ndarray:
-    """float32 (N, ...) for all clips of the dataset: `values` (n, ...) at the `clips` with `valid`, else `missing`."""
-    rows = np.full((len(dataset), *values.shape[1:]), missing, dtype=np.float32)
-    rows[clips[valid]] = values.numpy()[valid]
-    return rows
 
 
 def at_dataset_rates(dataset: ClipDataset, teacher: Teacher, name: str) -> Network:
@@ -176,8 +322,6 @@ def add_features(
     fitted = not set(dataset.classes) <= set(classes)
     if fitted:
         classes = dataset.classes
-        from avdistill.teachers.linear_head import fit_head  # imports scikit-learn: 1 s of the start of every verb
-
         logits, head = fit_head(dataset, embedding, split=head_split)
     return dataset.add_features(
         name,

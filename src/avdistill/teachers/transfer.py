@@ -64,7 +64,6 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
         DatasetError: unknown teacher; `dataset` has other features under this name; new audio without `teacher`.
         TeacherError: new audio, and `teacher` is not the network of the features.
     """
-    stored = base.features(name)
     if name in dataset.teachers:
         _check_transferred(base, dataset, name)
         return
@@ -79,6 +78,7 @@ def transfer_features(base: ClipDataset, dataset: ClipDataset, name: str, *, tea
         check_teacher(base, [name], teacher)
         embed(dataset, teacher, name, tokens=bool(entry.num_tokens), head_split=entry.head_split)
         return
+    stored = base.features(name)
     valid = (source >= 0) & stored.valid[source]
     kept_logits = None if entry.fitted_head else stored.logits
     add_features(
@@ -106,7 +106,10 @@ def _check_transferred(base: ClipDataset, dataset: ClipDataset, name: str) -> No
     source = clip_sources(base, dataset, new.modality)
     before, after = (
         np.where(stored.valid[rows, None], stored.embedding[rows], np.nan)
-        for stored, rows in ((dataset.features(name), source >= 0), (base.features(name), source[source >= 0]))
+        for stored, rows in (
+            (dataset.features(name, tokens=False), source >= 0),
+            (base.features(name, tokens=False), source[source >= 0]),
+        )
     )
     # Embedding new audio also embeds the rest again, in other batches: last digits may differ.
     same = before.shape == after.shape and np.allclose(before, after, rtol=1e-3, atol=1e-4, equal_nan=True)

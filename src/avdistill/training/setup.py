@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from avdistill.dataset.splits import (
     split_validation,
     training_classes,
 )
-from avdistill.dataset.stored_features import StoredFeatures, format_provenance
+from avdistill.dataset.stored_features import TeacherFeatures, format_provenance
 from avdistill.errors import ConfigError, DatasetError, RunError
 from avdistill.methods import (
     Method,
@@ -213,7 +213,7 @@ def load_method(
     recorded = data_manifest(run)
     check_method(run, config, recorded, trust_method)
     student, description = load_student(folder)
-    teacher = None if config.teacher is None else dataset.features(config.teacher)
+    teacher = None if config.teacher is None else dataset.teacher_features(config.teacher)
     context = _context(config, description.classes, teacher, len(recorded["training"]))
     method = build_method(config.method, student, context)
     load_tensors(method, folder / "helpers.safetensors", without="student.")
@@ -221,12 +221,12 @@ def load_method(
 
 
 def _context(
-    config: TrainConfig, classes: Sequence[str], teacher: StoredFeatures | None, training_clips: int
+    config: TrainConfig, classes: Sequence[str], teacher: TeacherFeatures | None, training_clips: int
 ) -> MethodContext:
     return MethodContext(
         num_classes=len(classes),
-        teacher_dim=0 if teacher is None else teacher.embedding.shape[1],
-        teacher_dims=() if teacher is None else tuple(part.embedding.shape[1] for part in teacher.parts),
+        teacher_dim=0 if teacher is None else teacher.embedding_dim,
+        teacher_dims=() if teacher is None else tuple(each.embedding_dim for each in teacher.teachers),
         training_clips=training_clips,
         batch_size=config.batch_size,
         total_iterations=config.steps * config.gradient_accumulation_steps,
@@ -269,7 +269,7 @@ def _build_student(config: TrainConfig, dataset: ClipDataset, num_classes: int, 
 
 def _teacher_features(
     dataset: ClipDataset, training: np.ndarray, config: TrainConfig, classes: tuple[str, ...]
-) -> StoredFeatures | None:
+) -> TeacherFeatures | None:
     """What the method needs of the teacher, with logits in the order of the student's classes."""
     required = teacher_requirement(config.method)
     if not required:
@@ -278,21 +278,21 @@ def _teacher_features(
         raise RunError(
             f"method {config.method.name!r} needs a teacher: name one that `avdistill embed` put into the dataset"
         )
-    teacher = dataset.features(config.teacher).with_classes(classes)
+    teacher = dataset.teacher_features(config.teacher).with_classes(classes)
     if not teacher.valid[training].any():
         raise DatasetError(
             f"{dataset.folder}: method {config.method.name!r}: expected training clips with features of teacher "
             f"{config.teacher!r}, found none among {len(training)}"
         )
-    if required.logits and teacher.logits is None:
+    if required.logits and not teacher.classes:
         raise RunError(
             f"method {config.method.name!r} needs logits in the dataset's classes; {config.teacher!r} has none"
         )
     if not required.each:
-        teacher = replace(teacher, parts=())
+        teacher = teacher.without_teachers()
     if not required.tokens:
-        return replace(teacher, tokens=None)
-    if teacher.tokens is None:
+        return teacher.without_tokens()
+    if not teacher.has_tokens:
         having = [name for name, entry in dataset.teachers.items() if entry.num_tokens]
         raise RunError(
             f"method {config.method.name!r} needs the teacher's tokens, which {config.teacher!r} has not put into the "

@@ -9,7 +9,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,7 +240,7 @@ def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None, tr
         _check_maker(run, dataset, name)
     check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(dataset, split)
-    stored = replace(dataset.features(name), tokens=None).with_classes(description.classes)
+    stored = dataset.features(name, tokens=False).with_classes(description.classes)
     has_student = has_modality(dataset, clips, description.view)
     complete = has_student & stored.valid[clips]
     scored = clips[complete]

@@ -70,7 +70,7 @@ def flag_clips(
         found["reupload" if pair.video else "shared_audio"][np.isin(clips, pair.clips)] = True
     tagger = next((name for name, entry in dataset.teachers.items() if set(_TAGS.values()) <= set(entry.classes)), None)
     if tagger is not None:
-        stored = dataset.features(tagger).with_classes(tuple(_TAGS.values()))
+        stored = dataset.features(tagger, tokens=False).with_classes(tuple(_TAGS.values()))
         assert stored.logits is not None
         probable = torch.from_numpy(stored.logits).sigmoid().numpy() >= 0.5
         for flag, column in zip(_TAGS, probable.T, strict=True):

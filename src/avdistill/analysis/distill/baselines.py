@@ -27,7 +27,7 @@ def baseline_rows(dataset: ClipDataset, features: Iterable[str]) -> list[dict[st
     tested = labeled_clips(dataset, TEST)
     rows = []
     for name in features:
-        stored = dataset.features(name)
+        stored = dataset.features(name, tokens=False)
         embedding = np.where(stored.valid[:, None], stored.embedding, np.float32(np.nan))
         what = f"{format_provenance(dataset.teachers[name].provenance).split(',')[0]} ({name})"
         scores = {

@@ -145,7 +145,7 @@ def _audit(dataset: ClipDataset, copies: list[Duplicate], out: Path) -> Audit | 
 
 def _with_clusters(config: DistillConfig, dataset: ClipDataset) -> ClipDataset:
     """Without labels: clusters of the teacher's embeddings stand for classes."""
-    stored = dataset.features(config.features)
+    stored = dataset.features(config.features, tokens=False)
     embedding = np.where(stored.valid[:, None], stored.embedding, np.float32(np.nan))
     clustered = label_by_clusters(dataset, embedding, config.out / "clustered")
     transfer_teachers(dataset, clustered)
