@@ -244,6 +244,16 @@ def test_compare_takes_several_also_under_corruptions(two, tmp_path, capsys):
     assert "needs teacher 'audio+no'" in capsys.readouterr().err
 
 
+def test_audit_and_probe_take_the_mean(two, tmp_path, capsys):
+    run = train(config(two.folder, tmp_path / "run", method=KDConfig(), teacher="audio+other", steps=1))
+    assert main(["audit", str(run), str(two.folder), "--out", str(tmp_path / "audit")]) == 0
+    record = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert record["settings"]["teacher"] == "audio+other"
+    capsys.readouterr()
+    assert main(["teacher", "probe", str(two.folder), "--teacher", "audio+other", "--split", "test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["probe"]["top1_accuracy"] > 0.5  # logits of "audio" are mostly right
+
+
 def test_an_audit_of_teachers_of_both_modalities_is_refused(two, tmp_path, capsys):
     embedding = np.random.default_rng(0).standard_normal((len(two), 4)).astype(np.float32)
     logits = two.features("audio").logits
