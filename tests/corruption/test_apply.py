@@ -13,6 +13,7 @@ from avdistill.cli import main
 from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.corruption.labels import surplus_of_each_label
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.copies import linked_copy, rows_of
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import file_checksum
@@ -29,7 +30,7 @@ def extra(dataset):
 
 
 def checksums(folder):
-    return {file.name: file_checksum(file) for file in folder.iterdir()}
+    return {file.name: file_checksum(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_share_of_the_audio_is_another_clips_with_a_different_label(many_clips, tmp_path):
@@ -486,3 +487,20 @@ def test_the_verb_makes_the_dataset_and_brings_the_teachers(many_clips, tmp_path
     assert "31 labeled videos requested, split 'train' has 30" in capsys.readouterr().err
     assert main(["corrupt", str(many_clips.folder), "mismatched=5", "--out", str(tmp_path / "x")]) == 2
     assert "at most 1" in capsys.readouterr().err
+
+
+def test_the_one_clip_that_fits_is_found_among_many(many_clips, tmp_path):
+    """Its share of random draws is a fortieth."""
+
+    def rows(_):
+        changed = rows_of(many_clips)
+        for row in changed:
+            row["labels"] = ["class_1" if row["id"] == "clip7" else "class_0"]
+        return changed
+
+    one = linked_copy(many_clips, tmp_path / "one", {}, "this", rows)
+    made = corrupt(one, Corruption(mismatched=0.5, split="train"), tmp_path / "made")
+    sources = {row["id"]: row["extra"]["audio_source"] for row in rows_of(made) if "audio_source" in row["extra"]}
+    assert len(sources) == 15
+    assert {source for clip, source in sources.items() if clip != "clip7"} == {"clip7"}
+    assert sources.get("clip7") != "clip7"

@@ -1,6 +1,7 @@
 """Mismatched, dropped, time-shifted and noisy audio."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.shards import AudioShards
 from avdistill.errors import DatasetError
 from avdistill.synthetic.audio import scale_to_snr
+
+_DRAWS = 8
 
 
 def corrupt_audio(
@@ -68,15 +71,24 @@ class _Donors:
 
     def draw(self, clip: int, rng: np.random.Generator, dataset: ClipDataset) -> int:
         """A random clip with a different label, or of another source video if one of the labels is unknown."""
-        labels, video = self.labels[clip], self.rows[clip]["group"]
-        for other in rng.permutation(self.eligible):
-            other_labels = self.labels[int(other)]
-            differs = labels.isdisjoint(other_labels) if labels and other_labels else self.rows[other]["group"] != video
-            if differs:
+        # Almost always one of the first draws fits; all clips in random order, for one that few fit, are as random.
+        for other in itertools.chain(rng.choice(self.eligible, _DRAWS), _permuted(self.eligible, rng)):
+            if self._fits(clip, int(other)):
                 return int(other)
         raise DatasetError(
             f"{dataset.folder}: no clip has another label than {self.rows[clip]['id']}, whose audio to take"
         )
+
+    def _fits(self, clip: int, other: int) -> bool:
+        labels, others = self.labels[clip], self.labels[other]
+        if labels and others:
+            return labels.isdisjoint(others)
+        return bool(self.rows[other]["group"] != self.rows[clip]["group"])
+
+
+def _permuted(clips: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    """All of them in random order, drawn when the first is asked for."""
+    yield from rng.permutation(clips).tolist()
 
 
 def _known_labels(row: dict[str, Any]) -> set[str]:
