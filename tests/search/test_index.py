@@ -178,6 +178,9 @@ def test_changed_features_make_an_index_stale_and_indexing_again_replaces_it(
             open_index(tmp_path / form)
         assert before.search_vector(np.arange(24.0), "audio", k=1)  # one that is open stays as it was
         build_index([dataset.folder], tmp_path / form, form=form)
+        if form == "lance":
+            with pytest.raises(SearchError, match=r"LanceDB cannot read it: .*; open it again"):
+                before.search_vector(np.arange(24.0), "audio", k=1)
         query = np.arange(24.0, dtype=np.float32)
         expected = cosines(dataset := ClipDataset(dataset.folder), "audio", query)
         assert open_index(tmp_path / form).search_vector(query, "audio", k=1)[0].clip == max(expected, key=expected.get)

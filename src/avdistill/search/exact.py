@@ -107,6 +107,7 @@ def write_exact(content: Content, folder: Path, on_progress: OnProgress | None =
     """
     import pyarrow.parquet as pq
 
+    folder = folder.resolve()  # "." has no name, and a link is not what is replaced
     if not is_vacant(folder) and not (folder / DESCRIPTION).is_file():
         raise SearchError(f"{folder}: expected an index or a free name, found something else; it is not replaced")
     partial = own_folder(folder.parent, folder.name + ".partial")

@@ -6,7 +6,8 @@ whole and what it was made of, and is written last. A batch of rows is one commi
 
 import json
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,9 @@ class LanceIndex(Index):
             query = self._table.search(vector, vector_column_name=self._column(space)).distance_type("cosine")
             query = query.limit(k).select(["row", *_HIT_COLUMNS, "_distance"]).refine_factor(_REFINE)
             query = query.nprobes(_PROBES) if sql is None else query.where(sql, prefilter=True).nprobes(_ALL_PROBES)
-            rows = [row for row in query.to_list() if row["_distance"] is not None]  # None: it has no vector
+            with _errors(self.location):
+                answer = query.to_list()
+            rows = [row for row in answer if row["_distance"] is not None]  # None: it has no vector
             rows.sort(key=lambda row: (row["_distance"], row["row"]))
             found.append([hit_of(row, 1 - row["_distance"]) for row in rows])
         return found
@@ -72,7 +75,8 @@ class LanceIndex(Index):
         column, present = self._column(space), _present_column(self.description.spaces.index(space))
         # Not `IS NOT NULL`, for which every vector would be read.
         query = self._table.search().where(f"{present} AND {to_sql(condition)}")
-        rows = query.limit(most).select(["dataset", "id", column]).to_arrow()
+        with _errors(self.location):
+            rows = query.limit(most).select(["dataset", "id", column]).to_arrow()
         values = rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return list(zip(rows["dataset"].to_pylist(), rows["id"].to_pylist(), strict=True)), values.reshape(
             -1, space.dim
@@ -199,6 +203,15 @@ def _connect(location: str) -> Any:
         return lancedb.connect(os.fspath(location))
     except (OSError, ValueError, RuntimeError) as error:
         raise SearchError(f"{location}: LanceDB cannot open it: {error_message(error):.200}") from error
+
+
+@contextmanager
+def _errors(location: str) -> Iterator[None]:
+    """What LanceDB raises, as one line; the index that is open may have been replaced since."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        raise SearchError(f"{location}: LanceDB cannot read it: {error_message(error):.200}; open it again") from error
 
 
 def _tables(database: Any) -> list[str]:
