@@ -19,6 +19,7 @@ from avdistill.search import qdrant
 from avdistill.search.columns import FeaturesColumn
 from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
+from support.s3_server import s3_server
 
 
 def cosines(dataset: ClipDataset, teacher: str, query: np.ndarray) -> dict[str, float]:
@@ -369,3 +370,20 @@ def test_a_missing_package_is_one_line(
     extra = "search" if package == "lancedb" else "qdrant"
     with pytest.raises(SearchError, match=f"is not installed: install the extra '{extra}'"):
         build_index([taught.folder], out, form="lance" if package == "lancedb" else "qdrant")
+
+
+def test_an_index_in_a_bucket(taught: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
+    with s3_server() as (address, objects):
+        settings = {"ENDPOINT": address, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+        settings |= {"ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret"}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(SearchError, match="s3://bucket/clips: no index here"):
+            open_index("s3://bucket/clips")
+        build_index([taught.folder], "s3://bucket/clips")
+        query = np.arange(24.0, dtype=np.float32)
+        expected = cosines(taught, "audio", query)
+        hits = open_index("s3://bucket/clips").search_vector(query, "audio", k=100)
+    assert [hit.clip for hit in hits] == sorted(expected, key=expected.get, reverse=True)
+    assert {name.split("/")[1] for name in objects} == {"clips"}
