@@ -53,6 +53,8 @@ def test_help_lists_the_verbs_without_importing_torch():
         "predict",
         "serve",
         "export",
+        "index",
+        "search",
         "reference",
         "distill",
         "demo",

@@ -10,6 +10,7 @@ from PIL import Image
 from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.media import Clip
+from avdistill.preparation.encoding import encode_clip
 from avdistill.preparation.journal import Journal, remove_journal
 
 CLASSES = 51
@@ -61,7 +62,8 @@ def synthetic_dataset(
     journal = Journal.open(folder, settings)
     for i in range(clips):
         annotation = Annotation(f"clip_{i:06d}", f"clip_{i:06d}.mp4", (f"class_{i % CLASSES:02d}",), "train")
-        journal.add(annotation, Clip(images[i % len(images)], times, 4.0, audio, 16000), (0, 0))
+        clip = Clip(images[i % len(images)], times, 4.0, audio, 16000)
+        journal.add(annotation, encode_clip(clip, jpeg_quality), (0, 0))
     journal.finish(settings)
     remove_journal(folder)
     return ClipDataset(folder)

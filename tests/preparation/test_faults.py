@@ -308,6 +308,6 @@ def test_a_fault_of_ours_that_a_file_finds_costs_that_file(tmp_path, monkeypatch
     monkeypatch.setattr(clip_reader, "read_clip", faulty)
     (tmp_path / "odd.mp4").write_bytes(b"odd")
     task = clip_reader.Task(Annotation("odd", "odd.mp4", (), "train"), tmp_path / "odd.mp4", tmp_path / "spool-0")
-    answer = clip_reader.read_to_spool(clip_reader.read_media, PrepareConfig(), None, task)
+    answer = clip_reader.read_encoded(clip_reader.read_media, PrepareConfig(), None, 0, task)
     assert isinstance(answer, MediaError)
     assert "odd.mp4: unexpected AssertionError, please report it: no such form" in str(answer)

@@ -55,7 +55,8 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
     folder, annotations = small_set
     command = prepare_command(listing(tmp_path / "list.csv", annotations), folder, tmp_path / "dataset")
     limited = (
-        "import resource, sys; from avdistill.cli import main; "
+        "import resource, sys; from avdistill.cli import main; import avdistill.commands.dataset; "
+        f"sys.modules['avdistill.preparation.prepare'].MEMORY_BYTES = {0 if most_bytes < 50_000 else 2**20}; "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes})); sys.exit(main(sys.argv[1:]))"
     )
     full = subprocess.run([sys.executable, "-c", limited, *command[3:]], capture_output=True, text=True)

@@ -122,9 +122,8 @@ class AudioShards:
 class JpegShard:
     """Two files: JPEG images one after the other, and an `.npy` file, int64 (frames,): the byte where each ends."""
 
-    def __init__(self, path: Path, quality: int, count: int) -> None:
+    def __init__(self, path: Path, count: int) -> None:
         """Name both files: `path` is the .npy file, the images' ends in .jpeg. They hold `count` frames already."""
-        self.quality = quality
         self.ends = Shard(path, (), "int64", count)
         self.end = 0
 
@@ -154,16 +153,25 @@ class JpegShard:
         """Images first: they must be on disk before the ends that refer to them."""
         return (self.file, self.ends.file)
 
-    def append(self, array: np.ndarray, crc: int = 0) -> int:
-        """Encode and write uint8 (T, H, W, 3); the CRC-32 is of each image's bytes and its end, in turn."""
-        from PIL import Image
+    def append(self, images: np.ndarray, image_bytes: np.ndarray, crc: int = 0) -> int:
+        """Write JPEG images at the end.
 
-        for frame in array:
-            buffer = io.BytesIO()
-            Image.fromarray(frame).save(buffer, "JPEG", quality=self.quality)
-            self.file.write(buffer.getvalue())
-            self.end += buffer.tell()
-            crc = self.ends.append(np.array([self.end]), zlib.crc32(buffer.getvalue(), crc))
+        Args:
+            images: uint8 (bytes,), one after the other.
+            image_bytes: int64 (T,), of each.
+            crc: to continue from.
+
+        Returns:
+            The CRC-32 of each image's bytes and its end, in turn.
+        """
+        content, start = images.data, 0
+        for stop in np.cumsum(image_bytes).tolist():
+            end = np.int64(self.end + stop).tobytes()
+            crc = zlib.crc32(end, zlib.crc32(content[start:stop], crc))
+            start = stop
+        self.file.write(content)
+        self.ends.append(self.end + np.cumsum(image_bytes))
+        self.end += start
         return crc
 
     def reserve(self, count: int, size: int) -> None:
@@ -184,17 +192,16 @@ ShardWriter = Shard | JpegShard
 class FrameShards:
     """A dataset's frame shards of about 2 GB, of one frame size each, numbered in the order of their first frames."""
 
-    def __init__(self, folder: Path, jpeg_quality: int | None) -> None:
-        """None of them yet; without a quality they hold raw frames."""
-        self._folder, self._jpeg_quality = folder, jpeg_quality
+    def __init__(self, folder: Path, *, jpeg: bool) -> None:
+        """None of them yet; they hold JPEG images or raw frames."""
+        self._folder, self._jpeg = folder, jpeg
         self._latest: dict[tuple[int, ...], tuple[int, ShardWriter]] = {}  # by the shape of a frame
         self._numbers = 0
 
     def resume(self, number: int, shape: tuple[int, ...], count: int) -> ShardWriter:
         """A shard that holds `count` frames of `shape`; called in the order of the numbers."""
         path = self._folder / f"frames-{number:05d}.npy"
-        quality = self._jpeg_quality
-        shard = Shard(path, shape, "uint8", count) if quality is None else JpegShard(path, quality, count)
+        shard = JpegShard(path, count) if self._jpeg else Shard(path, shape, "uint8", count)
         self._latest[shape] = (number, shard)
         self._numbers = number + 1
         return shard

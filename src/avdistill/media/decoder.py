@@ -77,6 +77,7 @@ def read_clip(
     region: tuple[int, int, int, int] | None = None,
     sample_rate_hz: int = 16000,
     spool: str | os.PathLike[str] | None = None,
+    memory_bytes: int = 0,
     limit_bytes: int | None = LARGEST_CLIP_BYTES,
     visit: Callable[[np.ndarray], None] | None = None,
 ) -> Clip:
@@ -91,7 +92,7 @@ def read_clip(
         size: (height, width) to scale to instead. With neither, frames keep the size at which the file is displayed.
         region: (x, y, width, height) in pixels of the file as displayed, cropped before scaling.
         sample_rate_hz: of the waveform. Several channels are mixed down.
-        spool: a file to write the frames to as they are decoded, so that a long clip does not need memory for them;
+        spool, memory_bytes: a file to write the frames to as they are decoded, once they are more than these bytes;
             `Clip.frames` is then a read-only memory map of it. The caller removes it; on an error it is removed here.
         limit_bytes: that the frames may take, in memory or in the spool file: a small file may claim years of video.
             None: no limit. Of audio a clip may have 24 hours.
@@ -118,7 +119,7 @@ def read_clip(
         raise FileNotFoundError(f"{path}: no such file")
     start, end = fraction(start_seconds), None if end_seconds is None else fraction(end_seconds)
     try:
-        buffer = FrameBuffer(path, None if spool is None else Path(spool), limit_bytes, visit)
+        buffer = FrameBuffer(path, spool, limit_bytes, memory_bytes=memory_bytes, visit=visit)
         with buffer as frames, open_container(path) as container:
             return _decode(path, container, start, end, fps, Scaler(short_side, size, region), frames, sample_rate_hz)
     except EXHAUSTED as error:

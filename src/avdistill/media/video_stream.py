@@ -6,19 +6,19 @@ Frames are kept in memory or written to a spool file as they are decoded, so tha
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
 
 import av
 import numpy as np
 from av.container import InputContainer
 
-from avdistill.errors import MediaError, SpoolError
-from avdistill.fsio import create_file
+from avdistill.errors import MediaError
 from avdistill.media.scaler import Scaler
+from avdistill.media.spool import Spool
 
 # A longer time between two frames is a broken clock, not a slow slide show: filling it would invent the video.
 _LONGEST_FRAME_SECONDS = 3600
@@ -50,13 +50,14 @@ class FrameBuffer:
     def __init__(
         self,
         path: Path,
-        spool: Path | None,
+        spool: str | os.PathLike[str] | None,
         limit_bytes: int | None = LARGEST_CLIP_BYTES,
+        *,
+        memory_bytes: int = 0,
         visit: Callable[[np.ndarray], None] | None = None,
     ) -> None:
-        self._path, self._spool, self._limit_bytes, self._visit = path, spool, limit_bytes, visit
-        self._file: IO[bytes] | None = None
-        self._kept: list[np.ndarray] = []
+        self._path, self._limit_bytes, self._visit = path, limit_bytes, visit
+        self._spool = Spool(None if spool is None else Path(spool), memory_bytes)
         self.count = 0
         self.shape: tuple[int, ...] = ()  # of one frame, that of the first
 
@@ -64,11 +65,7 @@ class FrameBuffer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # the rest of the buffer is not needed
-                self._file.close()
-        if kind is not None and self._spool is not None:
-            self._spool.unlink(missing_ok=True)
+        self._spool.close(remove=kind is not None)
 
     def add(self, image: np.ndarray) -> None:
         """Keep a uint8 (H, W, 3) frame. Raises MediaError beyond the limit, SpoolError where it cannot be written."""
@@ -81,27 +78,14 @@ class FrameBuffer:
             height, width, _ = image.shape
             limit = f"{self._limit_bytes / 2**30:g} GiB"
             raise MediaError(f"{self._path}: more than {limit} of {width}x{height} frames; give segments or allow more")
-        if self._spool is None:
-            self._kept.append(image)
-            return
-        try:
-            self._file = self._file or create_file(self._spool, "xb")
-            self._file.write(np.ascontiguousarray(image).data)
-        except OSError as error:
-            raise SpoolError(f"{self._spool}: {error.strerror}") from error
+        self._spool.write(image)
 
     def result(self) -> np.ndarray:
         """uint8 (T, H, W, 3), T at least 1 where frames are kept; a memory map of the spool file if there is one."""
         if self._visit is not None:
             return np.zeros((0, *self.shape), np.uint8)
-        if self._spool is None:
-            return np.stack(self._kept)
-        assert self._file is not None, "no frame was kept"
-        try:
-            self._file.close()
-        except OSError as error:
-            raise SpoolError(f"{self._spool}: {error.strerror}") from error
-        return np.memmap(self._spool, np.uint8, "r", shape=(self.count, *self.shape))
+        found = self._spool.result(np.uint8, (self.count, *self.shape))
+        return found if isinstance(found, np.ndarray) else found.mapped()
 
 
 class VideoTrack:

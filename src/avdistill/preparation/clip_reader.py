@@ -1,30 +1,30 @@
 """Reading of one annotated clip in a worker process, and its way from there into the dataset.
 
-A worker writes a clip's arrays to spool files and sends only their shapes, so that no process holds a long clip.
-`IsolatedReader` reads in a worker process what goes into no dataset.
+A worker encodes a clip as its dataset stores it, and sends it. A long clip is written to spool files instead, so that
+no process holds it. `IsolatedReader` reads in a worker process what goes into no dataset.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import numpy as np
+from typing import Self, TypeVar
 
 from avdistill.annotations import Annotation
 from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
 from avdistill.executors.process_pool import Isolated, WorkerFailure
-from avdistill.fsio import create_file
 from avdistill.media import Clip, read_clip
 from avdistill.media.decoder import check_reading
 from avdistill.media.video_stream import LARGEST_CLIP_BYTES
+from avdistill.preparation.encoding import SPOOL_SUFFIXES, EncodedClip, encode_clip
 
 TIME_LIMIT_SECONDS = 1800.0
 MEMORY_LIMIT_BYTES = 4 * 2**30
 CLIP_LIMIT_BYTES = LARGEST_CLIP_BYTES
+# Frames, and audio, that a worker sends; larger ones take the way over a spool file, which writes them twice.
+MEMORY_BYTES = 64 * 2**20
 
 _T = TypeVar("_T")
 
@@ -70,12 +70,21 @@ def read_media(
     config: PrepareConfig,
     *,
     spool: Path | None = None,
+    memory_bytes: int = 0,
     limit_bytes: int | None = CLIP_LIMIT_BYTES,
 ) -> Clip:
     """The annotated segment of a media file; raises what `read_clip` raises."""
     options = {name: value for name, value in vars(config).items() if name != "jpeg_quality"}
     start, end = annotation.start_seconds, annotation.end_seconds
-    return read_clip(path, start_seconds=start, end_seconds=end, spool=spool, limit_bytes=limit_bytes, **options)
+    return read_clip(
+        path,
+        start_seconds=start,
+        end_seconds=end,
+        spool=spool,
+        memory_bytes=memory_bytes,
+        limit_bytes=limit_bytes,
+        **options,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,59 +95,53 @@ class Task:
     file: Path
     spool: Path
 
-    @property
-    def frames(self) -> Path:
-        """Spool file of the frames."""
-        return self.spool.with_suffix(".frames")
-
-    @property
-    def audio(self) -> Path:
-        """Spool file of the audio."""
-        return self.spool.with_suffix(".audio")
+    def remove_spools(self) -> None:
+        """Remove its spool files."""
+        for suffix in SPOOL_SUFFIXES:
+            self.spool.with_suffix(suffix).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class SpooledClip:
-    """A clip whose arrays are in its task's spool files."""
+class ReadClip:
+    """A clip as its dataset stores it, and the state of its file."""
 
-    clip: Clip  # everything but the arrays
-    frames_shape: tuple[int, ...] | None  # (T, H, W, 3) of the uint8 frames
-    audio_shape: tuple[int, ...] | None  # (S,) of the float32 audio
+    clip: EncodedClip
     state: tuple[int, int]  # bytes and mtime_ns of the media file
 
-    def open(self, task: Task) -> Clip:
-        """The clip, its arrays mapped from the spool files."""
-        frames = None if self.frames_shape is None else _map(task.frames, np.uint8, self.frames_shape)
-        waveform = None if self.audio_shape is None else _map(task.audio, np.float32, self.audio_shape)
-        return replace(self.clip, frames=frames, waveform=waveform)
 
-
-def read_to_spool(read: Reader, config: PrepareConfig, limit_bytes: int | None, task: Task) -> SpooledClip | MediaError:
-    """Read a clip and write its arrays to the task's spool files; the error of an unreadable file is returned.
+def read_encoded(
+    read: Reader, config: PrepareConfig, limit_bytes: int | None, memory_bytes: int, task: Task
+) -> ReadClip | MediaError:
+    """Read a clip and encode it; the error of an unreadable file is returned.
 
     Args:
         read: `read_media` keeps to `limit_bytes`, a custom reader to its memory.
         config: how the clip is stored.
         limit_bytes: see `read_clip`.
+        memory_bytes: of frames and of audio, beyond which the task's spool files take them.
         task: the clip.
 
     Raises:
         SpoolError: the spool files cannot be written.
     """
 
-    def spooled() -> SpooledClip:
+    def encoded() -> ReadClip:
         state = file_state(task.file)
         if read is read_media:
-            clip = read_media(task.file, task.annotation, config, spool=task.frames, limit_bytes=limit_bytes)
+            clip = read_media(
+                task.file,
+                task.annotation,
+                config,
+                spool=task.spool.with_suffix(".frames"),
+                memory_bytes=memory_bytes,
+                limit_bytes=limit_bytes,
+            )
         else:
             clip = read(task.file, task.annotation, config)
-        if not task.frames.exists():
-            _write(task.frames, np.uint8, clip.frames)
-        _write(task.audio, np.float32, clip.waveform)
-        frames, audio = (None if array is None else array.shape for array in (clip.frames, clip.waveform))
-        return SpooledClip(replace(clip, frames=None, waveform=None), frames, audio, state)
+        stored = encode_clip(clip, config.jpeg_quality, spool=task.spool, memory_bytes=memory_bytes)
+        return ReadClip(stored, state)
 
-    return _or_error(spooled, task.file, read)
+    return _or_error(encoded, task.file, read)
 
 
 def _or_error(call: Callable[[], _T], file: Path, read: Reader) -> _T | MediaError:
@@ -252,18 +255,3 @@ def remove_spools(folder: Path) -> None:
     """Remove the spool files that an interrupted run left in a folder."""
     for spool in folder.glob("spool-*"):
         spool.unlink()
-
-
-def _write(spool: Path, dtype: Any, array: np.ndarray | None) -> None:
-    if array is None:
-        return
-    try:
-        with create_file(spool, "xb") as file:
-            file.write(np.ascontiguousarray(array.astype(dtype, casting="same_kind", copy=False)).data)
-    except OSError as error:
-        raise SpoolError(f"{spool}: {error.strerror}") from error
-
-
-def _map(spool: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    # An empty file cannot be mapped.
-    return np.zeros(shape, dtype) if 0 in shape else np.memmap(spool, dtype, "r", shape=shape)

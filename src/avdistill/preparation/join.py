@@ -193,7 +193,7 @@ def _write(
                 new = f"{found[1]}-{first[found[1]][number] + int(found[2]):05d}{found[3]}"
                 _link_or_copy(part.folder / name, folder / new)
                 files[new] = digest
-    table, single = _tables(parts, first, settings["config"]["jpeg_quality"], on_progress)
+    table, single = _tables(parts, first, on_progress)
     sources = {path: states[path] for path in table["path"].to_pylist()}
     with replacing(folder / "clips.parquet", "xb") as file:
         file.write(_parquet(table))
@@ -212,14 +212,13 @@ def _write(
 
 
 def _tables(
-    parts: list[_Part], first: dict[str, np.ndarray], jpeg_quality: int | None, on_progress: OnProgress | None
+    parts: list[_Part], first: dict[str, np.ndarray], on_progress: OnProgress | None
 ) -> tuple[pa.Table, dict[str, str]]:
     """The joined clip table, and the SHA-256 of the files that one preparation would have written, by name.
 
     Args:
         parts: all of them.
         first: by kind of shard, the new number of each part's shard 0.
-        jpeg_quality: of the frames; None: raw.
         on_progress: called after each file that is read.
     """
     counts = [part.description.clips for part in parts]
@@ -227,7 +226,7 @@ def _tables(
     part_of = np.repeat(np.arange(len(parts)), counts)[order]
     clip_of = np.concatenate([np.arange(count) for count in counts])[order]
     table = pa.concat_tables([part.dataset.table for part in parts]).take(pa.array(order)).combine_chunks()
-    layout = SingleLayout(jpeg_quality)
+    layout = SingleLayout(jpeg=parts[0].description.frame_encoding == "jpeg")
     places = [layout.add(parts[p].dataset, int(clip)) for p, clip in zip(part_of, clip_of, strict=True)]
     columns = np.array(places, np.int64).reshape(-1, 4).T
     names = ("frame_shard", "frame_offset", "audio_shard", "audio_offset")

@@ -9,22 +9,20 @@ preparation continues.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avdistill.annotations import Annotation
 from avdistill.annotations.groups import video_of
 from avdistill.config_io import encode, parse_json, read_json
-from avdistill.dataset.clip_dataset import SILENCE_PEAK
 from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION, DatasetDescription
-from avdistill.dataset.shards import AudioShards, FrameShards, JpegShardRecovery, ShardRecovery, ShardWriter
+from avdistill.dataset.shards import AudioShards, FrameShards, JpegShardRecovery, Shard, ShardRecovery, ShardWriter
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
     error_message,
@@ -36,14 +34,14 @@ from avdistill.fsio import (
     sync_folder,
     write_json,
 )
-from avdistill.media import Clip
+from avdistill.media.spool import blocks
 from avdistill.preparation.clip_reader import remove_spools
+from avdistill.preparation.encoding import EncodedClip
 from avdistill.preparation.records import Skip, content_checksum, write_positions, write_records
 
 _SYNC_EVERY_CLIPS = 64
 # There is a shard for each frame size, of which there may be more than a process may have open files.
 _MOST_OPEN_SHARDS = 16
-_BLOCK_BYTES = 2**22
 _JOURNAL, _SETTINGS = "journal.jsonl", "settings.json"
 
 _Recovery = ShardRecovery | JpegShardRecovery
@@ -57,14 +55,14 @@ class Journal:
     rows: list[dict[str, Any]]
     skipped: list[Skip]
     file: IO[str]
-    jpeg_quality: int | None = None  # None: raw frames
+    jpeg: bool  # or raw frames
     sources: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> bytes and mtime_ns when it was read
     _frames: FrameShards = field(init=False)
     _audio: AudioShards = field(init=False)
     _open: list[ShardWriter] = field(default_factory=list)  # least recently used first
 
     def __post_init__(self) -> None:
-        self._frames = FrameShards(self.folder, self.jpeg_quality)
+        self._frames = FrameShards(self.folder, jpeg=self.jpeg)
         self._audio = AudioShards(self.folder, 0)
 
     @property
@@ -92,7 +90,8 @@ class Journal:
         remove_spools(folder)  # of a run that was killed
         path = folder / _JOURNAL
         lines = _read_lines(path)
-        journal = cls(folder, [], [], open_regular(path, "a", encoding="utf-8"), settings["config"]["jpeg_quality"])
+        jpeg = settings["config"]["jpeg_quality"] is not None
+        journal = cls(folder, [], [], open_regular(path, "a", encoding="utf-8"), jpeg)
         try:
             journal.file.truncate(journal._replay(lines))
             journal._reopen_shards()
@@ -128,7 +127,7 @@ class Journal:
         if row["has_video"]:
             path = self._name("frames", row["frame_shard"])
             raw = ShardRecovery(path, tuple(row["frame_shape"]), "uint8")
-            frames = raw if self.jpeg_quality is None else JpegShardRecovery(path)
+            frames = JpegShardRecovery(path) if self.jpeg else raw
             parts.append((frames, row["frame_offset"], row["frame_count"]))
         if row["has_audio"]:
             path = self._name("audio", row["audio_shard"])
@@ -165,8 +164,8 @@ class Journal:
             if stray.with_suffix(".npy") not in known:
                 stray.unlink()
 
-    def add(self, annotation: Annotation, clip: Clip, source: tuple[int, int]) -> None:
-        """Write a clip's frames and audio, then its line; its arrays may be memory maps of whole spool files.
+    def add(self, annotation: Annotation, clip: EncodedClip, source: tuple[int, int]) -> None:
+        """Write a clip's frames and audio, then its line.
 
         Raises:
             DatasetError: an earlier clip was read from another state (bytes and mtime_ns) of the file than `source`.
@@ -183,8 +182,8 @@ class Journal:
             "start_seconds": annotation.start_seconds,
             "end_seconds": annotation.end_seconds,
             "has_video": clip.frames is not None,
-            "has_audio": clip.waveform is not None,
-            "silent": False,
+            "has_audio": clip.audio is not None,
+            "silent": clip.silent,
             "notes": list(clip.notes),
             "extra": [list(pair) for pair in annotation.extra],
             "source": list(source),
@@ -193,21 +192,18 @@ class Journal:
         for kind in ("frame", "audio"):
             row |= {f"{kind}_shard": -1, f"{kind}_offset": 0, f"{kind}_count": 0}
         if clip.frames is not None:
-            number, shard = self._frames.next(clip.frames.shape[1:])
+            number, shard = self._frames.next(clip.frame_shape)
             self._use(shard)
-            row |= {"frame_shard": number, "frame_offset": shard.count, "frame_count": len(clip.frames)}
-            row["frame_shape"] = list(clip.frames.shape[1:])
-            for frames in _blocks(clip.frames):
-                crc = shard.append(frames, crc)
-        if clip.waveform is not None:
-            shard = self._audio.next()
-            self._use(shard)
-            row |= {"audio_shard": self._audio.number, "audio_offset": shard.count, "audio_count": len(clip.waveform)}
-            peak = 0.0
-            for samples in _blocks(clip.waveform):
-                peak = max(peak, float(np.abs(samples).max()))
-                crc = shard.append(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"), crc)
-            row["silent"] = peak < SILENCE_PEAK
+            row |= {"frame_shard": number, "frame_offset": shard.count}
+            crc = _append_frames(shard, clip)
+            row |= {"frame_count": shard.count - row["frame_offset"], "frame_shape": list(clip.frame_shape)}
+        if clip.audio is not None:
+            audio = self._audio.next()
+            self._use(audio)
+            row |= {"audio_shard": self._audio.number, "audio_offset": audio.count}
+            for samples in blocks(clip.audio):
+                crc = audio.append(samples, crc)
+            row["audio_count"] = audio.count - row["audio_offset"]
         row["crc"] = crc
         self.rows.append(row)
         self._write({"row": row})
@@ -283,7 +279,7 @@ class Journal:
         files = {f.name: file_checksum(f) for f in kept}
         description = DatasetDescription(
             version=FORMAT_VERSION,
-            frame_encoding="raw" if self.jpeg_quality is None else "jpeg",
+            frame_encoding="jpeg" if self.jpeg else "raw",
             fps=settings["config"]["fps"],
             sample_rate_hz=settings["config"]["sample_rate_hz"],
             classes=tuple(sorted({label for row in self.rows for label in row["labels"]})),
@@ -325,12 +321,18 @@ def _read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
     return lines
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array in parts; a memory map is read from its file, because its pages would stay in memory."""
-    item_bytes = array[:1].nbytes
-    step = max(1, _BLOCK_BYTES // max(1, item_bytes))
-    for start in range(0, len(array), step):
-        part = array[start : start + step]
-        if isinstance(array, np.memmap) and array.filename is not None:
-            part = np.fromfile(array.filename, array.dtype, part.size, offset=start * item_bytes).reshape(part.shape)
-        yield part
+def _append_frames(shard: ShardWriter, clip: EncodedClip) -> int:
+    """Write the frames of a clip; returns the CRC-32 of their bytes."""
+    assert clip.frames is not None
+    crc = 0
+    if isinstance(shard, Shard):
+        for block in blocks(clip.frames):
+            crc = shard.append(block, crc)
+        return crc
+    assert clip.image_bytes is not None
+    start = 0
+    for sizes in blocks(clip.image_bytes):
+        stop = start + int(sizes.sum())
+        crc = shard.append(clip.frames[start:stop], sizes, crc)
+        start = stop
+    return crc

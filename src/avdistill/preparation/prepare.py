@@ -28,16 +28,17 @@ from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_link
 from avdistill.preparation.clip_reader import (
     CLIP_LIMIT_BYTES,
+    MEMORY_BYTES,
     MEMORY_LIMIT_BYTES,
     TIME_LIMIT_SECONDS,
     PrepareConfig,
+    ReadClip,
     Reader,
-    SpooledClip,
     Task,
     check_time_limit,
     file_state,
+    read_encoded,
     read_media,
-    read_to_spool,
     remove_spools,
 )
 from avdistill.preparation.journal import Journal, remove_journal
@@ -87,8 +88,8 @@ def prepare(
         time_limit_seconds: for one clip, after which it counts as unreadable; None: no limit.
         memory_limit_bytes: for reading one clip (enforced on Linux), beyond which it counts as unreadable. A long
             clip's audio is held in memory, its frames are not. None: no limit.
-        clip_limit_bytes: for the decoded frames of one clip, which lie on the disk uncompressed while it is read,
-            beyond which it counts as unreadable; None: no limit.
+        clip_limit_bytes: for the decoded frames of one clip, which lie on the disk uncompressed while it is read if
+            they are large, beyond which it counts as unreadable; None: no limit.
         on_progress: called after each clip.
 
     Raises:
@@ -124,7 +125,7 @@ def prepare(
             spool, left = str(folder / f"spool-{os.getpid()}-"), annotations[journal.finished :]
             tasks = [Task(a, locate(videos, a.path), Path(f"{spool}{i}")) for i, a in enumerate(left)]
             answers = ordered_map(
-                partial(read_to_spool, read, config, clip_limit_bytes),
+                partial(read_encoded, read, config, clip_limit_bytes, MEMORY_BYTES),
                 tasks,
                 workers=workers,
                 time_limit_seconds=time_limit_seconds,
@@ -247,7 +248,7 @@ def _in_order(positions: list[int], annotations: list[Annotation], skipped: list
 def _fill(
     journal: Journal,
     tasks: list[Task],
-    answers: Iterable[SpooledClip | MediaError | WorkerFailure],
+    answers: Iterable[ReadClip | MediaError | WorkerFailure],
     strict: bool,
     on_progress: OnProgress | None,
 ) -> None:
@@ -255,14 +256,13 @@ def _fill(
     # Taken before any is opened, so that a file replaced during the run differs from its record.
     states = {task.file: _state_of(task.file) for task in tasks}
     for task, answer in zip(tasks, answers, strict=True):
-        if isinstance(answer, SpooledClip):
-            journal.add(task.annotation, answer.open(task), answer.state)
+        if isinstance(answer, ReadClip):
+            journal.add(task.annotation, answer.clip, answer.state)
         else:
             error = MediaError(f"{task.file}: {answer.reason}") if isinstance(answer, WorkerFailure) else answer
             if strict:
                 raise error
             journal.skip(task.annotation, error, states[task.file])
-        for spool in (task.frames, task.audio):
-            spool.unlink(missing_ok=True)
+        task.remove_spools()
         if on_progress is not None:
             on_progress(Progress(journal.finished, before + len(tasks)))

@@ -62,9 +62,9 @@ class _File:
 class SingleLayout:
     """Where each clip would lie after one preparation; filled in the order of the list."""
 
-    def __init__(self, jpeg_quality: int | None) -> None:
-        """Without a clip yet; without a quality the frames are raw."""
-        self._frames, self._audio = FrameShards(Path(), jpeg_quality), AudioShards(Path(), 0)
+    def __init__(self, *, jpeg: bool) -> None:
+        """Without a clip yet; frames are JPEG images or raw."""
+        self._frames, self._audio = FrameShards(Path(), jpeg=jpeg), AudioShards(Path(), 0)
         self._files: dict[str, _File] = {}
         self._shapes: dict[Path, tuple[int, ...]] = {}  # of the frames in a part's shard
         self._mapped = lru_cache(_MOST_MAPPED)(_map)
