@@ -33,7 +33,7 @@ def test_demo_is_whole_and_resumable(small, tmp_path, caplog):
             return None
 
     result = demo.run_demo(tmp_path, seeds=(5,), workers=2, bar=Bar)
-    assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train students"]
+    assert bars == ["synthesize videos", "prepare dataset", "train teacher", "embed", "train students", "index"]
     assert f"audio teacher: top-1 accuracy {result['teacher']['top1_accuracy']:.3f}" in caplog.text
     assert result["test_clips"] == 12
     runs = [(row["method"], row["seed"]) for row in result["students"]]
@@ -56,3 +56,16 @@ def test_demo_is_whole_and_resumable(small, tmp_path, caplog):
     (tmp_path / "study" / "runs" / "clean" / "kd_temperature=2" / "seed-5" / "metrics.json").unlink()
     again = demo.run_demo(tmp_path, seeds=(5,), workers=2, bar=Bar)
     assert again["students"] == result["students"]
+
+    # What the line "browse:" starts serves the clips, their audit, a search, and the runs.
+    pytest.importorskip("starlette", reason="starlette is not installed: pip install avdistill[serve]")
+    from avdistill.server.config import ServeConfig
+    from avdistill.server.site import open_site
+
+    config = ServeConfig(dataset=tmp_path / "dataset", runs=(tmp_path / "study",), index=str(tmp_path / "index"))
+    site = open_site(config)
+    assert [name for _, name in site.pages] == ["Library", "Search", "Audit", "Predict", "Runs"]
+    assert site.catalog.scores.path.parts[-5:-1] == ("clean", "robust_csc", "seed-5", "audit-train")
+    assert len(site.students.names) == len(demo.METHODS)
+    assert site.searcher.spaces == ["audio", "robust_csc"]
+    site.close()

@@ -18,6 +18,8 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.progress import OnProgress, Progress
 from avdistill.reporting.page import write_page
 from avdistill.reporting.tables import markdown_table, summarize
+from avdistill.search.columns import student_column
+from avdistill.search.forms import build_index
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
@@ -55,7 +57,7 @@ Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
 def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> dict[str, Any]:
-    """Make the data, train an audio teacher, compare three methods, and write `report.html`.
+    """Make the data, train an audio teacher, compare three methods, index the clips, and write `report.html`.
 
     Args:
         out: folder for everything; what an earlier call finished is kept.
@@ -111,6 +113,9 @@ def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> di
     }
     write_json(out / "results.json", result)
     runs = {name: [study.run_folder("clean", text, f"seed-{seed}") for seed in seeds] for name, text in METHODS.items()}
+    with bar("index") as update:
+        student = student_column(runs["robust_csc"][0], "robust_csc")
+        build_index([dataset.folder], out / "index", [student], on_progress=update)
     shown = sections(rows, runs, result, dataset, videos, DEMO_DATA, study.out)
     write_page(out / "report.html", title="avdistill demo", sections=shown, style="audit.css")
     return result

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from avdistill.analysis.audit.audit import audit
+from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.benchmark.report import correct_matrix, read_lines
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.classification import ClassificationResult, evaluate
 from avdistill.evaluation.statistics import Estimate, interval, paired_difference
+from avdistill.fsio import own_folder
 from avdistill.media.encoder import encode_image
 from avdistill.reporting.page import Image, Section, data_url, render
 from avdistill.reporting.plots import method_styles, plot_confusion, plot_curves, plot_estimates
@@ -157,6 +158,7 @@ def _students(tested: Mapping[str, ClassificationResult], best: str, dataset: Cl
 def _mismatched(run: Path, dataset: ClipDataset, videos: Path) -> Section:
     """Training clips whose audio the audit finds mismatched, most suspicious first."""
     found, files = audit(run, dataset), _playable(dataset, videos)
+    write_audit(own_folder(run, "audit-train"), found)  # for the review in `avdistill serve`
     shown = [row for row in found.rows if row["rank"] and row["id"] in files][:CARDS]
     cards = [
         files[row["id"]].card(

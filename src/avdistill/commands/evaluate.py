@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,12 @@ class _Demo(Printed):
     """Processes; each training run takes one core."""
 
 
+def _browse(out: Path) -> list[str]:
+    """The command that serves what the demo made."""
+    words = ["avdistill", "serve", out / "dataset", "--run", out / "study", "--index", out / "index"]
+    return list(map(str, words))
+
+
 def demo(arguments: list[str]) -> None:
     """`avdistill demo --out DIR`."""
     from avdistill.analysis.demo import run_demo
@@ -169,4 +176,5 @@ def demo(arguments: list[str]) -> None:
         raise ConfigError("demo: expected at least one seed and one worker")
     result = run_demo(a.out, seeds=a.seeds, workers=a.workers, bar=progress_bar)
     lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}"]
+    lines.append(f"browse: {shlex.join(_browse(a.out))}")
     output(result, lines, a.json)

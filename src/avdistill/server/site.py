@@ -68,13 +68,13 @@ def open_site(config: ServeConfig) -> Site:
     """Open what is served. Raises AvdistillError where it cannot be."""
     site = Site(config, Workspace())
     try:
+        runs, site.studies = expand(config.runs)
         if config.dataset is not None:
-            _open_dataset(site, ClipDataset(config.dataset))
+            _open_dataset(site, ClipDataset(config.dataset), runs)
         if config.index is not None and site.catalog is not None:
             site.searcher = Searcher(config.index, site.catalog)
             site.pages.insert(1, ("/search", "Search"))
         if config.runs:
-            runs, site.studies = expand(config.runs)
             site.students = Students(named(runs))
             site.pages += [("/predict", "Predict"), ("/runs", "Runs")]
         if config.runs or site.searcher is not None:
@@ -85,10 +85,10 @@ def open_site(config: ServeConfig) -> Site:
     return site
 
 
-def _open_dataset(site: Site, dataset: ClipDataset) -> None:
+def _open_dataset(site: Site, dataset: ClipDataset, runs: list[Path]) -> None:
     """The pages of a dataset."""
     config = site.config
-    audit = newest_audit(dataset.folder, config.runs)
+    audit = newest_audit(dataset.folder, runs)
     site.catalog = Catalog(dataset, None if audit is None else read_scores(audit, dataset))
     site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
     site.version = dataset.checksum[:12]
