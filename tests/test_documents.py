@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -55,11 +56,26 @@ def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
     street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
     assert [words[1] for words in street] == [
         "synthesize", "distill", "predict", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
-        "compare", "audit", "predict", "export",
+        "compare", "audit", "index", "serve", "predict", "export",
     ]  # fmt: skip
     for words in street:
+        if words[1] == "serve":
+            assert "<h1>dataset: " in first_page(words)
+            continue
         extra = shlex.split(small.get(words[1], ""))
         assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
+
+
+def first_page(words):
+    """What the server shows first, started by these words at a free port and ended."""
+    command = [sys.executable, "-m", *words, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = re.search(r"http://\S+", process.stderr.readline())[0]
+            with urllib.request.urlopen(address, timeout=30) as response:
+                return response.read().decode()
+        finally:
+            process.terminate()
 
 
 def needed(name, found):

@@ -33,7 +33,9 @@ def take(browser: Browser, server: Live, video: Path, out: Path) -> None:
         page.goto(server.url + path)
         page.wait_for_load_state("networkidle")
         prepare(page)
-        page.wait_for_function("() => [...document.images].every(image => image.complete)")
+        page.wait_for_function(
+            "() => [...document.images].every(i => i.complete || i.getBoundingClientRect().top > innerHeight)"
+        )
         page.wait_for_timeout(300)
         page.screenshot(path=out / f"serve-{name}.png")
         context.close()

@@ -32,7 +32,7 @@ async def page(request: Request) -> HTMLResponse:
         title="Audit",
         total=len(review.order),
         scores=catalog_of(request).scores,
-        path_of_table=review.path,
+        table_name=review.path.name,
     )
 
 
