@@ -43,6 +43,9 @@ SPEED_METRICS = {
     "open_100k": "100,000 clips opened and the first batch, limits 2 s and 300 MB",
     "retrieval_loop": "hit@k and mAP, 1,944 queries in 4,892, against a loop",
     "retrieval_100k": "the 20 nearest among 100,000 over the bare products, limits 1.5 and 2 GB",
+    "serve_library": "p95 of a page of the library, 100,000 clips, 50 clients for 60 s, limit 0.15 s",
+    "serve_search": "p95 of a search in 100,000 clips of 512 dimensions by the same clients, limit 0.1 s",
+    "serve_uploads": "memory for 100 uploads at once, each answered or refused, limit 1 GB",
     "help": "`avdistill --help` over a bare interpreter, limit 0.3 s",
     "flat_growth": "a clip among 100,000 over one among 1,000, limit 1.2",
 }
@@ -330,7 +333,7 @@ def ablation_boxes() -> str:
 
 def _performance() -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for family in ("training", "students", "loading", "preparation", "retrieval", "growth"):
+    for family in ("training", "students", "loading", "preparation", "retrieval", "growth", "serve"):
         for row in json.loads((ROOT / "results" / "performance" / f"{family}.json").read_text(encoding="utf-8")):
             rows[row["name"]] = row
     return rows
