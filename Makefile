@@ -32,6 +32,7 @@ bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/preparation.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/retrieval.py
 	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/serve.py --work $(BENCH)/serve
 	.venv/bin/python benchmarks/results/tables.py docs/performance.md
 
 # The mark `.installing` stands while the work goes on. One that is found at the start was left by an install that was

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from avdistill.errors import SearchError
+from avdistill.errors import ConfigError, SearchError
 from avdistill.search.forms import open_index
+from avdistill.server import searcher
 from avdistill.server.config import ServeConfig
 from avdistill.server.run_files import chart, expand, read_run
 from support.live_server import finished, live
@@ -178,3 +179,24 @@ def test_clips_over_the_interface_are_those_of_the_library(served, server):
         assert ids[0] == next(csv.DictReader(file))["id"]
     answer = server.ask("/api/clips/nothing")
     assert (answer.status, list(answer.json)) == (404, ["error"])
+
+
+def test_words_find_clips_where_there_is_an_encoder_of_texts(served, indexed, monkeypatch):
+    """The encoder is a stand-in that embeds every text as the clip of that name is: its vector is nearest."""
+    dataset = served[0]
+    embedding = dataset.features("audio").embedding
+
+    class Encoder:
+        provenance = dataset.teachers["audio"].provenance
+
+        def embed(self, text):
+            return embedding[dataset.columns["id"].tolist().index(text)]
+
+    monkeypatch.setattr(searcher, "load_text_encoder", lambda name: Encoder())
+    with live(ServeConfig(dataset=dataset.folder, index=str(indexed), text_encoder="stand-in")) as server:
+        found = server.ask("/api/search?text=test_3").json["clips"]
+        assert found[0]["id"] == "test_3"
+        assert server.ask("/api/search?text=test_3&space=run").status == 400
+        assert "Search by words" in server.ask("/search?text=test_3").text
+    with pytest.raises(ConfigError, match="expected with --index"):
+        ServeConfig(dataset=dataset.folder, text_encoder="stand-in")

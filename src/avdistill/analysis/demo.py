@@ -94,13 +94,7 @@ def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> di
     write_report(study, rows, title="avdistill demo: the study")
     names = {text: name for name, text in METHODS.items()}
     rows = [row | {"method": names[row["method"]]} for row in rows]
-    values = ("seed", *_VALUES, "mean_class_accuracy")
-    students = [
-        {"method": name, **{key: row[key] for key in values}}
-        for name in METHODS
-        for row in rows
-        if row["method"] == name
-    ]
+    students = [_metrics(row) for name in METHODS for row in rows if row["method"] == name]
     summary = summarize(students, values=_VALUES)
     groups = dataset.columns["group"][labeled_clips(dataset, "test")]
     result: dict[str, Any] = {
@@ -113,12 +107,21 @@ def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> di
     }
     write_json(out / "results.json", result)
     runs = {name: [study.run_folder("clean", text, f"seed-{seed}") for seed in seeds] for name, text in METHODS.items()}
-    with bar("index") as update:
-        student = student_column(runs["robust_csc"][0], "robust_csc")
-        build_index([dataset.folder], out / "index", [student], on_progress=update)
+    _index(out / "index", dataset, runs["robust_csc"][0], bar)
     shown = sections(rows, runs, result, dataset, videos, DEMO_DATA, study.out)
     write_page(out / "report.html", title="avdistill demo", sections=shown, style="audit.css")
     return result
+
+
+def _metrics(row: dict[str, Any]) -> dict[str, Any]:
+    """What the demo reports of a run."""
+    return {key: row[key] for key in ("method", "seed", *_VALUES, "mean_class_accuracy")}
+
+
+def _index(out: Path, dataset: ClipDataset, run: Path, bar: Bar) -> None:
+    """For `avdistill serve`: the clips by the teacher's features and by a student's."""
+    with bar("index") as update:
+        build_index([dataset.folder], out, [student_column(run, "robust_csc")], on_progress=update)
 
 
 def _train_teacher(run: Path, dataset: ClipDataset, bar: Bar) -> Path:

@@ -23,6 +23,8 @@ class _Serve:
     """Run folders, exported students, or folders of studies: their curves are shown, their students label uploads."""
     index: str | None = None
     """The index to search in: what `avdistill index --out` named."""
+    text_encoder: str | None = None
+    """The encoder of texts for the search by words, as in `avdistill search --encoder`."""
     decisions: Path | None = None
     """The CSV file that the review of an audit writes; the default is DATASET-decisions.csv beside the dataset."""
     host: str = "127.0.0.1"

@@ -48,6 +48,7 @@ class ServeConfig:
         dataset: folder of the dataset; None serves runs alone.
         runs: folders of runs, of exported students, or of studies of `compare`.
         index: what `avdistill index --out` named.
+        text_encoder: as in `avdistill search --encoder`, to search the index by words.
         decisions: the CSV file of the review; the default is DATASET-decisions.csv beside the dataset.
         host, port: of the socket; port 0 takes a free one.
         token: that a client must show; None demands none, which only a loopback address may do.
@@ -57,6 +58,7 @@ class ServeConfig:
     dataset: Path | None = None
     runs: tuple[Path, ...] = ()
     index: str | None = None
+    text_encoder: str | None = None
     decisions: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
@@ -69,6 +71,8 @@ class ServeConfig:
             raise ConfigError("serve: expected a dataset, or --run RUN, found neither")
         if self.dataset is None and (self.index is not None or self.decisions is not None):
             raise ConfigError("serve: --index and --decisions: expected with a dataset")
+        if self.text_encoder is not None and self.index is None:
+            raise ConfigError("serve: --text-encoder: expected with --index")
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port: expected 0 to 65535, found {self.port}")
         if self.token is not None and (len(self.token) < 16 or not self.token.isascii() or not self.token.isalnum()):

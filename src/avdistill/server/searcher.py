@@ -1,15 +1,18 @@
 """An index, searched for the clips of the dataset that is served."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avdistill.errors import SearchError
 from avdistill.preparation.clip_reader import IsolatedReader
+from avdistill.search.encoders import check_provenance
 from avdistill.search.forms import open_index
 from avdistill.search.index import Index
 from avdistill.search.schema import Hit, quoted
 from avdistill.server.catalog import Catalog
+from avdistill.teachers.huggingface import load_text_encoder
 
 HITS = 24
 _NEIGHBORS = 8
@@ -17,11 +20,12 @@ _NEIGHBORS = 8
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for; one of `clip` and `label`, or neither for an upload.
+    """What is searched for; one of `clip`, `label` and `text`, or none for an upload.
 
     Attributes:
         clip: id of a clip.
         label: name of a class.
+        text: words, where the server has an encoder of them.
         space: of the query; "" is the only one.
         where: a condition on the clips.
         k: number of clips to find.
@@ -29,6 +33,7 @@ class Query:
 
     clip: str = ""
     label: str = ""
+    text: str = ""
     space: str = ""
     where: str = ""
     k: int = HITS
@@ -37,8 +42,18 @@ class Query:
 class Searcher:
     """An index, of which the clips of one dataset are shown."""
 
-    def __init__(self, location: str, catalog: Catalog) -> None:
-        """Open the index. Raises SearchError where it is not one of this dataset, or stale."""
+    def __init__(self, location: str, catalog: Catalog, text_encoder: str | None = None) -> None:
+        """Open the index.
+
+        Args:
+            location: of the index.
+            catalog: the clips that are served.
+            text_encoder: as in `avdistill search --encoder`, for words; None where there is none.
+
+        Raises:
+            SearchError: it is not an index of this dataset, it is stale, or none of its spaces is of the text encoder.
+            TeacherError: the text encoder cannot be loaded.
+        """
         self.index: Index = open_index(location)
         self.catalog, checksum = catalog, catalog.dataset.checksum
         sources = self.index.description.sources
@@ -47,6 +62,16 @@ class Searcher:
             raise SearchError(f"{location}: expected an index of {catalog.dataset.folder}, found one of other datasets")
         self._source = source.name
         self._restriction = "" if len(sources) == 1 else f"dataset = {quoted(source.name)}"
+
+        self.text_spaces: list[str] = []
+        if text_encoder is not None:
+            self._text = load_text_encoder(text_encoder)
+            for name, space in self.index.spaces.items():
+                with suppress(SearchError):
+                    check_provenance(space, self._text.provenance, text_encoder)
+                    self.text_spaces.append(name)
+            if not self.text_spaces:
+                raise SearchError(f"{location}: expected a space that {text_encoder} computed, found none")
 
     @property
     def spaces(self) -> list[str]:
@@ -59,8 +84,13 @@ class Searcher:
         return [name for name, space in self.index.spaces.items() if space.model]
 
     def find(self, query: Query) -> list[Hit]:
-        """The clips nearest to a clip or a label. Raises AvdistillError."""
+        """The clips nearest to a clip, a label or a text. Raises AvdistillError."""
         options = self._options(query)
+        if query.text:
+            space = query.space or next(iter(self.text_spaces), "")
+            if space not in self.text_spaces:
+                raise SearchError(f"text: expected a space of an encoder of texts, found {space!r:.80}")
+            return self.index.search_vector(self._text.embed(query.text), **options | {"space": space})
         if query.clip:
             return self.index.search_clip(query.clip, dataset=self._source, **options)
         return self.index.search_label(query.label, **options)

@@ -31,7 +31,7 @@ async def page(request: Request) -> HTMLResponse:
     """`GET /search`: the forms, and what was found."""
     site, searcher, query, error = site_of(request), searcher_of(request), _query(request), ""
     clips: list[dict[str, Any]] | None = None
-    if query.clip or query.label:
+    if query.clip or query.label or query.text:
         try:
             clips = await run_in_threadpool(_found, searcher, query)
         except AvdistillError as failed:
@@ -46,6 +46,7 @@ async def page(request: Request) -> HTMLResponse:
         query=query,
         spaces=searcher.spaces,
         file_spaces=searcher.file_spaces,
+        text_spaces=searcher.text_spaces,
         limit=site.config.limits.upload_bytes,
     )
 
@@ -69,10 +70,10 @@ async def result_page(request: Request) -> HTMLResponse:
 
 
 async def find(request: Request) -> JSONResponse:
-    """`GET /api/search`: by `clip` or `label`."""
+    """`GET /api/search`: by `clip`, `label` or `text`."""
     searcher, query = searcher_of(request), _query(request)
-    if bool(query.clip) == bool(query.label):
-        raise HTTPException(400, "search: expected clip or label")
+    if sum(map(bool, (query.clip, query.label, query.text))) != 1:
+        raise HTTPException(400, "search: expected one of clip, label and text")
     try:
         clips = await run_in_threadpool(_found, searcher, query)
     except AvdistillError as error:
@@ -97,7 +98,7 @@ def _found(searcher: Searcher, query: Query) -> list[dict[str, Any]]:
 
 
 def _query(request: Request) -> Query:
-    given = {name: request.query_params.get(name, "") for name in ("clip", "label", "space", "where")}
+    given = {name: request.query_params.get(name, "") for name in ("clip", "label", "text", "space", "where")}
     _check_lengths(given)
     return Query(**given, k=number_of(request, "k", HITS, _MOST_HITS))
 

@@ -72,7 +72,7 @@ def open_site(config: ServeConfig) -> Site:
         if config.dataset is not None:
             _open_dataset(site, ClipDataset(config.dataset), runs)
         if config.index is not None and site.catalog is not None:
-            site.searcher = Searcher(config.index, site.catalog)
+            site.searcher = Searcher(config.index, site.catalog, config.text_encoder)
             site.pages.insert(1, ("/search", "Search"))
         if config.runs:
             site.students = Students(named(runs))
