@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def prepare(work: Path) -> None:
     if not (work / "student").is_dir():
         (work / "student").mkdir()
         view = VideoInput(frames=4, size=(24, 32), scale=(0.8, 1.0), ratio=(1.2, 1.6), hflip=False)
-        options = {"width": 8, "embedding_dim": 16}
+        options: dict[str, Any] = {"width": 8, "embedding_dim": 16}
         classes = ClipDataset(work / "dataset").classes
         config = StudentConfig("shifted_frames", classes, view, 4.0, 16000, options=options, short_side=24)
         save_student(work / "student", build_model("shifted_frames", len(classes), options), config)
