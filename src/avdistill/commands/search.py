@@ -10,7 +10,7 @@ from avdistill.commands.console import Printed, output, progress_bar
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
 from avdistill.fsio import file_checksum
-from avdistill.methods import METHODS, method_class
+from avdistill.methods import METHODS
 from avdistill.models.checkpoint import WEIGHTS, saved_folder, student_folder
 from avdistill.search.columns import Column, student_column
 from avdistill.search.encoders import Encoder, open_encoder
@@ -96,7 +96,8 @@ def _inputs(paths: tuple[Path, ...], batch_size: int, cross_modal: bool) -> tupl
 def _shared_columns(run: Path, dataset: ClipDataset, batch_size: int) -> list[Column]:
     """Both sides of the space of a run's method. Raises ConfigError where it has none."""
     config = run_config(run)
-    if config.teacher is None or not method_class(config.method).shares_space:
+    method_class = METHODS.get(config.method.name)  # none for a custom method, whose file is not run
+    if config.teacher is None or method_class is None or not method_class.shares_space:
         sharing = ", ".join(sorted(name for name, method in METHODS.items() if method.shares_space))
         raise ConfigError(f"{run}: --cross-modal: expected a method of {sharing}, found {config.method.name}")
     method, description = load_method(run, dataset)

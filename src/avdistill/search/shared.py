@@ -30,7 +30,7 @@ class SharedVectors:
 
     def columns(self, run: Path, dataset: ClipDataset, files: Mapping[str, str]) -> list[Column]:
         """The columns RUN.student and RUN.teacher, named after the folder; `files` are the run's (`Column.files`)."""
-        modalities = self.config.view.modality, dataset.teachers[self.teacher].modality
+        modalities = self.config.view.modality, dataset.teacher(self.teacher).modality
         student, teacher = self.vectors(dataset, np.arange(min(1, len(dataset))))
         found: list[Column] = []
         for side, modality, rows in zip(("student", "teacher"), modalities, (student, teacher), strict=True):
@@ -61,10 +61,8 @@ class SharedVectors:
         if there.any():
             outputs = run_network(method.student, dataset, clips, view, batch_size=self.batch_size, with_tokens=tokens)
             student = Features(outputs.embedding, tokens=outputs.tokens)
-        rows, has_teacher = (
-            torch.zeros(len(clips), method.context.teacher_dim),
-            torch.zeros(len(clips), dtype=torch.bool),
-        )
+        rows = torch.zeros(len(clips), method.context.teacher_dim)
+        has_teacher = torch.zeros(len(clips), dtype=torch.bool)
         if dataset.has_teacher(self.teacher):
             teacher = dataset.teacher_features(self.teacher)
             rows, has_teacher = teacher.select(clips).embedding, torch.from_numpy(teacher.valid[clips])
