@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from avdistill.errors import AvdistillError
 from avdistill.reporting.page import render
 from avdistill.server import api, auditing, library, predicting, runs, searching
 from avdistill.server.config import ServeConfig
@@ -52,7 +53,7 @@ def create_app(config: ServeConfig) -> Starlette:
     app = Starlette(
         routes=ROUTES,
         middleware=[Middleware(Shield, config=config)],
-        exception_handlers={HTTPException: _refused, Exception: _failed},
+        exception_handlers={HTTPException: _refused, AvdistillError: _damaged, Exception: _failed},
         lifespan=lifespan,
     )
     app.state.site = site
@@ -91,6 +92,12 @@ async def _refused(request: Request, error: Exception) -> Response:
     )
     response.headers.update(headers)
     return response
+
+
+async def _damaged(request: Request, error: Exception) -> Response:
+    """Files of this server that cannot be read; what the error names stays on the console."""
+    _log.error("serve: %s", error)
+    return await _refused(request, HTTPException(500, "a file of the server cannot be read; its console says which"))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

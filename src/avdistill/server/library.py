@@ -125,13 +125,13 @@ def details(site: Site, catalog: Catalog, row: int) -> dict[str, Any]:
 
 async def thumbnail(request: Request) -> Response:
     """`/media/thumbnail/ID`: a JPEG file."""
-    path = await _made(_media(request).thumbnail, clip_of(request))
+    path = await _made(catalog_of(request), _media(request).thumbnail, clip_of(request))
     return Response(await run_in_threadpool(path.read_bytes), media_type="image/jpeg", headers=_KEPT)
 
 
 async def player(request: Request) -> Response:
     """`/media/player/ID`: a WebM file, in ranges of bytes."""
-    path = await _made(_media(request).player, clip_of(request))
+    path = await _made(catalog_of(request), _media(request).player, clip_of(request))
     if not path.stat().st_size:
         raise HTTPException(404, "clip: expected video or audio in the dataset, found neither")
     return FileResponse(path, media_type="video/webm", headers=_KEPT)
@@ -144,11 +144,13 @@ def _media(request: Request) -> ClipMedia:
     return media
 
 
-async def _made(make: Any, row: int) -> Any:
-    """A file of a clip. Raises 404 where it cannot be made, 503 where too much is asked for at once."""
+async def _made(catalog: Catalog, make: Any, row: int) -> Any:
+    """A file of a clip. Raises 404 where the clip has no video, 503 where too much is asked for at once."""
     try:
         return await run_in_threadpool(make, row)
     except BusyError:
         raise HTTPException(503, "too many clips are being encoded; ask again", {"retry-after": "2"}) from None
-    except DatasetError as error:
-        raise HTTPException(404, str(error)) from error
+    except DatasetError:
+        if not catalog.dataset.columns["has_video"][row]:
+            raise HTTPException(404, "clip: expected one with video, found one without") from None
+        raise

@@ -27,8 +27,8 @@ def serve(config: ServeConfig, on_start: Callable[[str], None]) -> None:
         ConfigError: the address cannot be listened at.
         AvdistillError: dataset, runs, index or decisions cannot be opened.
     """
-    app = create_app(config)
     with listening_socket(config.host, config.port) as listener:
+        app = create_app(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         token = "" if config.token is None else f"?token={config.token}"
         on_start(f"http://{host}:{listener.getsockname()[1]}/{token}")
