@@ -25,6 +25,7 @@ from support.media_files import numbered_frames, tone, write_video
 
 RAW, JPEG = PrepareConfig(fps=10, short_side=16), PrepareConfig(fps=10, short_side=16, jpeg_quality=90)
 PARTS = 3
+SMALL_SHARDS = ("avdistill.dataset.shards._SHARD_BYTES", 9000)
 
 
 class Killed(BaseException):
@@ -56,13 +57,19 @@ def mixed(small_set, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[RAW, JPEG], ids=["raw", "jpeg"])
 def made(request, mixed, tmp_path_factory):
-    """The config, the dataset of one preparation and the parts; shards hold a few clips, so that sizes have several."""
+    """The config, the dataset of one preparation and the parts; shards hold a few clips, as with `small_shards`."""
     videos, clips = mixed
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avdistill.dataset.shards._SHARD_BYTES", 9000)
+        patch.setattr(*SMALL_SHARDS)
         single = prepare(clips, videos, folder / "single", request.param, workers=1)
-        yield request.param, single, make_parts(mixed, folder, request.param)
+        return request.param, single, make_parts(mixed, folder, request.param)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Several shards of each frame size, and of audio."""
+    monkeypatch.setattr(*SMALL_SHARDS)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def assert_the_same(joined, single):
     assert {**ours, "folder": "", "bytes": 0} == {**theirs, "folder": "", "bytes": 0}
 
 
-def test_a_joined_dataset_is_that_of_one_preparation(mixed, made, tmp_path):
+def test_a_joined_dataset_is_that_of_one_preparation(mixed, made, small_shards, tmp_path):
     config, single, parts = made
     assert len(list(single.folder.glob("frames-*.npy"))) > 4  # more shards than sizes
     assert len(list(single.folder.glob("audio-*.npy"))) > 2
@@ -197,7 +204,7 @@ def test_a_part_without_a_readable_clip_is_a_part(mixed, tmp_path):
 # Kills
 
 
-def test_a_part_that_is_killed_goes_on(mixed, made, tmp_path):
+def test_a_part_that_is_killed_goes_on(mixed, made, small_shards, tmp_path):
     """By `kill -9` of its process at a clip."""
     config, single, (first, _, third) = made
     videos, clips = mixed
