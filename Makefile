@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/loading.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/growth.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/preparation.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/scale.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/retrieval.py
 	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/serve.py --work $(BENCH)/serve

@@ -48,6 +48,8 @@ SPEED_METRICS = {
     "serve_uploads": "memory for 100 uploads at once, each answered or refused, limit 1 GB",
     "help": "`avdistill --help` over a bare interpreter, limit 0.3 s",
     "flat_growth": "a clip among 100,000 over one among 1,000, limit 1.2",
+    "write_once": "bytes that `prepare` writes over those of the dataset, limit 1.1, raw or JPEG",
+    "two_parts": "two parts on two cores with `join`, against one preparation on one",
 }
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
 COLUMNS = {
@@ -333,7 +335,7 @@ def ablation_boxes() -> str:
 
 def _performance() -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for family in ("training", "students", "loading", "preparation", "retrieval", "growth", "serve"):
+    for family in ("training", "students", "loading", "preparation", "retrieval", "growth", "scale", "serve"):
         for row in json.loads((ROOT / "results" / "performance" / f"{family}.json").read_text(encoding="utf-8")):
             rows[row["name"]] = row
     return rows
