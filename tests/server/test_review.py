@@ -14,9 +14,10 @@ import pytest
 
 from avdistill.dataset.decisions import DROP_AUDIO, KEEP, Decision, open_dataset, read_decisions, write_decisions
 from avdistill.errors import AnnotationError
+from avdistill.server.config import ServeConfig
 from avdistill.server.review import Review
 from support.audit_cases import LABELED, UNLABELED, changed
-from support.live_server import Live
+from support.live_server import Live, live
 
 CLIPS = [*LABELED, *UNLABELED]
 KINDS = {"yes": KEEP, "no": DROP_AUDIO}
@@ -156,6 +157,20 @@ def test_ids_with_spaces_commas_and_newlines(taught, tmp_path):
 
 
 # Through the server
+
+
+def test_where_nothing_can_be_written_the_rest_is_served(served, tmp_path, caplog):
+    dataset = changed(served[0], tmp_path / "dataset")
+    (tmp_path / "dataset-decisions.csv.lock").mkdir()
+    with live(ServeConfig(dataset=dataset.folder)) as server:
+        assert server.ask("/").status == 200
+        assert server.ask("/audit").status == server.ask("/api/review?by=a").status == 404
+    assert "no review" in caplog.text
+    with (
+        pytest.raises(OSError, match="lock"),
+        live(ServeConfig(dataset=dataset.folder, decisions=tmp_path / "dataset-decisions.csv")),
+    ):
+        pass
 
 
 def test_votes_over_http(server):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from avdistill.cli import main
 from avdistill.errors import ConfigError
 from avdistill.server.config import Limits, ServeConfig, new_token
 from avdistill.server.media import Workspace
@@ -123,3 +124,20 @@ def test_folders_of_killed_servers_are_removed():
     for each in (running, again):
         each.close()
         assert not each.folder.exists()
+
+
+def test_calls_that_cannot_be_used_are_one_line(served, tmp_path, capsys):
+    dataset = str(served[0].folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, code, message in (
+            ([], 2, "expected a dataset, or --run RUN"),
+            ([str(tmp_path)], 1, "no dataset here"),
+            (["--run", str(tmp_path / "none")], 1, "expected a run, found no such folder"),
+            ([dataset, "--port", port], 2, "cannot listen there"),
+            ([dataset, "--host", "0.0.0.0", "--token", "short"], 2, "token: expected at least 16"),
+            ([dataset, "--index", str(tmp_path)], 2, "no index here"),
+        ):
+            free = [] if "--port" in words else ["--port", "0"]
+            assert main(["serve", *words, *free]) == code
+            assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the server has open: the dataset and what is made of it, and how a page is rendered."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.fsio import own_folder
+from avdistill.fsio import error_message, own_folder
 from avdistill.reporting.page import render
 from avdistill.server.catalog import Catalog, Filter
 from avdistill.server.config import ServeConfig
@@ -23,6 +24,8 @@ from avdistill.server.scores import newest_audit, read_scores
 from avdistill.server.searcher import Searcher
 from avdistill.server.students import Students, named
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class Site:
@@ -31,7 +34,8 @@ class Site:
     Attributes:
         config: what the server was started with.
         workspace: its temporary folder.
-        catalog, media, review: of the dataset; None without one.
+        catalog, media: of the dataset; None without one.
+        review: None without a dataset, and where nothing can be written beside it.
         students: of the runs.
         studies: folders of studies.
         jobs: uploaded files; None where nothing takes any.
@@ -93,9 +97,16 @@ def _open_dataset(site: Site, dataset: ClipDataset, runs: list[Path]) -> None:
     site.media = ClipMedia(dataset, site.workspace.folder / "media", config.limits)
     site.version = dataset.checksum[:12]
     folder = dataset.folder.resolve()
-    decisions = config.decisions or own_folder(folder.parent, f"{folder.name}-decisions.csv")
-    site.review = Review(decisions, dataset, _review_order(site.catalog))
-    site.pages += [("/", "Library"), ("/audit", "Audit")]
+    site.pages.append(("/", "Library"))
+    try:
+        decisions = config.decisions or own_folder(folder.parent, f"{folder.name}-decisions.csv")
+        site.review = Review(decisions, dataset, _review_order(site.catalog))
+    except OSError as error:
+        if config.decisions is not None:
+            raise
+        _log.warning("serve: no review, which --decisions FILE makes possible: %s", error_message(error))
+    else:
+        site.pages.append(("/audit", "Audit"))
 
 
 def _review_order(catalog: Catalog) -> list[str]:
