@@ -341,6 +341,27 @@ def _performance() -> dict[str, dict[str, Any]]:
     return rows
 
 
+def search() -> str:
+    """The forms of an index, and faiss, at a million clips."""
+    names = {"exact": "exact", "lance": "LanceDB, IVF-PQ", "faiss_flat": "faiss, flat", "faiss_ivf": "faiss, IVF"}
+    rows = []
+    for found in _read("performance/search")["forms"]:
+        row = {"form": names[found["form"]], "build": round(found["build_seconds"])}
+        row["open"] = round(found["open_seconds"])
+        for name in ("build_memory", "memory", "disk"):
+            row[name] = found[f"{name}_bytes"] / 1e9
+        for name in ("all", "where"):
+            for key, value in found.get(name, {}).items():
+                row[f"{name}_{key}"] = round(value) if key.endswith("ms") else value
+        rows.append(row)
+    columns = {
+        "form": "form", "build": "build, s", "build_memory": "its memory, GB", "disk": "disk, GB", "open": "open, s",
+        "memory": "memory, GB", "all_p50_ms": "p50, ms", "all_p95_ms": "p95, ms", "all_recall_at_10": "recall@10",
+        "where_p50_ms": "p50 with condition, ms", "where_recall_at_10": "recall@10 with it",
+    }  # fmt: skip
+    return markdown_table(rows, columns)
+
+
 def performance() -> str:
     """Every figure with a bar."""
     rows = [
@@ -513,6 +534,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "performance_limits": performance_limits,
     "performance_step": performance_step,
     "performance_students": performance_students,
+    "search": search,
     "study_apart": study_apart,
     "study_asked": study_asked,
     "study_boxes": study_boxes,
