@@ -6,6 +6,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from avdistill.config_io import decode
-from avdistill.dataset import schema
 from avdistill.dataset.features import FOLDER, FeaturesDescription, read_descriptions, write_features
 from avdistill.dataset.mapped_features import MappedFeatures, map_features
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # A map costs an open file, of which a process may have 256 on some systems; to map one anew takes no time to speak of.
 _MOST_MAPPED = 100
+# Of the clip table, read at a time.
+_ROWS = 65_536
 # Audio whose every sample lies below -80 dBFS is silent: such a clip counts as one without audio for a teacher.
 SILENCE_PEAK = 10 ** (-80 / 20)
 
@@ -41,6 +43,24 @@ class _VideoReading:
     short_side: int | None
     size: tuple[int, int] | None
     region: tuple[int, int, int, int] | None
+
+
+class _Columns(dict[str, np.ndarray]):
+    """Columns of a table of clips by name."""
+
+    def __init__(self, table: "pa.Table") -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, name: str) -> np.ndarray:
+        column = self._table[name]
+        if column.type == "string":  # equal texts are one object
+            column = column.combine_chunks().dictionary_encode()
+            texts = column.dictionary.to_numpy(zero_copy_only=False)
+            self[name] = texts[column.indices.to_numpy()]
+        else:
+            self[name] = column.to_numpy(zero_copy_only=False)
+        return self[name]
 
 
 class ClipDataset:
@@ -99,16 +119,19 @@ class ClipDataset:
         return {name: found.entry for name, found in self._features.items()}
 
     @cached_property
-    def columns(self) -> dict[str, np.ndarray]:
-        """The numeric columns and `id`, `path`, `group`, `split` as arrays (N,)."""
-        plain = [f.name for f in schema.CLIP_SCHEMA if f.name not in ("labels", "notes", "extra")]
-        return {name: self.table[name].to_numpy(zero_copy_only=False) for name in plain}
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The numeric columns and `id`, `path`, `group`, `split` as arrays (N,), each made when it is asked for."""
+        return _Columns(self.table)
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
         """Label names per clip; an empty tuple is an unlabeled clip."""
-        labels = [tuple(row) for row in self.table["labels"].to_pylist()]
-        if unknown := set().union(*labels) - set(self.classes):
+        column, known = self.table["labels"], dict[tuple[str, ...], tuple[str, ...]]()
+        labels: list[tuple[str, ...]] = []
+        for first in range(0, len(column), _ROWS):  # millions of rows: few of them as lists, and equal ones once
+            rows = map(tuple, column.slice(first, _ROWS).to_pylist())
+            labels.extend(known.setdefault(row, row) for row in rows)
+        if unknown := set().union(*known) - set(self.classes):
             raise DatasetError(f"{self.folder}: label {min(unknown)!r:.80} is not among the classes of dataset.json")
         return labels
 
