@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,17 +33,16 @@ def cosines(dataset: ClipDataset, teacher: str, query: np.ndarray) -> dict[str, 
 
 
 @pytest.fixture(scope="module", params=["exact", "lance", "qdrant"])
-def index(
-    request: pytest.FixtureRequest, taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Index]:
+def index(request: pytest.FixtureRequest, taught: ClipDataset, tmp_path_factory: pytest.TempPathFactory) -> Index:
     out, patches = str(tmp_path_factory.mktemp("index") / "index"), pytest.MonkeyPatch()
     if request.param == "lance":
         pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
     elif request.param == "qdrant":
         out = local_qdrant(patches)
     build_index([taught.folder], out, form=request.param)
-    yield open_index(out)
-    patches.undo()
+    opened = open_index(out)
+    patches.undo()  # which must not last as long as this fixture
+    return opened
 
 
 def local_qdrant(patches: pytest.MonkeyPatch) -> str:
