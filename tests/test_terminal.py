@@ -94,8 +94,9 @@ def foreign(taught, tmp_path_factory):
         column = pa.array(values, table.schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, column)
     pq.write_table(table, folder / "dataset" / "clips.parquet")
-    description = folder / "dataset" / "dataset.json"
-    description.write_text(json.dumps(steered(json.loads(description.read_text()))))
+    for name in ("dataset.json", "features/audio/features.json"):
+        file = folder / "dataset" / name
+        file.write_text(json.dumps(steered(json.loads(file.read_text()))))
     train(config(folder / "dataset", folder / "run", method=KDConfig(), teacher="audio", steps=2), stop_after=1)
     return folder
 

@@ -449,6 +449,7 @@ def test_a_study_does_not_go_on_with_another_test_dataset(many_clips, tmp_path, 
     out = tmp_path / "study"
     call = arguments(many_clips.folder, out, "--methods", "supervised", "--seeds", 0, "--test-dataset", test.folder)
     assert main(call) == 0
+    shutil.rmtree(test.folder / "features")  # they name the clips that they are of
     described = json.loads((test.folder / "dataset.json").read_text())
     (test.folder / "dataset.json").write_text(json.dumps(described | {"checksum": "other"}))
     assert main(call) == 2
