@@ -485,6 +485,16 @@ def ucf51_few() -> str:
     return _ucf51_table(ucf51_metrics.FEW_LABELS)
 
 
+def ucf51_pretrained() -> str:
+    """The student from ImageNet's weights, every clip labeled."""
+    return _ucf51_table(ucf51_metrics.PRETRAINED_ALL)
+
+
+def ucf51_pretrained_few() -> str:
+    """The student from ImageNet's weights, with 10 labels a class."""
+    return _ucf51_table(ucf51_metrics.PRETRAINED_FEW)
+
+
 def ucf51_probes() -> str:
     """UCF51, 14 classes: linear probes of frozen networks."""
     rows = [row | {"seed": row["split"]} for row in _ucf51().rows if row["method"] == "linear_probe"]
@@ -555,6 +565,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ucf51_few": ucf51_few,
     "ucf51_few_mismatched": ucf51_few_mismatched,
     "ucf51_mismatched": ucf51_mismatched,
+    "ucf51_pretrained": ucf51_pretrained,
+    "ucf51_pretrained_few": ucf51_pretrained_few,
     "ucf51_probes": ucf51_probes,
     "ucf51_ranks": ucf51_ranks,
     "ucf51_trials": ucf51_trials,

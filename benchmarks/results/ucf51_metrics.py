@@ -25,6 +25,9 @@ ALL_LABELS: Condition = ("all", 0.0, "shifted_frames_8x256")
 FEW_LABELS: Condition = ("10", 0.0, "shifted_frames_8x256")
 MISMATCHED: Condition = ("all", 0.4, "shifted_frames_8x256")
 FEW_AND_MISMATCHED: Condition = ("10", 0.4, "shifted_frames_8x256")
+#: a student from ImageNet's weights
+PRETRAINED_ALL: Condition = ("all", 0.0, "efficientnet_lite0")
+PRETRAINED_FEW: Condition = ("10", 0.0, "efficientnet_lite0")
 CONDITIONS = (ALL_LABELS, FEW_LABELS, MISMATCHED, FEW_AND_MISMATCHED)
 KEY = ("labels", "mismatched", "student", "method", "setting", "split", "seed", "learning_rate")
 #: what a run says of each test clip -> what its mean is
