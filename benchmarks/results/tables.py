@@ -489,6 +489,20 @@ def ucf51_few() -> str:
     return _ucf51_table(ucf51_metrics.FEW_LABELS)
 
 
+def own_videos() -> str:
+    """`distill` on UCF51's videos: the rows of its report, and how far ahead the delivered student is."""
+    found = _read("own_videos")["ucf51"]
+    columns = {"method": "method", "n": "seeds", "top1_accuracy": "top-1", "interval": "95% interval", "map": "mAP"}
+    names = {"supervised": "supervised", "linear_probe": "the linear probe on the teacher"}
+    ahead = ", ".join(
+        f"{100 * each['mean']:+.1f} points over {names[name]} (95% interval {100 * each['low']:.1f} to "
+        f"{100 * each['high']:.1f})"
+        for name, each in found["ahead_of"].items()
+    )
+    last = f"`{found['delivered']}`: {ahead}; {found['test_clips']} test clips of {found['test_groups']} source videos."
+    return markdown_table(found["methods"], columns) + "\n\n" + last
+
+
 def ucf51_pretrained() -> str:
     """The student from ImageNet's weights, every clip labeled."""
     return _ucf51_table(ucf51_metrics.PRETRAINED_ALL)
@@ -569,6 +583,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ucf51_few": ucf51_few,
     "ucf51_few_mismatched": ucf51_few_mismatched,
     "ucf51_mismatched": ucf51_mismatched,
+    "own_videos": own_videos,
     "ucf51_pretrained": ucf51_pretrained,
     "ucf51_pretrained_few": ucf51_pretrained_few,
     "ucf51_probes": ucf51_probes,
