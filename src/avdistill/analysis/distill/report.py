@@ -153,8 +153,9 @@ def _outcome(result: dict[str, Any], plot: Path) -> Section:
             -1: "The interval lies below zero: training without the other modality is better here.",
         }[line["clearly"]]
         ahead = (
-            f"{result['delivered']} is ahead of supervised by {100 * line['difference']:.1f} points of top-1 (95% "
-            f"interval {line['difference_interval']}). {verdict} "
+            f"{result['delivered']} is {100 * abs(line['difference']):.1f} points of top-1 "
+            f"{'behind' if line['difference'] < 0 else 'ahead of'} supervised (95% interval of the difference "
+            f"{line['difference_interval']}). {verdict} "
         )
     what = (
         f"{result['clips']} clips were read, {result['labeled']} of them labeled."
