@@ -119,27 +119,33 @@ def test_a_damaged_table_of_features_is_refused_in_one_line(taught, tmp_path, ch
     assert "\n" not in str(refused.value)
 
 
-def test_features_of_several_parts_are_those_of_one(taught, tmp_path, monkeypatch):
+@pytest.fixture
+def copied(taught, tmp_path):
+    """A dataset with features, to write into."""
+    return ClipDataset(shutil.copytree(taught.folder, tmp_path / "copied"))
+
+
+def test_features_of_several_parts_are_those_of_one(copied, monkeypatch):
     """Also where no clip of a part has any, for clips in any order, and while others replace them."""
-    stored = taught.features("audio")
-    about = {"modality": "audio", "provenance": {"name": "t"}, "classes": taught.classes}
+    stored = copied.features("audio")
+    about = {"modality": "audio", "provenance": {"name": "t"}, "classes": copied.classes}
     embedding, logits = (np.where(stored.valid[:, None], x, np.nan) for x in (stored.embedding, stored.logits))
     embedding[4:8] = np.nan
     valid = ~np.isnan(embedding[:, 0])
     monkeypatch.setattr(features, "PART_CLIPS", 4)
-    taught.add_features("parts", embedding=embedding, logits=logits, **about)
-    assert len(part_files(taught, "parts", "embedding")) == -(-len(taught) // 4) - 1
-    assert taught.verify() == []
-    mapped = ClipDataset(taught.folder).map_features("parts")
-    taught.add_features("parts", embedding=np.ones_like(embedding), logits=None, **about)
-    clips = np.array([len(taught) - 1, 5, 0, 0, 9])
-    selected = mapped.with_classes(taught.classes[::-1]).select(clips)
+    copied.add_features("parts", embedding=embedding, logits=logits, **about)
+    assert len(part_files(copied, "parts", "embedding")) == -(-len(copied) // 4) - 1
+    assert copied.verify() == []
+    mapped = ClipDataset(copied.folder).map_features("parts")
+    copied.add_features("parts", embedding=np.ones_like(embedding), logits=None, **about)
+    clips = np.array([len(copied) - 1, 5, 0, 0, 9])
+    selected = mapped.with_classes(copied.classes[::-1]).select(clips)
     expected = np.where(valid[clips, None], embedding[clips], 0)
     np.testing.assert_array_equal(selected.embedding.numpy(), expected)
     np.testing.assert_array_equal(selected.logits.numpy(), np.where(valid[clips, None], logits[clips, ::-1], 0))
     np.testing.assert_array_equal(mapped.valid, valid)
     with pytest.raises(DatasetError, match="replaced since the dataset was opened"):
-        ClipDataset.map_features(_as_before(taught, mapped), "parts")
+        ClipDataset.map_features(_as_before(copied, mapped), "parts")
 
 
 def _as_before(dataset, mapped):
@@ -149,12 +155,12 @@ def _as_before(dataset, mapped):
     return opened
 
 
-def test_numbers_that_are_not_finite_are_not_stored(taught):
-    embedding = np.ones((len(taught), 3), np.float32)
+def test_numbers_that_are_not_finite_are_not_stored(copied):
+    embedding = np.ones((len(copied), 3), np.float32)
     embedding[1, 1] = np.inf
     with pytest.raises(DatasetError, match="teacher 'x': embedding: expected finite numbers"):
-        taught.add_features("x", modality="audio", provenance={}, embedding=embedding, logits=None, classes=())
-    assert "x" not in ClipDataset(taught.folder).teachers
+        copied.add_features("x", modality="audio", provenance={}, embedding=embedding, logits=None, classes=())
+    assert "x" not in ClipDataset(copied.folder).teachers
 
 
 def test_parts_of_one_video_are_a_group(tmp_path):
@@ -166,10 +172,10 @@ def test_parts_of_one_video_are_a_group(tmp_path):
     assert dataset.columns["group"].tolist() == ["v_Typing_g01", "v_Typing_g01", "other.mp4"]
 
 
-def test_logits_come_in_the_order_of_the_classes_asked_for(taught):
-    stored = taught.features("audio")
-    turned = stored.with_classes(taught.classes[::-1])
+def test_logits_come_in_the_order_of_the_classes_asked_for(copied):
+    stored = copied.features("audio")
+    turned = stored.with_classes(copied.classes[::-1])
     np.testing.assert_array_equal(turned.logits, stored.logits[:, ::-1])
-    assert turned.classes == taught.classes[::-1]
+    assert turned.classes == copied.classes[::-1]
     assert stored.with_classes(("unknown",)).logits is None
     np.testing.assert_array_equal(stored.select(np.array([2, 0])).logits.numpy(), stored.logits[[2, 0]])
