@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/growth.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/preparation.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/scale.py --work $(BENCH)
+	.venv/bin/python benchmarks/speed/many_clips.py --work $(BENCH)/many
 	.venv/bin/python benchmarks/speed/retrieval.py
 	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/serve.py --work $(BENCH)/serve

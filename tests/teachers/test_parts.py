@@ -149,6 +149,21 @@ def test_shares_in_any_order_are_the_whole(whole, prepared, ears, tmp_path, caps
     assert content(dataset) == content(whole)
 
 
+def test_a_share_without_parts_disturbs_nobody(whole, prepared, ears, tmp_path, monkeypatch):
+    """It ends while another share computes its first part."""
+    dataset, teacher, run = fresh(prepared, tmp_path / "dataset"), load_teacher(ears), extraction.run_network
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr(extraction, "run_network", run)
+        many = 10 * len(dataset)
+        assert embed(dataset, teacher, "audio", part_clips=PART, part=(1, many)) == Unfinished("audio", len(dataset), 0)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(extraction, "run_network", meanwhile)
+    embed(dataset, teacher, "audio", part_clips=PART)
+    assert content(dataset) == content(whole)
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b", "1/0"])
 def test_a_share_that_is_none_is_refused(prepared, ears, tmp_path, text, capsys):
     assert main(["embed", str(prepared), "--teacher", str(ears), "--part", text]) == 2

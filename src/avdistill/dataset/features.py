@@ -133,7 +133,7 @@ def _check_parts(where: str, found: FeaturesDescription) -> None:
 
 
 def staging_folder(folder: Path, name: str, job: Mapping[str, object]) -> Path:
-    """Make or find the folder for the parts of features that are being computed.
+    """The folder for the parts of features that are being computed; the first part makes it.
 
     Args:
         folder: of the dataset.
@@ -141,17 +141,15 @@ def staging_folder(folder: Path, name: str, job: Mapping[str, object]) -> Path:
         job: JSON-ready, all that the parts depend on: the same job finds its finished parts, another one none.
 
     Raises:
-        DatasetError: the name is not usable as that of a folder, or nothing can be written.
+        DatasetError: the name is not usable as that of a folder, or a link has its place.
     """
     if not is_teacher_name(name):
         raise DatasetError(f"teacher name {name!r}: use letters, digits, '_' and '.'")
     key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:_DIGITS]
     try:
-        staging = own_folder(folder, f"{FOLDER}/.{name}-{key}")
-        staging.mkdir(parents=True, exist_ok=True)
+        return own_folder(folder, f"{FOLDER}/.{name}-{key}")
     except OSError as error:
         raise DatasetError(f"{folder}: teacher {name!r} cannot be written: {error_message(error)}") from error
-    return staging
 
 
 def write_part(staging: Path, first: int, clips: int, arrays: Mapping[str, np.ndarray]) -> Part:
@@ -163,6 +161,7 @@ def write_part(staging: Path, first: int, clips: int, arrays: Mapping[str, np.nd
         arrays: by kind, a row per clip; `valid` is bool, the others are float32. None at all where no clip has
             features.
     """
+    staging.mkdir(parents=True, exist_ok=True)
     part = Part(first, clips, {kind: _write_array(staging, first, kind, rows) for kind, rows in arrays.items()})
     write_json(staging / f"part-{first:08d}.json", encode(part))
     return part

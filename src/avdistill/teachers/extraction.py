@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -135,29 +134,21 @@ def embed(
         finished = finished_parts(staging)
         distributed.barrier()  # no process writes before every one has seen what is missing
         network = network.to(own_device)
-        try:
-            for first in own:
-                if first not in finished:
-                    rows = np.arange(first, min(first + part_clips, len(dataset)))
-                    update = None if on_progress is None else _counted(on_progress, first, len(rows), len(dataset))
-                    arrays = _part(network, dataset, rows, clips, teacher, windows=windows, batch_size=batch_size,
-                                   with_tokens=tokens, on_progress=update)  # fmt: skip
-                    if distributed.rank() == 0:
-                        _write(dataset, staging, first, len(rows), arrays)
-        except NoTokensError as error:
-            raise TeacherError(
-                f"teacher {name!r}: expected a network with a feature map for --tokens, found none in "
-                f"{format_provenance(teacher.provenance)}"
-            ) from error
-        finally:
-            with suppress(OSError):  # nothing was written
-                staging.rmdir()
+        for first in own:
+            if first not in finished:
+                rows = np.arange(first, min(first + part_clips, len(dataset)))
+                update = None if on_progress is None else _counted(on_progress, first, len(rows), len(dataset))
+                arrays = _part(network, dataset, rows, clips, teacher, name, windows=windows, batch_size=batch_size,
+                               with_tokens=tokens, on_progress=update)  # fmt: skip
+                if distributed.rank() == 0:
+                    _write(dataset, staging, first, len(rows), arrays)
         if distributed.rank() == 0:
             _store(dataset, teacher, name, staging, firsts, provenance, head_split)
         distributed.barrier()
-    if there := finished_parts(staging):
-        return Unfinished(name, len(dataset), sum(each.clips for each in there.values()))
+    there = finished_parts(staging)
     dataset.reopen_features()
+    if there or name not in dataset.teachers:
+        return Unfinished(name, len(dataset), sum(each.clips for each in there.values()))
     return dataset.teachers[name]
 
 
@@ -167,13 +158,25 @@ def _counted(on_progress: OnProgress, first: int, clips: int, total: int) -> OnP
 
 
 def _part(
-    network: Network, dataset: ClipDataset, rows: np.ndarray, clips: np.ndarray, teacher: Teacher, **options: Any
+    network: Network,
+    dataset: ClipDataset,
+    rows: np.ndarray,
+    clips: np.ndarray,
+    teacher: Teacher,
+    name: str,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """The arrays of a part (`write_part`): of those of its `rows` that are among `clips`; empty without any."""
     wanted = np.intersect1d(rows, clips)
     if not has_modality(dataset, wanted, teacher.view).any():
         return {}
-    outputs = run_network(network, dataset, wanted, teacher.view, multi_label=teacher.multi_label, **options)
+    try:
+        outputs = run_network(network, dataset, wanted, teacher.view, multi_label=teacher.multi_label, **options)
+    except NoTokensError as error:
+        raise TeacherError(
+            f"teacher {name!r}: expected a network with a feature map for --tokens, found none in "
+            f"{format_provenance(teacher.provenance)}"
+        ) from error
     present = outputs.present.numpy()
     valid = np.zeros(len(rows), bool)
     valid[np.searchsorted(rows, wanted[present])] = True
