@@ -182,13 +182,13 @@ def test_drawn_negatives_are_filled_entries_and_evenly_drawn():
     torch.manual_seed(0)
     counts = dict.fromkeys(filled, 0)
     for _ in range(2000):
-        columns, used = method.memory.negatives(indices, 5)
-        assert columns.shape == used.shape == (2, 5)
-        assert (used == (columns != indices[:, None])).all()
-        for clip in columns.flatten().tolist():
+        rows, used = method.memory.negatives(indices, 5)
+        assert rows.shape == (5,)
+        assert used.tolist() == [[row != clip for row in rows.tolist()] for clip in indices.tolist()]
+        for clip in rows.tolist():
             counts[clip] += 1
-    assert sum(counts.values()) == 20000
-    expected = 20000 / len(filled)
+    assert sum(counts.values()) == 10000
+    expected = 10000 / len(filled)
     assert all(abs(count - expected) < 6 * math.sqrt(expected) for count in counts.values())
 
 
@@ -199,10 +199,24 @@ def test_all_others_are_taken_without_randomness_where_there_are_fewer():
     seen, data = random_batch(2)
     step(method, seen, data)
     assert torch.equal(torch.get_rng_state(), state)
-    columns, used = method.memory.negatives(data.indices, 16384)
+    rows, used = method.memory.negatives(data.indices, 16384)
     filled = set(method.memory.filled.nonzero()[:, 0].tolist())
-    for clip, row, count in zip(data.indices.tolist(), columns.tolist(), used.tolist(), strict=True):
-        assert {c for c, u in zip(row, count, strict=True) if u} == filled - {clip}
+    for clip, count in zip(data.indices.tolist(), used.tolist(), strict=True):
+        assert {row for row, counts in zip(rows.tolist(), count, strict=True) if counts} == filled - {clip}
+
+
+def test_a_step_copies_of_the_memory_only_what_it_drew():
+    """Largest tensor kept for the backward pass: of the drawn negatives, not of all clips."""
+    method = build_method(CRDConfig(drawn=50), Float64(student()), MethodContext(C, teacher_dim=D, training_clips=5000))
+    method = method.double()
+    method.memory.filled.fill_(True)
+    method.memory.student_normalizer.fill_(5000)
+    method.memory.teacher_normalizer.fill_(5000)
+    seen, data = random_batch(1)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+        step(method, seen, data)
+    assert 0 < max(kept) <= 50 * 128
 
 
 @pytest.mark.parametrize("drawn", [4, 16384])

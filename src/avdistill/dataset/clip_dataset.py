@@ -18,7 +18,7 @@ import numpy as np
 from avdistill.config_io import decode
 from avdistill.dataset.features import FOLDER, FeaturesDescription, read_descriptions, write_features
 from avdistill.dataset.mapped_features import MappedFeatures, map_features
-from avdistill.dataset.schema import TeacherEntry, read_clips, read_description
+from avdistill.dataset.schema import TeacherEntry, read_clips, read_description, release_unused_memory
 from avdistill.dataset.shards import JpegFrames, map_shard
 from avdistill.dataset.stored_features import Provenance, StoredFeatures, TeacherFeatures
 from avdistill.dataset.teacher_mean import joint_provenance, mean_of_teachers, teacher_names
@@ -58,6 +58,7 @@ class _Columns(dict[str, np.ndarray]):
             column = column.combine_chunks().dictionary_encode()
             texts = column.dictionary.to_numpy(zero_copy_only=False)
             self[name] = texts[column.indices.to_numpy()]
+            release_unused_memory()
         else:
             self[name] = column.to_numpy(zero_copy_only=False)
         return self[name]

@@ -166,7 +166,15 @@ def read_clips(folder: Path, clips: int) -> "pa.Table":
             row = int(bad.argmax())
             found = repr(table[name][row].as_py())
             raise DatasetError(f"{folder}: clips.parquet: row {row}: expected {name} {expected}, found {found:.80}")
+    release_unused_memory()
     return table.select(_clip_schema().names)
+
+
+def release_unused_memory() -> None:
+    """Give back what PyArrow keeps of its temporary memory: with millions of rows more than they take."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def _impossible(table: "pa.Table") -> Iterator[tuple[str, np.ndarray, str]]:

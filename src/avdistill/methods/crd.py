@@ -3,6 +3,9 @@
 The memory holds, for every training clip and side, the moving average of that side's projection. An entry is random
 until its clip first comes with a teacher: until then it is nobody's negative, and the clip's positive is the other
 side's present projection.
+
+The paper draws other negatives for each anchor. Here the anchors of a batch share one draw: each still meets a uniform
+sample of the memory, and a step costs the same however many clips there are.
 """
 
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ class CRDConfig(BaseMethodConfig):
         weight: The weight of the contrastive term.
         temperature: The temperature tau.
         width: The dimension of the space that both sides are projected into.
-        drawn: The number of negatives per anchor; all other clips if the memory holds no more.
+        drawn: The number of negatives, drawn anew for each batch; all other clips if the memory holds no more.
         momentum: The momentum of the memory.
     """
 
@@ -75,17 +78,14 @@ class Memory(nn.Module):
         self.register_buffer("filled", torch.zeros(clips, dtype=torch.bool))
 
     def negatives(self, indices: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
-        """Entries to contrast clips with: (columns int64 (B, K) or (1, N), bool (B, K) which of them count).
+        """Entries to contrast clips with: (rows int64 (K,), bool (B, K) which of them count for which clip).
 
-        All filled entries but the clip's, or `drawn` of them with replacement if there are more; a draw of the clip's
-        entry does not count.
+        All filled entries, or `drawn` of them with replacement if there are more; a clip's own does not count.
         """
-        columns = self.filled.nonzero()[:, 0]
-        if len(columns) > drawn:
-            columns = columns[torch.randint(len(columns), (len(indices), drawn), device=columns.device)]
-        else:
-            columns = columns.expand(len(indices), -1)
-        return columns, columns != indices[:, None]
+        rows = self.filled.nonzero()[:, 0]
+        if len(rows) > drawn:
+            rows = rows[torch.randint(len(rows), (drawn,), device=rows.device)]
+        return rows, rows != indices[:, None]
 
     @torch.no_grad()
     def update(self, indices: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
@@ -142,7 +142,7 @@ class CRD(Method):
         s, t = self._projections(student, batch)
         for normalizer, anchor, entries in self._sides(s, t):
             if not normalizer > 0:
-                normalizer.copy_(self._normalizer(normalizer, self._scores(anchor, entries)))
+                normalizer.copy_(self._normalizer(normalizer, anchor, entries))
         self.memory.update(batch.indices[batch.has_teacher], s, t, self.config.momentum)
 
     def _projections(self, student: StudentFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -156,27 +156,26 @@ class CRD(Method):
         return (memory.student_normalizer, s, memory.teacher), (memory.teacher_normalizer, t, memory.student)
 
     def _scores(self, anchor: Tensor, entries: Tensor) -> Tensor:
-        return anchor @ entries.T / self.config.temperature  # (B, N)
+        return anchor @ entries.T / self.config.temperature  # (B, K)
 
-    def _normalizer(self, kept: Tensor, scores: Tensor) -> Tensor:
-        """Z as it is kept; before that, the estimate from scores (B, N)."""
-        return kept if kept > 0 else scores.detach().exp().mean() * scores.shape[1]
+    def _normalizer(self, kept: Tensor, anchor: Tensor, entries: Tensor) -> Tensor:
+        """Z as it is kept; before that, its estimate from the scores of all entries (N, D)."""
+        return kept if kept > 0 else self._scores(anchor.detach(), entries).exp().mean() * len(entries)
 
     def _against_memory(self, s: Tensor, t: Tensor, indices: Tensor) -> Tensor:
         if len(s) == 0:
             return s.sum() + t.sum()
-        columns, used = self.memory.negatives(indices, self.config.drawn)
+        rows, used = self.memory.negatives(indices, self.config.drawn)
         known = self.memory.filled[indices][:, None]
         total = s.new_zeros(())
-        for (normalizer, anchor, remembered), other in zip(self._sides(s, t), (t, s), strict=True):
-            entries = remembered.clone()  # the memory moves before the backward pass
-            scores = self._scores(anchor, entries)
+        for (normalizer, anchor, entries), other in zip(self._sides(s, t), (t, s), strict=True):
+            # Indexing copies: the memory moves before the backward pass.
             positive = torch.where(known, entries[indices], other.detach())
             total = total + noise_contrastive_estimation(
                 positive=(anchor * positive).sum(1) / self.config.temperature,
-                negative=scores.gather(1, columns),
+                negative=self._scores(anchor, entries[rows]),
                 used=used,
-                normalizer=self._normalizer(normalizer, scores),
+                normalizer=self._normalizer(normalizer, anchor, entries),
                 clips=len(entries),
             )
         return total
