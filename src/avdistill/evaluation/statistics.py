@@ -4,8 +4,9 @@
 independent, so the bootstrap draws videos (`groups`), and it draws seeds: an interval covers both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,18 +45,30 @@ def interval(correct: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES,
     _, which = np.unique(groups, return_inverse=True)
     sizes = np.bincount(which).astype(np.float64)  # (G,) clips of each video
     sums = np.stack([np.bincount(which, weights=row) for row in values])  # (S, G)
-    rng = np.random.default_rng([seed, 6])
     S, G = sums.shape
     samples = min(samples, max(_LEAST_SAMPLES, _MOST_DRAWS // G))
-    seeds_drawn = rng.multinomial(S, np.full(S, 1 / S), size=samples)  # how often each was drawn
-    means = np.empty(samples)
-    step = max(1, _BLOCK_DRAWS // G)
-    for first in range(0, samples, step):
-        part = slice(first, min(first + step, samples))
-        videos_drawn = rng.multinomial(G, np.full(G, 1 / G), size=part.stop - first)  # as if all were drawn at once
-        means[part] = ((seeds_drawn[part] @ sums) * videos_drawn).sum(1) / (S * (videos_drawn @ sizes))
+    drawn = _draws_in_memory if samples * G <= _BLOCK_DRAWS else _draws
+    means = np.concatenate(
+        [((seeds @ sums) * videos).sum(1) / (S * (videos @ sizes)) for seeds, videos in drawn(S, G, samples, seed)]
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _draws(S: int, G: int, samples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """How often each seed (n, S) and each video (n, G) is drawn, n samples at a time."""
+    rng = np.random.default_rng([seed, 6])
+    seeds = rng.multinomial(S, np.full(S, 1 / S), size=samples)
+    step = max(1, _BLOCK_DRAWS // G)
+    for first in range(0, samples, step):
+        part = seeds[first : first + step]
+        yield part, rng.multinomial(G, np.full(G, 1 / G), size=len(part))  # as if all were drawn at once
+
+
+@lru_cache(maxsize=2)
+def _draws_in_memory(*sizes: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The same of one block: a table asks for many intervals over the same clips, and drawing takes most of the time."""
+    return tuple(_draws(*sizes))
 
 
 def paired_difference(
