@@ -67,7 +67,7 @@ def _draws(S: int, G: int, samples: int, seed: int) -> Iterator[tuple[np.ndarray
 
 @lru_cache(maxsize=2)
 def _draws_in_memory(*sizes: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The same of one block: a table asks for many intervals over the same clips, and drawing takes most of the time."""
+    """The same in one block, kept: a table has many intervals over the same clips, and drawing takes longest."""
     return tuple(_draws(*sizes))
 
 
