@@ -32,12 +32,13 @@ from tools import (
 )
 
 _MUTATED = 500
-_CRAFTED = 150
+_CRAFTED = 300
 _MUTATED_BYTES = 1536 * 2**20
 _HOUR_BYTES = 1536 * 2**20
 _LIMIT_SECONDS = 600
 _MANY = 50_000
-_CLIP_BYTES = 8 * 1024
+_CLIP_BYTES = 2 * 1024
+_MANY_SECONDS = 3600
 
 
 def read_only(pipeline: Pipeline) -> str:
@@ -195,7 +196,7 @@ def many_clips(pipeline: Pipeline) -> str:
     for count in (_MANY // 10, _MANY):
         dataset = _repeated(pipeline.embedded[0], folder / f"dataset-{count}", count)
         words = ("evaluate", pipeline.trained[0], dataset, "--out", folder / f"out-{count}", "--json")
-        ended[count] = run(*words)
+        ended[count] = run(*words, limit_seconds=_MANY_SECONDS)
         told = json.loads(ended[count].out)
         expect(told["clips"] == count, f"{told['clips']} clips evaluated, expected {count}")
     few, many = ended.values()
@@ -285,7 +286,7 @@ _PLAYLISTS = {
 
 
 def crafted_folders(pipeline: Pipeline) -> str:
-    """150 crafted datasets, runs, checkpoints, lists and embeddings, one thing changed in each, opened with limits"""
+    """300 crafted datasets, runs, checkpoints, lists and embeddings, one thing changed in each, opened with limits"""
     folder = pipeline.folder("crafted")
     config = read_config(pipeline.trained[0] / "config.json")
     run_ = train(replace(config, out=folder / "run", steps=2, save_every=1, eval_every=1), stop_after=1)

@@ -7,7 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ from tools import (
 )
 
 _KILLS = 6
+# Of `Pipeline.embed_words` there are 15; the records of the finished ones.
+_MOST_PARTS, _PARTS = 14, "features/.*/part-*.json"
 
 
 def killed_prepare(pipeline: Pipeline) -> str:
@@ -54,23 +58,41 @@ def killed_prepare(pipeline: Pipeline) -> str:
 
 
 def killed_embed(pipeline: Pipeline) -> str:
-    """kill -9 of `embed` at random moments, then the same command"""
-    reference, seconds = pipeline.embedded
-    facts = dataset_facts(reference)
+    """kill -9 of `embed` at random moments after some of its parts, then the same command"""
+    facts = dataset_facts(pipeline.embedded[0])
     out = pipeline.work / "killed_embed" / "dataset"
-    words = ("embed", out, "--teacher", pipeline.teacher)
-
-    def start() -> tuple[object, ...]:
+    words, rng, there = pipeline.embed_words(out), pipeline.generator("killed_embed"), list[int]()
+    while len(there) < _KILLS:
         shutil.copytree(pipeline.prepared[0], pipeline.folder("killed_embed") / "dataset")
-        return words
-
-    moments = kill_moments(pipeline, "killed_embed", _KILLS, 0.6 * seconds, seconds)
-    for number, moment in enumerate(moments):
-        run_and_kill(start, moment)
+        running, parts = Running(*words), int(rng.integers(1, _MOST_PARTS))
+        if wait_until(partial(_has_parts, out, parts), running):
+            time.sleep(0.02 * rng.random())
+        running.kill()
+        if running.wait().code == 0:  # it was faster
+            continue
+        there.append(len(list(out.glob(_PARTS))))
+        finished = _arrays(out, "features/.*")
         dataset_facts(out)  # a good dataset at any moment, with the teacher or without
         run(*words)
-        expect_same(dataset_facts(out), facts, f"kill {number + 1}")
-    return f"{_KILLS} kills: the teacher's arrays are byte for byte the undisturbed ones, no process left"
+        expect_same(dataset_facts(out), facts, f"kill {len(there)}")
+        written = _arrays(out, "features/audio")
+        again = [name for name, node in finished.items() if written[name] != node]
+        expect(not again, f"kill {len(there)}: computed again: {', '.join(again)}")
+    return (
+        f"{_KILLS} kills, with {', '.join(map(str, there))} parts finished: they are not computed again; the teacher's "
+        "arrays are byte for byte the undisturbed ones, no process left"
+    )
+
+
+def _has_parts(dataset: Path, count: int) -> bool:
+    return len(list(dataset.glob(_PARTS))) >= count
+
+
+def _arrays(dataset: Path, folder: str) -> dict[str, int]:
+    """Name -> inode of the arrays of finished parts."""
+    recorded = {file.stem for file in dataset.glob(_PARTS)}
+    files = dataset.glob(f"{folder}/part-*.npy")
+    return {f.name: f.stat().st_ino for f in files if not recorded or f.name[: len("part-00000000")] in recorded}
 
 
 def killed_train(pipeline: Pipeline) -> str:
@@ -123,7 +145,7 @@ def full_disk_prepare(pipeline: Pipeline) -> str:
 def full_disk_embed(pipeline: Pipeline) -> str:
     """`embed` into a dataset on a full disk, more space, the same command"""
     disk = _Disk(pipeline, "full_disk_embed")
-    words = ("embed", disk.path / "dataset", "--teacher", pipeline.teacher)
+    words = pipeline.embed_words(disk.path / "dataset")
     first, between = disk.run(words, words, 0, pipeline.prepared[0])
     dataset_facts(between / "dataset")
     expect_same(dataset_facts(disk.kept / "dataset"), dataset_facts(pipeline.embedded[0]), "after more space")

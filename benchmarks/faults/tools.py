@@ -228,7 +228,11 @@ class Pipeline:
         """A copy of the dataset with the teacher's features put in undisturbed, and the seconds that it took."""
         out = self.work / "embedded"
         shutil.copytree(self.prepared[0], out)
-        return out, run("embed", out, "--teacher", self.teacher).seconds
+        return out, run(*self.embed_words(out)).seconds
+
+    def embed_words(self, dataset: Path) -> tuple[object, ...]:
+        """`embed` of a copy of `prepared`, in parts."""
+        return ("embed", dataset, "--teacher", self.teacher, "--part-clips", 4)
 
     @property
     def train_words(self) -> tuple[object, ...]:
@@ -296,7 +300,8 @@ def dataset_facts(dataset: Path) -> dict[str, str]:
     told = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     for name, expected in told["files"].items():
         expect(_sha256(dataset / name) == expected, f"{name}: differs from the checksum in dataset.json")
-    return {**told["files"], "checksum": told["checksum"]}
+    features = {str(file.relative_to(dataset)): _sha256(file) for file in dataset.glob("features/[!.]*/*")}
+    return {**told["files"], **features, "checksum": told["checksum"]}
 
 
 def run_facts(folder: Path) -> dict[str, Any]:

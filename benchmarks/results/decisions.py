@@ -34,7 +34,7 @@ from avdistill.training.run_dir import environment
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ENCODERS = {"yamnet": "yamnet", "lite0": "efficientnet_lite0"}
-THRESHOLD, SEEDS = 0.5, (0, 1, 2)
+THRESHOLD, SEEDS, WINDOWS = 0.5, (0, 1, 2), 5
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         shutil.copytree(a.demo / "dataset", folder)
     for name, encoder in ENCODERS.items():
         if name not in ClipDataset(folder).teachers:
-            embed(ClipDataset(folder), load_teacher(encoder), name)
+            embed(ClipDataset(folder), load_teacher(encoder), name, windows=WINDOWS)
     dataset = ClipDataset(folder)
     audit = audit_dataset(dataset, audio_features="yamnet", video_features="lite0", split="train")
     decisions = decide(audit, THRESHOLD)

@@ -3,12 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sklearn.metrics
 import torch
 
 from avdistill.annotations import Annotation
@@ -17,10 +19,12 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
+from avdistill.evaluation import classification
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import interval
+from avdistill.inference import runner
 from avdistill.inference.predictor import Student
 from avdistill.inference.runner import run_network
 from avdistill.inputs import VideoInput, normalize_frames
@@ -308,3 +312,52 @@ def test_the_interval_draws_source_videos(taught, run, tmp_path):
     correct = [row["label"] == row["predicted"] for row in evaluate(run, dataset).predictions]
     expected = interval(np.array([correct]), np.arange(6) % 2)
     assert evaluate(run, dataset).metrics.top1_accuracy_interval == (expected.low, expected.high)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_evaluation_holds_the_outputs_of_a_part_and_finds_what_all_at_once_do(taught, run, tmp_path, several):
+    """So a million clips need no more memory than their answers."""
+
+    def change(row):
+        if several and row["labels"]:
+            row["labels"] = ["class_0", "class_1"]
+        if row["id"] == "test_2":
+            row["has_video"] = False
+
+    dataset, student, called, progress = (
+        relabeled(taught, tmp_path / "dataset", change),
+        Student.from_pretrained(run),
+        [],
+        [],
+    )
+    student = Student(student.network, replace(student.config, multi_label=several), student.reading)
+    in_parts, whole_network = classification.run_in_parts, runner.run_network
+
+    def counting(network, dataset, clips, *arguments, **options):
+        called.append(len(clips))
+        return whole_network(network, dataset, clips, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_network", counting)
+        whole = evaluate(student, dataset)
+        assert called == [5]
+        patch.setattr(classification, "run_in_parts", partial(in_parts, part_clips=2))
+        parts = evaluate(student, dataset, on_progress=lambda p: progress.append((p.done, p.total)))
+    assert called[1:] == [2, 2, 1]
+    assert progress == sorted(progress)
+    assert progress[-1] == (5, 5)
+    assert parts.confusion == whole.confusion
+    for row, expected in zip(parts.predictions, whole.predictions, strict=True):
+        assert row == {k: pytest.approx(v, abs=1e-5) if isinstance(v, float) else v for k, v in expected.items()}
+    assert parts.metrics.per_class == whole.metrics.per_class
+    expected = whole.metrics.to_dict()
+    for name, value in parts.metrics.to_dict().items():
+        if name != "per_class":
+            assert value == pytest.approx(expected[name], abs=1e-5)
+    if not several:
+        names = [[row[key] for row in parts.predictions] for key in ("label", "predicted")]
+        assert parts.metrics.mean_class_accuracy == pytest.approx(
+            sklearn.metrics.recall_score(
+                *names, labels=["class_0", "class_1", "class_2"], average="macro", zero_division=0
+            )
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,11 @@ def test_files_that_cannot_be_right_are_one_line(dataset, tmp_path, capsys):
     (tmp_path / "t.npz").write_bytes(b"PK no archive")
     with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
         embed_precomputed(dataset, tmp_path / "t.npz", "audio")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("name.npy", b"no array")  # of which NumPy gives the bytes
+        archive.writestr("embedding.npy", b"")
+    with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays: 'name' is none"):
+        embed_precomputed(dataset, tmp_path / "text.npz", "audio")
     np.save(tmp_path / "t.npy", np.ones((2, 3)))
     with pytest.raises(DatasetError, match=r"expected an \.npz of plain arrays"):
         embed_precomputed(dataset, tmp_path / "t.npy", "audio")

@@ -1,28 +1,32 @@
 """Classification metrics of a student on the labeled clips of a split."""
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import clips_of_splits, encode_labels, evaluation_classes, labeled_clips
+from avdistill.dataset.splits import clips_of_splits, encode_labels, evaluation_classes, has_modality, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.evaluation.metrics import (
     ClassificationMetrics,
-    confusion_matrix,
-    expected_calibration_error,
-    per_class_table,
-    top_k_accuracy,
+    calibration_gap,
+    confusion_counts,
+    label_ranks,
+    per_class_rows,
 )
 from avdistill.evaluation.multilabel import MultilabelMetrics, tagging_means, tagging_table
 from avdistill.evaluation.statistics import interval
 from avdistill.inference.predictor import Student
-from avdistill.inference.runner import Outputs, check_rates, run_network
+from avdistill.inference.runner import PART_CLIPS, Outputs, check_rates, run_in_parts
 from avdistill.progress import OnProgress
+
+# Positions of clips and their probabilities of all classes, part by part.
+_Parts: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def evaluate(
         split: of the dataset; several are joined by "+".
         windows: evenly spaced windows per clip; None slides over the whole clip.
         stride: of the sliding windows, in frames or samples; None is their length.
-        batch_size, on_progress: in windows.
+        batch_size: in windows.
+        on_progress: in clips.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
 
     Raises:
@@ -77,8 +82,11 @@ def evaluate(
     clips = labeled_clips(dataset, split)
     classes = evaluation_classes(dataset, clips, config.classes)
     labels = encode_labels(dataset, clips, classes, config.multi_label).values
+    present = torch.from_numpy(has_modality(dataset, clips, config.view))
+    unlabeled = len(clips_of_splits(dataset, split)) - len(clips)
+    counts = {"clips": len(clips), "missing": int((~present).sum()), "unlabeled_left_out": unlabeled, "split": split}
     with init_distributed(device) as own_device:
-        outputs = run_network(
+        parts = run_in_parts(
             student.network.to(own_device),
             dataset,
             clips,
@@ -89,17 +97,40 @@ def evaluate(
             batch_size=batch_size,
             on_progress=on_progress,
         )
-    # A class that the student does not have is never its answer.
-    padded = F.pad(outputs.probabilities, (0, len(classes) - len(config.classes)))
-    outputs = replace(outputs, probabilities=padded)
-    counts = {
-        "split": split,
-        "clips": len(clips),
-        "missing": int((~outputs.present).sum()),
-        "unlabeled_left_out": len(clips_of_splits(dataset, split)) - len(clips),
-    }
-    summarize = _multi_label if config.multi_label else _one_label
-    return summarize(dataset, clips, labels, outputs, classes, counts)
+        probabilities = _of_all_classes(parts, len(classes))
+        if config.multi_label:
+            return _multi_label(dataset, clips, labels, present, probabilities, classes, counts)
+        k = min(5, len(config.classes))
+        return _one_label(dataset, clips, labels, present, probabilities, classes, counts, k)
+
+
+def _of_all_classes(parts: Iterable[tuple[np.ndarray, Outputs]], classes: int) -> _Parts:
+    """A class that the student does not have is never its answer."""
+    for rows, found in parts:
+        yield torch.from_numpy(rows), F.pad(found.probabilities, (0, classes - found.probabilities.shape[1]))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What is kept of the probabilities of N clips, however many classes; zeros where the modality is missing.
+
+    Attributes:
+        predicted: int64 (N,), the most probable class, and `confidence`: float32 (N,), its probability.
+        rank: int64 (N,), classes ahead of the label.
+    """
+
+    predicted: torch.Tensor
+    confidence: torch.Tensor
+    rank: torch.Tensor
+
+    @classmethod
+    def of(cls, parts: _Parts, labels: torch.Tensor) -> "_Answers":
+        N = len(labels)
+        answers = cls(torch.zeros(N, dtype=torch.int64), torch.zeros(N), torch.zeros(N, dtype=torch.int64))
+        for rows, probabilities in parts:
+            answers.confidence[rows], answers.predicted[rows] = probabilities.max(1)
+            answers.rank[rows] = label_ranks(scores=probabilities, labels=labels[rows])
+        return answers
 
 
 def student_and_dataset(
@@ -117,56 +148,60 @@ def _one_label(
     dataset: ClipDataset,
     clips: np.ndarray,
     labels: torch.Tensor,
-    outputs: Outputs,
+    present: torch.Tensor,
+    parts: _Parts,
     classes: tuple[str, ...],
     counts: dict[str, Any],
+    k: int,
 ) -> ClassificationResult:
-    seen = outputs.present
-    scores, truth = outputs.probabilities[seen], labels[seen]
-    correct = torch.zeros(len(clips), dtype=torch.float64)
-    correct[seen] = (scores.argmax(1) == truth).double()
-    k = min(5, outputs.logits.shape[1])  # without padding
+    answers = _Answers.of(parts, labels)
+    correct = present & (answers.predicted == labels)
     estimate = interval(correct.numpy()[None], dataset.columns["group"][clips])
+    of_class, hits = torch.bincount(labels), torch.bincount(labels, weights=correct.double())
+    matrix = confusion_counts(answers.predicted[present], labels[present], len(classes))
     metrics = ClassificationMetrics(
         **counts,
-        top1_accuracy=float(correct.mean()),
-        top5_accuracy=top_k_accuracy(scores=scores, labels=truth, k=k) * float(seen.double().mean()),
-        mean_class_accuracy=float(np.mean([float(correct[labels == c].mean()) for c in torch.unique(labels)])),
+        top1_accuracy=float(correct.double().mean()),
+        top5_accuracy=float((answers.rank[present] < k).double().mean()) * float(present.double().mean()),
+        mean_class_accuracy=float((hits / of_class)[of_class > 0].mean()),
         top1_accuracy_interval=(estimate.low, estimate.high),
-        expected_calibration_error=expected_calibration_error(probabilities=scores, labels=truth),
-        per_class=per_class_table(scores=scores, labels=truth, class_names=classes),
+        expected_calibration_error=calibration_gap(answers.confidence[present], correct[present]),
+        per_class=per_class_rows(matrix, classes),
     )
-    names = dataset.columns["id"][clips].tolist()
-    confidence, predicted = outputs.probabilities.max(1)
+    columns = (dataset.columns["id"][clips], *(x.numpy() for x in (labels, answers.predicted, answers.confidence)))
     rows: list[dict[str, object]] = [
         {
             "id": name,
-            "label": classes[int(label)],
-            "predicted": classes[int(guess)] if present else "",
-            "probability": float(p) if present else 0.0,
+            "label": classes[label],
+            "predicted": classes[guess] if there else "",
+            "probability": float(p) if there else 0.0,
         }
-        for name, label, guess, p, present in zip(names, labels, predicted, confidence, seen, strict=True)
+        for name, label, guess, p, there in zip(*columns, present.tolist(), strict=True)
     ]
-    return ClassificationResult(metrics, confusion_matrix(scores=scores, labels=truth).tolist(), rows, classes)
+    return ClassificationResult(metrics, matrix.tolist(), rows, classes)
 
 
 def _multi_label(
     dataset: ClipDataset,
     clips: np.ndarray,
     labels: torch.Tensor,
-    outputs: Outputs,
+    present: torch.Tensor,
+    parts: _Parts,
     classes: tuple[str, ...],
     counts: dict[str, Any],
 ) -> ClassificationResult:
-    scores = outputs.probabilities.where(outputs.present[:, None], torch.tensor(-1.0))  # missing: behind all others
+    scores = torch.full((len(clips), len(classes)), -1.0)  # missing: behind all others
+    for positions, probabilities in parts:
+        scores[positions] = probabilities
     per_class = tagging_table(scores=scores, labels=labels, class_names=classes)
-    best, order = (x[:, :5] for x in outputs.probabilities.sort(dim=1, descending=True, stable=True))
     rows: list[dict[str, object]] = []
-    for clip, present, indices, values in zip(clips, outputs.present, order.tolist(), best.tolist(), strict=True):
-        row: dict[str, object] = {"id": dataset.columns["id"][clip], "labels": "|".join(dataset.labels[clip])}
-        for rank in range(min(5, len(classes))):
-            row[f"predicted_{rank + 1}"] = classes[indices[rank]] if present else ""
-            row[f"probability_{rank + 1}"] = values[rank] if present else 0.0
-        rows.append(row)
+    for part in torch.arange(len(clips)).split(PART_CLIPS):  # the order of all classes takes more than their scores
+        best, order = (x[:, :5].tolist() for x in scores[part].sort(dim=1, descending=True, stable=True))
+        for clip, there, indices, values in zip(clips[part], present[part].tolist(), order, best, strict=True):
+            row: dict[str, object] = {"id": dataset.columns["id"][clip], "labels": "|".join(dataset.labels[clip])}
+            for rank in range(min(5, len(classes))):
+                row[f"predicted_{rank + 1}"] = classes[indices[rank]] if there else ""
+                row[f"probability_{rank + 1}"] = values[rank] if there else 0.0
+            rows.append(row)
     metrics = MultilabelMetrics(**counts, **tagging_means(per_class), per_class=per_class)
     return ClassificationResult(metrics, None, rows, classes)

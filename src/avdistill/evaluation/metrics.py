@@ -76,13 +76,18 @@ def top_k_accuracy(*, scores: Tensor, labels: Tensor, k: int) -> float:
     Equal scores rank in class order, as in `argmax`, so k = 1 agrees with `confusion_matrix`. With k >= C it is 1.
     `scores` (N, C), `labels` (N,), `k` at least 1.
     """
-    _check_scores(scores, labels)
+    ranks = label_ranks(scores=scores, labels=labels)
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
+    return float((ranks < k).double().mean())
+
+
+def label_ranks(*, scores: Tensor, labels: Tensor) -> Tensor:
+    """int64 (N,): classes ahead of the label, of `scores` (N, C) and `labels` (N,); equal scores in class order."""
+    _check_scores(scores, labels)
     own = scores.gather(1, labels[:, None])  # (N, 1)
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)  # (N,) classes ahead of the label
-    return float((rank < k).double().mean())
+    return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
 
 
 def mean_class_accuracy(*, scores: Tensor, labels: Tensor) -> float:
@@ -95,13 +100,21 @@ def mean_class_accuracy(*, scores: Tensor, labels: Tensor) -> float:
 def confusion_matrix(*, scores: Tensor, labels: Tensor) -> Tensor:
     """int64 (C, C) counts, `[true, predicted]`, of `scores` (N, C) and `labels` (N,); the first best class counts."""
     _check_scores(scores, labels)
-    C = scores.shape[1]
-    return torch.bincount(labels * C + scores.argmax(dim=1), minlength=C * C).reshape(C, C)
+    return confusion_counts(scores.argmax(dim=1), labels, scores.shape[1])
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """`confusion_matrix` of the classes that were given, int64 (N,)."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def per_class_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[ClassMetrics]:
     """A row per class, in class order; of equal confusions the first is named. `scores` (N, C), `labels` (N,)."""
-    matrix = confusion_matrix(scores=scores, labels=labels)
+    return per_class_rows(confusion_matrix(scores=scores, labels=labels), class_names)
+
+
+def per_class_rows(matrix: Tensor, class_names: Sequence[str]) -> list[ClassMetrics]:
+    """`per_class_table` of a confusion matrix (C, C)."""
     _check_class_names(class_names, classes=matrix.shape[0])
     rows: list[ClassMetrics] = []
     for index, name in enumerate(class_names):
@@ -131,8 +144,13 @@ def expected_calibration_error(*, probabilities: Tensor, labels: Tensor, bins: i
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     confidence, predicted = probabilities.max(dim=1)
+    return calibration_gap(confidence, predicted == labels, bins=bins)
+
+
+def calibration_gap(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> float:
+    """`expected_calibration_error` of the best probability, (N,), and whether its class is right, bool (N,)."""
     confidence = confidence.double()
-    gap = (predicted == labels).double() - confidence  # (N,)
+    gap = correct.double() - confidence  # (N,)
     inner_edges = torch.arange(1, bins, dtype=torch.float64, device=gap.device) / bins
     which = torch.bucketize(confidence, inner_edges)
     per_bin = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, which, gap)

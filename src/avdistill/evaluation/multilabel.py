@@ -78,13 +78,13 @@ def tagging_table(*, scores: Tensor, labels: Tensor, class_names: Sequence[str])
         raise ValueError("scores hold NaN or infinity")
     if ((labels != 0) & (labels != 1)).any():
         raise ValueError("labels must be 0 or 1")
-    values, truth = scores.detach().double().cpu().numpy(), labels.bool().cpu().numpy()
     rows = []
     for c, name in enumerate(class_names):
-        row = TagMetrics(name=name, clips=int(truth[:, c].sum()), average_precision=None, auc=None, d_prime=None)
+        values, truth = scores[:, c].detach().double().cpu().numpy(), labels[:, c].bool().cpu().numpy()
+        row = TagMetrics(name=name, clips=int(truth.sum()), average_precision=None, auc=None, d_prime=None)
         if 0 < row["clips"] < len(truth):
-            auc = float(roc_auc_score(truth[:, c], values[:, c]))
-            row["average_precision"] = float(average_precision_score(truth[:, c], values[:, c]))
+            auc = float(roc_auc_score(truth, values))
+            row["average_precision"] = float(average_precision_score(truth, values))
             row["auc"], row["d_prime"] = auc, _finite(d_prime(auc))
         rows.append(row)
     return rows

@@ -1,6 +1,8 @@
 """Running a trained network over the clips of a dataset: windows in bounded batches, averaged per clip."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
 from avdistill.progress import OnProgress, Progress
 from avdistill.types import Network
+
+#: whose outputs are held at a time where they are not all needed
+PART_CLIPS = 8192
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,49 @@ class Outputs:
     probabilities: Tensor
     present: Tensor
     tokens: Tensor | None = None
+
+
+def run_in_parts(
+    network: Network,
+    dataset: ClipDataset,
+    clips: np.ndarray,
+    view: View,
+    *,
+    part_clips: int = PART_CLIPS,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Iterator[tuple[np.ndarray, Outputs]]:
+    """`run_network` on so many clips at a time, for what is too large to hold of all of them.
+
+    Args:
+        network, dataset, clips, view, options: see `run_network`.
+        part_clips: how many at a time.
+        on_progress: in clips.
+
+    Yields:
+        int64 (n,) positions among `clips`, of those with the network's modality, and the outputs of these.
+
+    Raises:
+        DatasetError: and the other errors of `run_network`.
+    """
+    rows = _rows_with(dataset, clips, view)
+    for first in range(0, len(rows), part_clips):
+        part = rows[first : first + part_clips]
+        update = None if on_progress is None else in_clips(on_progress, first, len(part), len(rows))
+        yield part, run_network(network, dataset, clips[part], view, on_progress=update, **options)
+
+
+def in_clips(on_progress: OnProgress, first: int, clips: int, total: int) -> OnProgress:
+    """Progress in the windows of `clips` clips from `first` on as progress in `total` clips."""
+    return lambda part: on_progress(Progress(first + clips * part.done // (part.total or 1), total, part.note))
+
+
+def _rows_with(dataset: ClipDataset, clips: np.ndarray, view: View) -> np.ndarray:
+    """Positions of the clips with the modality of the view. Raises DatasetError where there are none."""
+    rows = np.flatnonzero(has_modality(dataset, clips, view))
+    if len(rows) == 0:
+        raise DatasetError(f"{dataset.folder}: none of the {len(clips)} clips asked for holds {view.modality}")
+    return rows
 
 
 def run_network(
@@ -69,10 +117,9 @@ def run_network(
         DatasetError: no clip has the network's modality, or frames are smaller than a view that does not resize.
     """
     check_windows(view.window_length(dataset.sample_rate_hz), stride, batch_size=batch_size, windows=windows)
-    present = has_modality(dataset, clips, view)
-    rows = np.flatnonzero(present)
-    if len(rows) == 0:
-        raise DatasetError(f"{dataset.folder}: none of the {len(clips)} clips asked for holds {view.modality}")
+    rows = _rows_with(dataset, clips, view)
+    present = torch.zeros(len(clips), dtype=torch.bool)
+    present[rows] = True
     check_view_fits(dataset, clips[rows], view)
     shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
     rows = distributed.shard_by_rank(rows) if shared else rows
@@ -121,7 +168,7 @@ def run_network(
         raise NotFiniteError(
             f"{dataset.folder}: the output of {len(ids)} clips, such as {ids[0]!r}, is not finite", ids
         )
-    return Outputs(embedding, logits, probabilities, torch.from_numpy(present), sums[3] if with_tokens else None)
+    return Outputs(embedding, logits, probabilities, present, sums[3] if with_tokens else None)
 
 
 def check_windows(length: int, stride: int | None, **counts: int | None) -> None:

@@ -30,8 +30,8 @@ from avdistill.dataset.splits import has_modality
 from avdistill.dataset.stored_features import Provenance, format_provenance
 from avdistill.errors import ConfigError, DatasetError, NoTokensError, TeacherError
 from avdistill.fsio import error_message, load_array, open_lock
-from avdistill.inference.runner import check_rates, run_network
-from avdistill.progress import OnProgress, Progress
+from avdistill.inference.runner import check_rates, in_clips, run_network
+from avdistill.progress import OnProgress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.linear_head import fit_head, linear_head
 from avdistill.types import Features, Network
@@ -137,7 +137,7 @@ def embed(
         for first in own:
             if first not in finished:
                 rows = np.arange(first, min(first + part_clips, len(dataset)))
-                update = None if on_progress is None else _counted(on_progress, first, len(rows), len(dataset))
+                update = None if on_progress is None else in_clips(on_progress, first, len(rows), len(dataset))
                 arrays = _part(network, dataset, rows, clips, teacher, name, windows=windows, batch_size=batch_size,
                                with_tokens=tokens, on_progress=update)  # fmt: skip
                 if distributed.rank() == 0:
@@ -150,11 +150,6 @@ def embed(
     if there or name not in dataset.teachers:
         return Unfinished(name, len(dataset), sum(each.clips for each in there.values()))
     return dataset.teachers[name]
-
-
-def _counted(on_progress: OnProgress, first: int, clips: int, total: int) -> OnProgress:
-    """Progress in the windows of a part as progress in the clips of the dataset."""
-    return lambda part: on_progress(Progress(first + clips * part.done // (part.total or 1), total, part.note))
 
 
 def _part(

@@ -138,6 +138,8 @@ def read_npz(file: Path, required: Collection[str]) -> dict[str, np.ndarray]:
             raise ValueError("a single array")
         with content:
             arrays = {key: content[key] for key in content.files}
+        if other := [key for key, values in arrays.items() if not isinstance(values, np.ndarray)]:
+            raise ValueError(f"{other[0]!r:.80} is none")  # NumPy gives the bytes of what does not begin as an array
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
