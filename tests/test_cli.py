@@ -121,7 +121,7 @@ def test_the_street_by_hand(tmp_path, run):
     assert 0 <= metrics["top1_accuracy"] <= metrics["top5_accuracy"] <= 1
     assert metrics["clips"] == 12
     written = {p.name for p in (tmp_path / "run" / "evaluation-test").iterdir()}
-    assert written == {"metrics.json", "confusion.png", "predictions.csv", "per_class.csv"}
+    assert written == {"provenance.json", "metrics.json", "confusion.png", "predictions.csv", "per_class.csv"}
     found = json.loads(run("retrieve", tmp_path / "run", tmp_path / "dataset", "--json").out)
     assert {"hit@1", "map", "map@R"} <= set(found)
     assert "top-1" in run("evaluate", tmp_path / "run", tmp_path / "dataset").out

@@ -13,7 +13,7 @@ NO_OPTIONS_OF_THEIR_OWN = ("train", "teacher", "reference")
 CALLS = [
     *([verb] for verb in VERBS if verb not in NO_OPTIONS_OF_THEIR_OWN),
     *(["reference", each] for each in ("clips", "checkpoint", "retrieve", "predictions")),
-    *(["teacher", each] for each in ("probe", "list")),
+    *(["teacher", each] for each in ("probe", "convert", "list")),
     ["train", "audio_teacher"],
     *(["train", "demo_supervised", "--method", name] for name in METHODS),
 ]

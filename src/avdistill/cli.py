@@ -23,6 +23,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "corrupt": ("compare:corrupt", "copy a dataset with mismatched, dropped, shifted or noisy audio, or fewer labels"),
     "predict": ("predict:predict", "label video and audio files, as a whole and over time"),
     "serve": ("serve:serve", "start a web server to look, search, label uploads and review an audit"),
+    "publish": ("hub:publish", "put a student with a model card on the Hugging Face hub"),
+    "list": ("hub:list_students", "list the students in a folder, or on the hub"),
     "export": ("predict:export", "write a student as ONNX or safetensors and compare the two"),
     "index": ("search:index", "index the clips of datasets and runs for searching"),
     "search": ("search:search", "find the clips nearest to a file, a clip, a label or a text"),

@@ -52,6 +52,10 @@ class ExportError(CheckpointError):
     """A student that cannot be exported, or whose export gives other outputs."""
 
 
+class HubError(CheckpointError):
+    """A repository on the Hugging Face hub that is missing, refused or out of reach."""
+
+
 class NoTokensError(AvdistillError, ValueError):
     """Tokens were requested from a network that has none."""
 

@@ -175,7 +175,7 @@ def test_several_labels_per_clip(small_set, tmp_path, capsys):
     ):
         assert (trained / "evaluation-test" / name).read_text().startswith(columns)
     assert {p.name for p in (trained / "evaluation-test").iterdir()} == {
-        "metrics.json", "predictions.csv", "per_class.csv",
+        "provenance.json", "metrics.json", "predictions.csv", "per_class.csv",
     }  # fmt: skip
     found = retrieve(trained, dataset).metrics.to_dict()
     assert found["hit@20"] == 1  # all of the gallery: every query shares a label with some clip

@@ -10,13 +10,16 @@ from pathlib import Path
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import ClassificationResult
 from avdistill.evaluation.classification import evaluate as evaluate_model
 from avdistill.evaluation.metrics import ClassificationMetrics
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve as retrieve_clips
-from avdistill.fsio import create_file, own_folder, result_folder, write_json
+from avdistill.fsio import create_file, file_checksum, own_folder, result_folder, write_json
+from avdistill.models.checkpoint import PROVENANCE, WEIGHTS, student_folder
+from avdistill.models.hub import is_remote, local_folder, parse_address
 from avdistill.reporting.plots import plot_confusion
 
 
@@ -24,14 +27,21 @@ from avdistill.reporting.plots import plot_confusion
 class ModelAndDataset(Printed):
     """Arguments of the verbs that evaluate a model on a dataset."""
 
-    model: tyro.conf.Positional[Path]
-    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
+    model: tyro.conf.Positional[str]
+    """A run folder, whose best student is taken, an exported folder with model.safetensors, or hf://org/name@revision
+    on the Hugging Face hub."""
     dataset: tyro.conf.Positional[Path]
     """A dataset."""
 
     def report(self, metrics: Mapping[str, object]) -> dict[str, object]:
         """The metrics and what they were computed of."""
-        return {"model": str(self.model), "dataset": str(self.dataset), **metrics}
+        return {"model": self.model, "dataset": str(self.dataset), **metrics}
+
+    def default_out(self, name: str) -> Path:
+        """Where results go by default: a folder of the model, or for one on the hub of its name in the working one."""
+        if not is_remote(self.model):
+            return own_folder(Path(self.model), name)
+        return Path(parse_address(self.model)[0].rpartition("/")[2]) / name
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,18 @@ class _Evaluate(ModelAndDataset):
     batch_size: int = 32
     """Windows per batch."""
     out: Path | None = None
-    """Folder for metrics and tables; the default is MODEL/evaluation-SPLIT."""
+    """Folder for metrics and tables; the default is MODEL/evaluation-SPLIT, of hf://org/name NAME/evaluation-SPLIT."""
 
 
 def evaluate(arguments: list[str]) -> None:
     """`avdistill evaluate MODEL DATASET`."""
     a = tyro.cli(_Evaluate, args=arguments, prog="avdistill evaluate")
-    out = a.out or own_folder(a.model, f"evaluation-{a.split}")
+    out = a.out or a.default_out(f"evaluation-{a.split}")
+    model, dataset = local_folder(a.model), ClipDataset(a.dataset)
     with progress_bar("evaluate") as update:
         result = evaluate_model(
-            a.model,
-            a.dataset,
+            model,
+            dataset,
             split=a.split,
             windows=a.windows,
             stride=a.stride,
@@ -75,7 +86,7 @@ def evaluate(arguments: list[str]) -> None:
             on_progress=update,
         )
     if FIRST_PROCESS:
-        _write_classification(out, result)
+        _write_classification(out, result, _provenance(model, dataset))
     say(f"tables: {out}")
     output(a.report(result.metrics.to_dict()), _evaluation_lines(result.metrics), a.json)
 
@@ -97,9 +108,17 @@ def _evaluation_lines(m: ClassificationMetrics | MultilabelMetrics) -> list[str]
     ]
 
 
-def _write_classification(out: Path, result: ClassificationResult) -> None:
+def _provenance(model: Path, dataset: ClipDataset) -> dict[str, str]:
+    """Which weights, and which clips: a card of other weights must not name these metrics."""
+    weights = file_checksum(student_folder(model) / WEIGHTS)
+    name = dataset.folder.resolve().name
+    return {"weights_sha256": weights, "dataset": name, "dataset_checksum": dataset.checksum}
+
+
+def _write_classification(out: Path, result: ClassificationResult, provenance: Mapping[str, str]) -> None:
     metrics = result.metrics.to_dict()
     with result_folder(out) as fresh:
+        write_json(fresh / PROVENANCE, provenance)
         write_json(fresh / "metrics.json", metrics)
         if result.confusion is not None:
             plot_confusion(result.confusion, result.classes, fresh / "confusion.png")
@@ -117,17 +136,19 @@ class _Retrieve(QueriesAndGallery):
     batch_size: int = 32
     """Windows per batch."""
     out: Path | None = None
-    """Folder for metrics and nearest clips; the default is MODEL/retrieval-QUERY_SPLIT."""
+    """Folder for metrics and nearest clips; the default is MODEL/retrieval-QUERY_SPLIT, of hf://org/name
+    NAME/retrieval-QUERY_SPLIT."""
 
 
 def retrieve(arguments: list[str]) -> None:
     """`avdistill retrieve MODEL DATASET`."""
     a = tyro.cli(_Retrieve, args=arguments, prog="avdistill retrieve")
-    out = a.out or own_folder(a.model, f"retrieval-{a.query_split}")
+    out = a.out or a.default_out(f"retrieval-{a.query_split}")
+    model, dataset = local_folder(a.model), ClipDataset(a.dataset)
     with progress_bar("retrieve") as update:
         result = retrieve_clips(
-            a.model,
-            a.dataset,
+            model,
+            dataset,
             query_split=a.query_split,
             gallery_split=a.gallery_split,
             batch_size=a.batch_size,
@@ -136,6 +157,7 @@ def retrieve(arguments: list[str]) -> None:
     metrics = result.metrics.to_dict()
     if FIRST_PROCESS:
         with result_folder(out) as fresh:
+            write_json(fresh / PROVENANCE, _provenance(model, dataset))
             write_json(fresh / "metrics.json", metrics)
             with create_file(fresh / "neighbors.jsonl", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)

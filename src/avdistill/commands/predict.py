@@ -26,8 +26,9 @@ from avdistill.preparation.clip_reader import IsolatedReader
 class _Predict:
     """Label video or audio files with a student: labels of the whole file, and of its segments with times."""
 
-    model: tyro.conf.Positional[Path]
-    """A run folder, whose best student is taken, or an exported folder with model.safetensors."""
+    model: tyro.conf.Positional[str]
+    """A run folder, whose best student is taken, an exported folder with model.safetensors, or hf://org/name@revision
+    on the Hugging Face hub."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Video or audio files."""
     top: int = 5

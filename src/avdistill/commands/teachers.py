@@ -13,6 +13,8 @@ from avdistill.commands.console import Printed, output, progress_bar, run_sub_ve
 from avdistill.commands.train import train_teacher
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
+from avdistill.models.weights import CLASSES
+from avdistill.teachers.convert import convert_teacher
 from avdistill.teachers.registry import ANY_ENCODER, TEACHERS
 
 
@@ -93,9 +95,30 @@ def list_teachers(arguments: list[str]) -> None:
     output({"teachers": teachers, "any_encoder": ANY_ENCODER}, lines, a.json)
 
 
+@dataclass(frozen=True)
+class _Convert(Printed):
+    """Write a pretrained audio teacher as one safetensors file, with class names and license in its header."""
+
+    teacher: tyro.conf.Positional[str]
+    """A pretrained audio teacher by name, such as yamnet or cnn14."""
+    out: Path
+    """The new file, which ends in .safetensors."""
+    weights: Path | None = None
+    """The file or folder of the teacher's weights, where it is not found; `random` gives random weights, for trials."""
+
+
+def convert(arguments: list[str]) -> None:
+    """`avdistill teacher convert NAME --out FILE.safetensors`."""
+    a = tyro.cli(_Convert, args=arguments, prog="avdistill teacher convert")
+    report = convert_teacher(a.teacher, a.out, weights=a.weights)
+    lines = [f"{a.out}: {a.teacher}, {report['license']}", f"SHA-256 {report['sha256']}"]
+    output({"out": str(a.out), **{k: v for k, v in report.items() if k != CLASSES}}, lines, a.json)
+
+
 SUB_VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train_teacher, "a supervised run on the labeled clips' audio: `teacher train DATASET --out RUN`"),
     "probe": (probe, "how well a teacher's embeddings predict the labels: `teacher probe DATASET`"),
+    "convert": (convert, "a pretrained audio teacher as safetensors: `teacher convert yamnet --out FILE.safetensors`"),
     "list": (list_teachers, "the pretrained teachers by name, and where their weights come from"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.windows import evaluation_window, sliding_starts
 from avdistill.distributed import best_device
 from avdistill.errors import NotFiniteError
+from avdistill.fsio import write_text
 from avdistill.inference.file_windows import Window, file_items, read_windows
 from avdistill.inference.runner import check_rates, check_windows
 from avdistill.models.checkpoint import load_student, save_student
+from avdistill.models.hub import upload
 from avdistill.preparation.clip_reader import IsolatedReader
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.progress import OnProgress, Progress
@@ -135,20 +138,22 @@ class Student:
         size: tuple[int, int] | None = None,
         region: tuple[int, int, int, int] | Literal["whole"] | None = None,
     ) -> Student:
-        """The student of a run folder (its best) or of a folder with `config.json` and `model.safetensors`.
+        """The student of a run (its best), of a folder with `config.json` and `model.safetensors`, or on the hub.
 
         Video is decoded as it was for the training dataset, then scaled and cropped as `evaluate` does it: a file gives
         the same probabilities as its clip in the dataset. Where the config does not record how the dataset was made (a
         reference checkpoint), the shorter side is decoded to as many pixels as the input's longer side.
 
         Args:
-            path: a run folder, its `best/` or `last/`, or what `save_pretrained` or `export` (as safetensors) wrote.
+            path: a run folder, its `best/` or `last/`, what `save_pretrained` or `export` (as safetensors) wrote, or
+                `hf://org/name@revision`: a student on the Hugging Face hub, from its cache where it is there.
             device: "auto", "cpu", "cuda", ...
             short_side, size: pixels as in `prepare`, instead of the training dataset's.
             region: likewise; "whole" is the whole frame.
 
         Raises:
             CheckpointError: there is no trained network.
+            HubError: no such repository, or one with pickles or code in it.
             ConfigError: sizes that contradict each other.
         """
         network, config = load_student(path)
@@ -159,6 +164,38 @@ class Student:
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         save_student(out, self.network, self.config)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        message: str = "avdistill student",
+        private: bool = False,
+        revision: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Write the student into a repository on the Hugging Face hub, as one commit.
+
+        `avdistill publish` does the same for a run, with a model card made from its results.
+
+        Args:
+            repository: `org/name`; made if it is missing.
+            message: of the commit.
+            private: a new repository is not public.
+            revision: the branch, made if it is missing; None is the main one.
+            card: the content of `README.md`; None leaves the repository's as it is.
+
+        Returns:
+            The address `hf://org/name@commit`, for `from_pretrained`.
+
+        Raises:
+            HubError: the repository cannot be written.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if card is not None:
+                write_text(Path(folder) / "README.md", card)
+            return upload(Path(folder), repository, message=message, private=private, revision=revision)[0]
 
     def predict(
         self,

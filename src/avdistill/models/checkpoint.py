@@ -8,11 +8,14 @@ from torch import nn
 from avdistill.config_io import decode, encode, read_json
 from avdistill.errors import CheckpointError, ConfigError
 from avdistill.fsio import as_json, write_text
+from avdistill.models.hub import local_folder
 from avdistill.models.registry import INITIAL_WEIGHTS, build_model
 from avdistill.models.weights import load_tensors, save_tensors, tensors
 from avdistill.types import StudentConfig, StudentNetwork
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: beside the metrics of `evaluate` and `retrieve`: the weights and the dataset that they are of
+PROVENANCE = "provenance.json"
 
 
 def save_student(folder: Path, student: nn.Module, config: StudentConfig) -> None:
@@ -25,12 +28,13 @@ def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, Studen
     """A trained network in evaluation mode on the CPU, and its config.
 
     Args:
-        folder: what `save_student` wrote, or a run folder, whose best student is loaded.
+        folder: what `save_student` wrote, or a run folder, whose best student is loaded; or `hf://org/name@revision`
+            on the Hugging Face hub (`hub.local_folder`).
 
     Raises:
-        CheckpointError: nothing is there, or config and weights do not fit together.
+        CheckpointError: nothing is there, config and weights do not fit together, or the repository is refused.
     """
-    folder = student_folder(Path(folder))
+    folder = student_folder(local_folder(folder))
     for name in (WEIGHTS, CONFIG):  # the weights first: a run folder has another config.json
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no trained network here ({name} is missing)")

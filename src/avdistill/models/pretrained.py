@@ -23,7 +23,7 @@ from avdistill.errors import CheckpointError
 from avdistill.fsio import sync
 from avdistill.models.panns import PANN
 from avdistill.models.tensorflow_bundle import read_bundle
-from avdistill.models.weights import check_tensors, load_tensors
+from avdistill.models.weights import check_tensors, load_tensors, saved_classes
 from avdistill.models.yamnet import YAMNet
 
 
@@ -188,12 +188,21 @@ def _yamnet_state(network: YAMNet, layers: dict[tuple[int, str], np.ndarray]) ->
     return state
 
 
-def class_names(file: Path | None, classes: int) -> tuple[str, ...]:
+def class_names(file: Path | None, classes: int, weights: Path | None = None) -> tuple[str, ...]:
     """Names of AudioSet classes from a CSV file with the columns index, mid, display_name; numbers without a file.
+
+    Args:
+        file: the CSV file.
+        classes: how many there are.
+        weights: a file of weights; the names in its header are taken first.
 
     Raises:
         CheckpointError: no CSV file, or one with another number of classes.
     """
+    if weights is not None and (saved := saved_classes(weights)):
+        if len(saved) != classes:
+            raise CheckpointError(f"{weights}: expected {classes} class names, found {len(saved)}")
+        return saved
     if file is None or not file.is_file():
         return tuple(str(number) for number in range(classes))
     try:

@@ -1,5 +1,6 @@
 """Weights in files: safetensors as we write them, and files of torch.save as others publish them."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avdistill.errors import CheckpointError
 from avdistill.fsio import create_file, regular_file
+
+#: the key of class names in the header of a file of weights
+CLASSES = "classes"
 
 
 def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
@@ -24,8 +28,13 @@ def tensors(module: nn.Module, without: str | None = None) -> dict[str, Tensor]:
     }
 
 
-def save_tensors(values: dict[str, Tensor], file: Path) -> None:
+def save_tensors(values: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a new safetensors file, with the mode that the umask gives (`save_file` gives 0600).
+
+    Args:
+        values: by name.
+        file: its path.
+        metadata: texts for the file's header.
 
     Raises:
         OSError: it cannot be written; its `filename` is `file`.
@@ -33,7 +42,7 @@ def save_tensors(values: dict[str, Tensor], file: Path) -> None:
     with create_file(file, "xb"):
         mode = file.stat().st_mode
     try:
-        save_file(values, file)
+        save_file(values, file, metadata)
     except SafetensorError as error:
         if found := re.search(r"\(os error (\d+)\)", str(error)):  # such as a full disk
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
@@ -64,6 +73,20 @@ def load_tensors(module: nn.Module, file: Path, without: str | None = None) -> N
         raise CheckpointError(f"{file}: unexpected {', '.join(unexpected[:3])}")
     if lacking := [name for name in missing if without is None or not name.startswith(without)]:
         raise CheckpointError(f"{file}: does not fit {type(module).__name__}: it lacks {', '.join(lacking[:3])}")
+
+
+def saved_classes(file: Path) -> tuple[str, ...]:
+    """The class names in the header of a safetensors file, as `avdistill teacher convert` writes them; else none."""
+    if file.suffix != ".safetensors":
+        return ()
+    try:
+        with safe_open(regular_file(file), "pt") as opened:
+            names = json.loads((opened.metadata() or {}).get(CLASSES, "[]"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"metadata {CLASSES!r} is no list of names")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged: {str(error)[:160]}") from error
+    return tuple(names)
 
 
 def check_tensors(where: str, weights: Mapping[Any, Any]) -> dict[str, Tensor]:

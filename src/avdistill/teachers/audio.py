@@ -45,6 +45,7 @@ def _load_panns(name: str, weights: Path | None) -> Teacher:
         )
     network = _network(name, AUDIOSET_CLASSES)
     assert isinstance(network, PANN)
+    file: Path | None = None
     if weights == RANDOM:
         labels, provenance = None, _random_provenance(name)
     else:
@@ -52,7 +53,7 @@ def _load_panns(name: str, weights: Path | None) -> Teacher:
         load_panns(network, file)
         labels = file.parent / "class_labels_indices.csv"
         provenance = weights_provenance(f"{name} (PANNs)", file)
-    return _teacher(network, _PANNS_SECONDS, class_names(labels, AUDIOSET_CLASSES), _PANNS_RATE_HZ, provenance)
+    return _teacher(network, _PANNS_SECONDS, class_names(labels, AUDIOSET_CLASSES, file), _PANNS_RATE_HZ, provenance)
 
 
 def _load_yamnet(weights: Path | None) -> Teacher:
@@ -72,7 +73,13 @@ def _load_yamnet(weights: Path | None) -> Teacher:
         labels = folder / "assets" / "yamnet_class_map.csv"
         values = path if path.is_file() else folder / "variables" / "variables.data-00000-of-00001"
         provenance = weights_provenance("yamnet", values)
-    return _teacher(network, _YAMNET_SECONDS, class_names(labels, YAMNET_CLASSES), YAMNET_RATE_HZ, provenance)
+    return _teacher(
+        network,
+        _YAMNET_SECONDS,
+        class_names(labels, YAMNET_CLASSES, None if weights == RANDOM else path),
+        YAMNET_RATE_HZ,
+        provenance,
+    )
 
 
 def _teacher(
