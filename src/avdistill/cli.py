@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "embed": ("train:embed", "add a teacher's embeddings and logits to a dataset"),
     "train": ("train:train", "train a student: `train RECIPE --dataset DATASET --out RUN`"),
     "resume": ("train:resume", "continue an interrupted run exactly"),
+    "track": ("track:track", "send metrics of a run to trackio, W&B, MLflow or TensorBoard"),
     "evaluate": ("evaluate:evaluate", "compute classification metrics of a model on a dataset"),
     "retrieve": ("evaluate:retrieve", "compute retrieval metrics of a model on a dataset"),
     "audit": ("audit:audit", "rank clips by how likely their audio is mismatched"),

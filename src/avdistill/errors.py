@@ -86,5 +86,9 @@ class SearchError(AvdistillError):
     exit_code = 2
 
 
+class TrackingError(AvdistillError):
+    """An experiment tracker that is not installed, or refuses."""
+
+
 class ProcessLostError(AvdistillError):
     """Another process of the group has ended or does not answer."""

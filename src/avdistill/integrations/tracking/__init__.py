@@ -1,0 +1,1 @@
+"""Runs and studies in experiment trackers: a follower that reads their files and cannot disturb a training."""
