@@ -160,7 +160,7 @@ def change_npy(file: Path, rng: np.random.Generator, marker: Path) -> str:
         np.save(file, np.array([Code(marker)], object), allow_pickle=True)
     elif action == "nan" and array.dtype.kind == "f":
         array[0] = np.nan
-        array[-1, -1] = np.inf
+        array.flat[-1] = np.inf
         np.save(file, array)
     elif action == "fortran":
         np.save(file, np.asfortranarray(array))

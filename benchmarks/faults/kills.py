@@ -102,7 +102,7 @@ def killed_demo(pipeline: Pipeline) -> str:
     (folder / "small.py").write_text(_SMALL_DEMO, encoding="utf-8")
     prefix = (sys.executable, str(folder / "small.py"))
     words = ("demo", "--seeds", 0, "--json", "--out")
-    check_ended(whole := Running(*words, folder / "whole", prefix=prefix).wait(600), 0)
+    check_ended(whole := Running(*words, folder / "whole", prefix=prefix).wait(), 0)
     out = folder / "cut"
     stages = (
         ("synthesize", signal.SIGTERM, lambda: len(list((out / "data").rglob("*.*"))) >= 9),
@@ -121,7 +121,7 @@ def killed_demo(pipeline: Pipeline) -> str:
         else:
             expect(ended.code == -number, f"{stage}: exit code {ended.code}")
         expect(not (out / "report.html").exists(), "a report of an unfinished demo")
-    check_ended(again := Running(*words, out, prefix=prefix).wait(600), 0)
+    check_ended(again := Running(*words, out, prefix=prefix).wait(), 0)
     expect_same(json.loads(again.out), json.loads(whole.out), "after four ends")
     return (
         "SIGTERM, SIGKILL and SIGHUP in four stages: no process left, a teacher under way saved; then the same report"

@@ -4,8 +4,8 @@
 
 Every fault is a function whose checks can fail. A promise that is broken is written down as broken and makes the exit
 code 1; what this machine cannot do is "not run", with the reason. `--clips` names a folder of videos to mutate in place
-of the generated ones. With `--only` nothing is written; with `--update` as well, the rows of those faults are replaced
-as they end, and the others stay.
+of the generated ones. Rows are replaced as they end. With `--only` nothing is written; with `--update` as well, the
+rows of those faults.
 """
 
 from __future__ import annotations
@@ -112,24 +112,21 @@ def main() -> int:
             print(
                 f"{latest['promise']:<8} {name:<26} {latest['seconds']:6.1f} s  {latest['what_happened']}", flush=True
             )
-            if a.update:
-                report(rows, list(known), a.clips is not None, kept=True)
-    if not a.only:
-        report(rows, list(known), a.clips is not None, kept=False)
+            if a.update or not a.only:
+                report(rows, list(known), a.clips is not None, complete=not a.only)
     return int(any(entry["promise"] == "broken" for entry in rows))
 
 
-def report(rows: list[dict[str, Any]], order: list[str], given_clips: bool, kept: bool) -> None:
-    """Write the results and the table of the document; with `kept`, what is said of the other faults stays as it is."""
+def report(rows: list[dict[str, Any]], order: list[str], given_clips: bool, complete: bool) -> None:
+    """Write the rows of the results and the table of the document; the header too where the run is a complete one."""
     path, document = ROOT / "results" / "faults.json", ROOT / "docs" / "reliability.md"
-    content: dict[str, Any] = {
-        "data": "60 synthetic clips of 2 s; mutated: " + ("clips of --clips" if given_clips else "generated clips"),
-        "command": "python benchmarks/faults/run.py" + (" --clips DIR" if given_clips else ""),
-        "environment": {k: v for k, v in environment().items() if k != "command"},
-        "faults": [],
-    }
-    if kept:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if complete:
+        content |= {
+            "data": "60 synthetic clips of 2 s; mutated: " + ("clips of --clips" if given_clips else "generated clips"),
+            "command": "python benchmarks/faults/run.py" + (" --clips DIR" if given_clips else ""),
+            "environment": {k: v for k, v in environment().items() if k != "command"},
+        }
     by_name = {row["name"]: row for row in [*content["faults"], *rows]}
     write_json(path, content | {"faults": [by_name[name] for name in order if name in by_name]})
     document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")
