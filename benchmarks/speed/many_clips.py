@@ -25,7 +25,9 @@ from avdistill.corruption import Corruption, corrupt
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import PART_CLIPS
 from avdistill.dataset.schema import CLIP_SCHEMA, FORMAT_VERSION
+from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import remove_tree
+from avdistill.inference.predictor import Student
 from avdistill.inputs import AudioInput
 from avdistill.methods import MethodContext, build_method
 from avdistill.methods.crd import CRD, CRDConfig
@@ -33,13 +35,13 @@ from avdistill.models.registry import build_model
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
 from avdistill.training.recipes import RECIPES
-from avdistill.types import Batch, Features
+from avdistill.types import Batch, Features, StudentConfig
 from measuring import Row, in_turn, measure, peak_bytes, resident_bytes, within
 
 CLASSES = tuple(f"class_{i:02d}" for i in range(50))
 RATE, WIDTH = 16_000, 2048
 MANY, LARGE, SMALL = 2_000_000, 1_000_000, 100_000
-EMBEDDED = (20_000, 2_000)
+EMBEDDED, SHORT_SECONDS = (20_000, 2_000), 0.1
 CRD_CLIPS, NEGATIVES = (200_000, 2_000), 1024
 
 
@@ -170,6 +172,26 @@ def embedding(work: Path) -> Row:
     return within("embed_memory", 1.15, [peaks[0] / peaks[1]], **more)
 
 
+def evaluated(folder: Path, clips: int) -> Row:
+    """What `evaluate` of a small student holds at most, over what it holds with the library imported."""
+    torch.set_num_threads(1)
+    table = ClipDataset(folder)
+    network = build_model("logmel_cnn", len(CLASSES), {"width": 4, "embedding_dim": 512})
+    view = AudioInput(seconds=SHORT_SECONDS)
+    config = StudentConfig("logmel_cnn", CLASSES, view, None, RATE, options={"width": 4, "embedding_dim": 512})
+    base, began = resident_bytes(), time.process_time()
+    found = evaluate(Student(network.eval(), config), table, split="train", windows=1, batch_size=512)
+    assert found.metrics.clips == clips
+    return {"seconds": time.process_time() - began, "peak": peak_bytes() - base}
+
+
+def evaluation(work: Path) -> Row:
+    """A million test clips in at most 1 GB, and what a clip takes more than among a tenth of them."""
+    few, many = (in_process(evaluated, dataset(work / f"whole-{n}", n), n) for n in (SMALL, LARGE))
+    spent = {"processor_seconds": [round(row["seconds"]) for row in (few, many)], "clips": [SMALL, LARGE]}
+    return within("evaluate_1m", 1e9, [many["peak"]], peak_bytes=[few["peak"], many["peak"]], **spent)
+
+
 def crd_step(clips: int) -> Callable[[], None]:
     """A training step of the small UCF51 student with a full memory of so many clips."""
     torch.manual_seed(0)
@@ -205,7 +227,13 @@ def crd(_: Path) -> Row:
     return within("crd_200k", 1.1, [a / b for a, b in pairs], step_seconds=[round(a, 3) for a, _ in pairs])
 
 
-MEASURES = {"open_2m": opening, "corrupt_1m": corruption, "embed_memory": embedding, "crd_200k": crd}
+MEASURES = {
+    "open_2m": opening,
+    "corrupt_1m": corruption,
+    "embed_memory": embedding,
+    "evaluate_1m": evaluation,
+    "crd_200k": crd,
+}
 
 
 def main() -> None:

@@ -58,6 +58,23 @@ def test_pixels_are_square(tmp_path, suffix, codec, aspect):
     assert white.mean() > 220
 
 
+@pytest.mark.parametrize(
+    ("aspect", "width"), [((256, 255), WIDTH), ((65, 64), 65), ((63, 64), 63), ((254, 255), WIDTH)]
+)
+def test_the_rest_of_a_rounded_width_does_not_resample_the_frames(tmp_path, aspect, width):
+    """An encoder that scales 320 x 240 to 170 x 128 states pixels of 256:255, which are less than a column in all."""
+    frames = np.repeat(
+        np.random.default_rng(0).integers(16, 236, (4, HEIGHT, WIDTH // 2, 3), dtype=np.uint8), 2, axis=2
+    )
+    pair = [
+        write_timed(tmp_path / name, TENTHS, frames=frames, codec="libx264", prepare_stream=with_aspect(stated))
+        for name, stated in (("a.mp4", Fraction(*aspect)), ("b.mp4", Fraction(1)))
+    ]
+    found, square = (read_clip(path, fps=10).frames for path in pair)
+    assert found.shape == (4, HEIGHT, width, 3)
+    assert np.array_equal(found, square) is (width == WIDTH)
+
+
 @pytest.mark.parametrize("region", [None, (4, 4, 16, 24)])
 def test_a_turned_frame_of_long_pixels_is_turned_with_them(tmp_path, region):
     quarter = [0, 65536, 0, -65536, 0, 0, 0, 0, 2**30]  # clockwise

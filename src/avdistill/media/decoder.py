@@ -290,7 +290,7 @@ def _read(
         if isinstance(track, AudioTrack) and end is not None and (video is None or video.origin is not None):
             reached = track.end(video.origin if video else None)
             track.done = reached is not None and reached >= end
-        if all(track.done for track in tracks.values()):
+        if track.done and all(track.done for track in tracks.values()):
             break
     if clock.joints:
         notes.append(clock.note)

@@ -69,7 +69,8 @@ class Scaler:
             image = self._rgb(frame, frame.height, frame.width)
             frame = _as_frame(image[top : frame.height - bottom, left : frame.width - right])
         aspect, height, width = self.pixel_aspect(), frame.height, frame.width
-        if aspect != 1:
+        # An encoder that rounds a width to whole pixels states the rest as an aspect: 256:255 for 170 of 170.67 pixels.
+        if width * abs(aspect.numerator - aspect.denominator) >= aspect.denominator:
             width = max(1, round(width * aspect))
         if self.region is not None:
             check_pixels(path, width, height)
@@ -167,15 +168,20 @@ _UPRIGHT = _Turn()
 
 def pixel_aspect_of(stream: av.VideoStream) -> Callable[[], Fraction]:
     """The width of a pixel over its height: the container's, or what the codec says as soon as it changes."""
-    stated, codec = stream.sample_aspect_ratio, stream.codec_context
-    coded: list[Fraction | None] = []
+    stated, codec = _plausible(stream.sample_aspect_ratio), stream.codec_context
+    first: list[Fraction | None] = []
 
     def now() -> Fraction:
-        coded[1:] = [codec.sample_aspect_ratio]
-        aspect = stated if coded[0] == coded[-1] else coded[-1]
-        return aspect if aspect and 1 <= _LONGEST_PIXEL * aspect <= _LONGEST_PIXEL**2 else Fraction(1)
+        coded = codec.sample_aspect_ratio
+        if not first:
+            first.append(coded)
+        return stated if coded == first[0] else _plausible(coded)
 
     return now
+
+
+def _plausible(aspect: Fraction | None) -> Fraction:
+    return aspect if aspect and 1 <= _LONGEST_PIXEL * aspect <= _LONGEST_PIXEL**2 else Fraction(1)
 
 
 def crop_of(container: InputContainer, stream: av.VideoStream) -> tuple[int, int, int, int]:

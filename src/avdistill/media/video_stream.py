@@ -109,8 +109,9 @@ class VideoTrack:
         self._path, self._scale, self._frames = path, scale, frames
         self._by_decoding_time = by_decoding_time
         self._tick = tick  # seconds
-        self._start, self._end = start, end  # these and the step in seconds after the first frame
-        self._step = None if fps is None else 1 / fraction(fps)
+        # In ticks, after the first frame; not whole numbers.
+        self._start, self._end = start / tick, None if end is None else end / tick
+        self._step = None if fps is None else 1 / (fraction(fps) * tick)
         self._times: list[float] = []
         self._shown: av.VideoFrame | None = None  # the latest frame
         self._shown_ticks = self._duration = 0  # its time, and how long it lasts if none follows
@@ -137,9 +138,9 @@ class VideoTrack:
         try:
             self._begin(self._ticks(next(container.decode(stream))))
             target = self._first
-            start = max(self._first, int(self._first + (self._start - _LEAD_SECONDS) / self._tick))
+            start = max(self._first, int(self._first + self._start - _LEAD_SECONDS / self._tick))
             container.seek(start, stream=stream)
-            if self._ticks(next(container.decode(stream))) <= self._first + self._start / self._tick:
+            if self._ticks(next(container.decode(stream))) <= self._first + self._start:
                 target = start
         except (*DECODE_ERRORS, StopIteration, EOFError):
             pass
@@ -197,21 +198,21 @@ class VideoTrack:
         self.origin = ticks * self._tick
         self._first = self._last = ticks
         self._longest_gap = math.floor(_LONGEST_FRAME_SECONDS / self._tick)
-        self._longest_wait = ticks + math.floor((self._start + _LONGEST_FRAME_SECONDS) / self._tick)
+        self._longest_wait = ticks + math.floor(self._start + _LONGEST_FRAME_SECONDS / self._tick)
         self._want_next()
 
     def _want_next(self) -> None:
         """Set the time of the next frame to keep; without a rate every frame shown from the start on is kept once."""
         wanted = self._start + self._frames.count * (self._step or 0)
         self._complete = self._step is not None and self._end is not None and wanted >= self._end
-        down, up = math.floor(wanted * _RATE_TOLERANCE / self._tick), math.ceil(wanted / self._tick)
+        down, up = math.floor(wanted * _RATE_TOLERANCE), math.ceil(wanted)
         self._wanted = (self._first + down, self._first + max(down, up))
 
     def _keep_until(self, ticks: int) -> None:
         """Keep the frame that is shown until then, with a rate as often as it is requested."""
         if self._shown is None or self._complete:
             return
-        time = (self._shown_ticks - self._first) * self._tick
+        time = self._shown_ticks - self._first
         if self._step is None and self._end is not None and time >= self._end:
             self._complete = True
             return
@@ -220,7 +221,7 @@ class VideoTrack:
         while not self._complete and ticks > self._wanted[fine]:
             image = self._scale(self._shown, self._path) if image is None else image
             self._frames.add(image)
-            self._times.append(float(time))
+            self._times.append(float(time * self._tick))
             self._want_next()
             if self._step is None:
                 return
