@@ -18,7 +18,7 @@ check: $(INSTALLED)
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-# The fault list of docs/reliability.md, in about ten minutes; `make faults CLIPS=DIR` mutates the videos of a folder.
+# The fault list of docs/reliability.md, in about an hour; `make faults CLIPS=DIR` mutates the videos of a folder.
 faults: $(INSTALLED)
 	.venv/bin/python benchmarks/faults/run.py $(if $(CLIPS),--clips "$(CLIPS)")
 

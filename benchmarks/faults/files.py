@@ -194,7 +194,7 @@ def many_clips(pipeline: Pipeline) -> str:
     folder = pipeline.folder("many_clips")
     ended = {}
     for count in (_MANY // 10, _MANY):
-        dataset = _repeated(pipeline.embedded[0], folder / f"dataset-{count}", count)
+        dataset = _repeated(pipeline.prepared[0], folder / f"dataset-{count}", count)
         words = ("evaluate", pipeline.trained[0], dataset, "--out", folder / f"out-{count}", "--json")
         ended[count] = run(*words, limit_seconds=_MANY_SECONDS)
         told = json.loads(ended[count].out)

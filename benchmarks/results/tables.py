@@ -51,6 +51,7 @@ SPEED_METRICS = {
     "write_once": "bytes that `prepare` writes over those of the dataset, limit 1.1, raw or JPEG",
     "open_2m": "memory of a rank that opens 2,000,000 clips with 2048-d features, limit 500 MB",
     "embed_memory": "peak of `embed` at 20,000 clips over that at 2,000, limit 1.15",
+    "evaluate_1m": "memory of `evaluate` of 1,000,000 test clips over that of the library, limit 1 GB",
     "corrupt_1m": "`corrupt` of 1,000,000 clips over 100,000, limit 12",
     "crd_200k": "step of CRD with 200,000 clips over one with 2,000, limit 1.1",
     "two_parts": "two parts on two cores with `join`, against one preparation on one",
