@@ -110,10 +110,10 @@ def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
     sought[row, nth] = similarity[row, column]
     ordered = _sort_rows(similarity.clone())
-    above = ordered.shape[1] - torch.searchsorted(ordered, sought, right=True)
-    equal = ordered.shape[1] - above - torch.searchsorted(ordered, sought)
-    ranks = above + 1
-    for part in (equal[row, nth] > 1).nonzero()[:, 0].split(256):
+    below = torch.searchsorted(ordered, sought, right=True)  # items that are not above it
+    ranks = ordered.shape[1] + 1 - below
+    equal_below = ordered.gather(1, (below - 2).clamp_min(0)) == sought
+    for part in (equal_below & (below >= 2))[row, nth].nonzero()[:, 0].split(256):
         before = torch.arange(similarity.shape[1], device=row.device) < column[part, None]
         same = similarity[row[part]] == similarity[row[part], column[part], None]
         ranks[row[part], nth[part]] += (same & before).sum(dim=1)
@@ -133,17 +133,10 @@ def _sort_rows(values: Tensor) -> Tensor:
 
 def _first_of_equal(rows: Tensor) -> Tensor:
     """int64 (N,): for each of the float32 rows the first one that equals it."""
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(2**62, (rows.shape[1],), generator=generator).to(rows.device)
-    bits = (rows + 0.0).view(torch.int32)  # -0.0 equals 0.0
-    sums = torch.cat([(part.long() * factors).sum(dim=1) for part in bits.split(4096)])
-    _, group = sums.unique(return_inverse=True)
-    own = torch.arange(len(rows), device=rows.device)
-    first = own.new_full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, own, "amin")[group]
-    # Sums of different rows agree about never, and then the row stands for itself.
-    again = (first != own).nonzero()[:, 0]
-    first[again] = torch.where((rows[again] == rows[first[again]]).all(dim=1), first[again], again)
-    return first
+    bits = np.ascontiguousarray((rows + 0.0).cpu().numpy())  # -0.0 equals 0.0
+    whole = bits.view(np.dtype((np.void, bits.itemsize * bits.shape[1])))[:, 0]
+    _, first, group = np.unique(whole, return_index=True, return_inverse=True)
+    return torch.from_numpy(first[group]).to(rows.device)
 
 
 def check_table(name: str, values: Tensor) -> None:
