@@ -45,7 +45,7 @@ EMBEDDED, SHORT_SECONDS = (20_000, 2_000), 0.1
 CRD_CLIPS, NEGATIVES = (200_000, 2_000), 1024
 
 
-def dataset(folder: Path, clips: int) -> Path:
+def dataset(folder: Path, clips: int, seconds: int = 1) -> Path:
     """A dataset of clips that all have the same audio, one in five with the same source video."""
     if (folder / "dataset.json").is_file():
         return folder
@@ -65,18 +65,18 @@ def dataset(folder: Path, clips: int) -> Path:
         ),
         "split": pa.array(np.full(clips, "train")),
         "start_seconds": zeros.astype(float),
-        "end_seconds": zeros + 1.0,
+        "end_seconds": zeros + float(seconds),
         "notes": pa.ListArray.from_arrays(nothing, pa.array([], pa.string())),
         "extra": pa.MapArray.from_arrays(nothing, pa.array([], pa.string()), pa.array([], pa.string())),
         **{name: pa.array(np.full(clips, name == "has_audio")) for name in ("has_video", "has_audio", "silent")},
         **{f"frame_{name}": zeros for name in ("shard", "offset", "count")},
         "audio_shard": zeros,
         "audio_offset": zeros,
-        "audio_count": zeros + RATE,
+        "audio_count": zeros + seconds * RATE,
     }
     ordered = {field.name: columns[field.name] for field in CLIP_SCHEMA}
     pq.write_table(pa.table(ordered).cast(CLIP_SCHEMA), folder / "clips.parquet")
-    noise = np.random.default_rng(0).integers(-9000, 9000, RATE)
+    noise = np.random.default_rng(0).integers(-9000, 9000, seconds * RATE)
     np.save(folder / "audio-00000.npy", noise.astype(np.int16))
     about = {"version": FORMAT_VERSION, "frame_encoding": "raw", "fps": 4.0, "sample_rate_hz": RATE, "skipped": 0}
     about |= {"classes": CLASSES, "clips": clips, "checksum": f"made of {clips}", "files": {}, "settings": {}}

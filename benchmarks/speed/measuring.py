@@ -19,7 +19,10 @@ from avdistill.fsio import write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
 REPEATS = 5
-PACKAGES = ("torch", "torchvision", "numpy", "av", "h5py", "pillow", "lancedb", "faiss-cpu")
+PACKAGES = (
+    "torch", "torchvision", "numpy", "av", "h5py", "pillow", "lancedb", "faiss-cpu", "timm", "torchdistill",
+    "torchcodec", "opencv-python-headless",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
