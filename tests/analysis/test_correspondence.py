@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -170,6 +171,33 @@ def test_ranks_of_three_clips_by_hand():
     # v1    .7  .7  1     clip 1: a0 ties, a2   v2 ties
     # v2    .7  .7  1     clip 2: none          v1 ties
     assert rank_scores(audio, video).tolist() == [0.0, (1.5 / 2 + 0.5 / 2) / 2, (0 + 0.5 / 2) / 2]
+
+
+def test_of_many_clips_each_is_compared_with_a_sample():
+    rng = np.random.default_rng(4)
+    audio, video = rng.standard_normal((2, 60, 3))
+    found = rank_scores(audio, video, 25)
+    sample = np.sort(np.random.default_rng(0).permutation(60)[:25])
+    for i in range(60):
+        own, others = cosine(audio[i], video[i]), [j for j in sample if j != i]
+        better = [cosine(audio[j], video[i]) > own for j in others] + [cosine(audio[i], video[j]) > own for j in others]
+        assert found[i] == pytest.approx(sum(better) / (2 * len(others)))
+    assert len(others) in (24, 25)
+
+
+def test_a_sample_of_many_clips_finds_what_all_of_them_find(monkeypatch):
+    audio, video = pairs(n=1200, noise=0.7, width=(30, 20))
+    audio[:400] = np.roll(audio[:400], 9, axis=0)
+    groups, mismatched = np.arange(1200) // 2, np.arange(1200) < 400
+    whole = correspondence(audio, video, groups)
+    module = sys.modules["avdistill.analysis.audit.correspondence"]
+    for name, value in (("FITTED", 600), ("_COMPARISONS", 1), ("_FEWEST_COMPARED", 120)):
+        monkeypatch.setattr(module, name, value)
+    some = correspondence(audio, video, groups)
+    assert not np.array_equal(whole, some)
+    assert np.isfinite(some).all()
+    assert roc_auc_score(mismatched, some) > roc_auc_score(mismatched, whole) - 0.02
+    assert np.corrcoef(whole, some)[0, 1] > 0.9
 
 
 def test_the_same_audio_in_every_clip_tells_nothing():

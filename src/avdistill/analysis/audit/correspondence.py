@@ -4,6 +4,8 @@ Two predictions are fitted on other source videos: a linear alignment of the two
 analysis, Hotelling 1936, regularized as in Vinod 1976), and the audio that the most similar videos have, and the
 reverse (kernel regression, Nadaraya and Watson 1964). The score is the rank of a clip's own audio among the audio of
 other clips, and of its video among their videos. Dimensions: N clips, D features, P components, K canonical directions.
+
+Of many clips both are fitted on a sample, and each clip is compared with a sample: time and memory are linear in N.
 """
 
 from collections.abc import Iterator
@@ -16,8 +18,6 @@ from scipy.linalg import eigh
 FOLDS = 5
 COMPONENTS = 100
 DIRECTIONS = 20
-# The second is fitted without clips that the first finds suspicious; in trials a third lost 0.004 of AUROC.
-ROUNDS = 2
 # Ridge of each covariance, in units of its mean variance.
 RIDGE = 2.0
 # Fewer clips than this cannot be aligned: a fold would hold a handful, its fit hardly more.
@@ -26,6 +26,10 @@ FEWEST_CLIPS = 20
 NEIGHBORS = 40
 # Among so many they are looked for.
 REFERENCES = 20_000
+# A sample of so many is fitted on: the covariances of a million clips are no other.
+FITTED = 60_000
+# Clips times those that each is compared with, and of those at least so many: a share has a standard error below 0.012.
+_COMPARISONS, _FEWEST_COMPARED = 4_000_000_000, 2_000
 _ROWS_AT_A_TIME = 1024
 
 
@@ -61,7 +65,9 @@ class Components:
 
     def __call__(self, embedding: np.ndarray) -> np.ndarray:
         """(N, P) of embeddings (N, D)."""
-        return ((_compressed(embedding) - self.mean) / self.scale) @ self.matrix
+        return np.concatenate(
+            [((_compressed(embedding[rows]) - self.mean) / self.scale) @ self.matrix for rows in _blocks(len(embedding))]
+        )
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,15 @@ class Alignment:
         correlations = correlations[:DIRECTIONS]
         return cls(a, b, (left[:, :DIRECTIONS] * correlations, right[:DIRECTIONS].T * correlations), correlations)
 
-    def scores(self, audio: np.ndarray, video: np.ndarray) -> np.ndarray:
-        """float64 (n,): `rank_scores` of clips (n, D) by their canonical variates, and by similar clips; their mean."""
+    def scores(self, audio: np.ndarray, video: np.ndarray, most: int = REFERENCES) -> np.ndarray:
+        """float64 (n,): `rank_scores` of clips (n, D) by their canonical variates, and by similar clips; their mean.
+
+        At most `most` clips are compared with each, and its similar clips are looked for among as many.
+        """
         a, b = self.audio(audio), self.video(video)
-        linear = rank_scores(a @ self.directions[0], b @ self.directions[1])
-        by_video = rank_scores(a, _predicted(b, self.video.fitted, self.audio.fitted))
-        by_audio = rank_scores(_predicted(a, self.audio.fitted, self.video.fitted), b)
+        linear = rank_scores(a @ self.directions[0], b @ self.directions[1], most)
+        by_video = rank_scores(a, _predicted(b, self.video.fitted, self.audio.fitted, most), most)
+        by_audio = rank_scores(_predicted(a, self.audio.fitted, self.video.fitted, most), b, most)
         return (linear + (by_video + by_audio) / 2) / 2
 
 
@@ -109,7 +118,7 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
     modality; the shares by each are averaged. Clips are compared within one of `FOLDS` parts, and both are fitted on
     the other parts; clips of one group are in one part. The first round is fitted on all of them, mismatched ones
     included. The second one, whose scores count, leaves out clips that the first scored above 1/2, or above the median
-    where that is larger.
+    where that is larger. Of more than `FITTED` clips the first round is of a sample, on which the second is fitted.
 
     Args:
         audio, video: (N, D) embeddings of the same N clips by any two encoders; the two widths may differ.
@@ -126,14 +135,14 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
     for values in (audio, video):
         if values.ndim != 2 or len(values) != N or not np.isfinite(values).all():
             raise ValueError(f"expected finite embeddings ({N}, D), found {values.shape}")
-    parts = folds(groups)
-    scores, trusted = np.full(N, np.nan), np.ones(N, bool)
-    for _ in range(ROUNDS):
+    parts, most = folds(groups), min(REFERENCES, max(_FEWEST_COMPARED, _COMPARISONS // N))
+    sample = np.isin(np.arange(N), _sample(N, FITTED))
+    scores, trusted = np.full(N, np.nan), sample.copy()
+    for scored in (sample, np.ones(N, bool)):
         for part in np.unique(parts):
-            inside = parts == part
-            fitted = ~inside & trusted
-            scores[inside] = Alignment.fit(audio[fitted], video[fitted]).scores(audio[inside], video[inside])
-        trusted = scores <= max(0.5, float(np.median(scores))) + 1e-9
+            inside, fitted = (parts == part) & scored, (parts != part) & trusted
+            scores[inside] = Alignment.fit(audio[fitted], video[fitted]).scores(audio[inside], video[inside], most)
+        trusted = sample & (scores <= max(0.5, float(np.median(scores[scored]))) + 1e-9)
     return scores
 
 
@@ -152,43 +161,57 @@ def folds(groups: np.ndarray) -> np.ndarray:
     return part[which]
 
 
-def rank_scores(audio: np.ndarray, video: np.ndarray) -> np.ndarray:
-    """The score of each clip of one part among the clips of the part, from aligned embeddings (n, K); 0.5 if n is 1."""
+def rank_scores(audio: np.ndarray, video: np.ndarray, most: int = REFERENCES) -> np.ndarray:
+    """The score of each clip of one part among at most `most` clips of the part, from aligned embeddings (n, K).
+
+    A clip that is compared with no other has 0.5.
+    """
     audio, video = (_unit(values) for values in (audio, video))
     own = (audio * video).sum(1)
     n = len(own)
-    better = np.zeros((2, n))
-    for rows, fit in _blocks(video, audio):
-        fit[np.arange(len(fit)), np.arange(rows.start, rows.start + len(fit))] = -np.inf  # its own counts for neither
-        better[0, rows] = _above(fit, own[rows, None]).sum(1)
-        better[1] += _above(fit, own[None]).sum(0)
-    return better.mean(0) / (n - 1) if n > 1 else np.full(n, 0.5)
+    compared = _sample(n, most)
+    column = np.full(n, -1)
+    column[compared] = np.arange(len(compared))
+    better = np.zeros(n)
+    for queries, items in ((video, audio[compared]), (audio, video[compared])):
+        for rows in _blocks(n):
+            fit = queries[rows] @ items.T
+            itself = np.flatnonzero(column[rows] >= 0)
+            fit[itself, column[rows][itself]] = -np.inf  # its own counts for neither
+            better[rows] += _above(fit, own[rows, None]).sum(1)
+    others = len(compared) - (column >= 0)
+    return np.where(others > 0, better / (2 * np.maximum(others, 1)), 0.5)
 
 
-def _predicted(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _predicted(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
     """(n, Q): mean of the `values` (N, Q) of the `keys` (N, P) nearest to each of the queries (n, P), by cosine.
 
     A neighbor counts as much as its cosine, one on the other side not at all.
     """
-    if len(keys) > REFERENCES:
-        some = np.random.default_rng(0).permutation(len(keys))[:REFERENCES]
-        keys, values = keys[some], values[some]
+    some = _sample(len(keys), most)
+    keys, values = keys[some], values[some]
     count = min(NEIGHBORS, max(1, len(keys) // 4))
     keys, values = _unit(keys).T, _unit(values)
     means = []
-    for start in range(0, len(queries), _ROWS_AT_A_TIME):
-        cosine = _unit(queries[start : start + _ROWS_AT_A_TIME]) @ keys
+    for rows in _blocks(len(queries)):
+        cosine = _unit(queries[rows]) @ keys
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
         weight = np.take_along_axis(cosine, nearest, axis=1).clip(min=0)
         means.append(np.einsum("nk,nkq->nq", weight, values[nearest]) / np.maximum(weight.sum(1), 1e-12)[:, None])
     return np.concatenate(means)
 
 
-def _blocks(video: np.ndarray, audio: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The fit (n, n) of every video with every audio, some rows at a time."""
-    for start in range(0, len(video), _ROWS_AT_A_TIME):
-        rows = slice(start, min(start + _ROWS_AT_A_TIME, len(video)))
-        yield rows, video[rows] @ audio.T
+def _sample(count: int, most: int) -> np.ndarray:
+    """Ascending rows: all of `count`, or `most` of them, the same each time."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """So many rows, some at a time."""
+    for start in range(0, count, _ROWS_AT_A_TIME):
+        yield slice(start, min(start + _ROWS_AT_A_TIME, count))
 
 
 def _above(fit: np.ndarray, own: np.ndarray) -> np.ndarray:

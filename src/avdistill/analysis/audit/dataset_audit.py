@@ -54,7 +54,7 @@ def audit_dataset(
         "video": find_features(dataset, "video", video_features),
     }
     clips = np.arange(len(dataset)) if split is None else clips_of_splits(dataset, split)
-    audio, video = (dataset.features(names[modality], tokens=False) for modality in ("audio", "video"))
+    audio, video = (dataset.map_features(names[modality]) for modality in ("audio", "video"))
     silent = dataset.columns["silent"].astype(bool)
     valid = {"audio": audio.valid & ~silent, "video": video.valid}
     both = (valid["audio"] & valid["video"])[clips]
@@ -62,7 +62,7 @@ def audit_dataset(
     scores = np.full(len(clips), np.nan)
     try:
         scores[both] = correspondence(
-            audio.embedding[scored], video.embedding[scored], dataset.columns["group"][scored].astype(str)
+            audio.rows("embedding", scored), video.rows("embedding", scored), dataset.columns["group"][scored]
         )
     except ValueError as error:
         wanted = f"features {names['audio']!r} and {names['video']!r}"
