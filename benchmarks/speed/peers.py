@@ -239,7 +239,6 @@ def opencv_prepare(path: Path) -> int:
     return taken
 
 
-
 def prepare_against(name: str, theirs: Callable[[Path], int], work: Path) -> Row:
     """Six videos of 20 s, 640 x 360, with both cores."""
     first = video(work / "peers-0.mp4")
