@@ -66,7 +66,10 @@ class Components:
     def __call__(self, embedding: np.ndarray) -> np.ndarray:
         """(N, P) of embeddings (N, D)."""
         return np.concatenate(
-            [((_compressed(embedding[rows]) - self.mean) / self.scale) @ self.matrix for rows in _blocks(len(embedding))]
+            [
+                ((_compressed(embedding[rows]) - self.mean) / self.scale) @ self.matrix
+                for rows in _blocks(len(embedding))
+            ]
         )
 
 
@@ -178,7 +181,7 @@ def rank_scores(audio: np.ndarray, video: np.ndarray, most: int = REFERENCES) ->
             fit = queries[rows] @ items.T
             itself = np.flatnonzero(column[rows] >= 0)
             fit[itself, column[rows][itself]] = -np.inf  # its own counts for neither
-            better[rows] += _above(fit, own[rows, None]).sum(1)
+            better[rows] += _above(fit, own[rows, None])
     others = len(compared) - (column >= 0)
     return np.where(others > 0, better / (2 * np.maximum(others, 1)), 0.5)
 
@@ -215,8 +218,8 @@ def _blocks(count: int) -> Iterator[slice]:
 
 
 def _above(fit: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """1 where a fit is above the clip's own, 1/2 where they are equal but for rounding."""
-    return 0.5 * ((fit > own - 1e-12).astype(float) + (fit > own + 1e-12))
+    """(n,): in each row 1 for a fit above the clip's own, 1/2 for one that is equal but for rounding."""
+    return 0.5 * sum(np.count_nonzero(fit > own + rounding, axis=1) for rounding in (-1e-12, 1e-12))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
