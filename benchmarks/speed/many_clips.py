@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -251,7 +252,8 @@ def audit_1m(work: Path) -> Row:
     found = ClipDataset(folder)
     rng = np.random.default_rng(0)
     layers = rng.standard_normal((2, 64, AUDITED_WIDTH), dtype=np.float32) / 8
-    for modality, layer in zip(("audio", "video"), layers, strict=True):
+    modalities: tuple[Literal["audio", "video"], ...] = ("audio", "video")
+    for modality, layer in zip(modalities, layers, strict=True):
         if modality in found.teachers:
             continue
         rows = np.empty((LARGE, AUDITED_WIDTH), np.float32)

@@ -4,7 +4,7 @@
 
 Both sides in turn in one run, each in a process of its own, on the same data. Needs torchdistill, torchcodec, OpenCV
 and the program ffmpeg (`pip install torchdistill torchcodec opencv-python-headless`); a row whose peer is missing is
-left as it is. YAMNet's weights are those of the installed package, PANNs have random ones, which take as long.
+left as it is. YAMNet has the weights of an installed package, if any; random ones, as PANNs have, take as long.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from avdistill.inputs import normalize_frames
 from avdistill.media import read_clip
 from avdistill.methods import MethodContext, build_method
 from avdistill.methods.config import BaseMethodConfig
-from avdistill.methods.crd import CRDConfig
+from avdistill.methods.crd import CRD, CRDConfig
 from avdistill.methods.kd import KDConfig
+from avdistill.models.pretrained import installed_yamnet
 from avdistill.models.registry import build_model
 from avdistill.models.yamnet import YAMNet
 from avdistill.teachers.audio import RANDOM
@@ -85,8 +86,8 @@ def batch_of(side: int = 56, frames: int = 8) -> Batch:
 def ours(config: BaseMethodConfig) -> Step:
     """A step as our loop takes it; CRD with a full memory."""
     method = build_method(config, student(), MethodContext(CLASSES, WIDTH, CLIPS, BATCH, 1000))
-    if hasattr(method, "memory"):
-        method.memory.filled.fill_(True)  # type: ignore[union-attr]
+    if isinstance(method, CRD):
+        method.memory.filled.fill_(True)
     return step_of(method, batch_of(), RECIPE)
 
 
@@ -147,7 +148,7 @@ def step_torchdistill(name: str, bar: float, config: BaseMethodConfig, theirs: C
 
 def in_the_loop() -> Step:
     """The same step with YAMNet run on the batch's audio, ten seconds a clip, as a loop without stored features has."""
-    network = load_teacher("yamnet").network
+    network = load_teacher("yamnet", weights=installed_yamnet() or RANDOM).network
     audio = torch.rand(BATCH, RATE * SECONDS, generator=torch.Generator().manual_seed(0)) - 0.5
     step = ours(KDConfig())
 
@@ -198,6 +199,7 @@ def pretrained_step(_: Path) -> Row:
 def ours_prepare(path: Path) -> int:
     """Frames at 4 a second with a short side of 128, and audio at 16 kHz, to files."""
     clip = read_clip(path, fps=4, short_side=128, spool=path.with_suffix(".ours"))
+    assert clip.frames is not None
     assert clip.waveform is not None
     clip.waveform.tofile(path.with_suffix(".ours_audio"))
     return len(clip.frames)
@@ -305,7 +307,7 @@ MEASURES: dict[str, Callable[[Path], Row]] = {
     "pretrained_step": pretrained_step,
     "prepare_torchcodec": prepare_torchcodec,
     "prepare_decord_like": prepare_opencv,
-    "embed_yamnet": partial(embedding, "yamnet", None, 40),
+    "embed_yamnet": partial(embedding, "yamnet", installed_yamnet() or RANDOM, 40),
     "embed_cnn14": partial(embedding, "cnn14", RANDOM, 8),
 }
 
