@@ -56,6 +56,8 @@ SPEED_METRICS = {
     "crd_200k": "step of CRD with 200,000 clips over one with 2,000, limit 1.1",
     "two_parts": "two parts on two cores with `join`, against one preparation on one",
 }
+#: USD, assumed
+CORE_HOUR = 0.04
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
 COLUMNS = {
     "method": "method",
@@ -556,6 +558,45 @@ def ucf51_trials() -> str:
     return markdown_table(ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51_tuning.csv").rows, columns)
 
 
+def million() -> str:
+    """A million clips from what one costs; prices are assumptions, named on the page."""
+    found = json.loads((ROOT / "results" / "million.json").read_text(encoding="utf-8"))
+    rows = {row["step"]: row for row in found["rows"]}
+    names = {
+        "prepare": "`prepare`: decode, scale, JPEG",
+        "embed_yamnet": "`embed`, YAMNet on all the audio",
+        "embed_cnn14": "`embed`, PANNs CNN14 on all the audio",
+        "embed_frames": "`embed`, EfficientNet-Lite0 on 5 frames",
+        "train": "`train`, the small student of UCF51, ten epochs",
+        "evaluate": "`evaluate` or `retrieve`, one window",
+    }
+    times = {"train": 10}
+    lines = []
+    for step, name in names.items():
+        seconds = rows[step]["processor_seconds"] * times.get(step, 1)
+        hours, gigabytes = seconds * 1e6 / 3600, rows[step]["bytes"] * 1e6 / 1e9
+        lines.append(
+            {
+                "step": name,
+                "seconds": f"{seconds:.3f}",
+                "hours": f"{hours:,.0f}",
+                "days": f"{hours / 64 / 24:.1f}",
+                "price": f"{hours * CORE_HOUR:,.0f}",
+                "disk": f"{gigabytes:,.0f}" if gigabytes else None,
+            }
+        )
+    source = rows["prepare"]["source_bytes"] * 1e6 / 1e12
+    head = {
+        "step": "step",
+        "seconds": "core seconds a clip",
+        "hours": "core hours",
+        "days": "days on 64 cores",
+        "price": "USD",
+        "disk": "GB on the disk",
+    }
+    return f"{markdown_table(lines, head)}\n\nThe videos themselves take {source:.1f} TB."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "ablation_boxes": ablation_boxes,
     "ablation_grid": ablation_grid,
@@ -597,6 +638,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ucf51_mismatched": ucf51_mismatched,
     "own_videos": own_videos,
     "own_videos_made": own_videos_made,
+    "million": million,
     "ucf51_pretrained": ucf51_pretrained,
     "ucf51_pretrained_few": ucf51_pretrained_few,
     "ucf51_probes": ucf51_probes,
