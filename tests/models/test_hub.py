@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from avdistill import HubError, Student, load_teacher
+from avdistill import HubError, Student, export, load_teacher
 from avdistill.cli import main
 from avdistill.errors import CheckpointError, TeacherError
 from avdistill.integrations.model_card import CardOptions
@@ -113,6 +113,16 @@ def test_evaluate_and_retrieve_take_an_address(hub, trained, taught, tmp_path, m
         metrics = json.loads((trained / folder / "metrics.json").read_text())
         assert found == {"model": f"hf://{NAME}", "dataset": str(taught.folder), **metrics}
         assert (tmp_path / "student" / folder / "metrics.json").is_file()
+
+
+def test_a_student_on_the_hub_is_exported_and_is_a_teacher(hub, trained, tmp_path):
+    hub.put(NAME, student_files(trained))
+    export(f"hf://{NAME}", tmp_path / "out", format="safetensors")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == student_files(trained)["model.safetensors"]
+    teacher = load_teacher(f"hf://{NAME}")
+    assert teacher.provenance["name"] == f"shifted_frames of hf://{NAME}"
+    weights = hashlib.sha256(student_files(trained)["model.safetensors"]).hexdigest()
+    assert teacher.provenance["weights_sha256"] == weights
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "a/b/model.pkl", "modeling.py", "weights.PT", "data", "x.ckpt"])

@@ -126,8 +126,8 @@ def _row_writer(file: IO[str], text: Callable[[str], str] = str) -> Callable[[Pr
 class _Export(Printed):
     """Export the best student of a run with its preprocessing, and compare its outputs with the run's."""
 
-    run: tyro.conf.Positional[Path]
-    """A run folder."""
+    run: tyro.conf.Positional[str]
+    """A run folder, or hf://org/name@revision on the Hugging Face hub."""
     out: Path
     """The folder to make."""
     format: Format = "onnx"

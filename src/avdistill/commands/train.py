@@ -118,7 +118,8 @@ class _Embed(Printed):
     dataset: tyro.conf.Positional[Path]
     """The dataset's folder."""
     teacher: str
-    """A teacher's name (`avdistill teacher list`), the run folder of a trained one, or precomputed:FILE.npz."""
+    """A teacher's name (`avdistill teacher list`), the run folder or hf:// address of a trained one, or
+    precomputed:FILE.npz."""
     weights: Path | None = None
     """The file of a named teacher's weights, where it is not found; `random` gives random weights, for trials."""
     name: str | None = None

@@ -21,6 +21,7 @@ from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, remove
 from avdistill.inference.runner import check_rates
 from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
+from avdistill.models.hub import local_folder
 from avdistill.types import StudentConfig, StudentNetwork
 
 Format = Literal["onnx", "safetensors"]
@@ -48,7 +49,7 @@ def export(
     (B, D) and `logits` (B, C).
 
     Args:
-        run: run folder.
+        run: run folder, or `hf://org/name@revision`.
         out: a new or empty folder, or a link to one.
         format: "onnx" or "safetensors".
         clips: a dataset whose clips are compared besides random inputs.
@@ -64,7 +65,7 @@ def export(
             no folder.
         DatasetError, TeacherError: no clip of the dataset can be fed to the student.
     """
-    run, name, out = Path(run), out, follow_link(out)
+    run, name, out = local_folder(run), out, follow_link(out)
     if not is_vacant(out):
         raise FileExistsError(f"{name}: exists already; name a new folder")
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]

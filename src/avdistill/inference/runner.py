@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,8 @@ def run_network(
     check_view_fits(dataset, clips[rows], view)
     shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
     rows = distributed.shard_by_rank(rows) if shared else rows
-    device = next(network.parameters()).device
+    # A teacher need not have parameters.
+    device = next((each.device for each in chain(network.parameters(), network.buffers())), torch.device("cpu"))
     data = EvaluationWindows(dataset, clips[rows], view, windows=windows, stride=stride)
     sums: list[Tensor] | None = None
     counts = torch.zeros(len(clips))

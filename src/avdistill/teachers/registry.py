@@ -5,6 +5,7 @@ from pathlib import Path
 
 from avdistill.errors import TeacherError
 from avdistill.models.checkpoint import WEIGHTS, load_student, student_folder
+from avdistill.models.hub import HUB, is_remote, local_folder
 from avdistill.models.timm_frames import TIMM
 from avdistill.teachers.audio import AUDIO_TEACHERS
 from avdistill.teachers.base import Teacher, TeacherSpec, weights_provenance
@@ -20,6 +21,7 @@ ANY_ENCODER = {
     f"{TIMM}<network>": "images; pip install timm; --weights download (Hugging Face hub) or FILE",
     f"{PRECOMPUTED}<folder or .npz>": "your own embeddings, joined by clip id (`embed` only)",
     "<run folder>": "a network trained by `avdistill train` or `teacher train`",
+    f"{HUB}org/name@revision": "one of these on the Hugging Face hub",
 }
 
 
@@ -28,14 +30,14 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
 
     Args:
         name: a key of `TEACHERS`, `huggingface:<hub id or folder>`, `torchvision:<network>`, `timm:<network>`,
-            or a run folder.
+            a run folder, or a student on the hub, `hf://org/name@revision`.
         weights: file or folder of weights, for keys of `TEACHERS`, `torchvision:` and `timm:`; None means the
             installed or cached ones.
 
     Raises:
         TeacherError: unknown name, weights that are missing or given for another kind of teacher, or an encoder that
             cannot be used.
-        CheckpointError: a run without a trained network, or weights that do not fit.
+        CheckpointError: a run without a trained network, weights that do not fit, or a repository that is refused.
     """
     requested, file = os.fspath(name), None if weights is None else Path(weights)
     if requested in TEACHERS:
@@ -51,11 +53,13 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
         return load_huggingface(requested.removeprefix(HUGGINGFACE))
     if requested.startswith(PRECOMPUTED):
         raise TeacherError(f"{name}: expected a network, found embeddings; `avdistill embed` stores them in a dataset")
-    if not Path(name).exists():
+    folder = local_folder(name)
+    if not folder.exists():
         known = ", ".join([*sorted(TEACHERS), *ANY_ENCODER])
         raise TeacherError(f"{name}: expected a run folder or one of {known}, found neither")
-    network, description = load_student(name)
-    weights_file = student_folder(Path(name)) / WEIGHTS
+    network, description = load_student(folder)
+    weights_file = student_folder(folder) / WEIGHTS
+    source = requested if is_remote(name) else f"run {folder.name}"
     return Teacher(
         network=network,
         view=description.view,
@@ -63,5 +67,5 @@ def load_teacher(name: str | os.PathLike[str], *, weights: str | os.PathLike[str
         multi_label=description.multi_label,
         fps=description.fps,
         sample_rate_hz=description.sample_rate_hz,
-        provenance=weights_provenance(f"{description.model} of run {Path(name).name}", weights_file),
+        provenance=weights_provenance(f"{description.model} of {source}", weights_file),
     )
