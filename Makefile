@@ -5,7 +5,7 @@
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check faults bench
+.PHONY: demo test check docs faults bench
 
 demo: $(INSTALLED)
 	.venv/bin/avdistill demo --out demo
@@ -17,6 +17,10 @@ check: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+# The documentation as a site, into site/; it opens without a server. A broken link is an error.
+docs: $(INSTALLED)
+	.venv/bin/python docs/site/build.py
 
 # The fault list of docs/reliability.md, in about an hour; `make faults CLIPS=DIR` mutates the videos of a folder.
 faults: $(INSTALLED)

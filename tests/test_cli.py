@@ -59,6 +59,8 @@ def test_help_lists_the_verbs_without_importing_torch():
         "distill",
         "demo",
         "recipes",
+        "doctor",
+        "completion",
     ]
     assert list(VERBS) == expected
 

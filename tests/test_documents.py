@@ -5,18 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
-import urllib.request
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import av.codec
 from packaging.requirements import Requirement
 
-from avdistill.cli import main
 from avdistill.methods import METHODS
-from support.distill_cases import make_small
-
-ROOT = Path(__file__).resolve().parents[1]
+from support.pages import ROOT, commands
 
 
 def test_the_example_runs(taught):
@@ -30,52 +26,11 @@ def test_the_example_runs(taught):
     assert re.search(r"top-1 on 6 test clips: [01]\.\d+", done.stdout)
 
 
-def commands(document):
-    """The lines of the ```bash blocks, continuation lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
 def test_readme_starts_with_the_two_commands_and_they_exist():
     told = commands("README.md")
     assert told[:2] == ["make demo", "make test"]
     for target in told[:2]:
         subprocess.run([*shlex.split(target), "-n"], cwd=ROOT, check=True, capture_output=True)
-
-
-def test_readme_street_runs_as_written(tmp_path, monkeypatch, capsys):
-    """Every `avdistill` command of the README, in order, in one folder; numbers of clips and steps made small."""
-    small = {
-        "synthesize": "--teacher-clips 24 --labeled-clips 24 --unlabeled-clips 24 --test-clips 12 --seconds 1",
-        "teacher": "--steps 3 --batch-size 4",
-        "train": "--steps 2 --batch-size 4 --labeled-per-batch 2 --student.view.size 24 32",
-        "compare": "--seeds 0 --threads 1 --base.steps 2 --base.batch-size 4 --base.student.view.size 24 32",
-    }
-    make_small(monkeypatch.setattr)
-    monkeypatch.chdir(tmp_path)
-    street = [shlex.split(line) for line in commands("README.md") if line.startswith("avdistill ")]
-    assert [words[1] for words in street] == [
-        "synthesize", "distill", "predict", "prepare", "info", "teacher", "embed", "train", "evaluate", "retrieve",
-        "compare", "audit", "index", "serve", "predict", "export",
-    ]  # fmt: skip
-    for words in street:
-        if words[1] == "serve":
-            assert "<h1>dataset: " in first_page(words)
-            continue
-        extra = shlex.split(small.get(words[1], ""))
-        assert main([*words[1:], *extra]) == 0, capsys.readouterr().err
-
-
-def first_page(words):
-    """What the server shows first, started by these words at a free port and ended."""
-    command = [sys.executable, "-m", *words, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            address = re.search(r"http://\S+", process.stderr.readline())[0]
-            with urllib.request.urlopen(address, timeout=30) as response:
-                return response.read().decode()
-        finally:
-            process.terminate()
 
 
 def needed(name, found):
@@ -148,3 +103,22 @@ def test_links_between_documents_lead_somewhere():
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
             if not link.startswith(("http", "mailto")):
                 assert (document.parent / link).exists(), f"{document.relative_to(ROOT)}: {link}"
+
+
+def test_every_page_is_reached_by_links_from_readme():
+    """On the repository's pages, which have no navigation."""
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in reached:
+            continue
+        reached.add(page)
+        links = re.findall(r"\]\(([^)#\s]+\.md)[^)]*\)", page.read_text(encoding="utf-8"))
+        waiting += [page.parent / link for link in links if not link.startswith("http")]
+    pages = {page.resolve() for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(str(page.relative_to(ROOT)) for page in pages - reached) == []
+
+
+def test_one_version_is_named():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

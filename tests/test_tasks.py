@@ -16,7 +16,7 @@ from avdistill.models.torchvision_video import TorchvisionVideo
 from avdistill.teachers import video
 from avdistill.training.recipes import RECIPES
 from support.media_files import tone, write_video
-from test_documents import ROOT, commands
+from support.pages import ROOT, commands
 
 
 @pytest.fixture

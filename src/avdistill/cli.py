@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "distill": ("distill:distill", "distill a small student from a folder of videos with few labels, with a report"),
     "demo": ("evaluate:demo", "run the whole pipeline on synthetic videos and write a report"),
     "recipes": ("train:recipes", "list recipes, models and methods"),
+    "doctor": ("doctor:doctor", "describe this installation and machine, for a bug report"),
+    "completion": ("completion:completion", "print the completion of verbs and options for bash, zsh or fish"),
 }
 
 
