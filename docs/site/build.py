@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,10 @@ def build(out: Path) -> None:
             check=False,
         )
         if done.returncode:
-            sys.exit(f"zensical build --strict:\n{done.stdout}\n{done.stderr}")
+            said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+            # What is wrong and where, without the drawing of the line between them.
+            found = re.findall(r"(?:Warning|Error): (.*)\n.*\[ (\S+) \]", said)
+            sys.exit("\n".join(f"{place}: {fault}" for fault, place in found) or said)
         faults = check(work / "site", "index.html")
         if faults:
             sys.exit("\n".join(faults))

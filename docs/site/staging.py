@@ -30,7 +30,8 @@ def place(source: Path) -> Path:
     if source.is_relative_to(ROOT / "docs"):
         inside = source.relative_to(ROOT / "docs")
         return inside.with_name("index.md") if inside.name == "README.md" else inside
-    inside = Path("project") / source.relative_to(ROOT)
+    # A folder whose name begins with a dot has no pages.
+    inside = Path("project", *(part.lstrip(".") for part in source.relative_to(ROOT).parts))
     if inside.suffix == ".md":
         return inside.with_name(inside.name.lower())
     return inside if inside.suffix in (".png", ".svg", ".jpg") else inside.with_name(f"{inside.name.lower()}.md")
