@@ -113,8 +113,8 @@ def _api() -> dict[Path, str]:
         listed = [*objects, *(f"{WHOLE[room]}.{name}" for name in _public(WHOLE[room]))] if room in WHOLE else objects
         listed = _without_repeats(listed)
         found[Path(f"api/{room}.md")] = f"# {room}\n\n{about}\n\n" + "\n".join(f"::: {name}\n" for name in listed)
-        names = ", ".join(f"[`{name.rpartition('.')[2]}`]({room}.md#{name})" for name in listed)
-        index.append(f"| [{room}]({room}.md) | {_cell(about)} | {names} |")
+        links = ", ".join(f"[`{name.rpartition('.')[2]}`]({room}.md#{name})" for name in listed)
+        index.append(f"| [{room}]({room}.md) | {_cell(about)} | {links} |")
     head = (
         "# Python API\n\nNames of `avdistill` itself are imported as `from avdistill import NAME`; those of `losses`, "
         "`methods` and `errors` as `from avdistill.methods import NAME`.\n\n| part | about | names |\n|---|---|---|\n"
