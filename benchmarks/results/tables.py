@@ -595,7 +595,7 @@ def million() -> str:
                 "step": name,
                 "seconds": f"{seconds:.3f}",
                 "hours": f"{hours:,.0f}",
-                "days": f"{hours / 64 / 24:.1f}",
+                "wall": f"{hours / 64:.1f}",
                 "price": f"{hours * CORE_HOUR:,.0f}",
                 "disk": f"{gigabytes:,.0f}" if gigabytes else None,
             }
@@ -605,7 +605,7 @@ def million() -> str:
         "step": "step",
         "seconds": "core seconds a clip",
         "hours": "core hours",
-        "days": "days on 64 cores",
+        "wall": "hours on 64 cores",
         "price": "USD",
         "disk": "GB on the disk",
     }

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import pytest
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
-from avdistill.search import qdrant
+from avdistill.search import knn, qdrant
 from avdistill.search.columns import FeaturesColumn
+from avdistill.search.exact import ExactIndex
 from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
 from support.s3_server import s3_server
@@ -162,6 +165,36 @@ def test_a_condition_selects_the_same_clips_in_every_form(index: Index, taught: 
     assert {hit.clip for hit in index.search_vector(np.ones(24), "audio", k=100, where=text)} == expected
 
 
+def test_threads_that_ask_together_are_answered_together_and_each_its_own(
+    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index([taught.folder], tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    assert isinstance(index, ExactIndex)
+    vectors = np.random.default_rng(0).standard_normal((12, index.space("audio").dim))
+    asked = [(vector, None if i % 3 else "split = 'train'") for i, vector in enumerate(vectors)]
+
+    def search(query: tuple[np.ndarray, str | None]) -> list[str]:
+        return [hit.clip for hit in index.search_vector(query[0], "audio", k=3, where=query[1])]
+
+    alone, counts = [search(query) for query in asked], []
+    found = knn.nearest_units
+
+    def counted(queries: np.ndarray, *more: object) -> object:
+        counts.append(len(queries))
+        return found(queries, *more)
+
+    monkeypatch.setattr("avdistill.search.exact.nearest_units", counted)
+    with ThreadPoolExecutor(12) as pool:
+        with index._turn:
+            answers = [pool.submit(search, query) for query in asked]
+            while len(index._waiting) < 12:
+                time.sleep(0.001)
+        assert [each.result(60) for each in answers] == alone
+    assert sorted(counts) == [4, 8]
+    assert not index._waiting
+
+
 def test_changed_features_make_an_index_stale_and_indexing_again_replaces_it(
     taught: ClipDataset, tmp_path: Path
 ) -> None:
@@ -239,10 +272,12 @@ def test_spaces_are_compared_only_where_an_encoder_is_joint(taught: ClipDataset,
 
 KILLED = """
 import os, signal, sys
-from avdistill.search import qdrant
+from avdistill.search import knn, qdrant
 from avdistill.search.columns import FeaturesColumn
-from avdistill.search import qdrant
+from avdistill.search.exact import ExactIndex
+from avdistill.search import knn, qdrant
 from avdistill.search.columns import FeaturesColumn
+from avdistill.search.exact import ExactIndex
 from avdistill.search.forms import build_index
 
 FeaturesColumn.rows = 3

@@ -5,6 +5,8 @@
 `progress.json`.
 """
 
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -42,8 +44,19 @@ DESCRIPTION, CLIPS = "index.json", "clips.parquet"
 _VECTORS, _PRESENT, _PROGRESS = "vectors-{}.npy", "present-{}.npy", "progress.json"
 
 
+@dataclass(eq=False)
+class _Request:
+    """What one thread asks for, and the hits of each of its vectors once they are there."""
+
+    vectors: np.ndarray
+    space: str
+    k: int
+    condition: Condition | None
+    hits: list[list[Hit]] | None = None
+
+
 class ExactIndex(Index):
-    """A folder of arrays, memory-mapped."""
+    """A folder of arrays, memory-mapped. Threads that search at the same time are answered together."""
 
     def __init__(self, folder: Path) -> None:
         """Open `folder`. Raises SearchError where there is no index, or a damaged one."""
@@ -59,6 +72,7 @@ class ExactIndex(Index):
             self._present = {space.name: load_array(folder / _PRESENT.format(i)) for i, space in spaces}
         except (OSError, ValueError, pa.ArrowException) as error:
             raise SearchError(f"{folder}: damaged: {error_message(error)}; remove it and index again") from error
+        self._turn, self._waiting = threading.Lock(), list[_Request]()
         whole = self._clips.num_rows == N and self._clips.column_names == list(COLUMNS)
         for space in self.description.spaces:
             whole &= self._vectors[space.name].shape == (N, space.dim)
@@ -70,14 +84,30 @@ class ExactIndex(Index):
         self, vectors: np.ndarray, space: Space, *, k: int, condition: Condition | None
     ) -> list[list[Hit]]:
         """See `Index`; equal cosines in the order of the index."""
-        used = self._present[space.name]
-        if condition is not None:
-            used = used & matching(condition, self._clips)
-        scores, rows = nearest_units(vectors, self._vectors[space.name], k, used)
-        return [
+        request = _Request(vectors, space.name, k, condition)
+        self._waiting.append(request)
+        with self._turn:
+            if request.hits is None:  # the thread before answered those that asked the same of other vectors
+                asked, waiting = (space.name, k, condition), self._waiting
+                alike = [each for each in waiting if (each.space, each.k, each.condition) == asked]
+                self._waiting = [each for each in waiting if each not in (request, *alike)]
+                self._answer([request, *(each for each in alike if each is not request)])
+        assert request.hits is not None
+        return request.hits
+
+    def _answer(self, requests: list[_Request]) -> None:
+        first = requests[0]
+        used = self._present[first.space]
+        if first.condition is not None:
+            used = used & matching(first.condition, self._clips)
+        vectors = np.concatenate([each.vectors for each in requests])
+        scores, rows = nearest_units(vectors, self._vectors[first.space], first.k, used)
+        hits = iter(
             [hit_of(row, s) for row, s in zip(self._clips.take(found).to_pylist(), score.tolist(), strict=True)]
             for found, score in zip(rows, scores, strict=True)
-        ]
+        )
+        for each in requests:
+            each.hits = [next(hits) for _ in each.vectors]
 
     def vectors(self, space: Space, condition: Condition, *, most: int) -> tuple[list[tuple[str, str]], np.ndarray]:
         """See `Index`."""
