@@ -21,7 +21,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
 REPEATS = 5
 PACKAGES = (
     "torch", "torchvision", "numpy", "av", "h5py", "pillow", "lancedb", "faiss-cpu", "timm", "torchdistill",
-    "torchcodec", "opencv-python-headless",
+    "torchcodec", "opencv-python-headless", "onnxruntime",
 )  # fmt: skip
 Row = dict[str, Any]
 

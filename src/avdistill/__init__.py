@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what a type checker reads of the table below
     from avdistill.evaluation.retrieval import retrieve as retrieve
     from avdistill.evaluation.retrieval_metrics import RetrievalMetrics as RetrievalMetrics
     from avdistill.inference.export import export as export
+    from avdistill.inference.onnx_student import OnnxStudent as OnnxStudent
     from avdistill.inference.predictor import Student as Student
     from avdistill.inputs import AudioInput as AudioInput
     from avdistill.inputs import VideoInput as VideoInput
@@ -61,6 +62,7 @@ _LAZY = {
     "avdistill.evaluation.retrieval": ("retrieve",),
     "avdistill.evaluation.retrieval_metrics": ("RetrievalMetrics",),
     "avdistill.inference.export": ("export",),
+    "avdistill.inference.onnx_student": ("OnnxStudent",),
     "avdistill.inference.predictor": ("Student",),
     "avdistill.inputs": ("AudioInput", "VideoInput"),
     "avdistill.integrations.gewu_lab.importer": ("load_reference_checkpoint",),

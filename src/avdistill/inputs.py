@@ -9,19 +9,25 @@ Both classes have the same members, so that a dataset, a file and a batch are re
     window_length(...)          items of a window
     short_side                  how files are decoded for this input alone
     fits_all, check_fits(...)   whether a window of any size can be cut
-    training_crop(...), evaluation_crop(...), network_input(...), random_inputs(...)
+    training_crop(...), network_input(...), random_inputs(...)    tensors
+    evaluation_crop(...)        an array, which also feeds a student that was exported
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from avdistill.errors import ConfigError
+from avdistill.resizing import resize_frames, resize_tensor
+
+# PyTorch is imported where a tensor is made: an exported student cuts its windows without it.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # ImageNet's statistics of RGB in [0, 1], as in the paper. torchvision's R3D, MC3 and R(2+1)D were trained on Kinetics
 # with others (`teachers/video.py`); as students they are trained on, and adapt to these.
@@ -105,24 +111,22 @@ class VideoInput:
         if self.hflip and rng.random() < 0.5:
             frames = frames.flip(3)
         if self.resize:
-            frames = _resized(frames, self.size)
+            frames = resize_tensor(frames, self.size)
         return frames.permute(0, 2, 3, 1).contiguous()
 
-    def evaluation_crop(self, window: np.ndarray) -> Tensor:
+    def evaluation_crop(self, window: np.ndarray) -> np.ndarray:
         """The center of uint8 (T, H, W, 3), scaled so that `size` just fits, as uint8 (T, *size, 3)."""
         H, W = window.shape[1:3]
         if not self.resize:
             self.check_fits(window.shape)
             top, left = (H - self.size[0]) // 2, (W - self.size[1]) // 2
-            center = window[:, top : top + self.size[0], left : left + self.size[1]]
-            return torch.from_numpy(np.array(center, order="C"))
+            return np.array(window[:, top : top + self.size[0], left : left + self.size[1]], order="C")
         factor = max(self.size[0] / H, self.size[1] / W)
         height, width = max(self.size[0], round(H * factor)), max(self.size[1], round(W * factor))
-        frames = _resized(_channels_first(window), (height, width))
+        frames = resize_frames(window, (height, width))
         # The center as torchvision finds it: half a pixel rounds to the even side.
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        frames = frames[:, :, top : top + self.size[0], left : left + self.size[1]]
-        return frames.permute(0, 2, 3, 1).contiguous()
+        return np.array(frames[:, top : top + self.size[0], left : left + self.size[1]], order="C")
 
     @staticmethod
     def network_input(inputs: Tensor) -> Tensor:
@@ -131,6 +135,8 @@ class VideoInput:
 
     def random_inputs(self, count: int, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
         """Noise as a batch of windows, uint8 (count, T, *size, 3)."""
+        import torch
+
         return torch.from_numpy(rng.integers(0, 256, (count, self.frames, *self.size, 3), dtype=np.uint8))
 
     def _random_crop(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -197,11 +203,13 @@ class AudioInput:
 
     def training_crop(self, window: np.ndarray, rng: np.random.Generator) -> Tensor:
         """The whole of int16 (S,), as float32 in [-1, 1]."""
-        return self.evaluation_crop(window)
+        import torch
 
-    def evaluation_crop(self, window: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.evaluation_crop(window))
+
+    def evaluation_crop(self, window: np.ndarray) -> np.ndarray:
         """The whole of int16 (S,), as float32 in [-1, 1]."""
-        return torch.from_numpy(window.astype(np.float32) / 32767)
+        return window.astype(np.float32) / 32767
 
     @staticmethod
     def network_input(inputs: Tensor) -> Tensor:
@@ -210,34 +218,62 @@ class AudioInput:
 
     def random_inputs(self, count: int, sample_rate_hz: int, rng: np.random.Generator) -> Tensor:
         """Noise as a batch of windows, float32 (count, S)."""
+        import torch
+
         audio = 0.2 * rng.standard_normal((count, self.window_length(sample_rate_hz)))
         return torch.from_numpy(audio.clip(-1, 1).astype(np.float32))
 
 
 View = VideoInput | AudioInput
 INPUTS: dict[str, type[VideoInput] | type[AudioInput]] = {"video": VideoInput, "audio": AudioInput}
+Option = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What is needed to build a trained network again and to feed it; stored beside its weights.
+
+    Attributes:
+        model: a name of `MODELS`.
+        options: arguments of the model beyond the number of classes.
+        classes: names of the logits' columns.
+        multi_label: whether a clip may have several labels (probabilities are then sigmoids).
+        view: what it was trained on.
+        fps: frames a second of the dataset; None where every frame was taken.
+        sample_rate_hz: of the dataset's audio.
+        short_side, size, region: how the dataset's frames were cut and scaled from the files, as in `PrepareConfig`;
+            all None if unknown.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    view: View
+    fps: float | None
+    sample_rate_hz: int
+    multi_label: bool = False
+    options: dict[str, Option] = field(default_factory=dict)
+    short_side: int | None = None
+    size: tuple[int, int] | None = None
+    region: tuple[int, int, int, int] | None = None
 
 
 def normalize_frames(frames: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device."""
-    scale, shift = (
-        torch.tensor(values, device=frames.device)[:, None, None, None]
-        for values in (
-            [1 / (255 * s) for s in IMAGENET_STD],
-            [-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
-        )
-    )
+    scale, shift = (values[:, None, None, None] for values in imagenet_scale_shift(frames.device))
     # Moved as bytes, a quarter of what the floats would be.
     return frames.permute(0, 4, 1, 2, 3).contiguous().float().mul_(scale).add_(shift)
 
 
+def imagenet_scale_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 (3,) twice: a pixel times the first plus the second is normalized with ImageNet's statistics."""
+    import torch
+
+    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=device)
+    return scale, torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=device)
+
+
 def _channels_first(window: np.ndarray) -> Tensor:
+    import torch
+
     # Copied: the array may be a read-only view of the dataset's memory map.
     return torch.from_numpy(np.array(window, order="C")).permute(0, 3, 1, 2)
-
-
-def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (T, 3, H, W) scaled as torchvision's `resize` does it, whose import takes a second and 170 MB."""
-    if tuple(frames.shape[2:]) == size:
-        return frames
-    return F.interpolate(frames, list(size), mode="bilinear", antialias=True)

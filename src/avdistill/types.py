@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from avdistill.inputs import View
+# Defined where no PyTorch is needed.
+from avdistill.inputs import Option as Option
+from avdistill.inputs import StudentConfig as StudentConfig
 
 
 @dataclass(frozen=True)
@@ -116,34 +118,3 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The batch on `device`; copies do not block when the memory is pinned."""
         return self.map(lambda values: values.to(device, non_blocking=True))
-
-
-Option = int | float | bool | str
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """What is needed to build a trained network again and to feed it; stored beside its weights.
-
-    Attributes:
-        model: a name of `MODELS`.
-        options: arguments of the model beyond the number of classes.
-        classes: names of the logits' columns.
-        multi_label: whether a clip may have several labels (probabilities are then sigmoids).
-        view: what it was trained on.
-        fps: frames a second of the dataset; None where every frame was taken.
-        sample_rate_hz: of the dataset's audio.
-        short_side, size, region: how the dataset's frames were cut and scaled from the files, as in `PrepareConfig`;
-            all None if unknown.
-    """
-
-    model: str
-    classes: tuple[str, ...]
-    view: View
-    fps: float | None
-    sample_rate_hz: int
-    multi_label: bool = False
-    options: dict[str, Option] = field(default_factory=dict)
-    short_side: int | None = None
-    size: tuple[int, int] | None = None
-    region: tuple[int, int, int, int] | None = None

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from avdistill.inference.predictor import SEGMENT_COLUMNS, Student
+from avdistill.inference.prediction import SEGMENT_COLUMNS
+from avdistill.inference.predictor import Student
 from avdistill.server.config import Limits, ServeConfig
 from support.live_server import MULTIPART, finished, live, multipart, until
 

@@ -139,6 +139,17 @@ def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]
     return None, arguments
 
 
+def region_of(text: str | None) -> tuple[int, int, int, int] | None:
+    """`x,y,width,height` as the four numbers."""
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--region: expected x,y,width,height in pixels, got {text!r}") from None
+    return x, y, width, height
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[OnProgress]:
     """A bar on standard error for the time of the block; lines for a log where standard error is no terminal."""

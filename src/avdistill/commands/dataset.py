@@ -11,7 +11,7 @@ import tyro
 from avdistill.annotations import Annotation, read_annotations
 from avdistill.annotations.class_sets import Catalog, keep_class_set
 from avdistill.annotations.readers import keep_labels
-from avdistill.commands.console import Printed, output, progress_bar, say
+from avdistill.commands.console import Printed, output, progress_bar, region_of, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.preparation.join import join as join_parts
@@ -190,17 +190,6 @@ def _cut(a: _Prepare, annotations: list[Annotation]) -> list[Annotation]:
 def _name_of(run: str) -> str:
     """The default name of a teacher's features: the name of its folder."""
     return re.sub(r"[^\w.]", "_", Path(run).resolve().name if Path(run).exists() else Path(run).name).lstrip(".")
-
-
-def region_of(text: str | None) -> tuple[int, int, int, int] | None:
-    """`x,y,width,height` as the four numbers."""
-    if text is None:
-        return None
-    try:
-        x, y, width, height = (int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--region: expected x,y,width,height in pixels, got {text!r}") from None
-    return x, y, width, height
 
 
 @dataclass(frozen=True)

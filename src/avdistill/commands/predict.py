@@ -7,18 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import tyro
 
-from avdistill.commands.console import Printed, output, printable, progress_bar, say
-from avdistill.commands.dataset import region_of
+from avdistill.commands.console import Printed, output, printable, progress_bar, region_of, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, MediaError, NotFiniteError
 from avdistill.fsio import commit, create_file
-from avdistill.inference.export import Format
-from avdistill.inference.export import export as export_student
-from avdistill.inference.predictor import SEGMENT_COLUMNS, Prediction, Student
+from avdistill.inference.onnx_student import OnnxStudent, is_exported
+from avdistill.inference.prediction import SEGMENT_COLUMNS, FileStudent, Prediction
 from avdistill.preparation.clip_reader import IsolatedReader
 
 
@@ -27,8 +25,8 @@ class _Predict:
     """Label video or audio files with a student: labels of the whole file, and of its segments with times."""
 
     model: tyro.conf.Positional[str]
-    """A run folder, whose best student is taken, an exported folder with model.safetensors, or hf://org/name@revision
-    on the Hugging Face hub."""
+    """A run folder, whose best student is taken, an exported folder (one with model.onnx needs no PyTorch), or
+    hf://org/name@revision on the Hugging Face hub."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Video or audio files."""
     top: int = 5
@@ -67,7 +65,7 @@ def predict(arguments: list[str]) -> None:
     if a.csv is not None and a.csv.exists():  # perhaps a video: `--csv a.mp4 b.mp4`
         raise FileExistsError(f"--csv: {a.csv}: exists already; name a new file")
     region: Any = "whole" if a.region == "whole" else region_of(a.region)
-    student = Student.from_pretrained(a.model, short_side=a.short_side, size=a.size, region=region)
+    student = _load(a.model, short_side=a.short_side, size=a.size, region=region)
     failed = 0
     with _table(a.csv) as write_row, IsolatedReader(time_limit_seconds=a.time_limit or None) as reader:
         for file in a.files:
@@ -91,6 +89,15 @@ def predict(arguments: list[str]) -> None:
                 output(prediction.describe(), [str(prediction)], a.json)
     if failed:
         raise MediaError(f"{failed} of {len(a.files)} files could not be predicted")
+
+
+def _load(model: str, **reading: Any) -> FileStudent:
+    """A student that takes files."""
+    if is_exported(model):
+        return OnnxStudent.from_exported(model, **reading)
+    from avdistill.inference.predictor import Student  # imports PyTorch, which takes seconds
+
+    return Student.from_pretrained(model, **reading)
 
 
 @contextmanager
@@ -130,20 +137,34 @@ class _Export(Printed):
     """A run folder, or hf://org/name@revision on the Hugging Face hub."""
     out: Path
     """The folder to make."""
-    format: Format = "onnx"
+    format: Literal["onnx", "safetensors"] = "onnx"
     """The format: onnx takes frames or a waveform in onnxruntime; safetensors holds the weights for PyTorch."""
     clips: Path | None = None
     """A dataset, 20 clips of which are compared besides random inputs."""
+    int8: bool = False
+    """Quantize the ONNX model to int8, with ranges from 128 clips of --clips, and compare it on 128 others."""
+    split: str = "train"
+    """The split of --clips whose clips set the ranges of int8."""
 
 
 def export(arguments: list[str]) -> None:
     """`avdistill export RUN --out DIR`."""
     a = tyro.cli(_Export, args=arguments, prog="avdistill export")
-    report = export_student(a.run, a.out, format=a.format, clips=None if a.clips is None else ClipDataset(a.clips))
+    from avdistill.inference.export import export as export_student  # imports PyTorch, which `predict` may not need
+
+    clips = None if a.clips is None else ClipDataset(a.clips)
+    report = export_student(a.run, a.out, format=a.format, clips=clips, int8=a.int8, split=a.split)
     parity = report["parity"]
     lines = [
         f"{a.out / report['file']}: agrees with {a.run} on {parity['inputs']} inputs, {parity['clips']} of them clips",
         *(f"largest difference of {name:<9} {value:.2g}" for name, value in parity["largest_difference"].items()),
+        *_int8_lines(report.get("int8")),
         f"how to feed it: {a.out / 'preprocessing.json'}",
     ]
     output({"out": str(a.out), **report}, lines, a.json)
+
+
+def _int8_lines(compared: dict[str, Any] | None) -> list[str]:
+    if compared is None:
+        return []
+    return [f"int8: the same label as float32 for {compared['same_label']:.1%} of {compared['clips']} other clips"]

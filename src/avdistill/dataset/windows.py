@@ -1,10 +1,17 @@
 """Windows of a clip: where they start, and their items. Crops and normalization are those of `inputs.py`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
 
 from avdistill.dataset.shards import JpegFrames
+from avdistill.errors import ConfigError
 from avdistill.inputs import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = False) -> list[int]:
@@ -31,6 +38,17 @@ def spaced_starts(count: int, length: int, windows: int) -> list[int]:
     """Starts of `windows` windows spread evenly over `count` items (METHOD: validation); fewer where they coincide."""
     last = max(0, count - length)
     return sorted({round(i * last / max(1, windows - 1)) for i in range(windows)}) if windows > 1 else [last // 2]
+
+
+def check_windows(length: int, stride: int | None, **counts: int | None) -> None:
+    """Raise ConfigError for counts below 1, `windows` with a stride, or a stride that would skip a part of `length`."""
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: expected at least 1, found {number}")
+    if stride is not None and counts.get("windows") is not None:
+        raise ConfigError("give windows or stride, not both")
+    if stride is not None and not 1 <= stride <= length:
+        raise ConfigError(f"stride: expected 1 to {length}, a window's length, found {stride}")
 
 
 def take_window(items: np.ndarray | JpegFrames, start: int, length: int) -> np.ndarray:
@@ -62,4 +80,6 @@ def training_window(
 
 def evaluation_window(items: np.ndarray | JpegFrames, view: View, sample_rate_hz: int, start: int) -> Tensor:
     """The window at `start`; arguments and shapes as in `training_window`."""
-    return view.evaluation_crop(take_window(items, start, view.window_length(sample_rate_hz)))
+    from torch import from_numpy  # here: the windows of a file are cut without PyTorch
+
+    return from_numpy(view.evaluation_crop(take_window(items, start, view.window_length(sample_rate_hz))))

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import check_view_fits, has_modality
-from avdistill.dataset.windows import evaluation_window
-from avdistill.errors import DatasetError, ExportError
-from avdistill.fsio import commit, file_checksum, follow_link, is_vacant, remove_tree, write_json
+from avdistill.dataset.splits import check_view_fits, clips_of_splits, has_modality
+from avdistill.dataset.windows import evaluation_window, spaced_starts
+from avdistill.errors import ConfigError, DatasetError, ExportError
+from avdistill.fsio import as_json, commit, file_checksum, follow_link, is_vacant, remove_tree, write_json, write_text
+from avdistill.inference.onnx_student import CONFIG, INPUT, MODEL, OUTPUTS, OnnxStudent
+from avdistill.inference.quantization import quantize
 from avdistill.inference.runner import check_rates
-from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, INPUTS, AudioInput, VideoInput, View
+from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD, AudioInput, VideoInput, View, imagenet_scale_shift
 from avdistill.models.checkpoint import WEIGHTS, load_student, save_student, student_folder
 from avdistill.models.hub import local_folder
 from avdistill.types import StudentConfig, StudentNetwork
@@ -27,8 +30,12 @@ from avdistill.types import StudentConfig, StudentNetwork
 Format = Literal["onnx", "safetensors"]
 # The largest difference of any embedding or logit between the exported file and the run's student.
 TOLERANCE = 1e-4
+# The share of clips whose most probable label int8 must keep.
+SAME_LABEL = 0.9
 _RANDOM_INPUTS = 4
 _BATCH = 4
+# Clips whose values set the ranges of int8, and as many others on which it is compared.
+_CALIBRATION_CLIPS = 128
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Runner = Callable[[Tensor], tuple[np.ndarray, np.ndarray]]
@@ -41,12 +48,14 @@ def export(
     format: Format = "onnx",  # noqa: A002  (the word for it)
     clips: ClipDataset | None = None,
     most_clips: int = 20,
+    int8: bool = False,
+    split: str = "train",
 ) -> dict[str, Any]:
     """Write the best student of a run into a new folder, load it again from there and compare it with the run.
 
-    The folder holds `model.onnx`, which takes uint8 frames or a waveform, or `model.safetensors` with `config.json`,
-    for `Student.from_pretrained`; and `preprocessing.json`, all that is needed to feed it. Outputs are `embedding`
-    (B, D) and `logits` (B, C).
+    The folder holds `model.onnx`, which takes uint8 frames or a waveform, for `OnnxStudent.from_exported`, or
+    `model.safetensors`, for `Student.from_pretrained`; `config.json`; and `preprocessing.json`, all that others need to
+    feed it. Outputs are `embedding` (B, D) and `logits` (B, C).
 
     Args:
         run: run folder, or `hf://org/name@revision`.
@@ -54,6 +63,9 @@ def export(
         format: "onnx" or "safetensors".
         clips: a dataset whose clips are compared besides random inputs.
         most_clips: how many of them, evenly spread over the dataset.
+        int8: after the comparison, quantize the ONNX model with ranges from clips of `clips`, and compare it with
+            float32 on others.
+        split: whose clips these are: of the training data, never those that the student is tested on.
 
     Returns:
         The content of `preprocessing.json`.
@@ -61,8 +73,9 @@ def export(
     Raises:
         FileExistsError: `out` is not empty.
         CheckpointError: there is no trained network.
-        ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4; then there is
-            no folder.
+        ConfigError: `int8` without clips or for another format.
+        ExportError: the packages for ONNX are missing, or the exported student differs by more than 1e-4, or int8 gives
+            more than a tenth of the clips another label; then there is no folder.
         DatasetError, TeacherError: no clip of the dataset can be fed to the student.
     """
     run, name, out = local_folder(run), out, follow_link(out)
@@ -71,6 +84,8 @@ def export(
     missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
+    if int8 and (format != "onnx" or clips is None):
+        raise ConfigError("int8: expected format onnx, and a dataset whose clips set its ranges")
     network, config = load_student(run)
     inputs = [_random_inputs(config)]
     if clips is not None:
@@ -81,12 +96,14 @@ def export(
     partial.mkdir(parents=True)
     try:
         if format == "onnx":
-            exported = _write_onnx(network, config, partial / "model.onnx")
+            exported = _write_onnx(network, config, partial)
         else:
             exported = _write_safetensors(network, config, partial)
         parity = _compare(_Exported(network), exported, torch.cat(inputs))
         parity["clips"] = sum(map(len, inputs[1:]))
         report = _describe(run, network, config, format) | {"parity": parity}
+        if int8 and clips is not None:
+            report["int8"] = _make_int8(network, config, partial / MODEL, exported, clips, split)
         write_json(partial / "preprocessing.json", report)
         commit(partial, out)
     finally:
@@ -102,14 +119,20 @@ class _Exported(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network(INPUTS[self.network.modality].network_input(inputs))
+        video = self.network.modality == "video"
+        features = self.network(_normalized_by_row(inputs) if video else inputs)
         return features.embedding, features.logits
 
 
-def _write_onnx(network: StudentNetwork, config: StudentConfig, file: Path) -> Runner:
-    """Write the file; returns how it answers."""
-    import onnxruntime
+def _normalized_by_row(frames: Tensor) -> Tensor:
+    """`normalize_frames`, to equal values, on rows of pixels: onnxruntime's products by channel are 20 times slower."""
+    W = frames.shape[3]
+    scale, shift = (values.repeat(W) for values in imagenet_scale_shift(frames.device))
+    return (frames.flatten(3).float() * scale + shift).unflatten(3, (W, 3)).permute(0, 4, 1, 2, 3)
 
+
+def _write_onnx(network: StudentNetwork, config: StudentConfig, folder: Path) -> Runner:
+    """Write model and config; returns how it answers."""
     example = _random_inputs(config)[:2]
     with warnings.catch_warnings():
         # The exporter's warnings are about its own code; the comparison that follows checks the file.
@@ -118,23 +141,48 @@ def _write_onnx(network: StudentNetwork, config: StudentConfig, file: Path) -> R
             torch.onnx.export(
                 _Exported(network).eval(),
                 (example,),
-                str(file),
-                input_names=["inputs"],
-                output_names=["embedding", "logits"],
-                dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+                str(folder / MODEL),
+                input_names=[INPUT],
+                output_names=OUTPUTS,
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(f"{config.model} cannot be exported as ONNX; safetensors takes any model") from error
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    write_text(folder / CONFIG, as_json(encode(config)))
+    return _onnx_runner(folder)
 
-    def answer(inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        embedding, logits = session.run(["embedding", "logits"], {"inputs": inputs.numpy()})
-        return embedding, logits
 
-    return answer
+def _onnx_runner(folder: Path) -> Runner:
+    student = OnnxStudent.from_exported(folder)
+    return lambda inputs: student.run(inputs.numpy())
+
+
+def _make_int8(
+    network: StudentNetwork, config: StudentConfig, model: Path, exported: Runner, clips: ClipDataset, split: str
+) -> dict[str, Any]:
+    """Quantize a model in place; returns how it compares with float32 on clips that set no range."""
+    rows = clips_of_splits(clips, split)
+    windows = _clip_inputs(clips, config, 2 * _CALIBRATION_CLIPS, rows, first=False)
+    calibration, others = windows[::2], windows[1::2] if len(windows) > 1 else windows
+    quantize(model, {f"network.{name}" for name, _ in network.named_parameters()}, calibration)
+    quantized = _onnx_runner(model.parent)
+    pairs = [(exported(batch)[1], quantized(batch)[1]) for batch in others.split(_BATCH)]
+    before, after = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
+    same = float((before.argmax(1) == after.argmax(1)).mean())
+    if not same >= SAME_LABEL:
+        raise ExportError(
+            f"int8 keeps the label of {same:.0%} of {len(others)} clips, less than {SAME_LABEL:.0%}; export float32"
+        )
+    return {
+        "split": split,
+        "calibration_clips": len(calibration),
+        "clips": len(others),
+        "same_label": same,
+        "mean_difference_of_logits": float(np.abs(before - after).mean()),
+    }
 
 
 def _write_safetensors(network: StudentNetwork, config: StudentConfig, folder: Path) -> Runner:
@@ -175,18 +223,23 @@ def _random_inputs(config: StudentConfig) -> Tensor:
     return config.view.random_inputs(_RANDOM_INPUTS, config.sample_rate_hz, np.random.default_rng(0))
 
 
-def _clip_inputs(dataset: ClipDataset, config: StudentConfig, most: int) -> Tensor:
-    """The first window of some clips of a dataset."""
-    view = config.view
+def _clip_inputs(
+    dataset: ClipDataset, config: StudentConfig, most: int, rows: np.ndarray | None = None, *, first: bool = True
+) -> Tensor:
+    """A window, the first or the middle one, of some clips of a dataset, or of those of its `rows`."""
+    view, rate_hz = config.view, dataset.sample_rate_hz
     check_rates(dataset, view, config.fps, config.sample_rate_hz, "the student")
-    clips = np.flatnonzero(has_modality(dataset, np.arange(len(dataset)), view))
+    rows = np.arange(len(dataset)) if rows is None else rows
+    clips = rows[has_modality(dataset, rows, view)]
     if not len(clips):
         raise DatasetError(f"{dataset.folder}: no clip with {view.modality}")
     chosen = clips[np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int)]
     check_view_fits(dataset, chosen, view)
-    return torch.stack(
-        [evaluation_window(dataset.read(int(clip), view), view, dataset.sample_rate_hz, 0) for clip in chosen]
-    )
+    length, windows = view.window_length(rate_hz), []
+    for items in (dataset.read(int(clip), view) for clip in chosen):
+        start = 0 if first else spaced_starts(len(items), length, 1)[0]
+        windows.append(evaluation_window(items, view, rate_hz, start))
+    return torch.stack(windows)
 
 
 def _describe(run: Path, network: StudentNetwork, config: StudentConfig, file_format: Format) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from avdistill.annotations import Annotation
-from avdistill.dataset.windows import evaluation_window, spaced_starts
+from avdistill.dataset.windows import spaced_starts, take_window
 from avdistill.errors import EmptySegmentError, MediaError, NoStreamError, UnreadableFileError
 from avdistill.inputs import View
 from avdistill.media import Clip
 from avdistill.media.scaler import fit_frames
-from avdistill.preparation.prepare import PrepareConfig, Reader, read_media
+from avdistill.preparation.clip_reader import PrepareConfig, Reader, read_media
 
 # Seconds in memory at a time. Every segment costs a seek and the frames since the last key frame; of audio ten times
 # as much fits into the same memory.
@@ -37,7 +36,7 @@ class Window:
 
     start_seconds: float
     end_seconds: float
-    items: Tensor
+    items: np.ndarray
 
 
 class FileItems(ABC):
@@ -177,7 +176,7 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
             raise MediaError(f"{items.path}: {error}") from error
         buffer = np.concatenate([buffer, segment]) if len(buffer) else segment
         while offset + len(buffer) > start + length:  # more follows: this window is whole and not the last
-            window = evaluation_window(buffer, view, rate, start - offset)
+            window = view.evaluation_crop(take_window(buffer, start - offset, length))
             yield Window(items.seconds(start), items.seconds(start + length), window)
             following = next(starts, None)
             if following is None:
@@ -190,7 +189,8 @@ def read_windows(items: FileItems, *, windows: int | None = None, stride: int | 
     if view.aligned:
         start = max(0, count - length)  # see `sliding_starts`
     end = min(start + length, count)
-    yield Window(items.seconds(start), items.seconds(end), evaluation_window(buffer, view, rate, start - offset))
+    window = view.evaluation_crop(take_window(buffer, start - offset, length))
+    yield Window(items.seconds(start), items.seconds(end), window)
 
 
 def _count(items: FileItems) -> int:

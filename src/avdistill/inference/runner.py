@@ -13,7 +13,8 @@ from avdistill import distributed
 from avdistill.dataset.batches import EvaluationWindows
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
-from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError, TeacherError
+from avdistill.dataset.windows import check_windows
+from avdistill.errors import DatasetError, NotFiniteError, NoTokensError, TeacherError
 from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
 from avdistill.progress import OnProgress, Progress
@@ -171,17 +172,6 @@ def run_network(
             f"{dataset.folder}: the output of {len(ids)} clips, such as {ids[0]!r}, is not finite", ids
         )
     return Outputs(embedding, logits, probabilities, present, sums[3] if with_tokens else None)
-
-
-def check_windows(length: int, stride: int | None, **counts: int | None) -> None:
-    """Raise ConfigError for counts below 1, `windows` with a stride, or a stride that would skip a part of `length`."""
-    for name, number in counts.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{name}: expected at least 1, found {number}")
-    if stride is not None and counts.get("windows") is not None:
-        raise ConfigError("give windows or stride, not both")
-    if stride is not None and not 1 <= stride <= length:
-        raise ConfigError(f"stride: expected 1 to {length}, a window's length, found {stride}")
 
 
 def check_rates(dataset: ClipDataset, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:

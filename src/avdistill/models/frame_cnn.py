@@ -76,8 +76,9 @@ def shift_channels(x: Tensor, T: int) -> Tensor:
     """Shift the first eighth of the channels of (B T, channels, h, w) one frame forward, the second one frame back."""
     eighth = x.shape[1] // 8
     frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, T))  # channels last, as they lie in memory
-    forward = functional.pad(frames[:, :-1, ..., :eighth], (0, 0, 0, 0, 0, 0, 1, 0))
-    back = functional.pad(frames[:, 1:, ..., eighth : 2 * eighth], (0, 0, 0, 0, 0, 0, 0, 1))
+    # Channels first, then frames: in an exported graph each is a copy.
+    forward = functional.pad(frames[..., :eighth][:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+    back = functional.pad(frames[..., eighth : 2 * eighth][:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
     shifted = torch.cat((forward, back, frames[..., 2 * eighth :]), dim=-1)
     return shifted.flatten(0, 1).permute(0, 3, 1, 2)
 

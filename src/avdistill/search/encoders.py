@@ -90,7 +90,7 @@ def embed_file(
         items = file_items(Path(file), encoder.view, encoder.reading, isolated.for_one_file())
         windows = read_windows(items, windows=encoder.windows)
         while batch := list(itertools.islice(windows, batch_size)):
-            inputs = torch.stack([window.items for window in batch]).to(device)
+            inputs = torch.from_numpy(np.stack([window.items for window in batch])).to(device)
             with torch.inference_mode():
                 features = encoder.network(encoder.view.network_input(inputs))
             total = total + features.embedding.double().sum(0).cpu().numpy()

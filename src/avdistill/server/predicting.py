@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from avdistill.inference.predictor import SEGMENT_COLUMNS, Prediction
+from avdistill.inference.prediction import SEGMENT_COLUMNS, Prediction
 from avdistill.preparation.clip_reader import IsolatedReader
 from avdistill.progress import OnProgress
 from avdistill.server.jobs import DONE, FAILED, Job, Work

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import AvdistillError, RunError
-from avdistill.inference.predictor import Prediction, Student
+from avdistill.inference.prediction import Prediction
+from avdistill.inference.predictor import Student
 from avdistill.models.checkpoint import WEIGHTS, student_folder
 
 _TIMELINES_KEPT = 256

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from avdistill.inference.predictor import Prediction
+from avdistill.inference.prediction import Prediction
 
 _COLORS = 7  # in server.css
 
