@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from avdistill.errors import ConfigError, ProcessLostError
 
 M = TypeVar("M", bound=nn.Module)
+#: of a forward pass, see `autocast`
+Precision = Literal["auto", "float32", "bfloat16"]
 # Rank 0 may work alone for long, when it fits a head on a large dataset. A process that ends is noticed at once.
 _TIMEOUT = timedelta(hours=12)
 
@@ -35,6 +37,18 @@ def best_device(wanted: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {wanted!r}: there is no GPU that this PyTorch ({torch.__version__}) can use")
     return device
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass.
+
+    "auto" is bfloat16 on a GPU that computes it natively. It is float32 on one that only emulates it and on every CPU,
+    where bfloat16 without matrix units is many times slower.
+    """
+    wanted = precision == "bfloat16"
+    if precision == "auto" and device.type == "cuda":
+        wanted = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
 def supports_float64(device: torch.device) -> bool:

@@ -45,7 +45,7 @@ def resize_array(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             continue
         inputs, weights, bits = _taps(frames.shape[axis], length)
         shape = [-1 if each == axis else 1 for each in range(4)]
-        total = np.int32(1 << (bits - 1))  # half of the last place
+        total = np.full(1, 1 << (bits - 1), np.int32)  # half of the last place
         for tap in range(inputs.shape[1]):
             total = total + frames.take(inputs[:, tap], axis) * weights[:, tap].reshape(shape)
         frames = (total >> bits).astype(np.uint8)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.distributed import autocast
 from avdistill.errors import DatasetError, RunError, TeacherError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.retrieval import retrieve
@@ -32,7 +33,7 @@ from avdistill.models.registry import build_model
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train, train_to_end
-from avdistill.training.optim import autocast, build_optimizer, build_schedule, clip_gradients
+from avdistill.training.optim import build_optimizer, build_schedule, clip_gradients
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import run_state
 from avdistill.training.setup import TrainingSetup, load_method

@@ -66,6 +66,8 @@ class _Evaluate(ModelAndDataset):
     """Stride of the sliding windows in frames or samples; the default is the length of a window."""
     batch_size: int = 32
     """Windows per batch."""
+    workers: int = 2
+    """Threads that read ahead; with a GPU as many as there are cores to spare."""
     out: Path | None = None
     """Folder for metrics and tables; the default is MODEL/evaluation-SPLIT, of hf://org/name NAME/evaluation-SPLIT."""
 
@@ -83,6 +85,7 @@ def evaluate(arguments: list[str]) -> None:
             windows=a.windows,
             stride=a.stride,
             batch_size=a.batch_size,
+            workers=a.workers,
             on_progress=update,
         )
     if FIRST_PROCESS:

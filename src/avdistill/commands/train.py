@@ -128,6 +128,8 @@ class _Embed(Printed):
     """The modality that `precomputed:` embeddings were computed from, audio by default; not for other teachers."""
     batch_size: int = 32
     """Windows per batch."""
+    workers: int = 2
+    """Threads that read ahead; with a GPU as many as there are cores to spare."""
     windows: int | None = None
     """Evenly spaced windows per clip; by default windows slide over the whole clip, which takes long for networks of
     images."""
@@ -165,6 +167,7 @@ def embed(arguments: list[str]) -> None:
                 teacher,
                 a.name or teacher.view.modality,
                 batch_size=a.batch_size,
+                workers=a.workers,
                 windows=a.windows,
                 tokens=a.tokens,
                 head_split=a.head_split,

@@ -54,6 +54,7 @@ def evaluate(
     windows: int | None = None,
     stride: int | None = None,
     batch_size: int = 32,
+    workers: int = 2,
     device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> ClassificationResult:
@@ -69,6 +70,7 @@ def evaluate(
         windows: evenly spaced windows per clip; None slides over the whole clip.
         stride: of the sliding windows, in frames or samples; None is their length.
         batch_size: in windows.
+        workers: threads that read ahead.
         on_progress: in clips.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
 
@@ -95,6 +97,7 @@ def evaluate(
             windows=windows,
             stride=stride,
             batch_size=batch_size,
+            workers=workers,
             on_progress=on_progress,
         )
         probabilities = _of_all_classes(parts, len(classes))

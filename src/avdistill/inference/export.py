@@ -81,34 +81,34 @@ def export(
     run, name, out = local_folder(run), out, follow_link(out)
     if not is_vacant(out):
         raise FileExistsError(f"{name}: exists already; name a new folder")
-    missing = [name for name in _PACKAGES if format == "onnx" and find_spec(name) is None]
-    if missing:
-        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
-    if int8 and (format != "onnx" or clips is None):
-        raise ConfigError("int8: expected format onnx, and a dataset whose clips set its ranges")
+    _check_call(format, clips, int8)
+    rows = clips_of_splits(clips, split) if int8 and clips is not None else None
     network, config = load_student(run)
-    inputs = [_random_inputs(config)]
-    if clips is not None:
-        inputs.append(_clip_inputs(clips, config, most_clips))
+    inputs = [_random_inputs(config)] + ([] if clips is None else [_clip_inputs(clips, config, most_clips)])
 
     partial = out.with_name(out.name + ".exporting")  # `.partial` may be hours of an interrupted `prepare`
     remove_tree(partial)
     partial.mkdir(parents=True)
     try:
-        if format == "onnx":
-            exported = _write_onnx(network, config, partial)
-        else:
-            exported = _write_safetensors(network, config, partial)
+        exported = (_write_onnx if format == "onnx" else _write_safetensors)(network, config, partial)
         parity = _compare(_Exported(network), exported, torch.cat(inputs))
-        parity["clips"] = sum(map(len, inputs[1:]))
-        report = _describe(run, network, config, format) | {"parity": parity}
-        if int8 and clips is not None:
-            report["int8"] = _make_int8(network, config, partial / MODEL, exported, clips, split)
+        report = _describe(run, network, config, format) | {"parity": parity | {"clips": sum(map(len, inputs[1:]))}}
+        if rows is not None and clips is not None:
+            report["int8"] = {"split": split} | _make_int8(network, config, partial / MODEL, exported, clips, rows)
         write_json(partial / "preprocessing.json", report)
         commit(partial, out)
     finally:
         remove_tree(partial)  # renamed by now, if all is well
     return report
+
+
+def _check_call(file_format: Format, clips: ClipDataset | None, int8: bool) -> None:
+    """Raise ExportError for a missing package, and ConfigError for an int8 that cannot be made."""
+    missing = [name for name in _PACKAGES if file_format == "onnx" and find_spec(name) is None]
+    if missing:
+        raise ExportError(f"to export ONNX {', '.join(missing)} must be there: install the extra 'onnx'")
+    if int8 and (file_format != "onnx" or clips is None):
+        raise ConfigError("int8: expected format onnx, and a dataset whose clips set its ranges")
 
 
 class _Exported(nn.Module):
@@ -161,10 +161,9 @@ def _onnx_runner(folder: Path) -> Runner:
 
 
 def _make_int8(
-    network: StudentNetwork, config: StudentConfig, model: Path, exported: Runner, clips: ClipDataset, split: str
+    network: StudentNetwork, config: StudentConfig, model: Path, exported: Runner, clips: ClipDataset, rows: np.ndarray
 ) -> dict[str, Any]:
     """Quantize a model in place; returns how it compares with float32 on clips that set no range."""
-    rows = clips_of_splits(clips, split)
     windows = _clip_inputs(clips, config, 2 * _CALIBRATION_CLIPS, rows, first=False)
     calibration, others = windows[::2], windows[1::2] if len(windows) > 1 else windows
     quantize(model, {f"network.{name}" for name, _ in network.named_parameters()}, calibration)
@@ -177,7 +176,6 @@ def _make_int8(
             f"int8 keeps the label of {same:.0%} of {len(others)} clips, less than {SAME_LABEL:.0%}; export float32"
         )
     return {
-        "split": split,
         "calibration_clips": len(calibration),
         "clips": len(others),
         "same_label": same,

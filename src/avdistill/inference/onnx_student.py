@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def is_exported(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / MODEL).is_file()
 
 
-def _open(model: bytes, threads: int | None):
+def _open(model: bytes, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError:

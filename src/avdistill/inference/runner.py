@@ -1,7 +1,9 @@
 """Running a trained network over the clips of a dataset: windows in bounded batches, averaged per clip."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,12 +16,14 @@ from avdistill.dataset.batches import EvaluationWindows
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import check_view_fits, has_modality
 from avdistill.dataset.windows import check_windows
-from avdistill.errors import DatasetError, NotFiniteError, NoTokensError, TeacherError
+from avdistill.errors import ConfigError, DatasetError, NotFiniteError, NoTokensError, TeacherError
 from avdistill.executors.prefetch import prefetch
 from avdistill.inputs import View
 from avdistill.progress import OnProgress, Progress
 from avdistill.types import Network
 
+# A GPU computes a batch while the outputs of the one before are copied and added up.
+_BEHIND = 1
 #: whose outputs are held at a time where they are not all needed
 PART_CLIPS = 8192
 
@@ -97,6 +101,7 @@ def run_network(
     stride: int | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    precision: distributed.Precision = "auto",
     with_tokens: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Outputs:
@@ -109,24 +114,27 @@ def run_network(
         windows: this many evenly spaced windows; None slides over the whole clip without skipping anything.
         stride: of the sliding windows, at most a window's length; None is a window's length.
         batch_size, on_progress: in windows.
-        workers: threads that read ahead.
+        workers: threads that read ahead; 0 reads each batch when it is needed.
+        precision: of the forward pass; "auto" is bfloat16 on GPUs that compute it natively, else float32.
         with_tokens: keep the tokens as well, which take far more memory than all else.
 
     Raises:
         NoTokensError: `with_tokens`, and the network has no feature map.
         NotFiniteError: outputs are infinite or NaN.
-        ConfigError: `batch_size` or `windows` below 1, windows and a stride, or a stride that would skip something.
+        ConfigError: `batch_size` or `windows` below 1, `workers` below 0, windows and a stride, or a stride that would
+            skip something.
         DatasetError: no clip has the network's modality, or frames are smaller than a view that does not resize.
     """
     check_windows(view.window_length(dataset.sample_rate_hz), stride, batch_size=batch_size, windows=windows)
+    if workers < 0:
+        raise ConfigError(f"workers: expected at least 0, found {workers}")
     rows = _rows_with(dataset, clips, view)
     present = torch.zeros(len(clips), dtype=torch.bool)
     present[rows] = True
     check_view_fits(dataset, clips[rows], view)
     shared = len(rows) >= distributed.world_size()  # fewer than a clip for each: every process does them all
     rows = distributed.shard_by_rank(rows) if shared else rows
-    # A teacher need not have parameters.
-    device = next((each.device for each in chain(network.parameters(), network.buffers())), torch.device("cpu"))
+    device = _device_of(network)
     data = EvaluationWindows(dataset, clips[rows], view, windows=windows, stride=stride)
     sums: list[Tensor] | None = None
     counts = torch.zeros(len(clips))
@@ -135,23 +143,17 @@ def run_network(
     network.eval()
     try:
         with torch.inference_mode():
-            firsts = range(0, len(data), batch_size)
-            for positions, inputs in prefetch(lambda first: data.batch(first, batch_size), firsts, workers):
-                inputs = inputs.to(device)
-                features = network(view.network_input(inputs))
-                logits = features.embedding[:, :0] if features.logits is None else features.logits
-                probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
-                kept = [features.embedding, logits, probabilities]
-                if with_tokens:
-                    if features.tokens is None:
-                        raise NoTokensError("this network has no feature map")
-                    kept.append(features.tokens)
+            batches = prefetch(
+                lambda first: _read(data, first, batch_size, device), range(0, len(data), batch_size), workers
+            )
+            forward = partial(_forward, network, view, multi_label=multi_label, with_tokens=with_tokens)
+            for positions, kept in _outputs(batches, forward, device, precision):
                 if sums is None:
                     with torch.inference_mode(False):
                         sums = [torch.zeros(len(clips), *x.shape[1:]) for x in kept]
                 index = torch.from_numpy(rows)[positions]
                 for total, value in zip(sums, kept, strict=True):
-                    total.index_add_(0, index, value.float().cpu())
+                    total.index_add_(0, index, value)
                 counts.index_add_(0, index, torch.ones(len(index)))
                 finished += len(index)
                 if on_progress is not None:
@@ -172,6 +174,59 @@ def run_network(
             f"{dataset.folder}: the output of {len(ids)} clips, such as {ids[0]!r}, is not finite", ids
         )
     return Outputs(embedding, logits, probabilities, present, sums[3] if with_tokens else None)
+
+
+def _device_of(network: Network) -> torch.device:
+    """Where a network computes; a teacher need not have parameters."""
+    return next((each.device for each in chain(network.parameters(), network.buffers())), torch.device("cpu"))
+
+
+def _read(data: EvaluationWindows, first: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows and the positions of their clips; pinned for a GPU, which then copies them while it computes."""
+    positions, inputs = data.batch(first, size)
+    return positions, inputs.pin_memory() if device.type == "cuda" else inputs
+
+
+def _forward(network: Network, view: View, inputs: Tensor, *, multi_label: bool, with_tokens: bool) -> list[Tensor]:
+    """Embedding, logits, probabilities and, where they are asked for, tokens of some windows."""
+    features = network(view.network_input(inputs))
+    logits = features.embedding[:, :0] if features.logits is None else features.logits
+    probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+    kept = [features.embedding, logits, probabilities]
+    if with_tokens:
+        if features.tokens is None:
+            raise NoTokensError("this network has no feature map")
+        kept.append(features.tokens)
+    return kept
+
+
+def _outputs(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor], list[Tensor]],
+    device: torch.device,
+    precision: distributed.Precision,
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """float32 outputs of each batch in host memory, in order; on a GPU a batch behind what it computes."""
+    waiting: deque[tuple[Tensor, list[Tensor], torch.cuda.Event | None]] = deque()
+    for positions, inputs in batches:
+        with distributed.autocast(precision, device):
+            kept = forward(inputs.to(device, non_blocking=True))
+        # To pinned memory, since the copy does not block: the values are there once the event has happened.
+        copies = [value.float().to("cpu", non_blocking=True) for value in kept]
+        copied = torch.cuda.Event() if device.type == "cuda" else None
+        if copied is not None:
+            copied.record()
+        waiting.append((positions, copies, copied))
+        while len(waiting) > (0 if copied is None else _BEHIND):
+            yield _arrived(*waiting.popleft())
+    while waiting:
+        yield _arrived(*waiting.popleft())
+
+
+def _arrived(positions: Tensor, copies: list[Tensor], copied: torch.cuda.Event | None) -> tuple[Tensor, list[Tensor]]:
+    if copied is not None:
+        copied.synchronize()
+    return positions, copies
 
 
 def check_rates(dataset: ClipDataset, view: View, fps: float | None, sample_rate_hz: int, who: str) -> None:

@@ -79,6 +79,7 @@ def embed(
     name: str,
     *,
     batch_size: int = 32,
+    workers: int = 2,
     windows: int | None = None,
     tokens: bool = False,
     head_split: str = "train",
@@ -98,6 +99,7 @@ def embed(
         teacher: see `load_teacher`.
         name: of the features.
         batch_size: windows at a time.
+        workers: threads that read ahead.
         windows: evenly spaced windows per clip; None slides over the whole clip, which takes long for networks of
             images.
         tokens: store the tokens too, which the methods AT and NST need.
@@ -139,7 +141,7 @@ def embed(
                 rows = np.arange(first, min(first + part_clips, len(dataset)))
                 update = None if on_progress is None else in_clips(on_progress, first, len(rows), len(dataset))
                 arrays = _part(network, dataset, rows, clips, teacher, name, windows=windows, batch_size=batch_size,
-                               with_tokens=tokens, on_progress=update)  # fmt: skip
+                               workers=workers, with_tokens=tokens, on_progress=update)  # fmt: skip
                 if distributed.rank() == 0:
                     _write(dataset, staging, first, len(rows), arrays)
         if distributed.rank() == 0:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from avdistill.config_io import decode, read_json
+from avdistill.distributed import Precision
 from avdistill.errors import ConfigError
 from avdistill.inputs import VideoInput, View
 from avdistill.methods import MethodConfig
@@ -118,7 +119,7 @@ class TrainConfig:
     labeled_per_batch: int | None = None
     gradient_accumulation_steps: int = 1
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     eval_every: int = 500
     validation_windows: int = 3
     save_every: int = 500

@@ -1,8 +1,7 @@
-"""Optimizer, schedule, gradient clipping and precision of a run."""
+"""Optimizer, schedule and gradient clipping of a run."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -53,15 +52,3 @@ def clip_gradients(optimizer: Optimizer, limit: float | None) -> dict[str, float
             torch.nn.utils.clip_grads_with_norm_(group["params"], limit, norm)
         norms[str(group["name"])] = float(norm)
     return norms
-
-
-def autocast(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> AbstractContextManager[object]:
-    """The context of the forward pass.
-
-    "auto" takes float32 on a GPU that only emulates bfloat16 and on every CPU, where bfloat16 without matrix units is
-    many times slower.
-    """
-    wanted = precision == "bfloat16"
-    if precision == "auto" and device.type == "cuda":
-        wanted = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()

@@ -31,7 +31,7 @@ from avdistill.methods import custom_checksum, trust_file
 from avdistill.training.checkpoint import load_last, save_best, save_last
 from avdistill.training.config import TrainConfig
 from avdistill.training.malloc import configure_malloc
-from avdistill.training.optim import autocast, clip_gradients
+from avdistill.training.optim import clip_gradients
 from avdistill.training.run_dir import (
     TrainState,
     data_manifest,
@@ -212,7 +212,7 @@ def _backward(
     for last in [False] * (config.gradient_accumulation_steps - 1) + [True]:
         batch = next(loader).to(setup.device)
         with distributed.no_sync(model, not last):
-            with autocast(config.precision, setup.device):
+            with distributed.autocast(config.precision, setup.device):
                 terms = model(batch)
             total = sum(terms.values()) / config.gradient_accumulation_steps
             if distributed.all_reduce_any(not torch.isfinite(total)):
