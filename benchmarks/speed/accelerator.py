@@ -37,12 +37,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 import baseline
 from accelerator_recipe import Setting, ceiling, pack, random_clips, recipe, run_recipe, save, train
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.distributed import autocast
 from avdistill.inputs import normalize_frames
 from avdistill.methods.base import Method
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.r2plus1d import R2Plus1D
-from avdistill.training.optim import autocast
 from avdistill.types import StudentFeatures
 from measuring import NotHereError, Row, in_turn
 from support import golden_rule as golden

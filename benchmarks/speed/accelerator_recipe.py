@@ -24,6 +24,7 @@ from avdistill.dataset.batches import TrainingBatches
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import encode_labels, labeled_clips
 from avdistill.dataset.stored_features import StoredFeatures
+from avdistill.distributed import autocast
 from avdistill.evaluation.metrics import mean_class_accuracy, top_k_accuracy
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
 from avdistill.executors.prefetch import prefetch
@@ -33,7 +34,7 @@ from avdistill.inputs import VideoInput
 from avdistill.methods import MethodContext, build_method, method_class
 from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
-from avdistill.training.optim import autocast, build_optimizer, build_schedule
+from avdistill.training.optim import build_optimizer, build_schedule
 from avdistill.training.recipes import RECIPES
 from avdistill.types import Batch, StudentNetwork
 from measuring import NotHereError, Row, machine

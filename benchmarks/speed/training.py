@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 import baseline
+from avdistill.distributed import autocast
 from avdistill.inputs import normalize_frames
 from avdistill.methods import MethodContext, build_method
 from avdistill.methods.base import Method
@@ -26,7 +27,7 @@ from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.registry import build_model
 from avdistill.training.config import OptimizerConfig
 from avdistill.training.malloc import configure_malloc
-from avdistill.training.optim import autocast, build_optimizer, clip_gradients
+from avdistill.training.optim import build_optimizer, clip_gradients
 from avdistill.types import Batch, Features
 from measuring import Row, against, in_turn, measure, process_of, within
 
