@@ -9,6 +9,8 @@ from pathlib import Path
 # Before torch is imported, here and in every process that a test starts: threads of several processes on two cores wait
 # for each other far longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor does each of those processes compile the library anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest

@@ -272,12 +272,7 @@ def test_spaces_are_compared_only_where_an_encoder_is_joint(taught: ClipDataset,
 
 KILLED = """
 import os, signal, sys
-from avdistill.search import knn, qdrant
 from avdistill.search.columns import FeaturesColumn
-from avdistill.search.exact import ExactIndex
-from avdistill.search import knn, qdrant
-from avdistill.search.columns import FeaturesColumn
-from avdistill.search.exact import ExactIndex
 from avdistill.search.forms import build_index
 
 FeaturesColumn.rows = 3

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
-from avdistill.search.forms import open_index
+from avdistill.search.forms import build_index, open_index
 from avdistill.server import searcher
 from avdistill.server.config import ServeConfig
 from avdistill.server.run_files import chart, expand, read_run
@@ -27,6 +29,24 @@ def test_neighbors_are_those_of_the_index(served, indexed, server, space):
     page = server.ask(f"/search?clip=train_1&space={space}").text
     assert page.count("/media/thumbnail/") == sum(clip["has_video"] for clip in found)
     assert f"nearest clips by {space}" in server.ask("/clip/train_1").text
+
+
+def test_audio_finds_video_where_they_share_a_space(served, server, tmp_path):
+    dataset = ClipDataset(shutil.copytree(served[0].folder, tmp_path / "dataset"))
+    rows = np.random.default_rng(5).standard_normal((len(dataset), 24)).astype(np.float32)
+    dataset.add_features("video", modality="video", provenance={"name": "v"}, embedding=rows, logits=None, classes=())
+    joint = build_index([dataset.folder], tmp_path / "index", joint=[("audio", "video")])
+    expected = joint.search_clip("train_1", space="audio", target="video", k=5)
+    with live(ServeConfig(dataset=dataset.folder, index=str(tmp_path / "index"))) as other:
+        found = other.ask("/api/search?clip=train_1&space=audio&target=video&k=5").json["clips"]
+        assert [clip["id"] for clip in found] == [hit.clip for hit in expected]
+        same = other.ask("/api/search?clip=train_1&space=audio&k=5").json["clips"]
+        assert [clip["id"] for clip in same] != [clip["id"] for clip in found]
+        assert 'name="target"' in other.ask("/search?clip=train_1&space=audio&target=video").text
+        assert other.ask("/api/search?label=class_1&space=audio&target=video").status == 400
+    refused = server.ask("/api/search?clip=train_1&space=run&target=audio")
+    assert (refused.status, "expected a common vector space" in refused.json["error"]) == (400, True)
+    assert 'name="target"' not in server.ask("/search").text
 
 
 def test_labels_and_conditions(server):

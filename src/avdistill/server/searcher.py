@@ -1,5 +1,6 @@
 """An index, searched for the clips of the dataset that is served."""
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ class Query:
         label: name of a class.
         text: words, where the server has an encoder of them.
         space: of the query; "" is the only one.
+        target: the space that is searched, which shares the vector space of `space`; "" is `space` itself. Not for
+            words and labels.
         where: a condition on the clips.
         k: number of clips to find.
     """
@@ -35,6 +38,7 @@ class Query:
     label: str = ""
     text: str = ""
     space: str = ""
+    target: str = ""
     where: str = ""
     k: int = HITS
 
@@ -83,21 +87,29 @@ class Searcher:
         """Names of the spaces whose network embeds files: those of students."""
         return [name for name, space in self.index.spaces.items() if space.model]
 
+    @property
+    def shared_spaces(self) -> list[str]:
+        """Names of the spaces that share a vector space with another: audio finds video there."""
+        count = Counter(space.shared for space in self.index.spaces.values())
+        return [name for name, space in self.index.spaces.items() if count[space.shared] > 1]
+
     def find(self, query: Query) -> list[Hit]:
         """The clips nearest to a clip, a label or a text. Raises AvdistillError."""
         options = self._options(query)
+        if query.target and not query.clip:
+            raise SearchError("target: expected with a clip or a file, found it with words or a label")
         if query.text:
             space = query.space or next(iter(self.text_spaces), "")
             if space not in self.text_spaces:
                 raise SearchError(f"text: expected a space of an encoder of texts, found {space!r:.80}")
             return self.index.search_vector(self._text.embed(query.text), **options | {"space": space})
         if query.clip:
-            return self.index.search_clip(query.clip, dataset=self._source, **options)
+            return self.index.search_clip(query.clip, dataset=self._source, target=query.target or None, **options)
         return self.index.search_label(query.label, **options)
 
     def find_file(self, file: Path, query: Query, reader: IsolatedReader) -> list[Hit]:
         """The clips nearest to a file. Raises AvdistillError."""
-        return self.index.search_file(file, reader=reader, **self._options(query))
+        return self.index.search_file(file, reader=reader, target=query.target or None, **self._options(query))
 
     def neighbors(self, clip: str) -> dict[str, list[dict[str, Any]]]:
         """Space -> the nearest clips, of the spaces in which a clip has a vector."""

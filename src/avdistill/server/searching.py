@@ -47,6 +47,7 @@ async def page(request: Request) -> HTMLResponse:
         spaces=searcher.spaces,
         file_spaces=searcher.file_spaces,
         text_spaces=searcher.text_spaces,
+        shared_spaces=searcher.shared_spaces,
         limit=site.config.limits.upload_bytes,
     )
 
@@ -98,7 +99,7 @@ def _found(searcher: Searcher, query: Query) -> list[dict[str, Any]]:
 
 
 def _query(request: Request) -> Query:
-    given = {name: request.query_params.get(name, "") for name in ("clip", "label", "text", "space", "where")}
+    given = {name: request.query_params.get(name, "") for name in ("clip", "label", "text", "space", "target", "where")}
     _check_lengths(given)
     return Query(**given, k=number_of(request, "k", HITS, _MOST_HITS))
 
@@ -114,10 +115,16 @@ async def _received(request: Request) -> Job:
         raise HTTPException(404, "the index has no space of a student, which embeds files")
 
     def choose(fields: dict[str, str]) -> Work:
-        query = Query(space=fields.get("space") or searcher.file_spaces[0], where=fields.get("where", ""))
+        query = Query(
+            space=fields.get("space") or searcher.file_spaces[0],
+            target=fields.get("target", ""),
+            where=fields.get("where", ""),
+        )
         _check_lengths({"where": query.where})
         if query.space not in searcher.file_spaces:
             raise HTTPException(400, f"space: expected one of {', '.join(searcher.file_spaces)}, found another")
+        if query.target and query.target not in searcher.spaces:
+            raise HTTPException(400, f"target: expected one of {', '.join(searcher.spaces)}, found another")
 
         def work(file: Path, reader: IsolatedReader, on_progress: OnProgress) -> list[dict[str, Any]]:
             clips = searcher.describe(searcher.find_file(file, query, reader))
