@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/scale.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/many_clips.py --work $(BENCH)/many
 	.venv/bin/python benchmarks/speed/retrieval.py
+	.venv/bin/python benchmarks/speed/peers.py --work $(BENCH)/peers
 	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/serve.py --work $(BENCH)/serve
 	.venv/bin/python benchmarks/results/tables.py docs/performance.md
