@@ -52,6 +52,7 @@ SPEED_METRICS = {
     "open_100k": "100,000 clips opened and the first batch, limits 2 s and 300 MB",
     "retrieval_loop": "hit@k and mAP, 1,944 queries in 4,892: share of the bare products' speed",
     "retrieval_100k": "the 20 nearest among 100,000 over the bare products, limits 1.5 and 2 GB",
+    "search_1m": "one exact search in 1,000,000 clips of 512 dimensions over the bare product, limit 1.2",
     "serve_library": "p95 of a page of the library, 100,000 clips, 50 clients for 60 s, limit 0.15 s",
     "serve_search": "p95 of a search in 100,000 clips of 512 dimensions by the same clients, limit 0.1 s",
     "serve_uploads": "memory for 100 uploads at once, each answered or refused, limit 1 GB",

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import baseline
 from avdistill.evaluation.retrieval_metrics import retrieval_metrics
-from avdistill.search.knn import top_k_neighbors
+from avdistill.search.knn import nearest_units, top_k_neighbors
 from measuring import Row, against, in_turn, measure, seconds, within
 
 WIDTH, BLOCK = 512, 1024
