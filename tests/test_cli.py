@@ -38,6 +38,7 @@ def test_help_lists_the_verbs_without_importing_torch():
         "synthesize",
         "prepare",
         "join",
+        "fetch",
         "info",
         "teacher",
         "embed",

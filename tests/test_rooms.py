@@ -8,7 +8,19 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "avdistill"
 # A room imports only from rooms of its own floor or below; within a floor without a circle.
 FLOORS = (
-    ("errors", "progress", "config_io", "fsio", "types", "inputs", "resizing", "distributed", "executors", "losses"),
+    (
+        "errors",
+        "progress",
+        "config_io",
+        "fsio",
+        "types",
+        "inputs",
+        "resizing",
+        "distributed",
+        "executors",
+        "losses",
+        "storage",
+    ),
     ("models", "media", "annotations"),
     ("dataset", "preparation", "corruption", "synthetic"),
     ("inference", "teachers", "methods"),

@@ -9,6 +9,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "synthesize": ("dataset:synthesize", "make videos of moving objects with matched and mismatched audio"),
     "prepare": ("dataset:prepare", "read videos and a list of clips into a dataset of frames and audio"),
     "join": ("dataset:join", "make one dataset of the parts that `prepare --part` made"),
+    "fetch": ("storage:fetch_folder", "copy a dataset, a run or an index from an object storage"),
     "info": ("dataset:info", "describe a dataset and verify its checksums"),
     "teacher": ("teachers:teacher", "train a teacher, probe its embeddings, or list the pretrained ones"),
     "embed": ("train:embed", "add a teacher's embeddings and logits to a dataset"),

@@ -6,7 +6,6 @@ depth beyond Python's) is an error here, not wherever the value is used.
 
 import json
 import math
-import os
 import types
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from avdistill.errors import ConfigError
 from avdistill.fsio import regular_file
+from avdistill.storage.url import as_path
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def decode(kind: type[T], value: object, key: str = "config") -> T:
 
 def encode(value: Any) -> dict[str, Any]:
     """The dataclass as JSON-ready objects, the inverse of `decode`."""
-    return dict(json.loads(json.dumps(asdict(value), default=os.fspath)))
+    return dict(json.loads(json.dumps(asdict(value), default=lambda path: str(as_path(path)))))
 
 
 def _decode(kind: Any, value: object, key: str) -> Any:

@@ -80,6 +80,10 @@ class RunError(AvdistillError):
     """A run folder that is missing, in the way or damaged, or a run that cannot continue."""
 
 
+class StorageError(AvdistillError):
+    """An object storage that does not answer or refuses, or a folder on it that is not whole."""
+
+
 class SearchError(AvdistillError):
     """An index that is missing, damaged, stale or without the space, clip or package that a search needs."""
 

@@ -1,6 +1,7 @@
 """A bucket in memory behind the few requests of S3 that a client of object stores sends; signatures are not checked."""
 
 import hashlib
+import io
 import re
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,18 @@ class _Handler(BaseHTTPRequestHandler):
     objects: dict[str, bytes]
     uploads: dict[str, dict[int, bytes]]
     lock: threading.Lock
+    failing: set[str]
+    requests: list[tuple[str, str, str]]
+
+    def parse_request(self):
+        if not super().parse_request():
+            return False
+        self.requests.append((self.command, self._asked()[0], self.headers.get("Range") or ""))
+        if self.command in self.failing:
+            self._body()
+            self._answer(503)
+            return False
+        return True
 
     def log_message(self, *arguments):
         pass
@@ -25,7 +38,13 @@ class _Handler(BaseHTTPRequestHandler):
         return unquote(parts.path).lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
 
     def _body(self):
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(_chunks(self.rfile))
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if "aws-chunked" in self.headers.get("Content-Encoding", ""):  # with a checksum behind the last chunk
+            body = b"".join(_chunks(io.BytesIO(body)))
+        return body
 
     def _answer(self, code, body=b"", **headers):
         self.send_response(code)
@@ -112,7 +131,16 @@ class _Handler(BaseHTTPRequestHandler):
             for name in found
         )
         contents += "".join(f"<CommonPrefixes><Prefix>{escape(x)}</Prefix></CommonPrefixes>" for x in sorted(folders))
-        self._xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>")
+        count = f"<KeyCount>{len(found) + len(folders)}</KeyCount>"
+        self._xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{count}{contents}</ListBucketResult>")
+
+
+def _chunks(file):
+    while size := int(file.readline().partition(b";")[0], 16):
+        yield file.read(size)
+        file.readline()
+    while file.readline().strip():
+        pass  # trailers
 
 
 def _etag(body):
@@ -120,9 +148,17 @@ def _etag(body):
 
 
 @contextmanager
-def s3_server() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The address of a server, and its objects by bucket/name."""
+def s3_server(
+    failing: set[str] | None = None, requests: list[tuple[str, str, str]] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The address of a server, and its objects by bucket/name.
+
+    Args:
+        failing: the methods that are answered by 503, while they are in the set.
+        requests: gets method, bucket/name and range of each request.
+    """
     state = {"objects": {}, "uploads": {}, "lock": threading.Lock()}
+    state |= {"failing": set() if failing is None else failing, "requests": [] if requests is None else requests}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), state))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

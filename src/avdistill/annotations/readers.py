@@ -38,6 +38,7 @@ from avdistill.annotations.schema import (
     truncate_repr,
 )
 from avdistill.annotations.video_files import VideoFiles, find_videos
+from avdistill.storage.url import as_path
 
 _KNOWN_KEYS = ("path", "label", "labels", "split", "start_seconds", "end_seconds", "id", "group")
 # Names of published lists and of our own results that mean the same.
@@ -53,7 +54,7 @@ def read_annotations(
     """Read the list of clips at `path`, in the order of the list (folders: sorted by path).
 
     Args:
-        path: a list file or a folder, see docs/formats/annotations.md; or several, read as one list.
+        path: a list file or a folder, see docs/formats/annotations.md; or several, read as one list. Any may be a URL.
         format: "folder", "csv", "jsonl", "ucf101", "ucf51", "activitynet", "vggsound", "kinetics", "audioset",
             "gewu_lab", or "auto" to recognize it by the suffix, the first line or the folder's content.
         videos: the folder of videos, in which the files of published datasets are looked up by name; a file that is
@@ -61,13 +62,14 @@ def read_annotations(
 
     Raises:
         AnnotationError: a list cannot be read or is malformed, or a clip is listed twice or in two splits.
+        ConfigError, StorageError: a URL that is not read, or a storage that does not answer.
     """
     if format != "auto" and format not in _READERS:
         raise annotation_error("annotation format", f"auto, {', '.join(_READERS)}", repr(format))
-    files = VideoFiles(None if videos is None else Path(videos))
+    files = VideoFiles(None if videos is None else as_path(videos))
     listed: list[LocatedAnnotation] = []
     for each in [path] if isinstance(path, str | os.PathLike) else path:
-        listed += _read_list(Path(each), format, files)
+        listed += _read_list(as_path(each), format, files)
     _refuse_repeats(listed)
     return _name_clips(listed)
 
@@ -91,7 +93,7 @@ def keep_labels(annotations: list[Annotation], labels: Path) -> list[Annotation]
         AnnotationError: the file cannot be read, or no clip has one of its labels.
     """
     try:
-        wanted = [parse_name(where, "label", line) for where, line in numbered_lines(labels)]
+        wanted = [parse_name(where, "label", line) for where, line in numbered_lines(as_path(labels))]
     except OSError as error:
         where = format_path(labels)
         raise annotation_error(where, "a readable file with a label a line", error.strerror or NO_FILE) from error
@@ -261,7 +263,7 @@ def _name_clips(listed: list[LocatedAnnotation]) -> list[Annotation]:
 
 
 def _derive_id(clip: Annotation, *, exact: bool) -> str:
-    path = clip.path if exact else str(PurePosixPath(clip.path).with_suffix(""))
+    path = clip.path if exact else clip.path.removesuffix(PurePosixPath(clip.path).suffix)
     if clip.start_seconds == 0 and clip.end_seconds is None:
         return path
     times = (clip.start_seconds, clip.end_seconds)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from avdistill.errors import AnnotationError
+from avdistill.errors import AnnotationError, ConfigError
 from avdistill.fsio import regular_file
+from avdistill.storage.url import as_path
 
 # fmt: off
 SPLIT_ALIASES = {
@@ -36,7 +37,7 @@ class Annotation:
 
     Attributes:
         clip_id: unique in its list; if the list has no `id`, the path without suffix (and `@start-end`).
-        path: relative to the folder of videos, with POSIX separators.
+        path: relative to the folder of videos, with POSIX separators; or a URL.
         labels: names of the classes; empty for an unlabeled clip.
         split: any name; usually "train", "validation" or "test".
         start_seconds: start of the clip in its video.
@@ -176,11 +177,13 @@ def parse_seconds(where: str, key: str, value: object) -> float | None:
 
 
 def parse_path(where: str, value: object) -> str:
-    """A relative path inside the folder of videos, in Unicode's form NFC, see `video_files.locate`."""
+    """A relative path inside the folder of videos, in Unicode's form NFC, see `video_files.locate`; or a URL."""
     text = unicodedata.normalize("NFC", value) if isinstance(value, str) else ""
     if _URL.match(text):
-        expected = "the path of a file below the folder of videos (URLs are not read: download the videos first)"
-        raise annotation_error(where, expected, truncate_repr(value))
+        try:
+            return str(as_path(text))
+        except ConfigError as error:  # its message has no credentials
+            raise AnnotationError(f"{where}: {error}") from None
     path = PurePosixPath(text)
     if path.is_absolute() or PureWindowsPath(text).is_absolute() or ".." in re.split(r"[/\\]", text):
         raise annotation_error(where, "a relative path without '..', inside the folder of videos", truncate_repr(value))

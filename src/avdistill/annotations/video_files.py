@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from avdistill.annotations.groups import UCF_NAME
 from avdistill.annotations.schema import annotation_error, format_path, parse_path, truncate_repr
+from avdistill.storage.url import Url, as_path
 
 # fmt: off
 # What needs no look at the content. Files with any other suffix, or none, are opened to see whether they are videos.
@@ -64,8 +65,10 @@ def find_videos(source: Path) -> FolderFiles:
 def locate(folder: Path, path: str) -> Path:
     """The file at a relative path whose name may be written in another Unicode normal form on the disk.
 
-    If there is none, the path as it is given.
+    If there is none, or the folder is on a storage, the path as it is given. A URL is itself.
     """
+    if isinstance(folder, Url) or "://" in path:
+        return as_path(path) if "://" in path else folder / path
     place = folder
     for part in PurePosixPath(path).parts:
         forms = [part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)]
@@ -77,6 +80,9 @@ def locate(folder: Path, path: str) -> Path:
 
 
 def _list_files(source: Path) -> list[PurePosixPath]:
+    if isinstance(source, Url):
+        paths = map(PurePosixPath, source.files())
+        return sorted(path for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted(PurePosixPath(path.relative_to(source).as_posix()) for path in _walk(source, ()))
 
 

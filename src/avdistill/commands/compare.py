@@ -12,9 +12,11 @@ from avdistill.corruption import corrupt as corrupt_dataset
 from avdistill.corruption import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import open_dataset
+from avdistill.dataset.remote import dataset_contents
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS
 from avdistill.reporting.tables import markdown_table
+from avdistill.storage.copies import local_copy
 from avdistill.teachers.registry import load_teacher
 from avdistill.teachers.transfer import check_teacher, transfer_teachers
 from avdistill.training import TrainConfig
@@ -84,6 +86,8 @@ def compare(arguments: list[str]) -> None:
         config=(tyro.conf.AvoidSubcommands,),
     )
     decisions = a.decisions or a.base.decisions
+    test_dataset = None if a.test_dataset is None else local_copy(a.test_dataset, dataset_contents)
+    a = replace(a, dataset=local_copy(a.dataset, dataset_contents), test_dataset=test_dataset)
     a = replace(a, base=replace(a.base, decisions=None if decisions is None else decisions.resolve()))
     study = Study(**{each.name: getattr(a, each.name) for each in fields(Study)})
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
@@ -128,4 +132,4 @@ def corrupt(arguments: list[str]) -> None:
         say(f"teacher {name!r} is left out: {a.teacher_run} is another teacher and cannot embed the new audio for it")
     found = ClipDataset(a.out)
     lines = [f"{len(found)} clips; teachers: {', '.join(found.teachers) or 'none'}"]
-    output({"dataset": str(a.out), "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)
+    output({"dataset": found.place, "checksum": found.checksum, "teachers": sorted(found.teachers)}, lines, a.json)

@@ -16,12 +16,15 @@ from rich.console import Console
 
 from avdistill.errors import AvdistillError, ConfigError
 from avdistill.progress import OnProgress, Progress
+from avdistill.storage.url import Url, as_path
 
 _SEVERAL_PROCESSES = int(os.environ.get("WORLD_SIZE", "1")) > 1
 # Of the processes that torchrun starts only the first prints and writes; each reports its own error.
 FIRST_PROCESS = not _SEVERAL_PROCESSES or os.environ.get("RANK", "0") == "0"
 # Verbs whose work torchrun's processes share.
 _SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve", "audit")
+# Verbs whose --out may be a URL.
+_WRITING_TO_STORAGE = ("prepare", "join", "corrupt", "relabel", "train", "evaluate", "retrieve", "index")
 # C0 and C1 control characters but the newline, and characters that change the direction of what follows.
 _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # How PyTorch's errors say it.
@@ -56,6 +59,7 @@ def run(verb: str, module: str, function: str, arguments: list[str]) -> int:
         say(f"avdistill: {verb}: expected one process, found WORLD_SIZE={os.environ['WORLD_SIZE']}; omit torchrun")
         return 2
     try:
+        _refuse_url(verb, arguments)
         getattr(import_module(f"avdistill.commands.{module}"), function)(arguments)
     except BrokenPipeError:
         raise
@@ -74,6 +78,15 @@ def run(verb: str, module: str, function: str, arguments: list[str]) -> int:
         _print_error(f"{verb}: more memory is needed than there is{_in_brackets(error)}")
         return 1
     return 0
+
+
+def _refuse_url(verb: str, arguments: list[str]) -> None:
+    """Raise ConfigError where a verb would take a URL to write to for the name of a folder."""
+    if "://" in " ".join(arguments) and verb not in _WRITING_TO_STORAGE:
+        out, _ = take_option(arguments, "--out")
+        if isinstance(as_path(out or ""), Url):
+            verbs = ", ".join(_WRITING_TO_STORAGE)
+            raise ConfigError(f"--out: expected a folder of this machine, found a URL, which {verbs} take")
 
 
 def _print_error(message: str) -> None:

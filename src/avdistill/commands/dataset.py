@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ from avdistill.preparation.join import join as join_parts
 from avdistill.preparation.parts import parse_part
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.preparation.prepare import prepare as prepare_dataset
+from avdistill.storage.copies import copy_of
+from avdistill.storage.url import Url, as_path
 from avdistill.synthetic.generator import SyntheticConfig
 from avdistill.synthetic.generator import synthesize as synthesize_videos
 
@@ -52,7 +54,7 @@ class _Prepare(Printed):
 
     list: tyro.conf.Positional[tuple[Path, ...]]
     """Lists of clips, taken as one: a CSV or JSONL file, a folder per class, or the list of UCF101, ActivityNet,
-    VGGSound, Kinetics, AudioSet or the release."""
+    VGGSound, Kinetics, AudioSet or the release. A list, the videos and the dataset may be at s3://, gs:// or hf://."""
     videos: Path
     """The folder that the paths of the list start from, and that is searched where a list has no paths."""
     out: Path
@@ -110,6 +112,7 @@ def prepare(arguments: list[str]) -> None:
         sample_rate_hz=a.sample_rate_hz,
         jpeg_quality=a.jpeg,
     )
+    a = replace(a, videos=as_path(a.videos), out=as_path(a.out))
     if not a.videos.is_dir():
         raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
     if a.labels is not None and a.catalog is not None:
@@ -175,11 +178,13 @@ def _cut(a: _Prepare, annotations: list[Annotation]) -> list[Annotation]:
     """A clip per shot of the files that are listed whole."""
     from avdistill.preparation.scenes import cut_at_scenes
 
+    out = copy_of(a.out) if isinstance(a.out, Url) else a.out
+    out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar("find shots") as update:
         return cut_at_scenes(
             annotations,
             a.videos,
-            a.out.with_name(f"{a.out.name}.scenes.jsonl"),
+            out.with_name(f"{out.name}.scenes.jsonl"),
             scene_seconds=a.scene_seconds,
             workers=a.workers,
             time_limit_seconds=a.time_limit or None,
@@ -213,7 +218,7 @@ def join(arguments: list[str]) -> None:
         raise ConfigError("PART: expected the folders of all parts, found none")
     with progress_bar("join") as update:
         dataset = join_parts(a.parts, a.out, on_progress=update)
-    _print_dataset(dataset, a.out, a.json)
+    _print_dataset(dataset, as_path(a.out), a.json)
 
 
 @dataclass(frozen=True)

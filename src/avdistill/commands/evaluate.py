@@ -3,7 +3,8 @@
 import csv
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from avdistill.fsio import create_file, file_checksum, own_folder, result_folder
 from avdistill.models.checkpoint import PROVENANCE, WEIGHTS, student_folder
 from avdistill.models.hub import is_remote, local_folder, parse_address
 from avdistill.reporting.plots import plot_confusion
+from avdistill.storage.copies import working_copy
+from avdistill.storage.url import as_path
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,22 @@ class ModelAndDataset(Printed):
 
     def report(self, metrics: Mapping[str, object]) -> dict[str, object]:
         """The metrics and what they were computed of."""
-        return {"model": self.model, "dataset": str(self.dataset), **metrics}
+        return {"model": self.model, "dataset": str(as_path(self.dataset)), **metrics}
 
-    def default_out(self, name: str) -> Path:
-        """Where results go by default: a folder of the model, or for one on the hub of its name in the working one."""
-        if not is_remote(self.model):
-            return own_folder(Path(self.model), name)
-        return Path(parse_address(self.model)[0].rpartition("/")[2]) / name
+    @contextmanager
+    def results(self, out: Path | None, name: str) -> Iterator[tuple[Path, Path, Path]]:
+        """The model's folder, that of its results, and where these will be.
+
+        By default they are in a folder of the model, or for one on the hub in one of its name in the working folder.
+        """
+        if out is None and is_remote(self.model):
+            out = Path(parse_address(self.model)[0].rpartition("/")[2]) / name
+        if out is None:
+            with working_copy(self.model) as model:
+                yield model, own_folder(model, name), as_path(self.model) / name
+        else:
+            with working_copy(out) as folder:
+                yield local_folder(self.model), folder, as_path(out)
 
 
 @dataclass(frozen=True)
@@ -75,22 +87,22 @@ class _Evaluate(ModelAndDataset):
 def evaluate(arguments: list[str]) -> None:
     """`avdistill evaluate MODEL DATASET`."""
     a = tyro.cli(_Evaluate, args=arguments, prog="avdistill evaluate")
-    out = a.out or a.default_out(f"evaluation-{a.split}")
-    model, dataset = local_folder(a.model), ClipDataset(a.dataset)
-    with progress_bar("evaluate") as update:
-        result = evaluate_model(
-            model,
-            dataset,
-            split=a.split,
-            windows=a.windows,
-            stride=a.stride,
-            batch_size=a.batch_size,
-            workers=a.workers,
-            on_progress=update,
-        )
-    if FIRST_PROCESS:
-        _write_classification(out, result, _provenance(model, dataset))
-    say(f"tables: {out}")
+    dataset = ClipDataset(a.dataset)
+    with a.results(a.out, f"evaluation-{a.split}") as (model, out, place):
+        with progress_bar("evaluate") as update:
+            result = evaluate_model(
+                model,
+                dataset,
+                split=a.split,
+                windows=a.windows,
+                stride=a.stride,
+                batch_size=a.batch_size,
+                workers=a.workers,
+                on_progress=update,
+            )
+        if FIRST_PROCESS:
+            _write_classification(out, result, _provenance(model, dataset))
+    say(f"tables: {place}")
     output(a.report(result.metrics.to_dict()), _evaluation_lines(result.metrics), a.json)
 
 
@@ -146,25 +158,25 @@ class _Retrieve(QueriesAndGallery):
 def retrieve(arguments: list[str]) -> None:
     """`avdistill retrieve MODEL DATASET`."""
     a = tyro.cli(_Retrieve, args=arguments, prog="avdistill retrieve")
-    out = a.out or a.default_out(f"retrieval-{a.query_split}")
-    model, dataset = local_folder(a.model), ClipDataset(a.dataset)
-    with progress_bar("retrieve") as update:
-        result = retrieve_clips(
-            model,
-            dataset,
-            query_split=a.query_split,
-            gallery_split=a.gallery_split,
-            batch_size=a.batch_size,
-            on_progress=update,
-        )
-    metrics = result.metrics.to_dict()
-    if FIRST_PROCESS:
-        with result_folder(out) as fresh:
-            write_json(fresh / PROVENANCE, _provenance(model, dataset))
-            write_json(fresh / "metrics.json", metrics)
-            with create_file(fresh / "neighbors.jsonl", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
-    say(f"nearest clips of each query: {out / 'neighbors.jsonl'}")
+    dataset = ClipDataset(a.dataset)
+    with a.results(a.out, f"retrieval-{a.query_split}") as (model, out, place):
+        with progress_bar("retrieve") as update:
+            result = retrieve_clips(
+                model,
+                dataset,
+                query_split=a.query_split,
+                gallery_split=a.gallery_split,
+                batch_size=a.batch_size,
+                on_progress=update,
+            )
+        metrics = result.metrics.to_dict()
+        if FIRST_PROCESS:
+            with result_folder(out) as fresh:
+                write_json(fresh / PROVENANCE, _provenance(model, dataset))
+                write_json(fresh / "metrics.json", metrics)
+                with create_file(fresh / "neighbors.jsonl", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in result.neighbors)
+    say(f"nearest clips of each query: {place / 'neighbors.jsonl'}")
     output(a.report(metrics), metric_lines(metrics), a.json)
 
 

@@ -18,6 +18,8 @@ from avdistill.search.forms import build_index, form_of, open_index
 from avdistill.search.index import Index
 from avdistill.search.schema import SHARED, Hit, Space
 from avdistill.search.shared import SharedVectors, student_encoder, teacher_encoder
+from avdistill.storage.copies import local_copy
+from avdistill.storage.url import as_path
 from avdistill.training.run_dir import data_manifest, run_config
 from avdistill.training.setup import load_method
 
@@ -78,15 +80,16 @@ def _inputs(paths: tuple[Path, ...], batch_size: int, cross_modal: bool) -> tupl
     """Datasets and columns of students; the dataset of a run comes with it."""
     datasets: dict[Path, Path] = {}
     columns: list[Column] = []
-    for path in paths:
-        if (path / "dataset.json").exists():
-            datasets.setdefault(path.resolve(), path)
+    for place in map(as_path, paths):
+        if (place / "dataset.json").exists():
+            datasets.setdefault(place.resolve(), place)
             continue
+        path = local_copy(place)
         if not (student_folder(path) / WEIGHTS).is_file():
             raise SearchError(f"{path}: expected a dataset, or a run with a trained student, found neither")
         columns.append(student_column(path, batch_size=batch_size))
         if (path / "data.json").exists():
-            folder = Path(data_manifest(path)["dataset"])
+            folder = as_path(data_manifest(path)["dataset"])
             datasets.setdefault(folder.resolve(), folder)
             if cross_modal:
                 columns += _shared_columns(path, ClipDataset(folder), batch_size)

@@ -16,6 +16,8 @@ from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, parse_method, teacher_requirement
 from avdistill.models.registry import MODELS
+from avdistill.storage.copies import working_copy
+from avdistill.storage.url import as_path
 from avdistill.teachers.extraction import Unfinished
 from avdistill.teachers.extraction import embed as embed_dataset
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
@@ -63,10 +65,10 @@ def train_teacher(arguments: list[str]) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(usage)
-    dataset = ClipDataset(Path(arguments[0]))
+    dataset = ClipDataset(arguments[0])
     splits = set(dataset.columns["split"].tolist())
     split = "teacher" if "teacher" in splits else "train"
-    base = replace(RECIPES["audio_teacher"], dataset=dataset.folder, out=tyro.MISSING, train_split=split)
+    base = replace(RECIPES["audio_teacher"], dataset=as_path(dataset.place), out=tyro.MISSING, train_split=split)
     _train(base, arguments[1:], "avdistill teacher train")
 
 
@@ -74,21 +76,22 @@ def _train(base: TrainConfig, arguments: list[str], program: str, trust_method: 
     config = tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
     with training_bar(f"train {config.method.name}", config.steps) as on_step:
         run = train_run(config, on_step=on_step, trust_method=trust_method)
-    _report_run(run)
+    _report_run(run, as_path(config.out))
 
 
-def _report_run(run: Path) -> None:
+def _report_run(run: Path, place: Path) -> None:
+    """What became of a run in a folder, which may be the copy of one at a URL."""
     if not FIRST_PROCESS:
         return
     state, data = run_state(run), data_manifest(run)
     if state.step < run_config(run).steps:
-        say(f"stopped after step {state.step}, state saved; `avdistill resume {run}` continues")
+        say(f"stopped after step {state.step}, state saved; `avdistill resume {place}` continues")
     else:
         best = f"best validation top-1 {state.best:.3f} at step {state.best_step}" if state.best >= 0 else "last step"
         taught = data["with_teacher"]
         seen = "" if taught is None else f"; {taught} of {len(data['training'])} training clips have a teacher"
         say(f"finished {state.step} steps; best/ is the {best}{seen}")
-    print(run)
+    print(place)
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,9 @@ class _Resume:
 def resume(arguments: list[str]) -> None:
     """`avdistill resume RUN`."""
     a = tyro.cli(_Resume, args=arguments, prog="avdistill resume")
-    with training_bar("resume", run_config(a.run).steps) as on_step:
-        run = resume_run(a.run, on_step=on_step, dataset=a.dataset, trust_method=a.trust_method)
-    _report_run(run)
+    with working_copy(a.run) as folder, training_bar("resume", run_config(folder).steps) as on_step:
+        run = resume_run(folder, on_step=on_step, dataset=a.dataset, trust_method=a.trust_method)
+    _report_run(run, as_path(a.run))
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def embed(arguments: list[str]) -> None:
             output(vars(found), [line], a.json)
             return
         entry = found
-    report = {**vars(entry), "dataset": str(a.dataset), "clips_in_dataset": len(dataset)}
+    report = {**vars(entry), "dataset": dataset.place, "clips_in_dataset": len(dataset)}
     made_by = format_provenance(entry.provenance)
     line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.embedding_dim}-d, from {made_by}"
     output(report, [line], a.json)

@@ -10,20 +10,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from avdistill.config_io import decode
-from avdistill.dataset.features import FOLDER, FeaturesDescription, read_descriptions, write_features
+from avdistill.dataset.features import FeaturesDescription, read_descriptions, write_features
 from avdistill.dataset.mapped_features import MappedFeatures, map_features
+from avdistill.dataset.remote import dataset_contents
 from avdistill.dataset.schema import TeacherEntry, read_clips, read_description, release_unused_memory
 from avdistill.dataset.shards import JpegFrames, map_shard
 from avdistill.dataset.stored_features import Provenance, StoredFeatures, TeacherFeatures
 from avdistill.dataset.teacher_mean import joint_provenance, mean_of_teachers, teacher_names
 from avdistill.errors import DatasetError
 from avdistill.fsio import check_mapped, error_message, file_checksum
+from avdistill.storage.copies import local_copy, upload
+from avdistill.storage.url import Url, as_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,10 +72,15 @@ class ClipDataset:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Open `folder`. Reads `dataset.json` and the clip table; shards are mapped when first needed.
 
+        A dataset at a URL is fetched into the cache folder first; `add_features` adds to it there and at the URL.
+
         Raises:
             DatasetError: no dataset there, a damaged one, one still being prepared, or one of another format.
+            StorageError: none at the URL, or the storage does not answer.
         """
-        self.folder = Path(folder)
+        place = as_path(folder)
+        self.url = place if isinstance(place, Url) else None
+        self.folder = local_copy(place, dataset_contents)
         self._description = read_description(self.folder)
         self.table: pa.Table = read_clips(self.folder, self._description.clips)
         self._features: dict[str, FeaturesDescription]
@@ -86,6 +93,11 @@ class ClipDataset:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def place(self) -> str:
+        """Its URL, or its folder."""
+        return str(self.url or self.folder)
 
     @property
     def fps(self) -> float | None:
@@ -303,19 +315,18 @@ class ClipDataset:
         )
         write_features(self.folder, self._description.checksum, entry, arrays)
         self.reopen_features()
+        self.upload()
         return entry
+
+    def upload(self) -> None:
+        """Upload what was added, if the dataset is at a URL. Raises StorageError."""
+        if self.url is not None:
+            upload(self.folder, self.url, dataset_contents)
 
     def verify(self) -> list[str]:
         """Recompute every checksum; returns a line for each file that is missing or differs."""
         faults = []
-        files = dict(self._description.files)
-        for name, found in self._features.items():
-            files |= {
-                f"{FOLDER}/{name}/{part.file_name(kind)}": digest
-                for part in found.parts
-                for kind, digest in part.files.items()
-            }
-        for name, expected in files.items():
+        for name, expected in dataset_contents(self.folder).files.items():
             file = self.folder / name
             if not file.is_file():
                 faults.append(f"{name}: missing")
@@ -332,7 +343,7 @@ class ClipDataset:
         firsts = with_video[np.unique(c["frame_shard"][with_video], return_index=True)[1]]  # a shard has one size
         sizes = {self.frames(int(clip)).shape[1:3] for clip in firsts}
         return {
-            "folder": str(self.folder),
+            "folder": self.place,
             "version": self._description.version,
             "frame_encoding": self._description.frame_encoding,
             "checksum": self.checksum,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.remote import to_storage
 from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
 from avdistill.errors import DatasetError
 from avdistill.fsio import (
@@ -36,6 +37,7 @@ _OWN_FILE = re.compile(
 Row = dict[str, Any]
 
 
+@to_storage
 def linked_copy(
     dataset: ClipDataset,
     out: str | os.PathLike[str],
@@ -47,7 +49,8 @@ def linked_copy(
 
     Args:
         dataset: the source; on another disk it must stay readable, for the copy links to its shards.
-        out: the new dataset's folder; returned as it is if it already holds exactly this copy.
+        out: the new dataset's folder; returned as it is if it already holds exactly this copy. A URL gets it when it
+            is whole.
         made_from: JSON-ready, all that the copy depends on besides the source; becomes the field `corruption` of
             `dataset.json`.
         what: the copy in messages.

@@ -120,6 +120,7 @@ class DecidedDataset(ClipDataset):
         import pyarrow as pa  # only here: training on clips in memory does without it
 
         super().__init__(dataset.folder)
+        self.url = dataset.url
         self.decisions = {decision.clip: decision for decision in decisions}
         rows = self.table.to_pylist()
         kinds = [self.decisions[row["id"]].kind if row["id"] in self.decisions else KEEP for row in rows]

@@ -1,12 +1,16 @@
 """Opening of media files: one file at a time, of a format that holds its video and audio itself."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
 
 from avdistill.errors import UnreadableFileError
+from avdistill.storage.url import RangeReader, Url
 
 # The demuxers of FFmpeg that read the file they are given and no other, and that do not take any text for a video. Not
 # among them: playlists and descriptions of streams (concat, hls, dash, imf, sdp, webm_dash_manifest), formats with
@@ -38,16 +42,29 @@ FORMATS = """
 _OPTIONS = {"format_whitelist": ",".join(FORMATS.split()), "protocol_whitelist": "file"}
 
 
-def open_container(path: Path) -> InputContainer:
+@contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
     """Open a media file for demuxing. Neither FFmpeg nor what the file says can make it open another file.
 
     Raises:
         UnreadableFileError: the file is of a format that is not in `FORMATS`.
         av.error.FFmpegError: it is not a media file.
+        StorageError: it is on a storage that does not answer, whatever FFmpeg made of that.
     """
+    with nullcontext() if not isinstance(path, Url) else closing(RangeReader(path)) as ranges:
+        try:
+            with _open(path, ranges) as container:
+                yield container
+        finally:
+            if ranges is not None and ranges.failure is not None:
+                raise ranges.failure
+
+
+def _open(path: Path, ranges: RangeReader | None) -> InputContainer:
     try:
         # Absolute: FFmpeg takes the "12:" of a relative name 12:30.mp4 for a protocol.
-        return av.open(str(path.absolute()), metadata_errors="ignore", options=dict(_OPTIONS))
+        source: Any = str(path.absolute()) if ranges is None else ranges
+        return av.open(source, metadata_errors="ignore", options=dict(_OPTIONS))
     except av.error.ArgumentError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -33,6 +33,7 @@ from avdistill.media.video_stream import (
     VideoTrack,
     fraction,
 )
+from avdistill.storage.url import as_path
 
 # Seeking decodes the first frame for its pts beforehand; below this, decoding from the start is as fast.
 _SEEK_FROM_SECONDS = 5
@@ -107,9 +108,9 @@ def read_clip(
         EmptySegmentError: the file ends before `start_seconds`, or has neither a frame nor a sample in the segment.
         MediaError: more frames than `limit_bytes`, or more audio than a clip may have.
         MemoryError: decoding needs more memory or threads than available.
-        SpoolError: the spool file cannot be written.
+        SpoolError, StorageError: the spool file cannot be written; the file's storage does not answer.
     """
-    path = Path(path)
+    path = as_path(path)
     if not 0 <= start_seconds < float("inf"):
         raise ValueError(f"start_seconds must be at least 0, got {start_seconds}")
     if end_seconds is not None and not start_seconds < end_seconds < float("inf"):

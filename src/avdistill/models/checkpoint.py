@@ -28,8 +28,8 @@ def load_student(folder: str | os.PathLike[str]) -> tuple[StudentNetwork, Studen
     """A trained network in evaluation mode on the CPU, and its config.
 
     Args:
-        folder: what `save_student` wrote, or a run folder, whose best student is loaded; or `hf://org/name@revision`
-            on the Hugging Face hub (`hub.local_folder`).
+        folder: what `save_student` wrote, or a run folder, whose best student is loaded; a URL is fetched, and
+            `hf://org/name@revision` is on the Hugging Face hub (`hub.local_folder`).
 
     Raises:
         CheckpointError: nothing is there, config and weights do not fit together, or the repository is refused.

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from avdistill.errors import HubError
+from avdistill.storage.copies import local_copy
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -68,20 +69,20 @@ def parse_address(address: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder of a student: of an address on the hub its snapshot in the cache, another path as it is.
+    """The folder of a student: of an address on the hub its snapshot in the cache, of another URL its copy.
 
     The hub is asked which files the revision has. Where it does not answer, or `HF_HUB_OFFLINE=1` is set, the snapshot
     that was downloaded before is taken.
 
     Args:
-        path: `hf://org/name`, `hf://org/name@revision` (a branch, tag or commit), or a folder.
+        path: `hf://org/name`, `hf://org/name@revision` (a branch, tag or commit), another URL, or a folder.
 
     Raises:
         HubError: no such repository or revision, one that holds pickles or code, one without a student, a hub that does
             not answer where nothing is in the cache, or huggingface_hub is not installed.
     """
     if not is_remote(path):
-        return Path(path)
+        return local_copy(path)
     repository, revision = parse_address(path)
     address = HUB + repository + (f"@{revision}" if revision else "")
     api = _api(address)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from avdistill.annotations import Annotation
-from avdistill.errors import ConfigError, MediaError, SpoolError, UnreadableFileError
+from avdistill.errors import ConfigError, MediaError, SpoolError, StorageError, UnreadableFileError
 from avdistill.executors.process_pool import Isolated, WorkerFailure
 from avdistill.media import Clip, read_clip
 from avdistill.media.decoder import check_reading
@@ -123,6 +123,7 @@ def read_encoded(
 
     Raises:
         SpoolError: the spool files cannot be written.
+        StorageError: the storage that the file is on does not answer.
     """
 
     def encoded() -> ReadClip:
@@ -156,7 +157,7 @@ def _or_error(call: Callable[[], _T], file: Path, read: Reader) -> _T | MediaErr
         return UnreadableFileError(f"{file}: {error.strerror or error}")
     except MemoryError:
         return _too_large(file)
-    except SpoolError:
+    except (SpoolError, StorageError):
         raise
     except Exception as error:
         if read is not read_media:  # a custom reader: its author wants to see the error

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.copies import clear_staging_dir
+from avdistill.dataset.remote import dataset_contents, to_storage
 from avdistill.dataset.schema import CLIP_SCHEMA, DatasetDescription, read_description, staging_dir
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.fsio import acquire_staging_dir, commit, error_message, file_checksum, follow_link, replacing, write_json
@@ -31,6 +32,7 @@ from avdistill.preparation.records import (
 )
 from avdistill.preparation.single_layout import SingleLayout
 from avdistill.progress import OnProgress
+from avdistill.storage.copies import local_copy
 
 _SHARD = re.compile(r"(frames|audio)-(\d+)(\.npy|\.jpeg)")
 # Column of the clip table: the kind of its shards' names.
@@ -56,6 +58,7 @@ class _Part:
         return sorted({int(name[2]) for name in found if name and name[1] == kind})
 
 
+@to_storage
 def join(
     parts: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str], *, on_progress: OnProgress | None = None
 ) -> ClipDataset:
@@ -66,8 +69,8 @@ def join(
     file system they are copied. Features of the parts are not joined.
 
     Args:
-        parts: the folders of all parts, in any order.
-        out: the dataset's folder; returned as it is if it already holds this dataset.
+        parts: the folders of all parts, in any order; URLs are fetched.
+        out: the dataset's folder; returned as it is if it already holds this dataset. A URL gets it when it is whole.
         on_progress: called after each file that is read for the checksum.
 
     Raises:
@@ -75,7 +78,7 @@ def join(
             clips that are in several parts.
         DatasetError: a part is damaged, or `out` holds something else or cannot be written.
     """
-    opened = _open_parts([Path(part) for part in parts])
+    opened = _open_parts([local_copy(part, dataset_contents) for part in parts])
     skipped, states = _records(opened)
     settings = {key: value for key, value in opened[0].description.settings.items() if key != "part"}
     out = follow_link(out)

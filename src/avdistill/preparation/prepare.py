@@ -22,8 +22,9 @@ from typing import Any
 from avdistill.annotations import Annotation
 from avdistill.annotations.video_files import locate
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.dataset.remote import to_storage
 from avdistill.dataset.schema import read_description, staging_dir
-from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError
+from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError, StorageError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_link
 from avdistill.preparation.clip_reader import (
@@ -36,7 +37,6 @@ from avdistill.preparation.clip_reader import (
     Reader,
     Task,
     check_time_limit,
-    file_state,
     read_encoded,
     read_media,
     remove_spools,
@@ -45,6 +45,7 @@ from avdistill.preparation.journal import Journal, remove_journal
 from avdistill.preparation.parts import Part, share_of
 from avdistill.preparation.records import NO_FILE, Skip, read_skipped, read_sources
 from avdistill.progress import OnProgress, Progress
+from avdistill.storage.url import Url, as_path, patience_seconds, states
 
 __all__ = ["PrepareConfig", "Reader", "prepare", "read_media"]
 
@@ -60,6 +61,7 @@ _LIMITS = {
 }
 
 
+@to_storage
 def prepare(
     annotations: list[Annotation],
     videos: str | os.PathLike[str],
@@ -79,8 +81,9 @@ def prepare(
 
     Args:
         annotations: the clips, in the order of the dataset's rows.
-        videos: the folder that the annotations' paths are relative to.
-        out: the dataset's folder; returned as it is if it already holds exactly this dataset.
+        videos: the folder that the annotations' paths are relative to; at a URL, files are decoded from there.
+        out: the dataset's folder; returned as it is if it already holds exactly this dataset. At a URL the dataset is
+            made in its local copy and uploaded when it is whole.
         part: (i, n) makes the i-th of n datasets, each of its share of the list, which `join` makes into one.
         read: reads a clip from its file; a function of a module, which worker processes import.
         workers: number of decoding processes, at least one, because a file may crash its decoder.
@@ -97,6 +100,7 @@ def prepare(
             since its clip was read or skipped, a clip was skipped for a lower limit, or no clip could be read.
         MediaError: with `strict`, the first unreadable file.
         ConfigError: a time limit of 0 or less, a reader that is defined in the running script, or no such part.
+        StorageError: a storage does not answer; finished clips are kept.
     """
     check_time_limit(time_limit_seconds)
     gib = None if clip_limit_bytes is None else clip_limit_bytes / 2**30
@@ -104,7 +108,7 @@ def prepare(
     if read.__module__ == "__main__":
         found = f"{read.__qualname__} is a script's"
         raise ConfigError(f"read: expected a function that worker processes can import, {found}")
-    videos, out = Path(videos), follow_link(out)
+    videos, out = as_path(videos), follow_link(out)
     settings = {"config": json.loads(json.dumps(asdict(config))), "annotations": _fingerprint(annotations)}
     if read is not read_media:
         settings["reader"] = f"{read.__module__}.{read.__qualname__}"
@@ -128,7 +132,7 @@ def prepare(
                 partial(read_encoded, read, config, clip_limit_bytes, MEMORY_BYTES),
                 tasks,
                 workers=workers,
-                time_limit_seconds=time_limit_seconds,
+                time_limit_seconds=_with_patience(time_limit_seconds, tasks),
                 memory_limit_bytes=memory_limit_bytes,
             )
             try:
@@ -146,6 +150,8 @@ def prepare(
             remove_journal(out)
     except BlockingIOError:
         raise DatasetError(f"{out}: another process is preparing this dataset") from None
+    except StorageError as error:
+        raise StorageError(f"{error}; finished clips are kept; run the same command again") from error
     except (OSError, SpoolError) as error:  # of writing; unreadable files are results, not errors
         raise DatasetError(
             f"{out}: stopped: {error_message(error)}; finished clips are kept; fix this and run the same command again"
@@ -173,13 +179,10 @@ def _existing(
 
 def _refuse_changed(folder: Path, sources: dict[str, tuple[int, int]], videos: Path, *, absent_too: bool) -> None:
     """Raise DatasetError if videos have changed since they were read, with `absent_too` also if they are missing."""
-    changed = []
-    for path, state in sources.items():
-        try:
-            if file_state(locate(videos, path)) != state:
-                changed.append(path)
-        except OSError:
-            changed += [path] if absent_too else []
+    files = {path: locate(videos, path) for path in sources}
+    now = states(files.values())
+    accepted = () if absent_too else (None,)
+    changed = [path for path, file in files.items() if now[file] not in (sources[path], *accepted)]
     if changed:
         raise DatasetError(
             f"{folder}: made from files that have changed{' or are gone' if absent_too else ''} since: "
@@ -195,7 +198,9 @@ def _refuse_skipped(
     It cannot be read after all, because its row belongs before rows that exist.
     """
     # An unreadable file may have been deleted.
-    changed = [s.file for s in skipped if _state_of(locate(videos, s.file)) not in (NO_FILE, (s.bytes, s.mtime_ns))]
+    files = [locate(videos, skip.file) for skip in skipped]
+    now = states(files)
+    changed = [s.file for s, file in zip(skipped, files, strict=True) if now[file] not in (None, (s.bytes, s.mtime_ns))]
     if changed:
         raise DatasetError(
             f"{folder}: made without files that have changed or come since: {_list_paths(changed)}; put them "
@@ -226,11 +231,10 @@ def _list_paths(paths: list[str]) -> str:
     return ", ".join(" ".join(path.split()) for path in paths[:_MOST_LISTED]) + more
 
 
-def _state_of(path: Path) -> tuple[int, int]:
-    try:
-        return file_state(path)
-    except OSError:
-        return NO_FILE
+def _with_patience(seconds: float | None, tasks: list[Task]) -> float | None:
+    """The time limit of a clip; where a storage may have to be waited for, that is not the clip's time."""
+    remote = any(isinstance(task.file, Url) for task in tasks)
+    return seconds + patience_seconds() if remote and seconds is not None else seconds
 
 
 def _fingerprint(annotations: list[Annotation]) -> str:
@@ -254,7 +258,7 @@ def _fill(
 ) -> None:
     before = journal.finished
     # Taken before any is opened, so that a file replaced during the run differs from its record.
-    states = {task.file: _state_of(task.file) for task in tasks}
+    before_reading = states(task.file for task in tasks)
     for task, answer in zip(tasks, answers, strict=True):
         if isinstance(answer, ReadClip):
             journal.add(task.annotation, answer.clip, answer.state)
@@ -262,7 +266,7 @@ def _fill(
             error = MediaError(f"{task.file}: {answer.reason}") if isinstance(answer, WorkerFailure) else answer
             if strict:
                 raise error
-            journal.skip(task.annotation, error, states[task.file])
+            journal.skip(task.annotation, error, before_reading[task.file] or NO_FILE)
         task.remove_spools()
         if on_progress is not None:
             on_progress(Progress(journal.finished, before + len(tasks)))

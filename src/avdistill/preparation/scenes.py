@@ -27,6 +27,7 @@ from avdistill.fsio import error_message, open_regular, regular_file, replacing
 from avdistill.media import read_clip
 from avdistill.preparation.clip_reader import MEMORY_LIMIT_BYTES, TIME_LIMIT_SECONDS, file_state
 from avdistill.progress import OnProgress, Progress
+from avdistill.storage.url import as_path
 
 # Cuts are as visible in small frames; the audio is decoded with them and not used.
 _SHORT_SIDE, _SAMPLE_RATE_HZ = 64, 1000
@@ -87,7 +88,7 @@ def cut_at_scenes(
         raise ConfigError(f"scene_seconds: expected above 0, found {scene_seconds:g}")
     if find_spec("scenedetect") is None:
         raise ConfigError("scenes: expected PySceneDetect, found none: pip install 'avdistill[scenes]'")
-    videos, record = Path(videos), Path(record)
+    videos, record = as_path(videos), Path(record)
     whole = dict.fromkeys(each.path for each in annotations if each.start_seconds == 0 and each.end_seconds is None)
     files = {path: file for path in whole if (file := locate(videos, path)).is_file()}
     try:

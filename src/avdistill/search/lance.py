@@ -22,6 +22,7 @@ from avdistill.search.columns import Content, Part
 from avdistill.search.index import Index
 from avdistill.search.schema import COLUMNS, Hit, IndexDescription, Space, checked_description, hit_of, key_of
 from avdistill.search.where import Comparison, Condition, Value
+from avdistill.storage.filesystems import lance_options
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -200,7 +201,7 @@ def _connect(location: str) -> Any:
     except ImportError:
         raise SearchError(f"{location}: LanceDB is not installed: install the extra 'search'") from None
     try:
-        return lancedb.connect(os.fspath(location))
+        return lancedb.connect(os.fspath(location), storage_options=lance_options(location))
     except (OSError, ValueError, RuntimeError) as error:
         raise SearchError(f"{location}: LanceDB cannot open it: {error_message(error):.200}") from error
 

@@ -123,6 +123,8 @@ def embed(
     share, shares = part
     if not 1 <= share <= shares:
         raise ConfigError(f"part: expected i/n with i from 1 to n, found {share}/{shares}")
+    if shares > 1 and dataset.url is not None:
+        raise ConfigError(f"part: expected a folder that all calls share, found {dataset.url}")
     if part_clips < 1:
         raise ConfigError(f"part_clips: expected at least 1, found {part_clips}")
     network = at_dataset_rates(dataset, teacher, name)
@@ -146,6 +148,7 @@ def embed(
                     _write(dataset, staging, first, len(rows), arrays)
         if distributed.rank() == 0:
             _store(dataset, teacher, name, staging, firsts, provenance, head_split)
+            dataset.upload()
         distributed.barrier()
     there = finished_parts(staging)
     dataset.reopen_features()

@@ -128,7 +128,7 @@ class TrainingSetup:
         """The clips and features that the run trains on and is validated by; written beside its config."""
         ids = self.dataset.columns["id"]
         return {
-            "dataset": str(self.dataset.folder),
+            "dataset": self.dataset.place,
             "dataset_checksum": self.dataset.checksum,
             "decisions": decision_counts(self.dataset),
             "teacher": self.teacher_record(),

@@ -28,6 +28,8 @@ from avdistill.executors.prefetch import prefetch
 from avdistill.fsio import follow_link, is_vacant, open_regular, own_folder, write_json
 from avdistill.inference.runner import run_network
 from avdistill.methods import custom_checksum, trust_file
+from avdistill.storage.copies import working_copy
+from avdistill.storage.url import as_path
 from avdistill.training.checkpoint import load_last, save_best, save_last
 from avdistill.training.config import TrainConfig
 from avdistill.training.malloc import configure_malloc
@@ -55,6 +57,9 @@ def train(
 ) -> Path:
     """Train a student; returns the run folder. Under torchrun the processes share every batch; process 0 writes.
 
+    A dataset at a URL is fetched. A run at a URL is trained in its local copy, which is returned, and uploaded when it
+    ends or is stopped.
+
     Args:
         config: the whole run.
         on_step: called with the step and its named losses after each step.
@@ -69,10 +74,17 @@ def train(
             of the run was lost.
         DatasetError: the dataset does not hold what the config asks for, such as a teacher's features of any clip.
         AnnotationError: the file of decisions does not fit the dataset.
+        StorageError: a storage does not answer. The run's copy is kept, and uploaded by `resume`.
     """
+    with working_copy(config.out) as out:
+        return _train(replace(config, out=out), on_step, stop_after, trust_method)
+
+
+def _train(config: TrainConfig, on_step: OnStep | None, stop_after: int | None, trust_method: bool) -> Path:
     # Where the run is resumed from must not matter.
     decisions = None if config.decisions is None else config.decisions.resolve()
-    config = replace(config, dataset=config.dataset.resolve(), decisions=decisions, out=follow_link(config.out))
+    dataset = as_path(config.dataset).resolve()
+    config = replace(config, dataset=dataset, decisions=decisions, out=follow_link(config.out))
     if trust_method:
         trust_file(custom_checksum(config.method))
     if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run
@@ -110,9 +122,19 @@ def resume(
             of its method have changed since.
         ConfigError: a custom method without `trust_method`.
     """
-    run = Path(run)
+    with working_copy(run) as folder:
+        return _resume(folder, on_step, stop_after, dataset, trust_method)
+
+
+def _resume(
+    run: Path,
+    on_step: OnStep | None,
+    stop_after: int | None,
+    dataset: str | os.PathLike[str] | None,
+    trust_method: bool,
+) -> Path:
     config = run_config(run)
-    config = config if dataset is None else replace(config, dataset=Path(dataset).resolve())
+    config = config if dataset is None else replace(config, dataset=as_path(dataset).resolve())
     recorded = data_manifest(run)
     check_method(run, config, recorded, trust_method)
     with _joined(run, config.device) as device, exclusive_lock(run):

@@ -1,0 +1,1 @@
+"""Object storage: paths that are URLs, and the local copies of folders there."""
