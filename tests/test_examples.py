@@ -58,6 +58,15 @@ def test_the_notebook_runs_from_a_folder_to_predictions(tmp_path, monkeypatch, c
     assert (tmp_path / "from_folder" / "student" / "best" / "model.safetensors").is_file()
 
 
+def test_the_notebook_shows_what_it_found():
+    """It is stored with its outputs: the images are what a reader of the repository sees."""
+    notebook = json.loads((EXAMPLES / "from_folder.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert (EXAMPLES / "from_folder.ipynb").stat().st_size < 500_000
+
+
 def test_a_custom_method(taught, tmp_path, capsys):
     words = ["--student.view.frames", "4", "--student.view.size", "16", "24", "--batch-size", "6", "--steps", "2"]
     method = f"{EXAMPLES / 'custom_method.py'}:Cosine"

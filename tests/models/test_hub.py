@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,9 +206,27 @@ def test_the_card_says_what_the_run_recorded(hub, trained, taught, tmp_path):
         assert part in card, part
 
 
-def test_metrics_of_other_weights_are_not_in_the_card(hub, trained, tmp_path):
-    import shutil
+def test_what_distill_delivers_has_the_card_of_its_run(trained, tmp_path):
+    """As `distill` leaves it: the delivered student in `best/`, its run in the study, the audit beside them."""
+    out = tmp_path / "distilled"
+    shutil.copytree(trained, out / "study" / "runs" / "clean" / "mnf" / "seed-0")
+    shutil.copytree(trained / "best", out / "best")
+    shutil.copytree(trained / "evaluation-test", out / "evaluation-test")
+    (out / "audit").mkdir()
+    record = {"metrics": {"scored": 9, "clips": 11, "mismatched_share_at_most": 0.25}, "settings": {"by": "x"}}
+    (out / "audit" / "audit.json").write_text(json.dumps(record))
+    assert main(["publish", str(out), NAME, "--out", str(tmp_path / "look")]) == 0
+    card = (tmp_path / "look" / "README.md").read_text()
+    for part in (
+        "`supervised`, 2 steps of 6 clips, seed 0",
+        "| top-1 accuracy | ",
+        "9 of 11 clips were scored by x.",
+        "At most 25% of the clips have unrelated audio",
+    ):
+        assert part in card, part
 
+
+def test_metrics_of_other_weights_are_not_in_the_card(hub, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     file = run / "evaluation-test" / "provenance.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": "0" * 64}))

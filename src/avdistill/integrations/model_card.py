@@ -57,7 +57,7 @@ def model_card(run: Path, student: Student, name: str, weights_sha256: str, opti
     Only results of `evaluate` and `retrieve` that were computed with these weights are in it.
 
     Args:
-        run: the run folder, or an exported student.
+        run: the run folder, what `distill` delivered, or an exported student.
         student: its best student.
         name: `org/name`.
         weights_sha256: of the published file.
@@ -68,10 +68,12 @@ def model_card(run: Path, student: Student, name: str, weights_sha256: str, opti
         RunError, ConfigError: a damaged run.
     """
     options = options or CardOptions()
-    results = _results(run)
+    source = _source_run(run)
+    folders = [run] if source is None or source == run else [run, source]
+    results = [each for folder in folders for each in _results(folder, run)]
     title = name.rpartition("/")[2]
     task = f"{student.config.view.modality}-classification"
-    recorded = _recorded(run)
+    recorded = None if source is None else {"config": run_config(source), "data": data_manifest(source)}
     values = {
         "front_matter": Markup(_front_matter(title, task, options, results)),
         "title": title,
@@ -81,7 +83,7 @@ def model_card(run: Path, student: Student, name: str, weights_sha256: str, opti
             {"heading": _heading(each), "table": Markup(_table(each)), "weakest": _weakest(each)} for each in results
         ],
         "data": _data(recorded, options),
-        "audits": [line for file in _audit_files(run, recorded) for line in _audit(file)],
+        "audits": [line for file in _audit_files(folders, recorded) for line in _audit(file)],
         "address": HUB + name,
         "example": "video.mp4" if isinstance(student.config.view, VideoInput) else "audio.wav",
         "limits": [*_limits(student, results), *options.limits],
@@ -121,11 +123,18 @@ def _front_matter(title: str, task: str, options: CardOptions, results: Sequence
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in entries.items())
 
 
-def _recorded(run: Path) -> dict[str, Any] | None:
-    """The run's config and data; None for a student without a run."""
-    if not (run / "data.json").is_file():
-        return None
-    return {"config": run_config(run), "data": data_manifest(run)}
+def _source_run(folder: Path) -> Path | None:
+    """The run that a student is of: the folder, or of what `distill` delivered that run of its study; else None."""
+    if (folder / "data.json").is_file():
+        return folder
+    runs = [each.parent for each in sorted((folder / "study" / "runs").rglob("data.json"))]
+    return next((run for run in runs if _weights(run) == _weights(folder)), None)
+
+
+def _weights(run: Path) -> str:
+    """SHA-256 of a run's best student; "" without one."""
+    file = student_folder(run) / WEIGHTS
+    return file_checksum(file) if file.is_file() else ""
 
 
 def _summary(student: Student, recorded: Mapping[str, Any] | None) -> str:
@@ -170,12 +179,10 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
     return ", ".join(named)
 
 
-def _results(run: Path) -> list[dict[str, Any]]:
-    """What `evaluate` and `retrieve` wrote about these weights."""
-    file = student_folder(run) / WEIGHTS
-    weights = file_checksum(file) if file.is_file() else ""
-    found = []
-    for folder in sorted(path.parent for path in run.glob(f"*/{PROVENANCE}")):
+def _results(place: Path, run: Path) -> list[dict[str, Any]]:
+    """What `evaluate` and `retrieve` wrote into a folder about the weights of a run."""
+    weights, found = _weights(run), []
+    for folder in sorted(path.parent for path in place.glob(f"*/{PROVENANCE}")):
         kind, _, split = folder.name.partition("-")
         try:
             provenance, metrics = read_json(folder / PROVENANCE), read_json(folder / "metrics.json")
@@ -235,9 +242,9 @@ def _data(recorded: Mapping[str, Any] | None, options: CardOptions) -> list[str]
     return lines
 
 
-def _audit_files(run: Path, recorded: Mapping[str, Any] | None) -> list[Path]:
-    """Audits of the run, and the one of its dataset beside that."""
-    files = sorted(run.glob("audit-*/audit.json"))
+def _audit_files(folders: Sequence[Path], recorded: Mapping[str, Any] | None) -> list[Path]:
+    """Audits in the folders, and the one of the run's dataset beside that."""
+    files = [file for folder in folders for file in sorted(folder.glob("audit*/audit.json"))]
     if recorded is not None:
         dataset = Path(str(recorded["data"].get("dataset", "")))
         files.append(dataset.with_name(f"{dataset.name}-audit") / "audit.json" if dataset.name else dataset)
