@@ -226,6 +226,14 @@ def test_an_index_of_a_dataset_that_is_gone_still_opens(taught: ClipDataset, tmp
     assert open_index(tmp_path / "index").search_vector(np.ones(24), "audio", k=1)
 
 
+def test_lance_keeps_every_row_once(taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
+    monkeypatch.setattr(FeaturesColumn, "rows", 3)  # several batches, which are joined at the end
+    build_index([taught.folder], tmp_path / "index", form="lance")
+    (table,) = (tmp_path / "index").glob("clips-*.lance")
+    assert len(list((table / "data").iterdir())) == 1
+
+
 def test_two_datasets_are_told_apart_by_name(taught: ClipDataset, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(taught.folder, tmp_path / name / "dataset")

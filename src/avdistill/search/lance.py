@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,8 @@ def _write(content: Content, database: Any, on_progress: OnProgress | None) -> N
         table.add(_rows(part))
         if on_progress is not None:
             on_progress(Progress(part.start + part.clips.num_rows, description.clips))
-    table.optimize()
+    # Joins the parts; without the removal of older versions every row stays on the disk as it was added, too.
+    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
     _index_vectors(table, description)
     import pyarrow as pa
 
