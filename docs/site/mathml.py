@@ -19,7 +19,9 @@ _PRIORITY = 195
 
 def display(source: str, language: str, css_class: str, options: dict[str, Any], md: Markdown, **_: Any) -> str:
     """A fence ```math: the `format` of a custom fence of pymdownx.superfences."""
-    return f'<div class="{css_class}">{convert(source.strip(), display="block")}</div>'
+    # GitHub knows `aligned`, the converter the same table by the name `align*`.
+    latex = source.strip().replace("{aligned}", "{align*}")
+    return f'<div class="{css_class}">{convert(latex, display="block")}</div>'
 
 
 class _Inline(InlineProcessor):

@@ -16,6 +16,7 @@ SITE = Path(__file__).resolve().parent
 # Of the repository's first folder: these Markdown files are pages, too.
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?((?:\s+\"[^\"]*\")?\))")
+_IMAGE = re.compile(r"(<img src=\")([^\"]+)()(\")")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -95,4 +96,5 @@ class Staging:
             target = os.path.relpath(self.stage(path), place(source).parent)
             return f"{before}{target}{anchor}{after}"
 
-        return "".join(part if part.startswith("```") else _LINK.sub(lead, part) for part in _FENCE.split(text))
+        parts = _FENCE.split(text)
+        return "".join(part if part.startswith("```") else _IMAGE.sub(lead, _LINK.sub(lead, part)) for part in parts)
