@@ -27,6 +27,7 @@ PYTHON = {
     "docs/licenses.md": "test_pages.py",
     "docs/formats/annotations.md": "test_pages.py",
     "docs/custom_method.md": "methods/test_custom.py",
+    "docs/hub.md": "models/test_hub.py",
     "docs/use.md": "inference/test_export.py",
 }
 SMALL = {

@@ -6,10 +6,13 @@ script, the license) becomes a page that shows it.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).resolve().parent
@@ -63,6 +66,8 @@ class Staging:
         text = source.read_text(encoding="utf-8")
         if source.suffix == ".md":
             self.write(target, self._relinked(text, source))
+        elif source.suffix == ".ipynb":
+            self.write(target, self._relinked(self._notebook(json.loads(text), target), source))
         else:
             language = {".py": "python", ".cff": "yaml", ".json": "json"}.get(source.suffix, "text")
             self.write(target, f"# {source.relative_to(ROOT)}\n\n````{language}\n{text}\n````\n")
@@ -80,6 +85,23 @@ class Staging:
         (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, self.folder / target)
         return target
+
+    def _notebook(self, notebook: dict[str, Any], target: Path) -> str:
+        """A notebook with its outputs as Markdown; its images beside the page."""
+        parts, images = [], 0
+        for cell in notebook["cells"]:
+            text = "".join(cell["source"])
+            parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+            for output in cell.get("outputs", ()):
+                if image := output.get("data", {}).get("image/png"):
+                    images += 1
+                    name = target.with_suffix(f".{images}.png")
+                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self.folder / name).write_bytes(base64.b64decode(image))
+                    parts.append(f'<img src="{name.name}" alt="plot {images} of the notebook">')
+                elif written := "".join(output.get("text", ())).strip():
+                    parts.append(f"```text\n{written}\n```")
+        return "\n\n".join(parts) + "\n"
 
     def _relinked(self, text: str, source: Path) -> str:
         """The text with its links led to the pages' places; code blocks stay as they are."""

@@ -21,6 +21,7 @@ from avdistill.integrations.publish import publish
 from avdistill.models.hub import local_folder, parse_address
 from avdistill.teachers.convert import convert_teacher
 from avdistill.training import train
+from support.pages import blocks
 from support.training_cases import config
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: pip install avdistill[huggingface]")
@@ -114,6 +115,15 @@ def test_evaluate_and_retrieve_take_an_address(hub, trained, taught, tmp_path, m
         metrics = json.loads((trained / folder / "metrics.json").read_text())
         assert found == {"model": f"hf://{NAME}", "dataset": str(taught.folder), **metrics}
         assert (tmp_path / "student" / folder / "metrics.json").is_file()
+
+
+def test_the_python_of_docs_hub_md_runs(hub, trained, video, tmp_path, monkeypatch, capsys):
+    hub.put("org/name", student_files(trained), "v1")
+    monkeypatch.chdir(tmp_path)
+    Path("video.mp4").symlink_to(video)
+    (block,) = blocks("docs/hub.md", "python")
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("video.mp4: ")
 
 
 def test_a_student_on_the_hub_is_exported_and_is_a_teacher(hub, trained, tmp_path):
