@@ -33,12 +33,13 @@ from typing import Any, cast
 
 import methods as synthetic
 from avdistill.analysis.audit.audit import audit
-from avdistill.analysis.benchmark.jobs import Job, Pool
+from avdistill.analysis.benchmark.jobs import PRELOAD, Job, check_ended, do_job
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.analysis.benchmark.study import folder_name
 from avdistill.corruption import Corruption, corrupt, parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_split, labeled_clips
+from avdistill.executors.local import LocalExecutor
 from avdistill.fsio import write_json
 from avdistill.inputs import VideoInput
 from avdistill.methods import parse_method, teacher_requirement
@@ -163,15 +164,15 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def work_through(jobs: Iterable[Job], workers: int) -> Iterator[Job]:
     """Yield the jobs as they end."""
-    pool, waiting = Pool(workers), list(jobs)
+    pool, waiting = LocalExecutor(workers, PRELOAD), list(jobs)
     try:
         while waiting or pool.running:
             while waiting and pool.free:
                 if not (job := waiting.pop(0)).metrics.is_file():
-                    pool.start(job)
+                    pool.start(job, do_job, job)
                 else:
                     yield job
-            yield from pool.collect()
+            yield from map(check_ended, pool.collect())
     finally:
         pool.stop()
 

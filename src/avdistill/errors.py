@@ -44,6 +44,10 @@ class DatasetError(AvdistillError):
     """A dataset that is missing, incomplete, damaged or of another format."""
 
 
+class DatasetBusyError(DatasetError):
+    """Another process is making the dataset."""
+
+
 class CheckpointError(AvdistillError):
     """Weights or a configuration of a trained network that are missing, damaged or of another network."""
 
@@ -96,3 +100,7 @@ class TrackingError(AvdistillError):
 
 class ProcessLostError(AvdistillError):
     """Another process of the group has ended or does not answer."""
+
+
+class TaskLostError(AvdistillError):
+    """A task whose process or machine ended before the task did, each time that it was begun."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, RunError
+from avdistill.executors.executor import Ended, call
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.methods import METHODS, CustomMethodConfig, parse_method
@@ -540,8 +540,8 @@ def test_a_run_on_a_full_disk_hands_its_reason_on(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "_result", full_disk)
     monkeypatch.setattr(jobs, "replace_text", full_disk)
     job = Job("clean", "kd", "seed", replace(RECIPES["demo_kd"], out=tmp_path / "seed"), 1, None, "test", {})
-    reason, worker_end = Pipe(duplex=False)
-    with reason, worker_end:
-        with pytest.raises(SystemExit):
-            jobs._do_job(job, worker_end)
-        assert reason.recv().startswith("OSError: [Errno 28] No space left on device: ")
+    with pytest.raises(OSError, match="No space left"):
+        jobs.do_job(job)
+    error = call(jobs.do_job, (job,))[1]
+    with pytest.raises(RunError, match=r"seed: OSError: \[Errno 28\] No space left on device: .*; the same"):
+        jobs.check_ended(Ended(job, error=error))

@@ -8,6 +8,7 @@ import tyro
 from avdistill.analysis.benchmark.report import columns_of
 from avdistill.analysis.benchmark.study import Study, run_study, write_report
 from avdistill.commands.console import Printed, output, progress_bar, say, take_option
+from avdistill.commands.launching import Launched
 from avdistill.corruption import corrupt as corrupt_dataset
 from avdistill.corruption import parse_corruption
 from avdistill.dataset.clip_dataset import ClipDataset
@@ -29,7 +30,7 @@ _SHOWN = {
 
 
 @dataclass(frozen=True)
-class _Compare(Printed):
+class _Compare(Launched, Printed):
     """Train several methods alike on one dataset and test which are better than training without distillation."""
 
     dataset: tyro.conf.Positional[Path]
@@ -65,9 +66,9 @@ class _Compare(Printed):
     """A CSV file of decisions about clips (clip,decision,by), as `avdistill audit --decide` writes it, that all runs
     are trained with; what is tested on does not change."""
     workers: int = 1
-    """The number of runs at a time."""
+    """The number of runs at a time, without --ray and --slurm."""
     threads: int | None = None
-    """The threads of each run; by default the cores divided by the workers."""
+    """The threads of each run; by default the cores divided by the workers, or one with --ray and --slurm."""
     base: TrainConfig = RECIPES["tiny_supervised"]
     """The config that all runs share; `--recipe NAME` takes another."""
 
@@ -91,8 +92,10 @@ def compare(arguments: list[str]) -> None:
     a = replace(a, base=replace(a.base, decisions=None if decisions is None else decisions.resolve()))
     study = Study(**{each.name: getattr(a, each.name) for each in fields(Study)})
     teacher = None if a.teacher_run is None else load_teacher(a.teacher_run)
-    with progress_bar("compare") as update:
-        rows = run_study(study, workers=a.workers, threads=a.threads, teacher=teacher, on_progress=update)
+    with a.executor(a.out, cpus=a.threads or 1) as executor, progress_bar("compare") as update:
+        rows = run_study(
+            study, workers=a.workers, threads=a.threads, executor=executor, teacher=teacher, on_progress=update
+        )
     result = write_report(study, rows)
     say(f"report: {a.out / 'report.html'}")
     headings = {"corruption": "corruption", **columns_of(result["table"])}

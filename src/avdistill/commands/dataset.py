@@ -12,6 +12,7 @@ from avdistill.annotations import Annotation, read_annotations
 from avdistill.annotations.class_sets import Catalog, keep_class_set
 from avdistill.annotations.readers import keep_labels
 from avdistill.commands.console import Printed, output, progress_bar, region_of, say
+from avdistill.commands.launching import LaunchedInParts
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, DatasetError
 from avdistill.preparation.join import join as join_parts
@@ -49,7 +50,7 @@ def synthesize(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Prepare(Printed):
+class _Prepare(LaunchedInParts, Printed):
     """Read the listed videos into a dataset of frames and audio; the same command resumes an interrupted one."""
 
     list: tyro.conf.Positional[tuple[Path, ...]]
@@ -91,8 +92,8 @@ class _Prepare(Printed):
     part: str | None = None
     """Prepare the i-th of n parts, such as 2/3, of the list; `avdistill join` makes one dataset of all parts. The clips
     of one source video are in one part."""
-    workers: int = os.cpu_count() or 1
-    """The processes that decode; the default is the number of cores."""
+    workers: int | None = None
+    """The processes that decode; the default is the number of cores, with --ray and --slurm one for each part."""
     time_limit: float = 1800.0
     """The seconds that reading one clip may take before it is skipped; 0 sets no limit."""
     clip_limit: float = 8.0
@@ -121,6 +122,9 @@ def prepare(arguments: list[str]) -> None:
         raise ConfigError("LIST: expected at least one list of clips, found none")
     if a.scenes and a.part is not None:
         raise ConfigError("--scenes: expected without --part, each of which would look at every file")
+    a.check_parts()
+    if a.part is not None and (a.ray is not None or a.slurm is not None):
+        raise ConfigError("--part: expected without --ray and --slurm, which make the parts by --parts")
     part = None if a.part is None else parse_part(a.part)
     annotations = _annotations(a)
     if a.teacher:
@@ -133,6 +137,14 @@ def prepare(arguments: list[str]) -> None:
             raise ConfigError(f"--teacher: two have the name {twice[0]!r}; embed them by `avdistill embed --name`")
     if a.scenes:
         annotations = _cut(a, annotations)
+    limits: dict[str, Any] = {
+        "time_limit_seconds": a.time_limit or None,
+        "clip_limit_bytes": round(a.clip_limit * 2**30) or None,
+        "strict": a.strict,
+    }
+    if a.ray is not None or a.slurm is not None:
+        _print_dataset(_prepare_in_parts(a, annotations, config, limits), a.out, a.json)
+        return
     with progress_bar("prepare") as update:
         dataset = prepare_dataset(
             annotations,
@@ -140,11 +152,9 @@ def prepare(arguments: list[str]) -> None:
             a.out,
             config,
             part=part,
-            workers=a.workers,
-            time_limit_seconds=a.time_limit or None,
-            clip_limit_bytes=round(a.clip_limit * 2**30) or None,
-            strict=a.strict,
+            workers=a.workers or os.cpu_count() or 1,
             on_progress=update,
+            **limits,
         )
     for run in a.teacher:
         from avdistill.teachers.extraction import embed
@@ -153,6 +163,28 @@ def prepare(arguments: list[str]) -> None:
         with progress_bar("embed") as update:
             embed(dataset, load_teacher(run), _name_of(run), on_progress=update)
     _print_dataset(dataset, a.out, a.json)
+
+
+def _prepare_in_parts(
+    a: _Prepare, annotations: list[Annotation], config: PrepareConfig, limits: dict[str, Any]
+) -> ClipDataset:
+    """By the machines of a cluster, which embed parts while they prepare others."""
+    from avdistill.teachers.launch import Encoder, Limits, prepare_in_parts
+
+    workers = a.workers or 1
+    with a.executor(a.out, cpus=workers) as executor, progress_bar("prepare") as update:
+        assert executor is not None
+        return prepare_in_parts(
+            annotations,
+            a.videos,
+            a.out,
+            config,
+            executor=executor,
+            parts=a.parts,
+            encoders=[Encoder(run, _name_of(run)) for run in a.teacher],
+            limits=Limits(workers, **limits),
+            on_progress=update,
+        )
 
 
 def _print_dataset(dataset: ClipDataset, out: Path, as_json: bool) -> None:
@@ -186,7 +218,7 @@ def _cut(a: _Prepare, annotations: list[Annotation]) -> list[Annotation]:
             a.videos,
             out.with_name(f"{out.name}.scenes.jsonl"),
             scene_seconds=a.scene_seconds,
-            workers=a.workers,
+            workers=a.workers or os.cpu_count() or 1,
             time_limit_seconds=a.time_limit or None,
             on_progress=update,
         )
@@ -201,8 +233,8 @@ def _name_of(run: str) -> str:
 class _Join(Printed):
     """Make one dataset of all parts that `prepare --part` made, with the checksum of a dataset prepared in one go.
 
-    The parts stay as they are; their files get a second name and are not copied on one file system. Features of a
-    teacher in the parts are not joined: add them to the new dataset with `avdistill embed`.
+    The parts stay as they are; their files get a second name and are not copied on one file system. Features that
+    `avdistill embed` put into the parts are joined as well.
     """
 
     parts: tyro.conf.Positional[tuple[Path, ...]]
@@ -218,6 +250,11 @@ def join(arguments: list[str]) -> None:
         raise ConfigError("PART: expected the folders of all parts, found none")
     with progress_bar("join") as update:
         dataset = join_parts(a.parts, a.out, on_progress=update)
+    if any(ClipDataset(part).teachers for part in a.parts):
+        from avdistill.teachers.joining import join_features
+
+        for name in join_features(a.parts, dataset):
+            say(f"features of teacher {name!r}: joined")
     _print_dataset(dataset, as_path(a.out), a.json)
 
 

@@ -10,13 +10,14 @@ import tyro
 from avdistill.analysis.distill.config import DistillConfig
 from avdistill.analysis.distill.pipeline import distill as distill_videos
 from avdistill.commands.console import Printed, output, progress_bar
+from avdistill.commands.launching import LaunchedInParts
 from avdistill.errors import ConfigError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
-class _Distill(Printed):
+class _Distill(LaunchedInParts, Printed):
     """Distill a small network from a folder of videos with few labels or none, and report what the audio is worth."""
 
     videos: tyro.conf.Positional[Path]
@@ -46,7 +47,7 @@ class _Distill(Printed):
     test_fraction: float = 0.3
     """The fraction of each class's labeled source videos that are held out, where the list names no test clips."""
     workers: int = 2
-    """Processes at a time; a training run takes one core."""
+    """Processes at a time, without --ray and --slurm; a training run takes one core."""
     seed: int = 0
     """The seed of the choice of test clips."""
 
@@ -68,7 +69,9 @@ def distill(arguments: list[str]) -> None:
         workers=a.workers,
         seed=a.seed,
     )
-    result = distill_videos(config, bar=progress_bar)
+    a.check_parts()
+    with a.executor(a.out) as executor:
+        result = distill_videos(config, bar=progress_bar, executor=executor, parts=a.parts)
     lines = [*result["table"].splitlines(), ""]
     if result["labels"] == "clusters":
         lines.append("no video has a label: the numbers are about clusters of the teacher's embeddings")

@@ -9,8 +9,10 @@ from typing import Literal
 import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say, take_option, training_bar
+from avdistill.commands.launching import LaunchedInParts
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import PART_CLIPS
+from avdistill.dataset.schema import TeacherEntry
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.dataset.stored_features import format_provenance
 from avdistill.errors import ConfigError
@@ -20,6 +22,7 @@ from avdistill.storage.copies import working_copy
 from avdistill.storage.url import as_path
 from avdistill.teachers.extraction import Unfinished
 from avdistill.teachers.extraction import embed as embed_dataset
+from avdistill.teachers.launch import Encoder, embed_in_parts
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import TrainConfig, read_config
@@ -115,7 +118,7 @@ def resume(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Embed(Printed):
+class _Embed(LaunchedInParts, Printed):
     """Add a frozen teacher's embedding and logits of every clip to the dataset."""
 
     dataset: tyro.conf.Positional[Path]
@@ -160,6 +163,8 @@ def embed(arguments: list[str]) -> None:
         files = Path(a.teacher.removeprefix(PRECOMPUTED))
         modality = a.modality or "audio"
         entry = embed_precomputed(dataset, files, a.name or modality, modality, head_split=a.head_split)
+    elif a.ray is not None or a.slurm is not None:
+        entry = _embed_in_parts(a, dataset)
     elif a.modality is not None:
         raise ConfigError(f"--modality: expected with {PRECOMPUTED}<folder or .npz> only, found {a.teacher}")
     else:
@@ -189,6 +194,18 @@ def embed(arguments: list[str]) -> None:
     made_by = format_provenance(entry.provenance)
     line = f"teacher {entry.name!r}: {entry.clips} of {len(dataset)} clips, {entry.embedding_dim}-d, from {made_by}"
     output(report, [line], a.json)
+
+
+def _embed_in_parts(a: _Embed, dataset: ClipDataset) -> TeacherEntry:
+    """By the machines of a cluster."""
+    a.check_parts()
+    if a.part != _Embed.part or a.part_clips != _Embed.part_clips:
+        raise ConfigError("--part, --part-clips: expected without --ray and --slurm, which make the parts by --parts")
+    name = a.name or load_teacher(a.teacher, weights=a.weights).view.modality
+    encoder = Encoder(a.teacher, name, a.weights, None, a.batch_size, a.windows, a.tokens, a.head_split)
+    with a.executor(a.dataset) as executor, progress_bar("embed") as update:
+        assert executor is not None
+        return embed_in_parts(dataset, encoder, executor=executor, parts=a.parts, on_progress=update)
 
 
 def share_of(text: str) -> tuple[int, int]:

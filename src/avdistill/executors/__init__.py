@@ -1,1 +1,1 @@
-"""Work in other processes and threads, with results in order."""
+"""Work in other processes and threads, on this machine or others, with results in order or as they come."""

@@ -20,7 +20,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.copies import clear_staging_dir
 from avdistill.dataset.remote import dataset_contents, to_storage
 from avdistill.dataset.schema import CLIP_SCHEMA, DatasetDescription, read_description, staging_dir
-from avdistill.errors import ConfigError, DatasetError
+from avdistill.errors import ConfigError, DatasetBusyError, DatasetError
 from avdistill.fsio import acquire_staging_dir, commit, error_message, file_checksum, follow_link, replacing, write_json
 from avdistill.preparation.records import (
     Skip,
@@ -95,7 +95,7 @@ def join(
             _write(opened, skipped, states, settings, folder, on_progress)
             commit(folder, out)
     except BlockingIOError:
-        raise DatasetError(f"{out}: another process is making this dataset") from None
+        raise DatasetBusyError(f"{out}: another process is making this dataset") from None
     except OSError as error:
         raise DatasetError(f"{out}: cannot be written: {error_message(error)}") from error
     return ClipDataset(out)

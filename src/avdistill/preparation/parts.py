@@ -28,7 +28,7 @@ def share_of(annotations: list[Annotation], part: Part) -> list[int]:
         raise ConfigError(f"part: expected i/n with i from 1 to n, found {number}/{count}")
     groups: dict[str, list[int]] = {}
     for position, annotation in enumerate(annotations):
-        groups.setdefault(annotation.group or video_of(annotation.path), []).append(position)
+        groups.setdefault(_group(annotation), []).append(position)
     if len(groups) < count:
         raise ConfigError(f"part: expected at most a part for each of {len(groups)} source videos, found {count} parts")
     waiting, left = deque(groups.values()), len(annotations)
@@ -40,6 +40,15 @@ def share_of(annotations: list[Annotation], part: Part) -> list[int]:
             share += waiting.popleft()
         left -= len(share)
     return sorted(share)
+
+
+def most_parts(annotations: list[Annotation]) -> int:
+    """How many parts a list has at most: its source videos."""
+    return len({_group(annotation) for annotation in annotations})
+
+
+def _group(annotation: Annotation) -> str:
+    return annotation.group or video_of(annotation.path)
 
 
 def parse_part(text: str) -> Part:

@@ -24,7 +24,7 @@ from avdistill.annotations.video_files import locate
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.remote import to_storage
 from avdistill.dataset.schema import read_description, staging_dir
-from avdistill.errors import ConfigError, DatasetError, MediaError, SpoolError, StorageError
+from avdistill.errors import ConfigError, DatasetBusyError, DatasetError, MediaError, SpoolError, StorageError
 from avdistill.executors.process_pool import WorkerFailure, ordered_map
 from avdistill.fsio import acquire_staging_dir, commit, error_message, follow_link
 from avdistill.preparation.clip_reader import (
@@ -96,7 +96,8 @@ def prepare(
         on_progress: called after each clip.
 
     Raises:
-        DatasetError: `out` holds something else, another process prepares it, it cannot be written, a file has changed
+        DatasetBusyError: another process prepares the dataset.
+        DatasetError: `out` holds something else, it cannot be written, a file has changed
             since its clip was read or skipped, a clip was skipped for a lower limit, or no clip could be read.
         MediaError: with `strict`, the first unreadable file.
         ConfigError: a time limit of 0 or less, a reader that is defined in the running script, or no such part.
@@ -149,7 +150,7 @@ def prepare(
             commit(folder, out)
             remove_journal(out)
     except BlockingIOError:
-        raise DatasetError(f"{out}: another process is preparing this dataset") from None
+        raise DatasetBusyError(f"{out}: another process is preparing this dataset") from None
     except StorageError as error:
         raise StorageError(f"{error}; finished clips are kept; run the same command again") from error
     except (OSError, SpoolError) as error:  # of writing; unreadable files are results, not errors

@@ -82,7 +82,7 @@ def embed(
     workers: int = 2,
     windows: int | None = None,
     tokens: bool = False,
-    head_split: str = "train",
+    head_split: str | None = "train",
     part: tuple[int, int] = (1, 1),
     part_clips: int = PART_CLIPS,
     device: str = "auto",
@@ -104,7 +104,7 @@ def embed(
             images.
         tokens: store the tokens too, which the methods AT and NST need.
         head_split: whose labeled clips a linear head is fitted on (`linear_head`), where the teacher's classes do not
-            include the dataset's.
+            include the dataset's; None: no head, as the dataset is a part whose features are joined.
         part: (i, n) computes the i-th of n shares of the parts, for as many calls at once, on any machine that has
             the dataset's folder; the call that finds all parts there stores the features.
         part_clips: clips in a part.
@@ -147,7 +147,16 @@ def embed(
                 if distributed.rank() == 0:
                     _write(dataset, staging, first, len(rows), arrays)
         if distributed.rank() == 0:
-            _store(dataset, teacher, name, staging, firsts, provenance, head_split)
+            entry = TeacherEntry(
+                name=name,
+                modality=teacher.view.modality,
+                embedding_dim=teacher.network.embedding_dim,
+                num_tokens=0,
+                classes=teacher.classes if _has_classes(dataset, teacher) else (),
+                provenance=provenance,
+                clips=0,
+            )
+            store_parts(dataset, staging, firsts, entry, head_split)
             dataset.upload()
         distributed.barrier()
     there = finished_parts(staging)
@@ -197,18 +206,22 @@ def _write(dataset: ClipDataset, staging: Path, first: int, clips: int, arrays: 
         raise DatasetError(f"{dataset.folder}: features cannot be written: {error_message(error)}") from error
 
 
-def _store(
-    dataset: ClipDataset,
-    teacher: Teacher,
-    name: str,
-    staging: Path,
-    firsts: Sequence[int],
-    provenance: Provenance,
-    head_split: str,
+def store_parts(
+    dataset: ClipDataset, staging: Path, firsts: Sequence[int], entry: TeacherEntry, head_split: str | None
 ) -> None:
     """Make the finished parts the features, with the logits of a head where that is needed; nothing if one is missing.
 
     Several calls may find the last part at the same time: one of them stores, the others find that done.
+
+    Args:
+        dataset: gets the features.
+        staging: where the parts are (`staging_folder`).
+        firsts: the first clip of each part.
+        entry: of the features; its tokens and clips are counted here.
+        head_split: see `embed`; a head is fitted where the entry has no classes.
+
+    Raises:
+        DatasetError: the folder cannot be written.
     """
     try:
         with open_lock(dataset.folder, wait=True):
@@ -216,8 +229,8 @@ def _store(
             if set(firsts) - set(finished):
                 return
             parts = tuple(finished[first] for first in firsts)
-            made = _description(dataset, teacher, name, staging, parts, provenance)
-            if not _has_classes(dataset, teacher):
+            made = _description(dataset, entry, staging, parts)
+            if not entry.classes and head_split is not None:
                 made = _with_head(dataset, staging, made, head_split)
             commit_features(dataset.folder, staging, made)
     except OSError as error:
@@ -229,21 +242,13 @@ def _has_classes(dataset: ClipDataset, teacher: Teacher) -> bool:
 
 
 def _description(
-    dataset: ClipDataset, teacher: Teacher, name: str, staging: Path, parts: tuple[Part, ...], provenance: Provenance
+    dataset: ClipDataset, entry: TeacherEntry, staging: Path, parts: tuple[Part, ...]
 ) -> FeaturesDescription:
     """Of finished parts, without the logits of a head."""
-    folder = dataset.folder / FOLDER / name
+    folder = dataset.folder / FOLDER / entry.name
     some = next(part for part in parts if part.files)
     tokens = load_array(part_file(folder, staging, some, "tokens"), mapped=True) if "tokens" in some.files else None
-    entry = TeacherEntry(
-        name=name,
-        modality=teacher.view.modality,
-        embedding_dim=teacher.network.embedding_dim,
-        num_tokens=0 if tokens is None else tokens.shape[1],
-        classes=teacher.classes if _has_classes(dataset, teacher) else (),
-        provenance=provenance,
-        clips=0,
-    )
+    entry = replace(entry, num_tokens=0 if tokens is None else tokens.shape[1])
     made = FeaturesDescription(FORMAT_VERSION, dataset.checksum, len(dataset), entry, parts)
     valid = map_features(dataset.folder, made, staging).valid
     return replace(made, entry=replace(entry, clips=int(valid.sum())))
@@ -267,12 +272,20 @@ def _with_head(dataset: ClipDataset, staging: Path, made: FeaturesDescription, s
     return replace(made, entry=replace(entry, classes=dataset.classes, head=head.record), parts=tuple(parts))
 
 
+def has_input(dataset: ClipDataset, teacher: Teacher) -> bool:
+    """Whether a clip holds the teacher's modality and is not silent for an audio teacher."""
+    return bool(has_modality(dataset, _audible(dataset, teacher), teacher.view).any())
+
+
+def _audible(dataset: ClipDataset, teacher: Teacher) -> np.ndarray:
+    clips = np.arange(len(dataset))
+    return clips if teacher.view.silence is None else clips[~dataset.columns[teacher.view.silence].astype(bool)]
+
+
 def _clips_for(dataset: ClipDataset, teacher: Teacher, name: str) -> np.ndarray:
     """Rows of the clips without those that are silent for an audio teacher. Raises TeacherError where none is left."""
-    clips = np.arange(len(dataset))
-    if teacher.view.silence is not None:
-        clips = clips[~dataset.columns[teacher.view.silence].astype(bool)]
-    if not has_modality(dataset, clips, teacher.view).any():
+    clips = _audible(dataset, teacher)
+    if not has_input(dataset, teacher):
         silent = "" if teacher.view.silence is None else f" that is not {teacher.view.silence}"
         raise TeacherError(
             f"teacher {name!r}: expected clips with {teacher.view.modality}{silent}, found none among the "

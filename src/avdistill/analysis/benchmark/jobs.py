@@ -1,14 +1,11 @@
 """The runs of a study: each has a process of its own, and its result is written as soon as it ends."""
 
-import multiprocessing
 import shutil
 import statistics
 import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +15,19 @@ from avdistill.analysis.benchmark.report import read_lines
 from avdistill.config_io import read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import has_modality, labeled_clips
-from avdistill.errors import AvdistillError, ConfigError, DatasetError, NotFiniteError, RunError
+from avdistill.errors import ConfigError, DatasetError, NotFiniteError, RunError
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
-from avdistill.executors.parent import end_with_parent
+from avdistill.executors.executor import Ended, describe
 from avdistill.fsio import error_message, open_lock, replace_text, write_json
 from avdistill.inputs import View
 from avdistill.methods import trust_file
 from avdistill.models.checkpoint import load_student
 from avdistill.training import TrainConfig, resume, train
 
-# Letters of a failure that fit into a pipe which nobody reads yet.
-_REASON = 2000
+# What every run imports. An optimizer imports torch's compiler when it is made, which takes seconds.
+PRELOAD = ("avdistill.analysis.benchmark.jobs", "torch._dynamo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,74 +59,30 @@ class Job:
         return self.config.out / "metrics.json"
 
 
-class Pool:
-    """A process for each job: its peak memory is the run's own, and a crash is its own as well."""
+def do_job(job: Job) -> None:
+    """Train one run (or take it up), evaluate it and write `metrics.json`: a task, in a process of its own.
 
-    def __init__(self, workers: int) -> None:
-        # A server that has imported everything forks the workers: nothing is imported twice. An optimizer imports
-        # torch's compiler when it is made, which takes seconds.
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["avdistill.analysis.benchmark.jobs", "torch._dynamo"])
-        self.workers = workers
-        self.processes: dict[Job, tuple[BaseProcess, Connection]] = {}
-
-    @property
-    def free(self) -> bool:
-        """Whether another job may start."""
-        return len(self.processes) < self.workers
-
-    @property
-    def running(self) -> list[Job]:
-        """Jobs under way."""
-        return list(self.processes)
-
-    def start(self, job: Job) -> None:
-        """Begin a job."""
-        reason, worker_end = self.context.Pipe(duplex=False)
-        with worker_end:
-            process = self.context.Process(target=_do_job, args=(job, worker_end), daemon=True)
-            process.start()
-        self.processes[job] = process, reason
-
-    def collect(self) -> list[Job]:
-        """Jobs that ended, after waiting a moment for one. Raises RunError for one that left no result."""
-        wait([process.sentinel for process, _ in self.processes.values()], timeout=1)
-        ended = [job for job, (process, _) in self.processes.items() if not process.is_alive()]
-        for job in ended:
-            process, channel = self.processes.pop(job)
-            process.join()
-            reason = f"its process ended with code {process.exitcode}"
-            with channel, suppress(EOFError):
-                if channel.poll():
-                    reason = channel.recv()
-            if not job.metrics.is_file():
-                raise RunError(f"{job.config.out}: {reason}; the same command continues")
-        return ended
-
-    def stop(self) -> None:
-        """End all running jobs; the next call continues them from their last save."""
-        for process, _ in self.processes.values():
-            process.terminate()
-        for process, channel in self.processes.values():
-            process.join()
-            channel.close()
-
-
-def _do_job(job: Job, reason: Connection) -> None:
-    """Train one run (or take it up), evaluate it and write `metrics.json`. Runs in a process of its own.
-
-    A failure goes to `reason` in a line, and with its traceback into a file beside the run.
+    A failure is raised, with its traceback in a file beside the run.
     """
-    end_with_parent()
     torch.set_num_threads(job.threads)
     try:
         _finish_job(job)
-    except BaseException as error:
-        text = str(error) if isinstance(error, AvdistillError) else traceback.format_exception_only(error)[-1].strip()
-        reason.send(text.removeprefix(f"{job.config.out}: ")[:_REASON])
+    except BaseException:
         with suppress(OSError):  # a full disk has no room for it
             replace_text(sibling_path(job.config.out, "error.txt"), traceback.format_exc())
-        sys.exit(1)
+        raise
+
+
+def check_ended(ended: Ended) -> Job:
+    """The job of a task that has ended. Raises RunError where it left no result."""
+    job = ended.key
+    assert isinstance(job, Job)
+    if not job.metrics.is_file():
+        reason = "it left no result" if ended.error is None else describe(ended.error)
+        raise RunError(
+            f"{job.config.out}: {reason.removeprefix(f'{job.config.out}: ')}; the same command continues"
+        ) from ended.error
+    return job
 
 
 def _finish_job(job: Job) -> None:

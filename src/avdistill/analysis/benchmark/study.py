@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from avdistill.analysis.benchmark.checks import check_datasets
-from avdistill.analysis.benchmark.jobs import Job, Pool, has_gallery, read_result, steps_done
+from avdistill.analysis.benchmark.jobs import PRELOAD, Job, check_ended, do_job, has_gallery, read_result, steps_done
 from avdistill.analysis.benchmark.report import write_study_report
 from avdistill.analysis.benchmark.trials import LEARNING_RATES, Setting, method_label, settings_to_try
 from avdistill.config_io import encode, read_json
@@ -33,6 +33,8 @@ from avdistill.dataset.decisions import decision_counts, open_dataset
 from avdistill.dataset.splits import clips_of_splits, labeled_clips
 from avdistill.dataset.teacher_mean import teacher_names
 from avdistill.errors import ConfigError, DatasetError
+from avdistill.executors.executor import Executor
+from avdistill.executors.local import LocalExecutor
 from avdistill.fsio import own_folder, write_json
 from avdistill.methods import METHODS, MethodConfig, custom_checksum, parse_method, teacher_requirement
 from avdistill.progress import OnProgress, Progress
@@ -41,6 +43,8 @@ from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
 from avdistill.training.run_dir import environment
 from avdistill.training.setup import check_same_features
+
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def run_study(
     *,
     workers: int = 1,
     threads: int | None = None,
+    executor: Executor | None = None,
     teacher: Teacher | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
@@ -126,8 +131,10 @@ def run_study(
 
     Args:
         study: what is compared.
-        workers: runs at a time.
-        threads: of each run; None shares the cores between the workers.
+        workers: runs at a time, without an executor.
+        threads: of each run; None shares the cores between the workers, with an executor it is 1.
+        executor: runs the runs, on machines that share the study's folder and its datasets; the caller stops it. None:
+            processes of this machine.
         teacher: the network that made the features of `study.teacher`; needed for corruptions that make new audio.
         on_progress: called with the optimizer steps of all runs and the names of those that are running.
 
@@ -142,8 +149,8 @@ def run_study(
     methods = {name: parse_method(name) for name in study.methods}
     _open_folder(study, methods, teacher)
     datasets = _corruption_datasets(study, methods, teacher)
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    pool = Pool(workers)
+    threads = threads or (1 if executor is not None else max(1, (os.cpu_count() or 1) // workers))
+    pool = executor or LocalExecutor(workers, PRELOAD)
     test_dataset = (study.test_dataset or study.dataset).resolve()
     rows: list[dict[str, Any]] = []
     waiting = [
@@ -158,22 +165,29 @@ def run_study(
             for sweep in list(waiting):
                 while pool.free and (job := sweep.next_job()) is not None:
                     if not job.metrics.is_file():
-                        pool.start(job)
+                        pool.start(job, do_job, job, gpu=job.config.device != "cpu")
                     else:
                         finished.append(job)
                 if sweep.exhausted:
                     waiting.remove(sweep)
-            finished += pool.collect()
+            finished += map(check_ended, pool.collect())
             if on_progress is not None:
-                steps = sum(job.config.steps for job in finished) + sum(steps_done(job) for job in pool.running)
-                running = ", ".join(f"{j.method} {j.run}" for j in pool.running)
-                on_progress(Progress(steps, total, running))
+                running = [job for job in pool.running if isinstance(job, Job)]
+                steps = sum(job.config.steps for job in finished) + sum(map(steps_done, running))
+                on_progress(Progress(steps, total, _names(running)))
     finally:
-        pool.stop()
+        if executor is None:
+            pool.stop()
     for job in finished:
         rows.append(read_result(job))
     order = {(c, m): i for i, (c, m) in enumerate(product(study.corruptions, map(method_label, study.methods)))}
     return sorted(rows, key=lambda row: (order[row["corruption"], row["method"]], row["run"]))
+
+
+def _names(jobs: list[Job]) -> str:
+    """Of the jobs under way, the first few: a cluster has many."""
+    more = f" and {len(jobs) - _MOST_NAMED} more" if len(jobs) > _MOST_NAMED else ""
+    return ", ".join(f"{job.method} {job.run}" for job in jobs[:_MOST_NAMED]) + more
 
 
 def _steps_of_a_method(study: Study) -> int:
@@ -234,7 +248,7 @@ class _MethodSweep:
         config = replace(
             study.base,
             dataset=self.dataset,
-            out=study.run_folder(self.corruption, self.name, run),
+            out=study.run_folder(self.corruption, self.name, run).absolute(),
             method=setting.method,
             teacher=study.teacher if teacher_requirement(setting.method) else None,
             optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * setting.learning_rate_scale),

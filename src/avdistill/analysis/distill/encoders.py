@@ -8,10 +8,12 @@ from typing import Literal
 from avdistill.analysis.distill.config import TRAIN, Bar, DistillConfig
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import TeacherError
+from avdistill.executors.executor import Executor
 from avdistill.inputs import VideoInput
 from avdistill.progress import Progress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
+from avdistill.teachers.launch import Encoder, embed_in_parts
 from avdistill.teachers.precomputed import PRECOMPUTED, embed_precomputed
 from avdistill.teachers.registry import TEACHERS, load_teacher
 from avdistill.training import train_to_end
@@ -44,10 +46,23 @@ def check_teacher(config: DistillConfig, labeled: bool) -> str | None:
     return name
 
 
-def embed_all(config: DistillConfig, dataset: ClipDataset, teacher: str | None, bar: Bar) -> ClipDataset:
+def embed_all(
+    config: DistillConfig,
+    dataset: ClipDataset,
+    teacher: str | None,
+    bar: Bar,
+    executor: Executor | None = None,
+    parts: int = 1,
+) -> ClipDataset:
     """The dataset with the teachers' features, and with those of an installed encoder of the other modality.
 
     The features have the name of their modality, those of further teachers the teachers' names.
+
+    Args:
+        config, bar: as for `distill`.
+        dataset: gets the features.
+        teacher: name of the teacher; None: one is trained.
+        executor, parts: as for `distill`.
 
     Raises:
         TeacherError: the teacher cannot be loaded, or is of the student's modality.
@@ -61,28 +76,35 @@ def embed_all(config: DistillConfig, dataset: ClipDataset, teacher: str | None, 
             file = Path(asked.removeprefix(PRECOMPUTED))
             embed_precomputed(dataset, file, name, config.teacher_modality, head_split=TRAIN)
             continue
-        network = load_teacher(asked or _train_own(config.out / "teacher", dataset, bar))
+        source = asked or str(_train_own(config.out / "teacher", dataset, bar))
+        network = load_teacher(source)
         if network.view.modality != config.teacher_modality:
             raise TeacherError(
                 f"{asked}: expected a teacher of {config.teacher_modality} for a student of "
                 f"{config.student_modality}, found one of {network.view.modality}"
             )
-        _embed(dataset, asked or "own teacher", network, bar, name)
+        _embed(dataset, source, network, bar, name, executor, parts)
     other = installed_teacher(config.student_modality)
     if other is not None and config.student_modality not in dataset.teachers:
-        _embed(dataset, other, load_teacher(other), bar, config.student_modality)
+        _embed(dataset, other, load_teacher(other), bar, config.student_modality, executor, parts)
     return ClipDataset(dataset.folder)
 
 
-def _embed(dataset: ClipDataset, teacher: str, network: Teacher, bar: Bar, name: str) -> None:
+def _embed(
+    dataset: ClipDataset, teacher: str, network: Teacher, bar: Bar, name: str, executor: Executor | None, parts: int
+) -> None:
     windows = None
     if isinstance(network.view, VideoInput):
         windows = _WINDOWS
         if teacher in _INSTALLED["video"]:
             windows = _FRAMES
             network = replace(network, view=replace(network.view, frames=1, size=_FRAME_SIZE))
-    with bar(f"embed ({teacher})") as update:
-        embed(dataset, network, name, windows=windows, head_split=TRAIN, on_progress=update)
+    with bar(f"embed ({Path(teacher).name})") as update:
+        if executor is None:
+            embed(dataset, network, name, windows=windows, head_split=TRAIN, on_progress=update)
+            return
+        encoder = Encoder(teacher, name, view=network.view, windows=windows, head_split=TRAIN)
+        embed_in_parts(dataset, encoder, executor=executor, parts=parts, on_progress=update)
 
 
 def _train_own(run: Path, dataset: ClipDataset, bar: Bar) -> Path:

@@ -21,10 +21,12 @@ from avdistill.config_io import encode, read_json
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import write_decisions
 from avdistill.errors import ConfigError, DatasetError
+from avdistill.executors.executor import Executor
 from avdistill.fsio import result_folder, write_json
 from avdistill.preparation.duplicates import Duplicate, find_duplicates
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.preparation.records import read_skipped
+from avdistill.teachers.launch import prepare_in_parts
 from avdistill.teachers.transfer import transfer_teachers
 
 # Clips whose score of the audit is at least this are listed. Two of three unrelated pairs are, if their two ranks are
@@ -33,12 +35,15 @@ THRESHOLD = 0.4
 _log = logging.getLogger(__name__)
 
 
-def distill(config: DistillConfig, *, bar: Bar) -> dict[str, Any]:
+def distill(config: DistillConfig, *, bar: Bar, executor: Executor | None = None, parts: int = 16) -> dict[str, Any]:
     """Prepare, find copies, embed, audit, plan, train, test and report.
 
     Args:
         config: what to do. In a folder that an earlier call began, the same call goes on.
         bar: makes a progress bar of a title.
+        executor: prepares and embeds in parts and trains, on machines that share all folders; the caller stops it.
+            None: processes of this machine.
+        parts: of the work, with an executor.
 
     Returns:
         JSON-ready, as `results.json` holds it. `out` itself is a model that `predict`, `export` and `evaluate` take.
@@ -53,10 +58,10 @@ def distill(config: DistillConfig, *, bar: Bar) -> dict[str, Any]:
     teacher = check_teacher(config, bool(videos.labeled))
     _log.info("%s", _beginning(config, videos, teacher))
     _open_folder(config)
-    raw = _prepare(config, videos, bar)
+    raw = _prepare(config, videos, bar, executor, parts)
     copies = _duplicates(raw, config.out, bar)
     dataset = arrange(raw, copies, config.out / "dataset", test_fraction=config.test_fraction, seed=config.seed)
-    dataset = embed_all(config, dataset, teacher, bar)
+    dataset = embed_all(config, dataset, teacher, bar, executor, parts)
     audit = _audit(dataset, copies, config.out / "audit")
     if not videos.labeled:
         dataset = _with_clusters(config, dataset)
@@ -72,7 +77,7 @@ def distill(config: DistillConfig, *, bar: Bar) -> dict[str, Any]:
         teacher=config.features,
     )
     with bar("train students") as update:
-        rows = run_study(study, workers=config.workers, threads=1, on_progress=update)
+        rows = run_study(study, workers=config.workers, threads=1, executor=executor, on_progress=update)
     skipped = read_skipped(config.out / "prepared")
     found = Findings(bool(videos.labeled), videos.left_out, skipped, copies, audit, THRESHOLD, plan.text)
     return write_results(config.out, study, rows, dataset, found)
@@ -106,17 +111,13 @@ def _beginning(config: DistillConfig, videos: Videos, teacher: str | None) -> st
     )
 
 
-def _prepare(config: DistillConfig, videos: Videos, bar: Bar) -> ClipDataset:
+def _prepare(config: DistillConfig, videos: Videos, bar: Bar, executor: Executor | None, parts: int) -> ClipDataset:
     preparation = PrepareConfig(fps=config.fps, short_side=config.short_side)
+    what = (videos.annotations, config.videos, config.out / "prepared", preparation)
     with bar("prepare dataset") as update:
-        return prepare(
-            videos.annotations,
-            config.videos,
-            config.out / "prepared",
-            preparation,
-            workers=config.workers,
-            on_progress=update,
-        )
+        if executor is not None:
+            return prepare_in_parts(*what, executor=executor, parts=parts, on_progress=update)
+        return prepare(*what, workers=config.workers, on_progress=update)
 
 
 def _duplicates(dataset: ClipDataset, out: Path, bar: Bar) -> list[Duplicate]:
