@@ -27,9 +27,9 @@ from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.errors import ConfigError, RunError
-from avdistill.executors.executor import Ended, call
 from avdistill.evaluation.retrieval import retrieve
 from avdistill.evaluation.statistics import paired_difference
+from avdistill.executors.executor import Ended, call
 from avdistill.methods import METHODS, CustomMethodConfig, parse_method
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig

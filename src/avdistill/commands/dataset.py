@@ -169,7 +169,8 @@ def _prepare_in_parts(
     a: _Prepare, annotations: list[Annotation], config: PrepareConfig, limits: dict[str, Any]
 ) -> ClipDataset:
     """By the machines of a cluster, which embed parts while they prepare others."""
-    from avdistill.teachers.launch import Encoder, Limits, prepare_in_parts
+    from avdistill.preparation.part_tasks import Limits
+    from avdistill.teachers.launch import Encoder, prepare_in_parts
 
     workers = a.workers or 1
     with a.executor(a.out, cpus=workers) as executor, progress_bar("prepare") as update:

@@ -1,7 +1,8 @@
 """What the verbs share that can work on many machines: `--ray` and `--slurm`."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,19 +36,20 @@ class Launched:
         if self.ray is not None and self.slurm is not None:
             raise ConfigError("--ray: expected it or --slurm, found both")
         executor: Executor | None = None
-        if self.ray is not None:
-            from avdistill.executors.ray import RayExecutor
+        with ExitStack() as stack:
+            if self.ray is not None:
+                from avdistill.executors.ray import RayExecutor
 
-            executor = RayExecutor(self.ray, cpus=cpus)
-        elif self.slurm is not None:
-            from avdistill.executors.slurm import SlurmExecutor
+                # Ray prints the log of a lost node to standard output, which is for the result.
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                executor = RayExecutor(self.ray, cpus=cpus)
+            elif self.slurm is not None:
+                from avdistill.executors.slurm import SlurmExecutor
 
-            executor = SlurmExecutor(self.slurm, out.absolute().with_name(f"{out.name}.slurm"), cpus=cpus)
-        try:
-            yield executor
-        finally:
+                executor = SlurmExecutor(self.slurm, out.absolute().with_name(f"{out.name}.slurm"), cpus=cpus)
             if executor is not None:
-                executor.stop()
+                stack.callback(executor.stop)
+            yield executor
 
 
 @dataclass(frozen=True, kw_only=True)

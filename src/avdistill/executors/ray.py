@@ -8,6 +8,7 @@ from typing import Any
 from avdistill.errors import ConfigError, TaskLostError
 from avdistill.executors.executor import ATTEMPTS, Ended, call
 
+_log = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
 # How long trainings may take to finish their step and save.
 _SAVE_SECONDS = 30.0
@@ -39,6 +40,7 @@ class RayExecutor:
         # A process for each call, as its threads, peak memory and state on the GPU are those of one task.
         self._call = ray.remote(max_calls=1, max_retries=ATTEMPTS - 1)(call)
         self._gpus = bool(ray.cluster_resources().get("GPU"))
+        self._nodes = self._count_nodes()
         self._tasks: dict[Hashable, Any] = {}
 
     @property
@@ -61,8 +63,14 @@ class RayExecutor:
         """See `Executor.collect`."""
         if not self._tasks:
             return []
+        if (nodes := self._count_nodes()) < self._nodes:
+            _log.warning("%d of %d nodes are left; the tasks of the lost ones run again elsewhere", nodes, self._nodes)
+        self._nodes = nodes
         ready, _ = self._ray.wait(list(self._tasks.values()), num_returns=1, timeout=_WAIT_SECONDS)
         return [self._ended(key) for key, task in list(self._tasks.items()) if task in ready]
+
+    def _count_nodes(self) -> int:
+        return sum(node["Alive"] for node in self._ray.nodes())
 
     def _ended(self, key: Hashable) -> Ended:
         try:

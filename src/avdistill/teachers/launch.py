@@ -4,10 +4,7 @@ The parts are ordinary datasets in `<dataset>.parts/`, on a file system that all
 end. The same call after a kill goes on with the parts that are not finished.
 """
 
-import json
 import math
-import socket
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +15,12 @@ from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.features import PART_CLIPS
 from avdistill.dataset.schema import TeacherEntry
-from avdistill.errors import AvdistillError, ConfigError, DatasetBusyError, TaskLostError
+from avdistill.errors import AvdistillError, TaskLostError
 from avdistill.executors.executor import Executor, describe
-from avdistill.fsio import follow_link, remove_tree, replacing
+from avdistill.fsio import follow_link, remove_tree
 from avdistill.inputs import View
-from avdistill.preparation.clip_reader import CLIP_LIMIT_BYTES, TIME_LIMIT_SECONDS
 from avdistill.preparation.join import join
+from avdistill.preparation.part_tasks import Limits, prepare_part, write_list
 from avdistill.preparation.parts import Part, most_parts
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.progress import OnProgress, Progress
@@ -31,9 +28,6 @@ from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed, has_input, provenance_on
 from avdistill.teachers.joining import join_features
 from avdistill.teachers.registry import load_teacher
-
-_LIST = "list.jsonl"
-_BUSY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,16 +61,6 @@ class Encoder:
         teacher = str(Path(self.teacher).resolve()) if Path(self.teacher).exists() else self.teacher
         weights = self.weights.resolve() if self.weights is not None and self.weights.exists() else self.weights
         return replace(self, teacher=teacher, weights=weights)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of reading a clip, as for `prepare`."""
-
-    workers: int = 1
-    strict: bool = False
-    time_limit_seconds: float | None = TIME_LIMIT_SECONDS
-    clip_limit_bytes: int | None = CLIP_LIMIT_BYTES
 
 
 def prepare_in_parts(
@@ -118,23 +102,13 @@ def prepare_in_parts(
         return ClipDataset(out)
     folder.mkdir(parents=True, exist_ok=True)
     count = max(1, min(parts, most_parts(annotations)))
-    _write_list(folder, annotations)
+    write_list(folder, annotations)
     targets = [folder / f"{number:05d}-of-{count:05d}" for number in range(1, count + 1)]
-    encoders = [encoder.absolute() for encoder in encoders]
-    steps = len(targets) * (1 + len(encoders))
-
-    def then(key: tuple[int, int]) -> list["_Task"]:
-        """What follows a part's preparation: its embeddings, one after the other, as each needs a whole GPU."""
-        number, done = key
-        if done == len(encoders):
-            return []
-        return [_Task((number, done + 1), embed_part, (encoders[done], targets[number]), gpu=True)]
-
     first = [
         _Task((number, 0), prepare_part, (folder, (number + 1, count), target, videos.resolve(), config, limits))
         for number, target in enumerate(targets)
     ]
-    _work_through(executor, first, then, steps, on_progress)
+    _work_through(executor, first, _embeddings(encoders, targets), count * (1 + len(encoders)), on_progress)
     dataset = join(targets, out)
     for encoder in encoders:
         join_features(targets, dataset, [encoder.name], head_split=encoder.head_split)
@@ -142,6 +116,20 @@ def prepare_in_parts(
     folder.rename(leftover)
     remove_tree(leftover)
     return ClipDataset(out)
+
+
+def _embeddings(encoders: Sequence[Encoder], targets: Sequence[Path]) -> Callable[[tuple[int, int]], list["_Task"]]:
+    """The tasks that follow those of a part; `targets` are the parts' datasets."""
+    absolute = [encoder.absolute() for encoder in encoders]
+
+    def then(key: tuple[int, int]) -> list["_Task"]:
+        """What follows a part's preparation: its embeddings, one after the other, as each needs a whole GPU."""
+        number, done = key
+        if done == len(absolute):
+            return []
+        return [_Task((number, done + 1), embed_part, (absolute[done], targets[number]), gpu=True)]
+
+    return then
 
 
 def embed_in_parts(
@@ -206,27 +194,6 @@ def _work_through(
                 on_progress(Progress(done, total, f"parts; {len(executor.running)} tasks"))
 
 
-def prepare_part(folder: Path, part: Part, out: Path, videos: Path, config: PrepareConfig, limits: Limits) -> None:
-    """The task that prepares a part, on whichever machine.
-
-    Args:
-        folder: of all parts, with the list of clips.
-        part: which one.
-        out: its dataset.
-        videos, config: as for `prepare`.
-        limits: of reading.
-    """
-    if not (folder / _LIST).is_file():
-        raise ConfigError(f"{folder}: expected a folder that all machines share, found none on {socket.gethostname()}")
-    annotations = _read_list(folder)
-    while True:
-        try:
-            prepare(annotations, videos, out, config, part=part, **asdict(limits))
-            return
-        except DatasetBusyError:  # by a machine that was taken for lost; its lock ends with it, or with its work
-            time.sleep(_BUSY_SECONDS)
-
-
 def embed_part(encoder: Encoder, folder: Path) -> None:
     """The task that embeds a part's clips, for `join_features`; nothing where none has the teacher's modality."""
     dataset, teacher = ClipDataset(folder), encoder.load()
@@ -244,20 +211,3 @@ def embed_share(encoder: Encoder, folder: Path, part: Part, part_clips: int) -> 
     """The task that embeds a share of a dataset, on whichever machine."""
     embed(ClipDataset(folder), encoder.load(), encoder.name, batch_size=encoder.batch_size, windows=encoder.windows,
           tokens=encoder.tokens, head_split=encoder.head_split, part=part, part_clips=part_clips)  # fmt: skip
-
-
-def _write_list(folder: Path, annotations: list[Annotation]) -> None:
-    """The list for all parts: in the arguments of each task it would travel as often as there are parts."""
-    with replacing(folder / _LIST) as file:
-        for annotation in annotations:
-            file.write(json.dumps(asdict(annotation), ensure_ascii=False) + "\n")
-
-
-def _read_list(folder: Path) -> list[Annotation]:
-    found = []
-    with (folder / _LIST).open(encoding="utf-8") as file:
-        for line in file:
-            fields = json.loads(line)
-            pairs = tuple((name, value) for name, value in fields["extra"])
-            found.append(Annotation(**fields | {"labels": tuple(fields["labels"]), "extra": pairs}))
-    return found

@@ -152,36 +152,48 @@ def run_study(
     threads = threads or (1 if executor is not None else max(1, (os.cpu_count() or 1) // workers))
     pool = executor or LocalExecutor(workers, PRELOAD)
     test_dataset = (study.test_dataset or study.dataset).resolve()
-    rows: list[dict[str, Any]] = []
     waiting = [
         _MethodSweep(study, corruption, name, config, datasets[corruption], threads, test_dataset)
         for corruption in study.corruptions
         for name, config in methods.items()
     ]
-    total = len(waiting) * _steps_of_a_method(study)
-    finished: list[Job] = []
     try:
-        while waiting or pool.running:
-            for sweep in list(waiting):
-                while pool.free and (job := sweep.next_job()) is not None:
-                    if not job.metrics.is_file():
-                        pool.start(job, do_job, job, gpu=job.config.device != "cpu")
-                    else:
-                        finished.append(job)
-                if sweep.exhausted:
-                    waiting.remove(sweep)
-            finished += map(check_ended, pool.collect())
-            if on_progress is not None:
-                running = [job for job in pool.running if isinstance(job, Job)]
-                steps = sum(job.config.steps for job in finished) + sum(map(steps_done, running))
-                on_progress(Progress(steps, total, _names(running)))
+        finished = _work_through(waiting, pool, len(waiting) * _steps_of_a_method(study), on_progress)
     finally:
         if executor is None:
             pool.stop()
-    for job in finished:
-        rows.append(read_result(job))
+    rows = [read_result(job) for job in finished]
     order = {(c, m): i for i, (c, m) in enumerate(product(study.corruptions, map(method_label, study.methods)))}
     return sorted(rows, key=lambda row: (order[row["corruption"], row["method"]], row["run"]))
+
+
+def _work_through(
+    sweeps: list["_MethodSweep"], pool: Executor, total: int, on_progress: OnProgress | None
+) -> list[Job]:
+    """Do every job of the sweeps that is not done yet; returns all of them.
+
+    Args:
+        sweeps: their trials and seeds.
+        pool: runs the jobs.
+        total: the optimizer steps of all.
+        on_progress: as for `run_study`.
+    """
+    waiting, finished = list(sweeps), list[Job]()
+    while waiting or pool.running:
+        for sweep in list(waiting):
+            while pool.free and (job := sweep.next_job()) is not None:
+                if not job.metrics.is_file():
+                    pool.start(job, do_job, job, gpu=job.config.device != "cpu")
+                else:
+                    finished.append(job)
+            if sweep.exhausted:
+                waiting.remove(sweep)
+        finished += map(check_ended, pool.collect())
+        if on_progress is not None:
+            running = [job for job in pool.running if isinstance(job, Job)]
+            steps = sum(job.config.steps for job in finished) + sum(map(steps_done, running))
+            on_progress(Progress(steps, total, _names(running)))
+    return finished
 
 
 def _names(jobs: list[Job]) -> str:
