@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from avdistill.cli import main
 from avdistill.config_io import encode
 from avdistill.errors import ConfigError
 from avdistill.training import train, trainer
-from support.two_processes import CONFIGS, config, losses_and_gradients
+from support.two_processes import CONFIGS, SYNCED, config, losses_and_gradients
 
 TESTS = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -49,6 +51,87 @@ def test_losses_and_gradients_are_those_of_one_process(alone, two, method):
     for key, value in one.items():
         torch.testing.assert_close(several[key], value, rtol=1e-9, atol=1e-12, msg=lambda text, k=key: f"{k}: {text}")
     assert any(v.abs().max() > 1e-3 for k, v in one.items() if k.startswith("student."))
+
+
+@pytest.mark.parametrize("method", SYNCED)
+def test_synchronized_statistics_are_those_of_batchnorm_on_the_whole_batch(taught, two, method):
+    """Losses, gradients and running statistics, with PyTorch's own layers in one process."""
+    one = losses_and_gradients(taught, synced=True)[method]
+    several = torch.load(two / "synced.pt", weights_only=True)[method]
+    assert any("running_var" in key for key in one)
+    assert one.keys() == several.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(several[key], value, rtol=1e-9, atol=1e-12, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def test_a_layer_that_does_more_than_batchnorm_is_not_synchronized():
+    class Activated(torch.nn.BatchNorm2d):
+        """As timm has it."""
+
+    with pytest.raises(ConfigError, match="expected BatchNorm layers of PyTorch, found Activated"):
+        distributed.sync_batchnorm(torch.nn.Sequential(Activated(3)), torch.device("cpu"))
+
+
+def agent(port, taught, run, victim=False):
+    """One of two agents of torchrun, as each machine starts one."""
+    words = [*TORCHRUN[:-3], "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-id", "run"]
+    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    words += ["--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=6"]  # a lost agent is given up after 6 s
+    words += [str(TESTS / "support" / "agent.py"), str(taught.folder), str(run), str(victim)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def test_a_lost_machine_comes_back_and_the_run_ends_with_the_undisturbed_weights(taught, two, tmp_path):
+    """Two agents, one of which is killed with its process at step 5; its successor meets the other one again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    run = tmp_path / "run"
+    first = agent(port, taught, run)
+    until = time.monotonic() + 120
+    while not is_listening(port):  # the first one keeps the rendezvous
+        assert first.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    victim = agent(port, taught, run, victim=True)
+    victim.communicate(timeout=240)
+    assert victim.returncode == -signal.SIGKILL
+    second = agent(port, taught, run)
+    errors = [job.communicate(timeout=240)[1] for job in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), errors
+    assert "another process of this run ended" in errors[0]
+    for name in ("model.safetensors", "helpers.safetensors"):
+        found, expected = (load_file(folder / "last" / name) for folder in (run, two / "whole"))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def is_listening(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_resume_of_train_takes_the_same_run_only(taught, tmp_path, capsys):
+    run = tmp_path / "run"
+    (tmp_path / "config.json").write_text(json.dumps(encode(config(taught.folder, run, steps=4))))
+    words = ["train", "--config", str(tmp_path / "config.json"), "--resume"]
+    assert main(words) == 0
+    weights = (run / "last" / "model.safetensors").read_bytes()
+    assert main(words) == 0
+    assert (run / "last" / "model.safetensors").read_bytes() == weights
+    assert main([*words, "--seed", "3"]) == 1
+    assert "expected the run of this config, found one with another seed" in capsys.readouterr().err
+    assert main(words[:-1]) == 1  # without the option nothing is continued by accident
+
+
+def test_a_run_gives_up_after_its_time_limit(monkeypatch, taught, tmp_path):
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda _, timeout: asked.append(timeout))
+    monkeypatch.setattr(distributed.atexit, "register", lambda _: None)
+    train(config(taught.folder, tmp_path / "run", steps=1, process_timeout_seconds=90.0))
+    assert asked == [timedelta(seconds=90)]
+    with pytest.raises(ConfigError, match="process_timeout_seconds"):
+        config(taught.folder, tmp_path / "run", process_timeout_seconds=0.0)
 
 
 def test_a_run_of_two_processes_resumes_exactly(two):

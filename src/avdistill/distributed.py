@@ -22,8 +22,10 @@ from avdistill.errors import ConfigError, ProcessLostError
 M = TypeVar("M", bound=nn.Module)
 #: of a forward pass, see `autocast`
 Precision = Literal["auto", "float32", "bfloat16"]
-# Rank 0 may work alone for long, when it fits a head on a large dataset. A process that ends is noticed at once.
-_TIMEOUT = timedelta(hours=12)
+# Rank 0 may work alone for long, when it fits a head on a large dataset. A process that ends is noticed at once; one
+# whose machine is cut off only after this time.
+TIMEOUT_SECONDS = 12 * 3600.0
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def best_device(wanted: str = "auto") -> torch.device:
@@ -66,11 +68,15 @@ def move_module(module: M, device: torch.device) -> M:
 
 
 @contextmanager
-def init_distributed(device: str = "auto") -> Iterator[torch.device]:
+def init_distributed(device: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[torch.device]:
     """Join the processes that torchrun started; yields this process's device, of several GPUs its own.
 
     Without torchrun, or inside a group, nothing is started. A group lasts until the process ends: one that is ended and
     started again would wait for the addresses of the first.
+
+    Args:
+        device: as for `best_device`.
+        timeout_seconds: how long a process waits for the others in one exchange before it gives up.
 
     Raises:
         ConfigError: there is no such device (`best_device`).
@@ -83,7 +89,9 @@ def init_distributed(device: str = "auto") -> Iterator[torch.device]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        )
         atexit.register(dist.destroy_process_group)
     try:
         yield chosen
@@ -164,6 +172,33 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
+def sync_batchnorm(module: nn.Module, device: torch.device) -> None:
+    """Make BatchNorm layers take their statistics of the rows of all processes, in place; with one process nothing.
+
+    On CUDA they become `nn.SyncBatchNorm`, which takes no other device; elsewhere layers that compute the same.
+
+    Args:
+        module: the network, before it is wrapped.
+        device: that it computes on.
+
+    Raises:
+        ConfigError: a layer that is derived from BatchNorm and does more.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if others := {type(layer).__name__ for layer in layers if type(layer) not in _BATCH_NORMS}:
+        raise ConfigError(f"sync_batchnorm: expected BatchNorm layers of PyTorch, found {', '.join(sorted(others))}")
+    if world_size() == 1:
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    synced = {layer: _BatchNormOfAll(layer) for layer in layers}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child in synced:
+                setattr(parent, name, synced[child])
+
+
 def no_sync(module: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """Only accumulate gradients in the block (if `wanted`), for all but the last forward pass of a step."""
     return module.no_sync() if wanted and isinstance(module, DistributedDataParallel) else nullcontext()
@@ -179,6 +214,56 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return world_size() * shard_by_rank(gradient)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; each process's gradient is the sum of all, as each has a part in every output."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return all_reduce_sum(part.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient.clone())
+
+
+class _BatchNormOfAll(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm with the statistics of the rows of all processes, in training; it shares the layer's tensors."""
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self._parameters, self._buffers, self.training = layer._parameters, layer._buffers, layer.training
+
+    def _check_input_dim(self, inputs: Tensor) -> None:
+        """All are taken."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(inputs)
+        rows = inputs if inputs.dtype == torch.float64 else inputs.float()
+        others = [0, *range(2, inputs.ndim)]
+        shape = [1, -1, *(1 for _ in range(2, inputs.ndim))]
+        count = all_reduce_sum(torch.tensor(float(inputs.numel() // inputs.shape[1]), dtype=torch.float64)).item()
+        mean = _AllReduce.apply(rows.sum(others)) / count
+        centered = rows - mean.view(shape)
+        variance = _AllReduce.apply(centered.square().sum(others)) / count
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * count / (count - 1))
+        normalized = centered * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(inputs.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(variance.to(self.running_var), momentum)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -45,8 +45,14 @@ class Float64(Network):
         return self.network(inputs.double())
 
 
-def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
-    """Of every method on one batch of 12 clips, some unlabeled, some without a teacher; student statistics frozen."""
+SYNCED = ("supervised", "mnf_csc", "at")
+
+
+def losses_and_gradients(dataset: ClipDataset, *, synced: bool = False) -> dict[str, dict[str, Tensor]]:
+    """Of every method on one batch of 12 clips, some unlabeled, some without a teacher; student statistics frozen.
+
+    With `synced`, of some methods with the student's statistics of the batch, taken over all processes.
+    """
     clips = clips_of_split(dataset, "train")
     tokens = np.random.default_rng(2).random((len(dataset), 5, 24)).astype(np.float32)
     batch = TrainingBatches(
@@ -62,9 +68,11 @@ def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
         share=(distributed.rank(), distributed.world_size()),
     )[0].map(lambda x: x.double() if x.dtype == torch.float32 else x)
     found = {}
-    for name, config in CONFIGS.items():
+    for name, config in {name: CONFIGS[name] for name in (SYNCED if synced else CONFIGS)}.items():
         torch.manual_seed(0)
         student = Float64(build_model("shifted_frames", len(dataset.classes), {"width": 8, "embedding_dim": 16}))
+        if synced:
+            distributed.sync_batchnorm(student, torch.device("cpu"))
         method = build_method(
             config,
             student,
@@ -73,13 +81,14 @@ def losses_and_gradients(dataset: ClipDataset) -> dict[str, dict[str, Tensor]]:
         model = distributed.wrap_ddp(method, torch.device("cpu"))
         assert not getattr(model, "broadcast_buffers", False)  # memories would travel at each forward pass
         for module in method.student.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and not synced:
                 module.eval()
         losses = model(batch)
         sum(losses.values()).backward()
         gradients = {key: p.grad for key, p in method.named_parameters()}
         found[name] = {**{k: v.detach() for k, v in losses.items()}, **gradients}
         found[name] |= {k: b.clone() for k, b in method.named_buffers() if k.startswith("filter.")}
+        found[name] |= {k: b.clone() for k, b in method.named_buffers() if synced and k.startswith("student.")}
     return found
 
 
@@ -105,8 +114,10 @@ def main(dataset: Path, out: Path) -> None:
     torch.set_num_threads(1)
     with distributed.init_distributed("cpu"):
         found = losses_and_gradients(ClipDataset(dataset))
+        synced = losses_and_gradients(ClipDataset(dataset), synced=True)
         if distributed.rank() == 0:
             torch.save(found, out / "gradients.pt")
+            torch.save(synced, out / "synced.pt")
     train(config(dataset, out / "whole"))
     train(config(dataset, out / "halves"), stop_after=5)
     resume(out / "halves")

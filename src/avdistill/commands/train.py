@@ -29,7 +29,7 @@ from avdistill.training import TrainConfig, read_config
 from avdistill.training import resume as resume_run
 from avdistill.training import train as train_run
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import data_manifest, run_config, run_state
+from avdistill.training.run_dir import data_manifest, is_begun, run_config, run_state
 
 
 def train(arguments: list[str]) -> None:
@@ -38,7 +38,8 @@ def train(arguments: list[str]) -> None:
         print("usage: avdistill train RECIPE --dataset DATASET --out RUN [--OPTION VALUE ...]")
         print("       avdistill train --config FILE.json [--OPTION VALUE ...]")
         print("       --method NAME or --method FILE.py:Class replaces the recipe's method")
-        print("       --trust-method runs the Python file of a config's custom method\n\nrecipes:")
+        print("       --trust-method runs the Python file of a config's custom method")
+        print("       --resume continues the run if its folder holds it already, as after a restart\n\nrecipes:")
         print("\n".join(f"  {name}" for name in RECIPES))
         print("\noptions: avdistill train RECIPE --help")
         return
@@ -76,9 +77,13 @@ def train_teacher(arguments: list[str]) -> None:
 
 
 def _train(base: TrainConfig, arguments: list[str], program: str, trust_method: bool = False) -> None:
+    resumed, arguments = "--resume" in arguments, [word for word in arguments if word != "--resume"]
     config = tyro.cli(TrainConfig, default=base, args=arguments, prog=program, config=(tyro.conf.AvoidSubcommands,))
     with training_bar(f"train {config.method.name}", config.steps) as on_step:
-        run = train_run(config, on_step=on_step, trust_method=trust_method)
+        if resumed and is_begun(config):
+            run = resume_run(config.out, on_step=on_step, trust_method=trust_method)
+        else:
+            run = train_run(config, on_step=on_step, trust_method=trust_method)
     _report_run(run, as_path(config.out))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from avdistill.config_io import decode, read_json
-from avdistill.distributed import Precision
+from avdistill.distributed import TIMEOUT_SECONDS, Precision
 from avdistill.errors import ConfigError
 from avdistill.inputs import VideoInput, View
 from avdistill.methods import MethodConfig
@@ -102,6 +102,10 @@ class TrainConfig:
         log_every: The optimizer steps between lines of `metrics.jsonl`.
         workers: The threads that read batches ahead; 0 reads each batch when it is needed.
         device: The device: "cpu", "cuda", "cuda:1", "mps" or the like; "auto" is CUDA where available, else the CPU.
+        sync_batchnorm: With several processes, let BatchNorm layers of the student take their statistics of the whole
+            batch; otherwise each process takes those of its share.
+        process_timeout_seconds: The time that a process waits for the others before the run ends; it must be longer
+            than what process 0 does alone, such as fitting a head.
         tensorboard: Write TensorBoard events as well (needs the extra `log`).
         seed: The seed of weights, order, windows and crops.
     """
@@ -126,6 +130,8 @@ class TrainConfig:
     log_every: int = 20
     workers: int = 0
     device: str = "auto"
+    sync_batchnorm: bool = False
+    process_timeout_seconds: float = TIMEOUT_SECONDS
     tensorboard: bool = False
     seed: int = 0
 
@@ -144,6 +150,10 @@ class TrainConfig:
             raise ConfigError(f"config.steps: must be at most 10^9, got {self.steps}")
         if not 0 <= self.seed < 2**62:
             raise ConfigError(f"config.seed: must not be negative, and below 2^62, got {self.seed}")
+        if not 1 <= self.process_timeout_seconds <= 10**7:
+            raise ConfigError(
+                f"config.process_timeout_seconds: must lie in [1, 10^7], got {self.process_timeout_seconds:g}"
+            )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"config.val_fraction: must lie in [0, 1), got {self.val_fraction}")
         if self.labeled_per_batch is not None and not 1 <= self.labeled_per_batch <= self.batch_size:

@@ -6,7 +6,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from avdistill import distributed
-from avdistill.config_io import decode, parse_json, read_json
+from avdistill.config_io import decode, encode, parse_json, read_json
 from avdistill.dataset.stored_features import Provenance
 from avdistill.errors import ConfigError, RunError
 from avdistill.fsio import (
@@ -23,6 +23,7 @@ from avdistill.fsio import (
     acquire_staging_dir,
     commit,
     error_message,
+    follow_link,
     open_lock,
     regular_file,
     remove_tree,
@@ -32,6 +33,7 @@ from avdistill.fsio import (
     write_json,
 )
 from avdistill.models.checkpoint import saved_folder
+from avdistill.storage.url import Url, as_path
 from avdistill.training.config import TrainConfig, read_config
 
 
@@ -175,6 +177,31 @@ def run_config(run: Path) -> TrainConfig:
     if not (run / "config.json").is_file():
         raise RunError(f"{run}: no run folder (config.json is missing)")
     return read_config(run / "config.json")
+
+
+def with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """A config as a run folder holds it: where the run is resumed from must not matter."""
+    decisions = None if config.decisions is None else config.decisions.resolve()
+    dataset = as_path(config.dataset).resolve()
+    return replace(config, dataset=dataset, decisions=decisions, out=follow_link(config.out))
+
+
+def is_begun(config: TrainConfig) -> bool:
+    """Whether the folder of a config holds its run already.
+
+    Raises:
+        RunError: it holds another one.
+        ConfigError: it is not on a file system.
+    """
+    if isinstance(as_path(config.out), Url):
+        raise ConfigError(f"--resume: expected a run in a folder, found {config.out}; `avdistill resume` takes a URL")
+    config = with_whole_paths(config)
+    if not (config.out / "data.json").is_file():
+        return False
+    found, asked = encode(run_config(config.out)), encode(config)
+    if differing := [key for key in asked if key != "out" and found.get(key) != asked[key]]:
+        raise RunError(f"{config.out}: expected the run of this config, found one with another {', '.join(differing)}")
+    return True
 
 
 def run_state(run: Path) -> TrainState:

@@ -105,6 +105,8 @@ class TrainingSetup:
             share=(distributed.rank(), processes),
         )
         student = _build_student(config, dataset, len(classes), begun=saved_folder(run, "last") is not None)
+        if config.sync_batchnorm:
+            distributed.sync_batchnorm(student, device)
         context = _context(config, classes, teacher, len(training))
         method = distributed.move_module(build_method(config.method, student, context), device)
         if distributed.rank():  # the same weights, but other dropout and blanking

@@ -44,6 +44,7 @@ from avdistill.training.run_dir import (
     run_exists,
     run_state,
     truncate_metrics,
+    with_whole_paths,
     wrap_io_errors,
 )
 from avdistill.training.setup import TrainingSetup, check_method
@@ -81,17 +82,14 @@ def train(
 
 
 def _train(config: TrainConfig, on_step: OnStep | None, stop_after: int | None, trust_method: bool) -> Path:
-    # Where the run is resumed from must not matter.
-    decisions = None if config.decisions is None else config.decisions.resolve()
-    dataset = as_path(config.dataset).resolve()
-    config = replace(config, dataset=dataset, decisions=decisions, out=follow_link(config.out))
+    config = with_whole_paths(config)
     if trust_method:
         trust_file(custom_checksum(config.method))
     if config.out.resolve() == Path.cwd():  # it is replaced: a shell in it would see nothing of the run
         raise RunError(f"{config.out}: expected a new folder, found the working directory")
     if not is_vacant(config.out):
         raise run_exists(config.out)
-    with _joined(config.out, config.device) as device:
+    with _joined(config.out, config) as device:
         setup = TrainingSetup.open(config, config.out, device)
         distributed.barrier()
         records = {"config": encode(config), "environment": environment(), "data": setup.data_manifest()}
@@ -137,7 +135,7 @@ def _resume(
     config = config if dataset is None else replace(config, dataset=as_path(dataset).resolve())
     recorded = data_manifest(run)
     check_method(run, config, recorded, trust_method)
-    with _joined(run, config.device) as device, exclusive_lock(run):
+    with _joined(run, config) as device, exclusive_lock(run):
         setup = TrainingSetup.open(config, run, device)
         setup.check_data(recorded)
         state = load_last(setup)
@@ -161,9 +159,9 @@ def train_to_end(config: TrainConfig, *, on_step: OnStep | None = None) -> Path:
 
 
 @contextmanager
-def _joined(run: Path, device: str) -> Iterator[torch.device]:
+def _joined(run: Path, config: TrainConfig) -> Iterator[torch.device]:
     try:
-        with distributed.init_distributed(device) as own:
+        with distributed.init_distributed(config.device, config.process_timeout_seconds) as own:
             yield own
     except distributed.ProcessLostError as error:
         raise RunError(f"{run}: {error}; `avdistill resume {run}` continues from the last save") from error
