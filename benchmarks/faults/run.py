@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "results"))  # what it
 
 import files
 import kills
+import machines
 import runs
 from avdistill.fsio import write_json
 from avdistill.training.run_dir import environment
@@ -37,6 +38,9 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.killed_train, "train, resume"),
     (runs.killed_at_the_first_files, "resume, train"),
     (runs.killed_rank, "torchrun ... train, resume"),
+    (machines.lost_node, "prepare --ray"),
+    (machines.lost_job, "prepare --slurm"),
+    (machines.lost_process, "prepare --part, embed, join"),
     (kills.killed_synthesize, "synthesize"),
     (kills.killed_compare, "compare"),
     (kills.killed_demo, "demo"),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import support
 from avdistill.annotations import Annotation
 from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
@@ -26,6 +25,7 @@ from support.media_files import small_videos
 from support.teacher_run import audio_teacher_run
 
 CONFIG = PrepareConfig(fps=10, short_side=16)
+FAULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "faults"
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_a_ray_cluster_that_loses_a_node_makes_one_machines_dataset(videos, alon
     out = tmp_path / "dataset"
     words = ["prepare", tmp_path / "list.jsonl", "--videos", folder, "--out", out, "--fps", "10", "--short-side", "16"]
     words += ["--teacher", encoder.teacher, "--parts", "3", "--json"]
-    script = [sys.executable, Path(support.__file__).with_name("ray_cluster.py"), f"{out}.parts", *words]
+    script = [sys.executable, FAULTS / "ray_cluster.py", f"{out}.parts", *words]
     done = run_outside([*map(str, script)])
     assert done.returncode == 0, done.stderr
     killed, _, report = done.stdout.partition("\n")

@@ -43,6 +43,7 @@ def tasks_below(process: int) -> list[int]:
 
 
 def main(parts: Path, words: list[str]) -> int:
+    """Run the command; returns its exit code."""
     os.environ["RAY_TMPDIR"] = folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short paths
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args=head)
