@@ -40,9 +40,10 @@ def options_of(verb, more):
         calls.append((kind, settings))
         raise CalledError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(CalledError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tyro, "cli", cli)
-        main([verb, *more])
+        with pytest.raises(CalledError):
+            main([verb, *more])
     kind, settings = calls[0]
     settings = {name: value for name, value in settings.items() if name in ("default", "config", "prog")}
     with warnings.catch_warnings():
