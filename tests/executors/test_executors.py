@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from avdistill.analysis.benchmark.jobs import PRELOAD  # the server of a process is started once, for all its tests
 from avdistill.errors import ConfigError, DatasetError, TaskLostError
 from avdistill.executors.local import LocalExecutor
 from avdistill.executors.slurm import SlurmExecutor, parse_settings
@@ -34,7 +35,7 @@ def submitit_executor(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["local", "submitit"])
 def test_values_and_errors_come_back(kind, tmp_path, monkeypatch):
-    executor = LocalExecutor(2) if kind == "local" else submitit_executor(tmp_path, monkeypatch)
+    executor = LocalExecutor(2, PRELOAD) if kind == "local" else submitit_executor(tmp_path, monkeypatch)
     try:
         assert executor.free
         executor.start("sum", operator.add, 2, 3)
@@ -53,7 +54,7 @@ def test_values_and_errors_come_back(kind, tmp_path, monkeypatch):
 
 
 def test_a_task_whose_process_is_killed_is_lost_here_and_begun_again_by_slurm(tmp_path, monkeypatch):
-    executor = LocalExecutor(1)
+    executor = LocalExecutor(1, PRELOAD)
     executor.start("lost", lose_once, tmp_path / "local")
     (ended,) = ends(executor, 1).values()
     assert isinstance(ended.error, TaskLostError)
@@ -66,7 +67,7 @@ def test_a_task_whose_process_is_killed_is_lost_here_and_begun_again_by_slurm(tm
 
 
 def test_stop_ends_what_is_running(tmp_path):
-    executor = LocalExecutor(1)
+    executor = LocalExecutor(1, PRELOAD)
     executor.start("busy", busy, tmp_path / "begun")
     assert not executor.free
     until = time.monotonic() + 60
