@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avdistill.errors import ConfigError
 from avdistill.executors.executor import Executor
+from avdistill.storage.url import Url, as_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Launched:
         """
         if self.ray is not None and self.slurm is not None:
             raise ConfigError("--ray: expected it or --slurm, found both")
+        if (self.ray is not None or self.slurm is not None) and isinstance(as_path(out), Url):
+            raise ConfigError(f"--ray, --slurm: expected a folder that all machines share, found {out}")
         executor: Executor | None = None
         with ExitStack() as stack:
             if self.ray is not None:
