@@ -17,7 +17,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.inputs import AudioInput
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
-from avdistill.types import StudentConfig
+from avdistill.types import Option, StudentConfig
 from tools import AVDISTILL, PREPARE, NotRunError, Pipeline, Running, check_ended, expect, run, wait_until, write_clip
 
 VIDEOS, PARTS = 300, 8
@@ -104,7 +104,7 @@ def _teacher(pipeline: Pipeline) -> Path:
     folder = pipeline.work / "machines_teacher" / "run"
     if not folder.is_dir():
         torch.manual_seed(0)
-        options = {"width": 8, "embedding_dim": 16}
+        options: dict[str, Option] = {"width": 8, "embedding_dim": 16}
         network = build_model("logmel_cnn", 2, options).eval()
         view = AudioInput(seconds=0.5)
         folder.mkdir(parents=True)

@@ -114,17 +114,7 @@ def prepare(arguments: list[str]) -> None:
         jpeg_quality=a.jpeg,
     )
     a = replace(a, videos=as_path(a.videos), out=as_path(a.out))
-    if not a.videos.is_dir():
-        raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
-    if a.labels is not None and a.catalog is not None:
-        raise ConfigError("--labels: expected it or --catalog, found both")
-    if not a.list:
-        raise ConfigError("LIST: expected at least one list of clips, found none")
-    if a.scenes and a.part is not None:
-        raise ConfigError("--scenes: expected without --part, each of which would look at every file")
-    a.check_parts()
-    if a.part is not None and (a.ray is not None or a.slurm is not None):
-        raise ConfigError("--part: expected without --ray and --slurm, which make the parts by --parts")
+    _check(a)
     part = None if a.part is None else parse_part(a.part)
     annotations = _annotations(a)
     if a.teacher:
@@ -163,6 +153,21 @@ def prepare(arguments: list[str]) -> None:
         with progress_bar("embed") as update:
             embed(dataset, load_teacher(run), _name_of(run), on_progress=update)
     _print_dataset(dataset, a.out, a.json)
+
+
+def _check(a: _Prepare) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if not a.videos.is_dir():
+        raise ConfigError(f"--videos: expected a folder, found none at {a.videos}")
+    if a.labels is not None and a.catalog is not None:
+        raise ConfigError("--labels: expected it or --catalog, found both")
+    if not a.list:
+        raise ConfigError("LIST: expected at least one list of clips, found none")
+    if a.scenes and a.part is not None:
+        raise ConfigError("--scenes: expected without --part, each of which would look at every file")
+    a.check_parts()
+    if a.part is not None and (a.ray is not None or a.slurm is not None):
+        raise ConfigError("--part: expected without --ray and --slurm, which make the parts by --parts")
 
 
 def _prepare_in_parts(
