@@ -1,13 +1,18 @@
 """Datasets from videos on a storage and onto one: the checksum is that of a preparation in a folder."""
 
+import shutil
+
 import pytest
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.errors import ConfigError, DatasetError, StorageError
+from avdistill.errors import DatasetError, StorageError
 from avdistill.preparation.join import join
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.preparation.records import read_skipped
 from avdistill.storage.copies import copy_of
+from avdistill.teachers.extraction import Unfinished, embed
+from avdistill.teachers.registry import load_teacher
+from teachers.test_tokens import save_ears
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 
@@ -82,9 +87,17 @@ def test_a_file_that_is_not_there_is_skipped_and_one_that_came_is_noticed(bucket
         prepare(small_set[1][:2], videos, tmp_path / "dataset", CONFIG, workers=1)
 
 
-def test_shares_of_embed_need_a_folder(bucket, prepared):
-    from avdistill.teachers.extraction import embed
-
-    dataset = ClipDataset(bucket.add(prepared, "dataset"))
-    with pytest.raises(ConfigError, match="part: expected a folder that all calls share, found s3://bucket/dataset"):
-        embed(dataset, None, "audio", part=(1, 2))  # type: ignore[arg-type]
+def test_shares_of_embed_on_two_machines_meet_at_the_storage(bucket, prepared, tmp_path, monkeypatch):
+    teacher = load_teacher(save_ears(tmp_path / "ears", ("bark", "hum")))
+    alone = ClipDataset(shutil.copytree(prepared, tmp_path / "alone"))
+    embed(alone, teacher, "audio", part_clips=4)
+    expected = {file.name: file.read_bytes() for file in (alone.folder / "features" / "audio").iterdir()}
+    url = bucket.add(prepared, "dataset")
+    for share in (1, 2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine{share}"))
+        found = embed(ClipDataset(url), teacher, "audio", part=(share, 2), part_clips=4)
+        assert isinstance(found, Unfinished) == (share == 1)
+    there = {name: content for name, content in bucket.objects.items() if "/features/" in name and content}
+    assert {name.removeprefix("bucket/dataset/features/audio/"): content for name, content in there.items()} == expected
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine3"))
+    assert ClipDataset(url).verify() == []

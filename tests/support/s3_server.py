@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body().decode()
         with self.lock:
             if "uploads" in query:
-                number = str(len(self.uploads))
+                number = secrets.token_hex(8)
                 self.uploads[number] = {}
                 inner = f"<UploadId>{number}</UploadId>"
                 return self._xml(f"<InitiateMultipartUploadResult>{inner}</InitiateMultipartUploadResult>")

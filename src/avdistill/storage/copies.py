@@ -126,7 +126,7 @@ def fetch(
     if lock is None:
         return fetch(url, out, describe, replace=replace, on_progress=on_progress)
     with lock:
-        _receive(url, staging, there, there.files, on_progress)
+        fetch_files(url, staging, there.files, on_progress)
         for name, content in there.manifests.items():
             _write(staging / name, content)
         commit(staging, out)
@@ -243,14 +243,14 @@ def _first(contents: Contents) -> bytes | None:
 def _add(url: Url, out: Path, here: Contents, there: Contents, on_progress: OnProgress | None) -> None:
     """Fetch what a folder lacks, then the manifests that name it."""
     lacking = {name: digest for name, digest in there.files.items() if here.files.get(name) != digest}
-    _receive(url, out, there, lacking, on_progress)
+    fetch_files(url, out, lacking, on_progress)
     for name, content in there.manifests.items():
         if here.manifests.get(name) != content:
             _write(out / name, content)
 
 
-def _receive(url: Url, out: Path, there: Contents, wanted: Mapping[str, str], on_progress: OnProgress | None) -> None:
-    """Fetch files, each under its name only when it is whole."""
+def fetch_files(url: Url, out: Path, wanted: Mapping[str, str], on_progress: OnProgress | None = None) -> None:
+    """Fetch files, SHA-256 by name, each of which gets its name when it is whole. Raises StorageError and OSError."""
 
     def get(name: str) -> None:
         target, digest = out / name, wanted[name]

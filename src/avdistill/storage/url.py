@@ -212,6 +212,12 @@ class Url(PosixPath):
 
         self._answer(write)
 
+    def delete_folder(self) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        there, path = self._place()
+        if self.files(recursive=False):
+            self._answer(lambda: there.delete_dir(path))
+
     def open_ranges(self) -> Any:
         """PyArrow's file."""
         there, path = self._place()

@@ -26,6 +26,7 @@ from avdistill.dataset.features import (
     write_part,
 )
 from avdistill.dataset.mapped_features import map_features
+from avdistill.dataset.remote import SharedParts
 from avdistill.dataset.splits import has_modality
 from avdistill.dataset.stored_features import Provenance, format_provenance
 from avdistill.errors import ConfigError, DatasetError, NoTokensError, TeacherError
@@ -106,7 +107,7 @@ def embed(
         head_split: whose labeled clips a linear head is fitted on (`linear_head`), where the teacher's classes do not
             include the dataset's; None: no head, as the dataset is a part whose features are joined.
         part: (i, n) computes the i-th of n shares of the parts, for as many calls at once, on any machine that has
-            the dataset's folder; the call that finds all parts there stores the features.
+            the dataset's folder or opened it at the same URL; the call that finds all parts there stores the features.
         part_clips: clips in a part.
         device: "auto", "cpu", "cuda", ...
         on_progress: called after each batch, counting clips.
@@ -123,8 +124,6 @@ def embed(
     share, shares = part
     if not 1 <= share <= shares:
         raise ConfigError(f"part: expected i/n with i from 1 to n, found {share}/{shares}")
-    if shares > 1 and dataset.url is not None:
-        raise ConfigError(f"part: expected a folder that all calls share, found {dataset.url}")
     if part_clips < 1:
         raise ConfigError(f"part_clips: expected at least 1, found {part_clips}")
     network = at_dataset_rates(dataset, teacher, name)
@@ -134,7 +133,11 @@ def embed(
     staging = staging_folder(dataset.folder, name, job | {"part_clips": part_clips})
     firsts = list(range(0, len(dataset), part_clips))
     own = firsts[len(firsts) * (share - 1) // shares : len(firsts) * share // shares]
+    others = None if dataset.url is None or shares == 1 else SharedParts(dataset.url, dataset.folder, staging)
     with distributed.init_distributed(device) as own_device:
+        if others is not None and distributed.rank() == 0:
+            others.fetch(own)
+        distributed.barrier()
         finished = finished_parts(staging)
         distributed.barrier()  # no process writes before every one has seen what is missing
         network = network.to(own_device)
@@ -146,6 +149,8 @@ def embed(
                                workers=workers, with_tokens=tokens, on_progress=update)  # fmt: skip
                 if distributed.rank() == 0:
                     _write(dataset, staging, first, len(rows), arrays)
+                    if others is not None:
+                        others.upload()
         if distributed.rank() == 0:
             entry = TeacherEntry(
                 name=name,
@@ -156,8 +161,13 @@ def embed(
                 provenance=provenance,
                 clips=0,
             )
-            store_parts(dataset, staging, firsts, entry, head_split)
-            dataset.upload()
+            if others is not None:
+                others.upload()
+                others.fetch(firsts, all_or_none=True)
+            if store_parts(dataset, staging, firsts, entry, head_split):
+                dataset.upload()
+                if others is not None:
+                    others.delete()
         distributed.barrier()
     there = finished_parts(staging)
     dataset.reopen_features()
@@ -208,8 +218,8 @@ def _write(dataset: ClipDataset, staging: Path, first: int, clips: int, arrays: 
 
 def store_parts(
     dataset: ClipDataset, staging: Path, firsts: Sequence[int], entry: TeacherEntry, head_split: str | None
-) -> None:
-    """Make the finished parts the features, with the logits of a head where that is needed; nothing if one is missing.
+) -> bool:
+    """Make the finished parts the features, with the logits of a head where that is needed; False if one is missing.
 
     Several calls may find the last part at the same time: one of them stores, the others find that done.
 
@@ -227,12 +237,13 @@ def store_parts(
         with open_lock(dataset.folder, wait=True):
             finished = finished_parts(staging)
             if set(firsts) - set(finished):
-                return
+                return False
             parts = tuple(finished[first] for first in firsts)
             made = _description(dataset, entry, staging, parts)
             if not entry.classes and head_split is not None:
                 made = _with_head(dataset, staging, made, head_split)
             commit_features(dataset.folder, staging, made)
+            return True
     except OSError as error:
         raise DatasetError(f"{dataset.folder}: features cannot be written: {error_message(error)}") from error
 
