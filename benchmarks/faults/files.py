@@ -195,8 +195,8 @@ def many_clips(pipeline: Pipeline) -> str:
     ended = {}
     for count in (_MANY // 10, _MANY):
         dataset = _repeated(pipeline.prepared[0], folder / f"dataset-{count}", count)
-        words = ("evaluate", pipeline.trained[0], dataset, "--out", folder / f"out-{count}", "--json")
-        ended[count] = run(*words, limit_seconds=_MANY_SECONDS)
+        words = ("evaluate", pipeline.trained[0], dataset, "--batch-size", 256, "--json")
+        ended[count] = run(*words, "--out", folder / f"out-{count}", limit_seconds=_MANY_SECONDS)
         told = json.loads(ended[count].out)
         expect(told["clips"] == count, f"{told['clips']} clips evaluated, expected {count}")
     few, many = ended.values()
