@@ -30,7 +30,7 @@ from avdistill.training.recipes import RECIPES
 few = {"teacher_clips": 20, "labeled_clips": 20, "unlabeled_clips": 10, "test_clips": 10}
 demo.DEMO_DATA = replace(demo.DEMO_DATA, **few)
 for name in ("demo_teacher", "demo_supervised"):
-    RECIPES[name] = replace(RECIPES[name], steps=40, batch_size=16, eval_every=20, save_every=5, log_every=1)
+    RECIPES[name] = replace(RECIPES[name], steps=16, batch_size=16, eval_every=8, save_every=4, log_every=1)
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
