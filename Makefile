@@ -40,6 +40,8 @@ bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/peers.py --work $(BENCH)/peers
 	.venv/bin/python benchmarks/speed/profiling.py --work $(BENCH)
 	.venv/bin/python benchmarks/speed/serve.py --work $(BENCH)/serve
+	.venv/bin/python benchmarks/speed/small_models.py families --work $(BENCH)/small
+	.venv/bin/python benchmarks/speed/latency.py --work $(BENCH)
 	.venv/bin/python benchmarks/results/tables.py docs/performance.md
 
 # The mark `.installing` stands while the work goes on. One that is found at the start was left by an install that was

@@ -49,7 +49,7 @@ TRAINED_CARD = Path(__file__).with_name("model_card_trained.md")
 RESULTS = ucf51.RESULTS / "checkpoints.json"
 METHOD = "mnf_csc"
 TAGGING = ModelConfig("logmel_cnn", AudioInput(seconds=2.0), {"width": 16, "embedding_dim": 128})
-TAGGING_STEPS, LIP_STEPS = 600, 1000
+TAGGING_STEPS, LIP_STEPS = 300, 1000
 LIP_TEACHER = replace(
     grid.TEACHER, student=ModelConfig("logmel_cnn", AudioInput(seconds=0.64), {"width": 16, "bands": 32}), steps=500
 )
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--videos", type=Path)
     parser.add_argument("methods", nargs="*", default=["mnf_csc", "robust_csc"])
-    a = parser.parse_args()
+    a = parser.parse_intermixed_args()
     if a.what == "tagging":
         trained(tagging(a.work))
     elif a.what == "lips":

@@ -25,6 +25,7 @@ import study
 import ucf51_metrics
 from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
 from avdistill.analysis.benchmark.report import read_lines
+from avdistill.evaluation.statistics import interval
 from avdistill.reporting.tables import markdown_table, summarize
 from study_metrics import Metrics
 
@@ -65,10 +66,20 @@ SPEED_METRICS = {
     "audit_1m": "scores of an audit without a run of 1,000,000 clips, limits 10 min and 4 GB",
     "corrupt_1m": "`corrupt` of 1,000,000 clips over 100,000, limit 12",
     "crd_200k": "step of CRD with 200,000 clips over one with 2,000, limit 1.1",
+    "int8_ucf51_14_mnf_csc": "a window of the UCF51 student in int8 against float32, both by onnxruntime on two cores",
+    "predict_latency": "`predict` of a 10 s file of 720p over decoding alone, limit 1.25",
+    "start": "`avdistill --help` and `import avdistill` over a bare interpreter, limit 0.3 s",
+    "start_training": "the first training step after the command over importing PyTorch, limit 6 s",
     "two_parts": "two parts on two cores with `join`, against one preparation on one",
 }
 #: USD, assumed
 CORE_HOUR = 0.04
+#: a folder of `checkpoints/` begins with -> what its student does
+CHECKPOINTS = {
+    "grid_s1_lips": "video of a mouth to a word of GRID, one speaker",
+    "ucf51_14_audio": "audio to an action of UCF51, 14 classes",
+    "ucf51_14": "video to an action of UCF51, 14 classes",
+}
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
 COLUMNS = {
     "method": "method",
@@ -83,6 +94,10 @@ COLUMNS = {
 
 def _read(name: str) -> dict[str, Any]:
     return dict(json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _read_list(name: str) -> list[dict[str, Any]]:
+    return list(json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def _students(name: str) -> str:
@@ -353,9 +368,9 @@ def ablation_boxes() -> str:
 
 def _performance() -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for family in ("training", "students", "loading", "preparation", "retrieval", "growth", "scale", "serve"):
-        for row in json.loads((ROOT / "results" / "performance" / f"{family}.json").read_text(encoding="utf-8")):
-            rows[row["name"]] = row
+    families = "training students loading preparation retrieval growth scale serve small_models latency"
+    for family in families.split():
+        rows |= {row["name"]: row for row in _read_list(f"performance/{family}")}
     return rows
 
 
@@ -436,6 +451,96 @@ def performance_limits() -> str:
         )
         rows.append({"what": "torchcodec, 4 frames a second without audio, over `read_clip` with it", "figure": some})
     return markdown_table(rows, {"what": "", "figure": f"on {told['processor']}"})
+
+
+def _small_models(*, measured: bool) -> list[dict[str, Any]]:
+    """Rows of exported students: of checkpoints, whose accuracy was measured, or of networks with random weights."""
+    rows = []
+    for row in _read_list("performance/small_models"):
+        if ("difference" in row) != measured:
+            continue
+        cores = f"milliseconds_{row['cores']}_cores"
+        one = row["milliseconds_1_core"]
+        rows.append(
+            {"name": row["name"].removeprefix("int8_"), "parameters": row["parameters"] / 1e6}
+            | {f"mb_{name}": size for name, size in row["megabytes"].items()}
+            | {f"all_{name}": row[cores][name] for name in ("torch", "float32", "int8")}
+            | {f"one_{name}": one[name] for name in ("torch", "float32", "int8")}
+            | {"all_ratio": row[cores]["ratio"], "one_ratio": one["ratio"]}
+            | {"window": " x ".join(map(str, row["window"][1:-1] if len(row["window"]) > 2 else row["window"][1:]))}
+        )
+        if measured:
+            rows[-1] |= {name: _interval(row["top1_accuracy"][name]) for name in ("float32", "int8")}
+            rows[-1]["difference"] = _interval(row["difference"], signed=True)
+    return rows
+
+
+def small_models() -> str:
+    """Exported checkpoints: accuracy, size and time of float32 and int8."""
+    columns = {"name": "checkpoint", "float32": "top-1, float32", "int8": "top-1, int8", "difference": "difference"}
+    columns |= {"mb_float32": "MB, float32", "mb_int8": "MB, int8"}
+    columns |= {"one_torch": "ms, PyTorch", "one_float32": "ms, float32", "one_int8": "ms, int8"}
+    columns |= {"one_ratio": "float32 / int8, one core", "all_ratio": "float32 / int8, two cores"}
+    return markdown_table(_small_models(measured=True), columns)
+
+
+def small_families() -> str:
+    """A network of every family as ONNX and int8: size and time."""
+    columns = {"name": "network, random weights", "window": "window", "parameters": "M parameters"}
+    columns |= {"mb_float32": "MB, float32", "mb_int8": "MB, int8"}
+    columns |= {"one_torch": "ms, PyTorch", "one_float32": "ms, float32", "one_int8": "ms, int8"}
+    columns |= {"one_ratio": "float32 / int8, one core", "all_ratio": "float32 / int8, two cores"}
+    return markdown_table(_small_models(measured=False), columns)
+
+
+def checkpoints() -> str:
+    """Every student in `checkpoints/`: what it does, how large it is, how accurate, and what its teacher brought."""
+    study, rows = ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51.csv"), []
+    written = (ROOT / "results" / "checkpoints.json").is_file()
+    trained = {row["name"]: row for row in _read("checkpoints")["rows"]} if written else {}
+    for folder in sorted((ROOT / "checkpoints").iterdir()):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = folder / "model.safetensors"
+        header = json.loads(weights.read_bytes()[8 : 8 + int.from_bytes(weights.read_bytes()[:8], "little")])
+        shapes = [each["shape"] for name, each in header.items() if name != "__metadata__" and "running" not in name]
+        row: dict[str, Any] = {
+            "name": f"[{folder.name}](../checkpoints/{folder.name}/README.md)",
+            "task": next(what for name, what in CHECKPOINTS.items() if folder.name.startswith(name)),
+            "model": config["model"],
+            "parameters": sum(math.prod(shape) for shape in shapes if shape) / 1e6,
+            "megabytes": weights.stat().st_size / 1e6,
+        }
+        if folder.name in trained:
+            of = trained[folder.name]
+            row |= {"top1": _interval(of["top1_accuracy"]), "map": _interval(of["map"])}
+            row |= {f"{name}_ahead": _interval(of[f"{name}_ahead"], signed=True) for name in ("top1_accuracy", "map")}
+        else:
+            row |= _of_study(study, folder.name.removeprefix("ucf51_14_"))
+        rows.append(row)
+    columns = {"name": "checkpoint", "task": "what it does", "model": "network", "parameters": "M parameters"}
+    columns |= {"megabytes": "MB", "top1": "top-1", "top1_accuracy_ahead": "top-1 over no teacher"}
+    return markdown_table(rows, columns | {"map": "mAP of retrieval", "map_ahead": "mAP over no teacher"})
+
+
+def _of_study(metrics: ucf51_metrics.Metrics, method: str) -> dict[str, str]:
+    """What the card of a student of the UCF51 study says: split 1, seed 0."""
+    condition = ucf51_metrics.ALL_LABELS
+    runs = {name: {(1, 0): metrics.runs(condition, name)[1, 0]} for name in (method, "supervised")}
+    only, found = ucf51_metrics.Metrics([row for each in runs.values() for row in each.values()]), {}
+    for of, name in ucf51_metrics.PER_CLIP.items():
+        videos, values = ucf51_metrics.per_clip(runs[method], [(1, 0)], of)
+        found["top1" if name == "top1_accuracy" else name] = _interval(vars(interval(values, videos)))
+        ahead = only.difference(condition, method, "supervised", of)
+        assert ahead is not None
+        found[f"{name}_ahead"] = ucf51_metrics.signed(ahead)
+    return found
+
+
+def _interval(found: dict[str, float], *, signed: bool = False) -> str:
+    """A value with its interval, as a table shows it."""
+    return ("{mean:+.3f} ({low:+.3f} to {high:+.3f})" if signed else "{mean:.3f} ({low:.3f} to {high:.3f})").format(
+        **found
+    )
 
 
 def yamnet() -> str:
@@ -632,6 +737,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_grid": ablation_grid,
     "audit": audit,
     "audit_without_a_run": audit_without_a_run,
+    "checkpoints": checkpoints,
     "demo": demo,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
@@ -646,6 +752,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "performance_step": performance_step,
     "performance_students": performance_students,
     "search": search,
+    "small_families": small_families,
+    "small_models": small_models,
     "study_apart": study_apart,
     "study_asked": study_asked,
     "study_boxes": study_boxes,

@@ -1,19 +1,21 @@
 """What exported students cost and what int8 costs in accuracy: `results/performance/small_models.json`.
 
     python benchmarks/speed/small_models.py checkpoints --ucf51 DIR --work DIR [NAME ...]
+    python benchmarks/speed/small_models.py cost --ucf51 DIR --work DIR [NAME ...]
     python benchmarks/speed/small_models.py families --work DIR [MODEL ...]
 
 `checkpoints` takes the students in `checkpoints/` that label UCF51's videos: `--ucf51` is the `--work` of `ucf51.py`.
 int8 is calibrated on training groups; accuracy is that of all windows of the test clips, 95% intervals are bootstraps
-over source videos, paired. `families` takes a network of every family with random weights: whether it becomes ONNX and
-int8, and what that costs. Milliseconds are of one window, float32, int8 and PyTorch in turn: on all cores by the clock,
-on one as the processor's time, which other processes lengthen little. The ratio is the median over rounds.
-`load_average` says how many processes wanted a core meanwhile.
+over source videos, paired. `cost` measures the time of those again, on a quieter machine. `families` takes a network
+of every family with random weights: whether it becomes ONNX and int8, and what that costs. Milliseconds are of one
+window, float32, int8 and PyTorch in turn: on all cores by the clock, on one as the processor's time, which other
+processes lengthen little. The ratio is the median over rounds. `load_average` says how many processes wanted a core.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -42,10 +44,13 @@ from avdistill.inference.quantization import quantize
 from avdistill.inputs import AudioInput, Option, StudentConfig, VideoInput
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
-from measuring import Row, machine, write_rows
+from measuring import RESULTS, Row, machine, write_rows
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
-ROUNDS = 60
+FILE = RESULTS / "small_models.json"
+ROUNDS = 200
+# PyTorch is no part of the ratio, and two of its threads wait long for each other on a busy machine.
+TORCH_EVERY = 10
 #: model -> options, frames and size of its input (audio: seconds)
 FAMILIES: dict[str, tuple[dict[str, Option], VideoInput | AudioInput]] = {
     "shifted_frames": ({"embedding_dim": 256}, VideoInput(frames=8, size=(56, 56))),
@@ -64,8 +69,10 @@ def milliseconds(procedures: Mapping[str, Callable[[], object]], clock: Callable
     for procedure in procedures.values():
         procedure(), procedure()
     rounds: dict[str, list[float]] = {name: [] for name in procedures}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for name, procedure in procedures.items():
+            if name == "torch" and number % TORCH_EVERY:
+                continue
             began = clock()
             procedure()
             rounds[name].append(1000 * (clock() - began))
@@ -136,13 +143,21 @@ def checkpoint(name: str, ucf51_work: Path, work: Path) -> Row:
     clips = clips[has_modality(dataset, clips, student.config.view)]
     right = {p: correct(OnnxStudent.from_exported(f), dataset, clips)[None] for p, f in folders.items()}
     videos = np.array([video_of(str(dataset.columns["id"][clip])) for clip in clips])
-    window = EvaluationWindows(dataset, clips[:1], student.config.view).batch(0, 1)[1].numpy()
-    return row_of(f"int8_{name}", student, folders, window) | {
+    return cost(name, ucf51_work, work) | {
         "top1_accuracy": {precision: vars(interval(each, videos)) for precision, each in right.items()},
         "difference": vars(paired_difference(right["int8"], right["float32"], videos)),
         "clips": len(clips),
         "videos": len(set(videos.tolist())),
     }
+
+
+def cost(name: str, ucf51_work: Path, work: Path) -> Row:
+    """What a student of `checkpoints/` costs, that was exported before."""
+    student, dataset = Student.from_pretrained(CHECKPOINTS / name, "cpu"), ClipDataset(ucf51_work / "dataset")
+    clips = np.flatnonzero(has_modality(dataset, np.arange(len(dataset)), student.config.view))
+    window = EvaluationWindows(dataset, clips[:1], student.config.view).batch(0, 1)[1].numpy()
+    folders = {precision: work / f"{name}-{precision}" for precision in ("float32", "int8")}
+    return row_of(f"int8_{name}", student, folders, window)
 
 
 def family(model: str, work: Path) -> Row:
@@ -169,18 +184,23 @@ def family(model: str, work: Path) -> Row:
 
 
 def main() -> None:
-    """One of the two."""
+    """One of the three."""
     parser = argparse.ArgumentParser(description="exported students: results/performance/small_models.json")
-    parser.add_argument("what", choices=("checkpoints", "families"))
+    parser.add_argument("what", choices=("checkpoints", "cost", "families"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--ucf51", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    a = parser.parse_args()
+    a = parser.parse_intermixed_args()
     a.work.mkdir(parents=True, exist_ok=True)
-    known = sorted(folder.name for folder in CHECKPOINTS.glob("ucf51_14_*")) if a.what == "checkpoints" else FAMILIES
+    known = sorted(folder.name for folder in CHECKPOINTS.glob("ucf51_14_*")) if a.what != "families" else FAMILIES
     for name in a.names or known:
-        row = checkpoint(name, a.ucf51, a.work) if a.what == "checkpoints" else family(name, a.work)
-        write_rows("small_models", [row | machine()])
+        if a.what == "families":
+            row = family(name, a.work)
+        else:
+            row = (checkpoint if a.what == "checkpoints" else cost)(name, a.ucf51, a.work)
+        there = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else []
+        before = next((each for each in there if each["name"] == row["name"]), {}) if a.what == "cost" else {}
+        write_rows("small_models", [before | row | machine()])
         print(name, f"{row['ratio']:.2f}", row.get("difference", ""), file=sys.stderr, flush=True)
 
 
