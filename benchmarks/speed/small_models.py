@@ -199,7 +199,7 @@ def main() -> None:
         else:
             row = (checkpoint if a.what == "checkpoints" else cost)(name, a.ucf51, a.work)
         there = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else []
-        before = next((each for each in there if each["name"] == row["name"]), {}) if a.what == "cost" else {}
+        before: Row = next((each for each in there if each["name"] == row["name"]), {}) if a.what == "cost" else {}
         write_rows("small_models", [before | row | machine()])
         print(name, f"{row['ratio']:.2f}", row.get("difference", ""), file=sys.stderr, flush=True)
 
