@@ -93,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repositories:
             return self._json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
-        repository = self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private")
+        repository = self.hub.repositories[name] = Repository(
+            private=asked.get("visibility") == "private" or bool(asked.get("private"))
+        )
         repository.commit("main", {".gitattributes": b""})
         return self._json({"url": f"{self.hub.url}/{name}", "name": name})
 
