@@ -67,7 +67,7 @@ class Staging:
         if source.suffix == ".md":
             self.write(target, self._relinked(text, source))
         elif source.suffix == ".ipynb":
-            self.write(target, self._relinked(self._notebook(json.loads(text), target), source))
+            self.write(target, self._notebook(json.loads(text), target, source))
         else:
             language = {".py": "python", ".cff": "yaml", ".json": "json"}.get(source.suffix, "text")
             self.write(target, f"# {source.relative_to(ROOT)}\n\n````{language}\n{text}\n````\n")
@@ -86,12 +86,13 @@ class Staging:
         shutil.copyfile(source, self.folder / target)
         return target
 
-    def _notebook(self, notebook: dict[str, Any], target: Path) -> str:
+    def _notebook(self, notebook: dict[str, Any], target: Path, source: Path) -> str:
         """A notebook with its outputs as Markdown; its images beside the page."""
         parts, images = [], 0
         for cell in notebook["cells"]:
             text = "".join(cell["source"])
-            parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+            is_text = cell["cell_type"] == "markdown"
+            parts.append(self._relinked(text, source) if is_text else f"```python\n{text}\n```")
             for output in cell.get("outputs", ()):
                 if image := output.get("data", {}).get("image/png"):
                     images += 1
