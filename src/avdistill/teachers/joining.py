@@ -53,6 +53,7 @@ def join_features(
         for name in joined:
             _join(opened, dataset, name, (part_of, clip_of), head_split)
         dataset.reopen_features()
+        dataset.upload()
     return joined
 
 
