@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avdistill.cli import main
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError, SearchError
 from avdistill.search import knn, qdrant
@@ -409,11 +410,12 @@ def test_a_missing_package_is_one_line(
         build_index([taught.folder], out, form="lance" if package == "lancedb" else "qdrant")
 
 
-def test_an_index_in_a_bucket(taught: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_in_a_bucket(taught: ClipDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
     with s3_server() as (address, objects):
-        settings = {"ENDPOINT": address, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
-        settings |= {"ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret"}
+        for name in ("ENDPOINT", "ENDPOINT_URL_S3", "ALLOW_HTTP", "REGION", "DEFAULT_REGION"):
+            monkeypatch.delenv(f"AWS_{name}", raising=False)
+        settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret"}
         for name, value in settings.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         with pytest.raises(SearchError, match="s3://bucket/clips: no index here"):
@@ -422,5 +424,8 @@ def test_an_index_in_a_bucket(taught: ClipDataset, monkeypatch: pytest.MonkeyPat
         query = np.arange(24.0, dtype=np.float32)
         expected = cosines(taught, "audio", query)
         hits = open_index("s3://bucket/clips").search_vector(query, "audio", k=100)
+        assert main(["fetch", "s3://bucket/clips", "--out", str(tmp_path / "clips")]) == 0
+    fetched = open_index(tmp_path / "clips").search_vector(query, "audio", k=100)
+    assert [hit.clip for hit in fetched] == [hit.clip for hit in hits]
     assert [hit.clip for hit in hits] == sorted(expected, key=expected.get, reverse=True)
     assert {name.split("/")[1] for name in objects} == {"clips"}

@@ -14,7 +14,6 @@ from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.inputs import AudioInput
 from avdistill.methods.kd import KDConfig
-from avdistill.search.forms import build_index, open_index
 from avdistill.storage.filesystems import filesystem
 from avdistill.storage.url import as_path
 from avdistill.teachers.extraction import embed
@@ -59,7 +58,7 @@ def leave_and_return(weed, cache, pattern, lines):
     return thread
 
 
-def test_prepare_embed_train_evaluate_and_search(weed, small_set, prepared, tmp_path, capfd):
+def test_prepare_embed_train_and_evaluate(weed, small_set, prepared, tmp_path, capfd):
     folder, annotations = small_set
     rows = ["path,label,split", *(f"{a.path},{'|'.join(a.labels)},{a.split}" for a in annotations)]
     as_path("s3://bucket/list.csv").put("\n".join(rows).encode())
@@ -67,7 +66,7 @@ def test_prepare_embed_train_evaluate_and_search(weed, small_set, prepared, tmp_
         (as_path("s3://bucket/videos") / annotation.path).put(folder / annotation.path)
 
     away = leave_and_return(weed, tmp_path / "cache", "journal.jsonl", 2)
-    command = "prepare s3://bucket/list.csv --videos s3://bucket/videos --out s3://bucket/dataset --workers 2"
+    command = "prepare s3://bucket/list.csv --videos s3://bucket/videos --out s3://bucket/dataset --workers 1"
     assert main([*command.split(), *["--fps", "10", "--short-side", "32"]]) == 0
     away.join()
     assert ClipDataset("s3://bucket/dataset").checksum == ClipDataset(prepared).checksum
@@ -84,7 +83,8 @@ def test_prepare_embed_train_evaluate_and_search(weed, small_set, prepared, tmp_
     away = leave_and_return(weed, tmp_path / "cache", "run/metrics.jsonl", 1)
     assert main(["train", "--config", str(tmp_path / "run.json")]) == 0
     away.join()
-    assert capfd.readouterr().err.count("no answer; trying again") == 2
+    # A line for each outage; on a fast machine the second may follow so soon that it counts as the first.
+    assert capfd.readouterr().err.count("no answer; trying again") in (1, 2)
 
     # The same on this machine: the oracle.
     here = ClipDataset(fetched("dataset", tmp_path))
@@ -103,7 +103,6 @@ def test_prepare_embed_train_evaluate_and_search(weed, small_set, prepared, tmp_
     stored = json.loads(as_path("s3://bucket/run/evaluation-test/metrics.json").read_bytes())
     assert metrics["top1_accuracy"] == stored["top1_accuracy"]
     assert metrics["clips"] == 6
-    search_there(here, tmp_path)
     everything = b"".join(file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file())
     assert SECRET.encode() not in everything
 
@@ -111,15 +110,3 @@ def test_prepare_embed_train_evaluate_and_search(weed, small_set, prepared, tmp_
 def fetched(name, out):
     assert main(["fetch", f"s3://bucket/{name}", "--out", str(out / f"fetched-{name}")]) == 0
     return out / f"fetched-{name}"
-
-
-def search_there(dataset, tmp_path):
-    pytest.importorskip("lancedb", reason="LanceDB is not installed: pip install avdistill[search]")
-    assert main(["index", "s3://bucket/dataset", "--out", "s3://bucket/index"]) == 0
-    build_index([dataset.folder], tmp_path / "index")
-    stored = dataset.features("audio")
-    query = stored.embedding[np.flatnonzero(stored.valid)[0]]
-    expected = [hit.score for hit in open_index(tmp_path / "index").search_vector(query, "audio", k=5)]
-    for place in ("s3://bucket/index", fetched("index", tmp_path)):
-        hits = open_index(place).search_vector(query, "audio", k=5)
-        assert [hit.score for hit in hits] == pytest.approx(expected, abs=1e-5)

@@ -29,6 +29,8 @@ State = tuple[int, int]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/(/*)", re.IGNORECASE)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
+# A server that starts answers some requests before it answers all.
+_SAME_OUTAGE_SECONDS = 10.0
 # A request takes as long as a megabyte on many connections; a decoder goes back and forth between a few places.
 _BLOCK_BYTES, _MOST_BLOCKS = 2**20, 16
 _WRITE_BYTES = 2**24
@@ -341,7 +343,7 @@ def _say_once(turn: ExitStack, root: str, message: str, asked: float) -> None:
         turn: at its end this one has its answer.
         root: of the storage.
         message: what it answered.
-        asked: when; whoever said so and got an answer since then spoke of the same time.
+        asked: when; whoever said so and got an answer since then, or just before, spoke of the same outage.
     """
     folder = cache_folder() / f"away-{hashlib.sha256(f'{endpoint()} {root}'.encode()).hexdigest()[:8]}"
     answered = folder / "answered"
@@ -349,7 +351,7 @@ def _say_once(turn: ExitStack, root: str, message: str, asked: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         turn.enter_context(open_lock(folder))
         turn.callback(answered.touch)
-        if answered.exists() and answered.stat().st_mtime >= asked:
+        if answered.exists() and answered.stat().st_mtime >= asked - _SAME_OUTAGE_SECONDS:
             return
     except BlockingIOError:
         return
