@@ -43,6 +43,7 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (machines.lost_process, "prepare --part, embed, join"),
     (kills.killed_synthesize, "synthesize"),
     (kills.killed_compare, "compare"),
+    (kills.killed_demo, "demo"),
     (kills.killed_results, "evaluate, audit, export"),
     (runs.full_disk_prepare, "prepare"),
     (runs.full_disk_embed, "embed"),
