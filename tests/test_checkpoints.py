@@ -14,8 +14,9 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import small_videos
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-FOLDERS = sorted(CHECKPOINTS.iterdir())
+FOLDERS = sorted(CHECKPOINTS.glob("*"))
 CLASSES = {"grid": 51, "ucf51": 14}
+pytestmark = pytest.mark.skipif(not FOLDERS, reason="checkpoints/ is not here: a source distribution has none")
 
 
 @pytest.fixture(scope="module")
