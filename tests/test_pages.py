@@ -24,6 +24,7 @@ PYTHON = {
     "docs/tutorial.md": "test_pages.py",
     "docs/audit.md": "test_pages.py",
     "docs/search.md": "test_pages.py",
+    "docs/checkpoints.md": "test_pages.py",
     "docs/licenses.md": "test_pages.py",
     "docs/formats/annotations.md": "test_pages.py",
     "docs/custom_method.md": "methods/test_custom.py",
@@ -107,6 +108,8 @@ def test_python_of_a_page_runs(page, walked, monkeypatch, small_set):
     for name in ("file.mp4", "video.mp4"):
         if not Path(name).exists():
             Path(name).symlink_to(videos / "test_2.mp4")
+    if not Path("checkpoints").exists():
+        Path("checkpoints").symlink_to(ROOT / "checkpoints")
     Path("clips.csv").write_text("path,label\nvideo.mp4,a\n", encoding="utf-8")
     Path("vggsound.csv").write_text('abcdefghijk,30,"bell",train\n', encoding="utf-8")
     Path("videos").mkdir(exist_ok=True)
