@@ -41,7 +41,7 @@ def test_a_checkpoint_is_used_as_its_card_says(folder, videos, tmp_path, capsys)
         Annotation(clip.clip_id, clip.path, (config.classes[i % 2],), "test") for i, clip in enumerate(annotations[:4])
     ]
     dataset = prepare(renamed, files, tmp_path / "dataset", PrepareConfig(fps=config.fps, short_side=64), workers=1)
-    assert main(["evaluate", str(folder), str(dataset.folder), "--json"]) == 0
+    assert main(["evaluate", str(folder), str(dataset.folder), "--out", str(tmp_path / "metrics"), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert 0 <= metrics["top1_accuracy"] <= 1
     assert metrics["clips"] == 4
