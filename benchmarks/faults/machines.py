@@ -20,7 +20,7 @@ from avdistill.models.registry import build_model
 from avdistill.types import Option, StudentConfig
 from tools import AVDISTILL, PREPARE, NotRunError, Pipeline, Running, check_ended, expect, run, wait_until, write_clip
 
-VIDEOS, PARTS = 300, 8
+VIDEOS, PARTS = 300, 6
 _RAY_CLUSTER = Path(__file__).with_name("ray_cluster.py")
 
 

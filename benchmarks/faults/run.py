@@ -39,8 +39,6 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.killed_at_the_first_files, "resume, train"),
     (runs.killed_rank, "torchrun ... train, resume"),
     (machines.lost_node, "prepare --ray"),
-    (machines.lost_job, "prepare --slurm"),
-    (machines.lost_process, "prepare --part, embed, join"),
     (kills.killed_synthesize, "synthesize"),
     (kills.killed_compare, "compare"),
     (kills.killed_demo, "demo"),
