@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.inputs import normalize_frames
+from avdistill.inputs import IMAGENET_MEAN, IMAGENET_STD
 from avdistill.media import read_clip
 from avdistill.methods import MethodContext, build_method
 from avdistill.methods.config import BaseMethodConfig
@@ -91,19 +91,25 @@ def ours(config: BaseMethodConfig) -> Step:
     return step_of(method, batch_of(), RECIPE)
 
 
+def plainly_normalized(frames: torch.Tensor) -> torch.Tensor:
+    """Bytes (B, T, H, W, 3), as loaders read them, to what the student takes, in torchvision's words."""
+    mean, std = (torch.tensor(values)[:, None, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return frames.permute(0, 4, 1, 2, 3).float().div(255).sub(mean).div(std)
+
+
 def theirs_kd() -> Step:
-    """A plain loop with torchdistill's KDLoss, from normalized frames."""
+    """A plain loop with torchdistill's KDLoss."""
     from torchdistill.losses.mid_level import KDLoss
 
     batch, network = batch_of(), student()
     assert batch.frames is not None
     assert batch.teacher is not None
-    frames, logits = normalize_frames(batch.frames), batch.teacher.logits
+    frames, logits = batch.frames, batch.teacher.logits
     criterion = KDLoss("head", "output", "head", "output", temperature=4.0, alpha=0.5)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-4)
 
     def step() -> None:
-        outputs = {"head": {"output": network(frames).logits}}
+        outputs = {"head": {"output": network(plainly_normalized(frames)).logits}}
         criterion(outputs, {"head": {"output": logits}}, batch.labels).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)
         optimizer.step()
@@ -119,7 +125,7 @@ def theirs_crd() -> Step:
     batch, network = batch_of(), student()
     assert batch.frames is not None
     assert batch.teacher is not None
-    frames, embedding = normalize_frames(batch.frames), batch.teacher.embedding
+    frames, embedding = batch.frames, batch.teacher.embedding
     sides = nn.ModuleList([nn.Linear(network.embedding_dim, 128), nn.Linear(WIDTH, 128)])
     criterion = CRDLoss("norm", "empty", "norm", 128, CLIPS, CLIPS - 1, CLIPS)
     criterion.prob = criterion.probs  # which `draw` asks for and 1.1.5 does not set
@@ -127,7 +133,7 @@ def theirs_crd() -> Step:
     optimizer = torch.optim.Adam(parameters, lr=1e-3, weight_decay=1e-4)
 
     def step() -> None:
-        features = network(frames)
+        features = network(plainly_normalized(frames))
         s, t = (F.normalize(side(x), dim=1) for side, x in zip(sides, (features.embedding, embedding), strict=True))
         outputs = {"norm": {"output": s}, "empty": {"input": {"pos_idx": batch.indices}}}
         contrast = criterion(outputs, {"norm": {"output": t}})
