@@ -205,7 +205,7 @@ def test_an_audit_on_a_full_disk_names_its_folder(tmp_path, monkeypatch):
 
 
 def test_weights_that_a_full_disk_cannot_hold_are_named(tmp_path, monkeypatch):
-    def full_disk(values, file):
+    def full_disk(values, file, metadata):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(weights, "save_file", full_disk)
