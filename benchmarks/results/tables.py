@@ -368,7 +368,7 @@ def ablation_boxes() -> str:
 
 def _performance() -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    families = "training students loading preparation retrieval growth scale serve small_models latency"
+    families = "training students loading preparation retrieval growth scale serve small_models latency peers"
     for family in families.split():
         rows |= {row["name"]: row for row in _read_list(f"performance/{family}")}
     return rows
