@@ -42,7 +42,7 @@ from avdistill.training.config import OptimizerConfig
 from avdistill.training.recipes import RECIPES
 from avdistill.types import Batch, Features
 from many_clips import dataset as dataset_of
-from measuring import NotHereError, Row, against, machine, measure, process_of, seconds
+from measuring import NotHereError, Row, against, measure, process_of, seconds
 from preparation import video
 from training import step_of
 
@@ -300,10 +300,10 @@ def embedding(name: str, weights: Path | None, clips: int, work: Path) -> Row:
 
     def ours_embed() -> None:
         shutil.rmtree(dataset.folder / "features", ignore_errors=True)
-        embed(dataset, teacher, "audio", device="cpu", head_split="")
+        embed(dataset, teacher, "audio", device="cpu", head_split=None)
 
     row = against(f"embed_{name}", 2, ours_embed, lambda: clip_at_a_time(dataset, teacher.network, rate), clips=clips)
-    return row | {"hours_of_audio_an_hour": clips * SECONDS / row["ours_seconds"]} | machine()
+    return row | {"hours_of_audio_an_hour": clips * SECONDS / row["ours_seconds"]}
 
 
 MEASURES: dict[str, Callable[[Path], Row]] = {

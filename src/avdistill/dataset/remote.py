@@ -46,14 +46,17 @@ class SharedParts:
     """Parts of features that calls on several machines compute, exchanged at the dataset's URL while some are missing.
 
     They are in the same folder there as here (`features.staging_folder`): files first, then the record of the part.
+    Without a URL nothing is exchanged.
     """
 
-    def __init__(self, url: Url, folder: Path, staging: Path) -> None:
+    def __init__(self, url: Url | None, folder: Path, staging: Path) -> None:
         """Args: url, folder: of the dataset, and its copy here; staging: in the copy."""
-        self._url, self._staging = url / staging.relative_to(folder).as_posix(), staging
+        self._url, self._staging = url and url / staging.relative_to(folder).as_posix(), staging
 
     def fetch(self, firsts: Iterable[int], *, all_or_none: bool = False) -> None:
         """Fetch those of these parts, by their first clips, that are there and not here."""
+        if self._url is None:
+            return
         names = set(self._url.files(recursive=False))
         lacking = {first: _record(first) for first in firsts if first not in finished_parts(self._staging)}
         if all_or_none and not names.issuperset(lacking.values()):
@@ -71,6 +74,8 @@ class SharedParts:
 
     def upload(self) -> None:
         """Upload the parts that are here and not there."""
+        if self._url is None:
+            return
         names = set(self._url.files(recursive=False))
         for first, part in finished_parts(self._staging).items():
             if _record(first) not in names:
@@ -79,7 +84,8 @@ class SharedParts:
 
     def delete(self) -> None:
         """Delete them there, when the features are there."""
-        self._url.delete_folder()
+        if self._url is not None:
+            self._url.delete_folder()
 
 
 def _record(first: int) -> str:

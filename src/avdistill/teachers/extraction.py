@@ -133,9 +133,9 @@ def embed(
     staging = staging_folder(dataset.folder, name, job | {"part_clips": part_clips})
     firsts = list(range(0, len(dataset), part_clips))
     own = firsts[len(firsts) * (share - 1) // shares : len(firsts) * share // shares]
-    others = None if dataset.url is None or shares == 1 else SharedParts(dataset.url, dataset.folder, staging)
+    others = SharedParts(None if shares == 1 else dataset.url, dataset.folder, staging)
     with distributed.init_distributed(device) as own_device:
-        if others is not None and distributed.rank() == 0:
+        if distributed.rank() == 0:
             others.fetch(own)
         distributed.barrier()
         finished = finished_parts(staging)
@@ -149,31 +149,32 @@ def embed(
                                workers=workers, with_tokens=tokens, on_progress=update)  # fmt: skip
                 if distributed.rank() == 0:
                     _write(dataset, staging, first, len(rows), arrays)
-                    if others is not None:
-                        others.upload()
+                    others.upload()
         if distributed.rank() == 0:
-            entry = TeacherEntry(
-                name=name,
-                modality=teacher.view.modality,
-                embedding_dim=teacher.network.embedding_dim,
-                num_tokens=0,
-                classes=teacher.classes if _has_classes(dataset, teacher) else (),
-                provenance=provenance,
-                clips=0,
-            )
-            if others is not None:
-                others.upload()
-                others.fetch(firsts, all_or_none=True)
-            if store_parts(dataset, staging, firsts, entry, head_split):
+            others.upload()
+            others.fetch(firsts, all_or_none=True)
+            if store_parts(dataset, staging, firsts, _entry(dataset, teacher, name, provenance), head_split):
                 dataset.upload()
-                if others is not None:
-                    others.delete()
+                others.delete()
         distributed.barrier()
     there = finished_parts(staging)
     dataset.reopen_features()
     if there or name not in dataset.teachers:
         return Unfinished(name, len(dataset), sum(each.clips for each in there.values()))
     return dataset.teachers[name]
+
+
+def _entry(dataset: ClipDataset, teacher: Teacher, name: str, provenance: Provenance) -> TeacherEntry:
+    """What is known of the features before they are there."""
+    return TeacherEntry(
+        name=name,
+        modality=teacher.view.modality,
+        embedding_dim=teacher.network.embedding_dim,
+        num_tokens=0,
+        classes=teacher.classes if _has_classes(dataset, teacher) else (),
+        provenance=provenance,
+        clips=0,
+    )
 
 
 def _part(
