@@ -57,7 +57,7 @@ Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
 def run_demo(out: Path, *, seeds: tuple[int, ...], workers: int, bar: Bar) -> dict[str, Any]:
-    """Make the data, train an audio teacher, compare three methods, index the clips, and write `report.html`.
+    """Make the data, train an audio teacher, compare `METHODS`, index the clips, and write `report.html`.
 
     Args:
         out: folder for everything; what an earlier call finished is kept.

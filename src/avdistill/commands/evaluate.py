@@ -188,7 +188,7 @@ def metric_lines(metrics: Mapping[str, object]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Demo(Printed):
-    """The whole pipeline on synthetic videos: make, prepare, teach, embed, train nine students, evaluate, report."""
+    """The whole pipeline on synthetic videos: make, prepare, teach, embed, train students, evaluate, report."""
 
     out: Path
     """Folder for everything; an interrupted demo resumes there."""
