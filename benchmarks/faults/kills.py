@@ -14,7 +14,7 @@ from typing import Any
 from tools import Pipeline, Running, check_ended, expect, expect_same, run, wait_until
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
-_COMPARED = (
+COMPARED = (
     *("--recipe", "tiny_supervised", "--methods", "supervised", "kd", "--seeds", 0, 1, "--threads", 1),
     *("--base.steps", 60, "--base.batch-size", 4, "--base.save-every", 10, "--base.eval-every", 20),
     *("--base.log-every", 1, "--base.labeled-per-batch", "None"),
@@ -61,7 +61,7 @@ def _holds(folder: Path, pattern: str, count: int) -> bool:
 def killed_compare(pipeline: Pipeline) -> str:
     """`compare` ended by SIGTERM and SIGKILL while its workers train, then the same command"""
     folder = pipeline.folder("killed_compare")
-    words = ("compare", pipeline.embedded[0], *_COMPARED, "--out")
+    words = ("compare", pipeline.embedded[0], *COMPARED, "--out")
     run(*words, folder / "whole")
     out = folder / "cut"
     saved = []
@@ -78,7 +78,7 @@ def killed_compare(pipeline: Pipeline) -> str:
         expect(not (out / "results.json").exists(), "a report of an unfinished study")
         saved.append(number.name)
     run(*words, out)
-    expect_same(_study(out), _study(folder / "whole"), "after two ends")
+    expect_same(study(out), study(folder / "whole"), "after two ends")
     return f"{', '.join(saved)}: the run under way was saved, no process left; then the undisturbed tables"
 
 
@@ -88,7 +88,7 @@ def _begun(runs: Path) -> list[Path]:
     return sorted(logs, key=lambda log: (log.parent / "data.json").stat().st_mtime_ns)
 
 
-def _study(out: Path) -> dict[str, Any]:
+def study(out: Path) -> dict[str, Any]:
     """What a study found, without what a clock decides."""
     result = json.loads((out / "results.json").read_text(encoding="utf-8"))
     costs = ("step_seconds", "peak_memory_bytes", "time", "memory")

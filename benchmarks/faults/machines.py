@@ -1,4 +1,4 @@
-"""Lost machines: 300 small videos prepared and embedded in parts, by Ray, by submitit and by xargs."""
+"""Lost machines: 300 small videos prepared and embedded in parts, and a study, by Ray, by submitit and by xargs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,35 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import kills
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.inputs import AudioInput
 from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
 from avdistill.types import Option, StudentConfig
-from tools import AVDISTILL, PREPARE, NotRunError, Pipeline, Running, check_ended, expect, run, wait_until, write_clip
+from tools import (
+    AVDISTILL,
+    PREPARE,
+    NotRunError,
+    Pipeline,
+    Running,
+    check_ended,
+    expect,
+    expect_same,
+    run,
+    wait_until,
+    write_clip,
+)
 
 VIDEOS, PARTS = 300, 6
+_SLURM, _JOB = ("--slurm", "partition=any,time=60"), "submitit.core._submit"
 _RAY_CLUSTER = Path(__file__).with_name("ray_cluster.py")
 
 
@@ -38,16 +53,26 @@ def lost_node(pipeline: Pipeline) -> str:
 
 def lost_job(pipeline: Pipeline) -> str:
     """`prepare --slurm` by processes of this machine (submitit without Slurm), one of which is killed with its part"""
-    _need("submitit")
-    if shutil.which("srun") is not None:
-        raise NotRunError("this machine has Slurm")
+    _need_submitit()
     folder = pipeline.folder("lost_job")
-    running = Running(
-        *_prepare_words(pipeline), "--slurm", "partition=any,time=60", "--parts", PARTS, "--out", folder / "dataset"
-    )
-    _kill_a_part(running, folder / "dataset.parts", "*-of-*", "submitit.core._submit")
+    running = Running(*_prepare_words(pipeline), *_SLURM, "--parts", PARTS, "--out", folder / "dataset")
+    _kill_a_part(running, folder / "dataset.parts", "*-of-*", _JOB)
     check_ended(running.wait(), 0)
     return _compare(pipeline, folder / "dataset")
+
+
+def lost_run(pipeline: Pipeline) -> str:
+    """`compare --slurm` by processes of this machine (submitit without Slurm), one of which is killed in its run"""
+    _need_submitit()
+    folder = pipeline.folder("lost_run")
+    words = ("compare", pipeline.embedded[0], *kills.COMPARED, "--out")
+    run(*words, folder / "whole")
+    running = Running(*words, folder / "slurm", *_SLURM)
+    logs = folder / "slurm" / "runs" / "clean"
+    _kill_one(running, lambda: any(log.stat().st_size for log in logs.glob("*/*/metrics.jsonl")), _JOB)
+    check_ended(running.wait(), 0)
+    expect_same(kills.study(folder / "slurm"), kills.study(folder / "whole"), "by jobs")
+    return "the tables of the same study without jobs; the killed run went on in another one"
 
 
 def lost_process(pipeline: Pipeline) -> str:
@@ -65,6 +90,12 @@ def lost_process(pipeline: Pipeline) -> str:
     return _compare(pipeline, folder / "dataset")
 
 
+def _need_submitit() -> None:
+    _need("submitit")
+    if shutil.which("srun") is not None:
+        raise NotRunError("this machine has Slurm")
+
+
 def _need(package: str) -> None:
     if find_spec(package) is None:
         raise NotRunError(f"needs the package {package}")
@@ -72,9 +103,14 @@ def _need(package: str) -> None:
 
 def _kill_a_part(running: Running, parts: Path, names: str, word: str) -> None:
     """SIGKILL to a process of a part, with a word in its command, once another part is finished."""
+    _kill_one(running, lambda: any(part.suffix != ".partial" for part in parts.glob(names)), word)
+
+
+def _kill_one(running: Running, reached: Callable[[], bool], word: str) -> None:
+    """SIGKILL to a process with a word in its command, once a state is reached."""
 
     def killed() -> bool:
-        if not any(part.suffix != ".partial" for part in parts.glob(names)):
+        if not reached():
             return False
         for process in running.processes():
             words = Path(f"/proc/{process}/cmdline")

@@ -39,6 +39,8 @@ FAULTS: list[tuple[Callable[[Pipeline], str], str]] = [
     (runs.killed_at_the_first_files, "resume, train"),
     (runs.killed_rank, "torchrun ... train, resume"),
     (machines.lost_node, "prepare --ray"),
+    (machines.lost_job, "prepare --slurm"),
+    (machines.lost_run, "compare --slurm"),
     (machines.lost_process, "prepare --part, embed, join"),
     (kills.killed_synthesize, "synthesize"),
     (kills.killed_compare, "compare"),
