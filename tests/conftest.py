@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nor does each of those processes compile the library anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import subprocess
+from types import SimpleNamespace
+
 import hypothesis
 import numpy as np
 import pytest
@@ -19,8 +22,10 @@ import torch
 
 from avdistill.annotations import Annotation
 from avdistill.dataset.clip_dataset import ClipDataset
+from avdistill.executors import process_pool
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from support.media_files import audible_videos, small_videos
+from support.warm_python import WarmPython
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile("without deadline", deadline=None)
@@ -47,6 +52,31 @@ def browser() -> Iterator[object]:
         pytest.skip(f"no browser on PATH; looked for {', '.join(NAMES)}")
     with chromium(executable) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Starts `python -m avdistill ...` without the seconds that its imports take."""
+    verbs = ("console", "compare", "dataset", "evaluate", "predict", "serve", "teachers", "train")
+    with WarmPython(
+        *(f"avdistill.commands.{each}" for each in verbs), "torch._dynamo", "torch.distributed.run"
+    ) as python:
+        yield python
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_readers() -> Iterator[None]:
+    """The processes in which a test's own process reads files are forked from one that has imported PyAV."""
+    modules = ("avdistill.preparation.clip_reader", "avdistill.synthetic.generator")
+    with WarmPython(*modules) as python, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_pool, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": python.popen}))
+        yield
+
+
+@pytest.fixture
+def fresh_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are fresh interpreters, as they are for users."""
+    monkeypatch.setattr(process_pool, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_a_file_that_fails_in_any_way_costs_that_file(run, files):
+def test_a_file_that_fails_in_any_way_costs_that_file(run, files, fresh_readers):
     student = Student.from_pretrained(run, "cpu")
     with IsolatedReader(read_or_fail, time_limit_seconds=1.5) as reader:
         before = student.predict(files / "good.mp4", reader=reader)
