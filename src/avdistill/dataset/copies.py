@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,23 +15,9 @@ import pyarrow.parquet as pq
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.remote import to_storage
-from avdistill.dataset.schema import CLIP_SCHEMA, read_description, staging_dir
-from avdistill.errors import DatasetError
-from avdistill.fsio import (
-    LOCK,
-    acquire_staging_dir,
-    commit,
-    error_message,
-    file_checksum,
-    follow_link,
-    replacing,
-    write_json,
-)
-
-# The files that a copy or `join` writes into the staging folder. `prepare` writes others there, from its start on.
-_OWN_FILE = re.compile(
-    r"(frames|audio)-\d+\.(npy|jpeg)|clips\.parquet|(skipped|sources)\.csv|dataset\.json|\.[0-9a-f]{16}\.tmp"
-)
+from avdistill.dataset.schema import CLIP_SCHEMA, read_description
+from avdistill.dataset.staging import make_dataset
+from avdistill.fsio import LOCK, file_checksum, replacing, write_json
 
 Row = dict[str, Any]
 
@@ -61,42 +46,17 @@ def linked_copy(
             written.
     """
     checksum = hashlib.sha256(json.dumps([dataset.checksum, made_from]).encode()).hexdigest()
-    out = follow_link(out)
-    folder = staging_dir(out)
-    try:
-        lock = acquire_staging_dir(folder, out)
-        if lock is None:
-            found = ClipDataset(out)
-            if found.checksum != checksum:
-                raise DatasetError(f"{out}: already there, and not {what}")
-            return found
-        with lock:
-            clear_staging_dir(folder)
-            _write(dataset, list(rows(folder)), folder, checksum, made_from)
-            commit(folder, out)
-    except BlockingIOError:
-        raise DatasetError(f"{out}: another process is making this dataset") from None
-    except OSError as error:
-        raise DatasetError(f"{out}: cannot be written: {error_message(error)}") from error
-    return ClipDataset(out)
+    return make_dataset(
+        out,
+        what,
+        lambda found: found.checksum == checksum,
+        lambda folder: _write(dataset, list(rows(folder)), folder, checksum, made_from),
+    )
 
 
 def rows_of(dataset: ClipDataset) -> list[Row]:
     """The clip table, `extra` as a dictionary."""
     return [row | {"extra": dict(row["extra"] or ())} for row in dataset.table.to_pylist()]
-
-
-def clear_staging_dir(folder: Path) -> None:
-    """Remove the files of an interrupted call; refuse any others, which may be hours of a preparation."""
-    left = sorted(file for file in folder.iterdir() if file.name != LOCK)
-    for file in left:
-        if not _OWN_FILE.fullmatch(file.name):
-            raise DatasetError(
-                f"{folder}: {file.name} is in the way, perhaps of an interrupted `prepare`, which the same command "
-                "finishes; or remove the folder, or name another"
-            )
-    for file in left:
-        file.unlink()
 
 
 def _write(dataset: ClipDataset, rows: list[Row], folder: Path, checksum: str, made_from: dict[str, Any]) -> None:

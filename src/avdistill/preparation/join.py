@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from avdistill.config_io import encode
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.copies import clear_staging_dir
 from avdistill.dataset.remote import dataset_contents, to_storage
-from avdistill.dataset.schema import CLIP_SCHEMA, DatasetDescription, read_description, staging_dir
-from avdistill.errors import ConfigError, DatasetBusyError, DatasetError
-from avdistill.fsio import acquire_staging_dir, commit, error_message, file_checksum, follow_link, replacing, write_json
+from avdistill.dataset.schema import CLIP_SCHEMA, DatasetDescription, read_description
+from avdistill.dataset.staging import make_dataset
+from avdistill.errors import ConfigError, DatasetError
+from avdistill.fsio import file_checksum, replacing, write_json
 from avdistill.preparation.records import (
     Skip,
     content_checksum,
@@ -76,29 +76,23 @@ def join(
     Raises:
         ConfigError: a folder without a part, a part that is missing or given twice, parts of several preparations, or
             clips that are in several parts.
+        DatasetBusyError: another process makes the dataset.
         DatasetError: a part is damaged, or `out` holds something else or cannot be written.
     """
     opened = _open_parts([local_copy(part, dataset_contents) for part in parts])
     skipped, states = _records(opened)
     settings = {key: value for key, value in opened[0].description.settings.items() if key != "part"}
-    out = follow_link(out)
-    folder = staging_dir(out)
-    try:
-        lock = acquire_staging_dir(folder, out)
-        if lock is None:
-            found = read_description(out)
-            if found.settings != settings or found.corruption:
-                raise DatasetError(f"{out}: already there, and not the dataset of these parts")
-            return ClipDataset(out)
-        with lock:
-            clear_staging_dir(folder)
-            _write(opened, skipped, states, settings, folder, on_progress)
-            commit(folder, out)
-    except BlockingIOError:
-        raise DatasetBusyError(f"{out}: another process is making this dataset") from None
-    except OSError as error:
-        raise DatasetError(f"{out}: cannot be written: {error_message(error)}") from error
-    return ClipDataset(out)
+
+    def is_joined(found: ClipDataset) -> bool:
+        description = read_description(found.folder)
+        return description.settings == settings and not description.corruption
+
+    return make_dataset(
+        out,
+        "the dataset of these parts",
+        is_joined,
+        lambda folder: _write(opened, skipped, states, settings, folder, on_progress),
+    )
 
 
 def _open_parts(folders: list[Path]) -> list[_Part]:
