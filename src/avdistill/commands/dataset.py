@@ -1,4 +1,4 @@
-"""Verbs of videos and datasets: synthesize, prepare, info."""
+"""Verbs of videos and datasets: synthesize, prepare, join, info."""
 
 import os
 import re

@@ -1,8 +1,7 @@
-"""Verbs from a model to metrics: evaluate, retrieve, demo."""
+"""Verbs from a model to metrics: evaluate, retrieve."""
 
 import csv
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import tyro
 
 from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import ClassificationResult
 from avdistill.evaluation.classification import evaluate as evaluate_model
 from avdistill.evaluation.metrics import ClassificationMetrics
@@ -184,34 +182,3 @@ def metric_lines(metrics: Mapping[str, object]) -> list[str]:
     """A line for each metric, fractions with four decimals."""
     shown = {name: "undefined" if value is None else value for name, value in metrics.items()}
     return [f"{name:<24} {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in shown.items()]
-
-
-@dataclass(frozen=True)
-class _Demo(Printed):
-    """The whole pipeline on synthetic videos: make, prepare, teach, embed, train students, evaluate, report."""
-
-    out: Path
-    """Folder for everything; an interrupted demo resumes there."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the students."""
-    workers: int = 2
-    """Processes; each training run takes one core."""
-
-
-def _browse(out: Path) -> list[str]:
-    """The command that serves what the demo made."""
-    words = ["avdistill", "serve", out / "dataset", "--run", out / "study", "--index", out / "index"]
-    return list(map(str, words))
-
-
-def demo(arguments: list[str]) -> None:
-    """`avdistill demo --out DIR`."""
-    from avdistill.analysis.demo import run_demo
-
-    a = tyro.cli(_Demo, args=arguments, prog="avdistill demo")
-    if not a.seeds or a.workers < 1:
-        raise ConfigError("demo: expected at least one seed and one worker")
-    result = run_demo(a.out, seeds=a.seeds, workers=a.workers, bar=progress_bar)
-    lines = [*result["table"].splitlines(), "", f"report: {a.out / 'report.html'}"]
-    lines.append(f"browse: {shlex.join(_browse(a.out))}")
-    output(result, lines, a.json)
