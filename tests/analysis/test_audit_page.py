@@ -15,7 +15,7 @@ import pytest
 from avdistill.analysis.audit import cards
 from avdistill.analysis.audit.audit import audit, write_audit
 from avdistill.analysis.audit.page import write_audit_page
-from avdistill.media.encoder import displayed_size, encode_clip, encode_image
+from avdistill.media.encoder import displayed_size, encode_image, encode_webm
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.reporting.page import render
 from support.audit_cases import changed, trained
@@ -224,8 +224,8 @@ def test_a_clip_comes_back_as_it_was():
     frames[:, :, 24:] = (30, 90, 220)
     frames[10:] = frames[10:, :, ::-1]
     audio = (12000 * np.sin(2 * np.pi * 440 * np.arange(22050 * 2) / 22050)).astype(np.int16)
-    content = encode_clip(frames, 10, audio, 22050)
-    assert content == encode_clip(frames, 10, audio, 22050)
+    content = encode_webm(frames, 10, audio, 22050)
+    assert content == encode_webm(frames, 10, audio, 22050)
     images = decoded(content, video=0)
     assert len(images) == 20
     assert [round(video.time, 3) for video in images] == [round(i / 10, 3) for i in range(20)]
@@ -252,15 +252,15 @@ def test_odd_sizes_rates_and_empty_clips():
     with av.open(io.BytesIO(encode_image(np.zeros((1080, 1920, 3), np.uint8)))) as container:
         assert (container.streams.video[0].height, container.streams.video[0].width) == (416, 740)
     frames = np.zeros((3, 8, 6, 3), np.uint8)
-    assert len(decoded(encode_clip(frames, 29.97, None, 16000), video=0)) == 3
-    assert decoded(encode_clip(None, None, np.zeros(100, np.int16), 16000), audio=0)
+    assert len(decoded(encode_webm(frames, 29.97, None, 16000), video=0)) == 3
+    assert decoded(encode_webm(None, None, np.zeros(100, np.int16), 16000), audio=0)
     for arguments, message in (
         ((None, 10, None, 16000), "needs frames or audio"),
         ((frames[:0], 10, np.zeros(0, np.int16), 16000), "needs frames or audio"),
         ((frames, None, None, 16000), "need a rate"),
     ):
         with pytest.raises(ValueError, match=message):
-            encode_clip(*arguments)
+            encode_webm(*arguments)
 
 
 def test_a_video_comes_back_as_it_was():

@@ -24,6 +24,7 @@ from avdistill.teachers.precomputed import read_npz, strings
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("test", "validation")
+_FOLDS = 3  # of the cross-validation
 EXAMPLES = 20  # sets of identical embeddings that are named
 
 
@@ -133,7 +134,6 @@ def probe(
     train_split: str | None = None,
     split: str | None = None,
     settings: Sequence[ProbeConfig] = PROBE_CONFIGS,
-    folds: int = 3,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -148,7 +148,6 @@ def probe(
         train_split: trains the probe and is the gallery of the retrieval; None is "train" or "training".
         split: is evaluated and gives the queries; None is "test", or else "validation".
         settings: to choose from; with one, nothing is chosen.
-        folds: of the cross-validation, at least 2; fewer where the clips are too few.
         seed: of the folds.
         on_progress: called after each batch, in fits of the probe.
 
@@ -172,7 +171,7 @@ def probe(
     if len({name for clip in train for name in features.labels[clip]}) < 2:
         raise TeacherError(f"{features.source}: split {train_split!r}: expected at least two classes, found one")
     try:
-        parts = video_folds(truth[train], features.groups[train], folds, seed) if len(settings) > 1 else []
+        parts = video_folds(truth[train], features.groups[train], _FOLDS, seed) if len(settings) > 1 else []
     except ValueError as error:
         raise TeacherError(f"{features.source}: split {train_split!r}: {error}") from error
     found = linear_probe(

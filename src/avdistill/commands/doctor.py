@@ -21,6 +21,7 @@ from avdistill.errors import ConfigError
 from avdistill.media.decoder import read_clip
 from avdistill.media.encoder import write_clip
 from avdistill.teachers.registry import TEACHERS
+from avdistill.training.run_dir import processor_name
 
 # A requirement of a package's metadata: the name, and the extra that asks for it.
 _REQUIREMENT = re.compile(r"""^([\w.-]+)[^;]*(?:;.*extra\s*==\s*['"]([\w.-]+)['"])?""")
@@ -56,7 +57,7 @@ def diagnose(folder: Path) -> dict[str, Any]:
         "avdistill": importlib.metadata.version("avdistill"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "devices": _devices(),
@@ -88,14 +89,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:  # not Linux
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _devices() -> list[dict[str, Any]]:

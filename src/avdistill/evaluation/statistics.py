@@ -71,9 +71,7 @@ def _draws_in_memory(*sizes: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     return tuple(_draws(*sizes))
 
 
-def paired_difference(
-    method: np.ndarray, baseline: np.ndarray, groups: np.ndarray, *, samples: int = SAMPLES, seed: int = 0
-) -> Estimate:
+def paired_difference(method: np.ndarray, baseline: np.ndarray, groups: np.ndarray) -> Estimate:
     """How much better a method is than the baseline on the same seeds and clips: mean of the differences.
 
     Pairing takes out what clips and seeds have in common: the interval is narrower than two intervals would suggest.
@@ -81,7 +79,7 @@ def paired_difference(
     if method.shape != baseline.shape:
         raise ValueError(f"expected the same seeds and clips, got {method.shape} and {baseline.shape}")
     difference = np.asarray(method, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return interval(difference, groups, samples=samples, seed=seed)
+    return interval(difference, groups)
 
 
 def mean_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -12,26 +12,18 @@ from av.container import OutputContainer
 # The highest of Opus's five rates; FFmpeg resamples to it.
 _OPUS_RATE_HZ = 48000
 # What a page shows is no larger, and no longer, which VP8 could not store.
-_MOST_PIXELS, _LONGEST_SIDE = 640 * 480, 8192
+_MOST_PIXELS, _LONGEST_SIDE, _SHORT_SIDE = 640 * 480, 8192, 192
 
 
-def encode_clip(
-    frames: np.ndarray | None,
-    fps: float | None,
-    audio: np.ndarray | None,
-    sample_rate_hz: int,
-    *,
-    short_side: int = 192,
-) -> bytes:
+def encode_webm(frames: np.ndarray | None, fps: float | None, audio: np.ndarray | None, sample_rate_hz: int) -> bytes:
     """Encode a clip as a WebM file in memory; the same clip gives the same bytes.
 
     Args:
-        frames: uint8 (T, H, W, 3) RGB, or None for audio alone. Frames smaller than `short_side` are scaled up to it
-            (bicubic), large ones down (`displayed_size`), and sizes are made even, as the codec requires.
+        frames: uint8 (T, H, W, 3) RGB, or None for audio alone. Frames with a shorter side below 192 pixels are scaled
+            up to that (bicubic), large ones down (`displayed_size`); sizes are made even, as the codec requires.
         fps: frames per second; ignored without frames.
         audio: int16 (S,) mono, or None for video alone.
         sample_rate_hz: of the audio.
-        short_side: smallest length of the shorter side, in pixels.
 
     Raises:
         ValueError: neither frames nor audio, or frames without a rate.
@@ -50,7 +42,7 @@ def encode_clip(
             # A speed above 0 is a bound to one that libvpx chooses by the clock: other bytes on a busy machine.
             options = {"threads": "1", "deadline": "realtime", "cpu-used": "-4", "crf": "12", "flags": "+bitexact"}
             video_stream = container.add_stream("libvpx", rate=rate, options=options)
-            height, width = displayed_size(frames.shape[1], frames.shape[2], short_side)
+            height, width = displayed_size(frames.shape[1], frames.shape[2], _SHORT_SIDE)
             video_stream.height, video_stream.width = height, width
             video_stream.pix_fmt, video_stream.bit_rate = "yuv420p", 1_500_000
         if audio is not None:

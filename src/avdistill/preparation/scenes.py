@@ -64,7 +64,6 @@ def cut_at_scenes(
     scene_seconds: float = 2.0,
     workers: int = 2,
     time_limit_seconds: float | None = TIME_LIMIT_SECONDS,
-    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
     on_progress: OnProgress | None = None,
 ) -> list[Annotation]:
     """The annotations with each whole file of several shots replaced by its shots, which have its labels and group.
@@ -77,7 +76,7 @@ def cut_at_scenes(
         record: the file that keeps what was found; new or of an earlier call.
         scene_seconds: a shot that is shorter stays with the next one, the last one with the one before it.
         workers: number of decoding processes.
-        time_limit_seconds, memory_limit_bytes: for one file, as of `prepare`.
+        time_limit_seconds: for one file, as of `prepare`.
         on_progress: called after each file.
 
     Raises:
@@ -103,7 +102,7 @@ def cut_at_scenes(
             left,
             workers=workers,
             time_limit_seconds=time_limit_seconds,
-            memory_limit_bytes=memory_limit_bytes,
+            memory_limit_bytes=MEMORY_LIMIT_BYTES,
         )
         _record(record, known, answers, len(files), on_progress)
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ import numpy as np
 
 from avdistill.dataset.clip_dataset import SILENCE_PEAK, ClipDataset
 from avdistill.dataset.shards import JpegFrames
-from avdistill.media.encoder import encode_clip, encode_image
+from avdistill.media.encoder import encode_image, encode_webm
 
 _WAVE_BINS = 240
 
@@ -46,7 +46,7 @@ def encode_excerpt(dataset: ClipDataset, clip: int, most_seconds: float) -> Exce
     fps = None if frames is None else frame_rate(dataset, clip, frames, audio)
     whole = max(0.0 if frames is None or not fps else len(frames) / fps, 0.0 if audio is None else len(audio) / rate_hz)
     start = max(0.0, (whole - most_seconds) / 2)
-    content = encode_clip(
+    content = encode_webm(
         _cut(frames, fps, start, most_seconds), fps, _cut(audio, rate_hz, start, most_seconds), rate_hz
     )
     return Excerpt("audio" if frames is None else "video", content, start, min(whole, most_seconds), whole)

@@ -134,7 +134,7 @@ def fetch(
     return out
 
 
-def upload(folder: Path, url: Url, describe: Describe, *, on_progress: OnProgress | None = None) -> None:
+def upload(folder: Path, url: Url, describe: Describe) -> None:
     """Copy a folder to a storage: what differs there from what its manifests say here, and these last.
 
     Raises:
@@ -154,9 +154,7 @@ def upload(folder: Path, url: Url, describe: Describe, *, on_progress: OnProgres
         sent.add(name, here.files[name])
 
     with closing(sent), ThreadPoolExecutor(_THREADS) as threads:
-        for done, _ in enumerate(threads.map(put, left), 1):
-            if on_progress is not None:
-                on_progress(Progress(done, len(left)))
+        list(threads.map(put, left))
     for name, content in here.manifests.items():
         if there.manifests.get(name) != content:
             (url / name).put(content)

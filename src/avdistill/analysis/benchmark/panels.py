@@ -7,16 +7,11 @@ from pathlib import Path
 
 from avdistill.reporting.plots import PALETTE, Curve, curve_band, save_figure
 
+_MOST_BESIDE = 4
+
 
 def plot_panels(
-    curves: Mapping[str, Sequence[Curve]],
-    path: Path,
-    *,
-    reference: str,
-    xlabel: str,
-    ylabel: str,
-    source: str = "",
-    columns: int = 4,
+    curves: Mapping[str, Sequence[Curve]], path: Path, *, reference: str, xlabel: str, ylabel: str, source: str = ""
 ) -> None:
     """A panel per method, all on the same axes, as PNG: mean over seeds in a band from the lowest to the highest.
 
@@ -26,13 +21,12 @@ def plot_panels(
         reference: the method whose mean stands in grey in every panel, where it is among the curves.
         xlabel, ylabel: with units.
         source: for the PNG's metadata.
-        columns: panels beside each other.
     """
     from matplotlib.figure import Figure
 
     if not curves:
         raise ValueError("no curves to plot")
-    columns = min(columns, len(curves))
+    columns = min(_MOST_BESIDE, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(2.4 * columns + 0.5, 1.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat

@@ -67,7 +67,7 @@ def summarize_study(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(a row per corruption and method, a row for every failed run) of the runs that count.
 
-    Methods of a corruption are sorted by their figure; one whose runs failed, even one of them, has no figure and comes
+    Methods of a corruption are sorted by their metric; one whose runs failed, even one of them, has none and comes
     last: a mean over the runs that survived would flatter.
 
     Args:

@@ -105,7 +105,7 @@ def write_results(
     shown = [{key: row[key] for key in (*COLUMNS, "clearly") if row.get(key) is not None} for row in table]
     result = _result(dataset, clips, found) | {"methods": shown, "delivered": delivered}
     result["table"] = markdown_table(shown, COLUMNS)
-    sections = [_outcome(result, plot), _files(result), _correspondence(result, found)]
+    sections = [_outcome(result, plot), _files(result), _correspondence(found)]
     sections += [] if found.labeled else [_clusters(dataset)]
     write_page(out / "report.html", title="avdistill distill", sections=[*sections, _next(out)])
     write_json(out / "results.json", result)
@@ -198,7 +198,7 @@ def _files(result: dict[str, Any]) -> Section:
     return Section("The files", paragraphs, rows, {"what": "what", "clips": "clips"} if rows else {})
 
 
-def _correspondence(result: dict[str, Any], found: Findings) -> Section:
+def _correspondence(found: Findings) -> Section:
     heading = "Does the audio fit the video?"
     if found.audit is None:
         return Section(
