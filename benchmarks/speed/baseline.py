@@ -1,7 +1,7 @@
 """The released implementation's procedure, written anew and literally: what the metrics of speed are measured against.
 
-Nothing here is ours or the release's code: it is what the release does, step by step, as METHOD tells it, with the
-libraries it uses. The training step goes back twice through the student; the loader opens every file for its length and
+Nothing here is ours or the release's code: it is what the release does, step by step, with the libraries it
+uses. The training step goes back twice through the student; the loader opens every file for its length and
 decodes its images one by one; retrieval is a loop over queries; preparation is FFmpeg, then JPEG, then HDF5. h5py and
 Pillow are imported where they are used: the step is also timed on machines without them.
 """

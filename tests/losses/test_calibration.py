@@ -18,7 +18,7 @@ def cosine(a, b):
 
 
 def naive_csc(v, s, a, labels, labeled, temperature, threshold):
-    """METHOD's CSC row by row; `labels` are sets."""
+    """The CSC of docs/methods/mnf_csc.md row by row; `labels` are sets."""
     losses = []
     for i in range(len(v)):
         columns = [j for j in range(len(v)) if j == i or labeled[j]]
@@ -102,7 +102,7 @@ def test_temperature_carries_no_gradient():
 
 
 def test_flatness_of_the_released_temperature():
-    """METHOD: a perfect match of 32 clips under the released temperature stays near log 32; a fixed one does not."""
+    """A perfect match of 32 clips under the released temperature stays near log 32; a fixed one does not."""
     generator = torch.Generator().manual_seed(0)
     v = torch.rand(32, 512, generator=generator) ** 1.5
     arguments = {"student": v, "guided": v, "filtered_teacher": v, "labels": torch.arange(32)}

@@ -35,7 +35,7 @@ def sliding_starts(count: int, length: int, stride: int, *, align_last: bool = F
 
 
 def spaced_starts(count: int, length: int, windows: int) -> list[int]:
-    """Starts of `windows` windows spread evenly over `count` items (METHOD: validation); fewer where they coincide."""
+    """Starts of `windows` windows spread evenly over `count` items; fewer where they coincide."""
     last = max(0, count - length)
     return sorted({round(i * last / max(1, windows - 1)) for i in range(windows)}) if windows > 1 else [last // 2]
 

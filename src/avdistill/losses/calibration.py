@@ -24,7 +24,7 @@ def contrastive_semantic_calibration(
     threshold: float = 0.07,
     log_epsilon: float = 0.0,
 ) -> Tensor:
-    """Contrast between student embeddings and guided embeddings, with a temperature for each pair (METHOD: CSC).
+    """Contrast between student embeddings and guided embeddings, with a temperature for each pair.
 
     S_ij = cos(student_i, guided_j), P = softmax_j(S_ij / T_ij); the loss is the mean over i of the mean over the
     positives j of -log P_ij. Positives of i share its label (i included). A clip without a label has itself as its only
@@ -132,7 +132,7 @@ def same_label(labels: Tensor) -> Tensor:
 
 
 def filter_triplet(*, student: Tensor, teacher: Tensor, filtered_teacher: Tensor, margin: float = 0.2) -> Tensor:
-    """The purified teacher lies nearer to the student than the teacher did, by a margin (METHOD: triplet).
+    """The purified teacher lies nearer to the student than the teacher did, by a margin.
 
     mean_i max(0, cos(v_i, a_i) - cos(v_i, a'_i) + margin); 0 with a graph for an empty batch.
 
@@ -150,7 +150,7 @@ def filter_triplet(*, student: Tensor, teacher: Tensor, filtered_teacher: Tensor
 
 
 def gate_sparsity(noise_filter: nn.Module, layers: Literal["both", "last"] = "both", weight: float = 0.001) -> Tensor:
-    """L1 penalty on the gate's two linear layers: weight * mean over rows of the row's sum of |W| (METHOD: sparsity).
+    """L1 penalty on the gate's two linear layers: weight * mean over rows of the row's sum of |W|.
 
     Args:
         noise_filter: a `NoiseFilter`.

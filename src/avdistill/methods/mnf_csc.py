@@ -180,7 +180,7 @@ class NoiseFilterMethod(Method):
 
 @dataclass(frozen=True)
 class MNFCSCConfig(NoiseFilterConfig):
-    """The settings of the filter and its contrast (METHOD's variants), and:
+    """The settings of the filter and its contrast (docs/methods/mnf_csc.md), and:
 
     Attributes:
         unlabeled: The role of unlabeled clips: "excluded" makes each its own only positive and no other clip's

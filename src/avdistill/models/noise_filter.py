@@ -1,4 +1,4 @@
-"""The Modality Noise Filter (Xia et al. 2023, section 3.2; METHOD: MNF gate, guided attention)."""
+"""The Modality Noise Filter (Xia et al. 2023, section 3.2; docs/methods/mnf_csc.md)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -87,7 +87,7 @@ class _Stage(nn.Module):
 
 
 class R2Plus1D(StudentNetwork):
-    """R(2+1)D as in the released implementation (METHOD: released student), with its parameter names.
+    """R(2+1)D as in the released implementation, with its parameter names.
 
     It differs from torchvision's in the stem (3 x 7 x 7, with a middle width by the same formula as all other layers)
     and in the shortcut, which is factored as well (Tran et al. 2018, arXiv 1711.11248).

@@ -1,4 +1,4 @@
-"""Logits for a teacher without logits in the dataset's classes: a linear head on its embeddings (METHOD: baselines).
+"""Logits for a teacher without logits in the dataset's classes: a linear head on its embeddings.
 
 The head is fitted on the labeled clips of the training split. Their own logits are out of fold, from a head fitted
 without them and without other segments of their video: in-sample predictions are too confident to learn from. A class

@@ -1,8 +1,8 @@
 """Recipes: complete configs by name; options of `avdistill train RECIPE` change them.
 
-The ucf51 and activitynet recipes are the paper's (Xia et al. 2023, section 4.1 and the released commands; METHOD:
-Recipes), with epochs written as optimizer steps. A recipe that names no method has our own, `robust_csc`. The `demo`
-ones are what `avdistill demo` runs.
+The ucf51 and activitynet recipes are the paper's (Xia et al. 2023, section 4.1 and the released commands;
+docs/tasks/ucf51.md), with epochs written as optimizer steps. A recipe that names no method has our own, `robust_csc`.
+The `demo` ones are what `avdistill demo` runs.
 """
 
 from dataclasses import replace

@@ -169,7 +169,7 @@ def write_study_report(
 
     Args:
         out: the folder.
-        record: what the study is (`study_record`).
+        record: what the study is, as JSON.
         rows: of its runs.
         groups: (N,) video of each test clip.
         facts: sentences about the data, for the page.
