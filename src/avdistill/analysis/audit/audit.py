@@ -220,7 +220,7 @@ class _Case:
         }
 
 
-def _check_maker(run: Path, dataset: ClipDataset, name: str) -> None:
+def _check_provenance(run: Path, dataset: ClipDataset, name: str) -> None:
     """A method's own scores hold for features of the network that it learned from."""
     then, now = data_manifest(run)["teacher"], dataset.teacher(name).provenance
     if then is not None and then["provenance"] != now:
@@ -237,7 +237,7 @@ def _open(run: Path, dataset: ClipDataset, split: str, requested: str | None, tr
         raise RunError(f"{run}: expected teachers of one modality to audit, found {name!r} of both")
     method, description = load_method(run, dataset, trust_method=trust_method)
     if name == config.teacher and method.audits:
-        _check_maker(run, dataset, name)
+        _check_provenance(run, dataset, name)
     check_rates(dataset, description.view, description.fps, description.sample_rate_hz, "the student")
     clips = clips_of_split(dataset, split)
     stored = dataset.features(name, tokens=False).with_classes(description.classes)
