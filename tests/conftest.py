@@ -57,7 +57,7 @@ def browser() -> Iterator[object]:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
     """Starts `python -m avdistill ...` without the seconds that its imports take."""
-    verbs = ("console", "compare", "dataset", "evaluate", "predict", "serve", "teachers", "train")
+    verbs = ("console", "compare", "dataset", "embed", "evaluate", "predict", "serve", "teachers", "train")
     with WarmPython(
         *(f"avdistill.commands.{each}" for each in verbs), "torch._dynamo", "torch.distributed.run"
     ) as python:

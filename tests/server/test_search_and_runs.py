@@ -154,7 +154,7 @@ def test_every_address_for_scripts_is_in_the_openapi_file(server):
         (path, method.upper()) for path, item in described["paths"].items() for method in item if method != "parameters"
     }
     routes = {
-        (route.path.replace("{clip:clip}", "{run}" if "/runs/" in route.path else "{id}"), method)
+        (route.path.replace("{clip:clip}", "{id}").replace("{run:clip}", "{run}"), method)
         for route in server.app.routes
         if route.path.startswith("/api/")
         for method in route.methods - {"HEAD"}

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class _ClipId(Convertor[str]):
-    """An id of a clip, which may hold anything, slashes and newlines included."""
+    """An id of a clip or a name of a run, which may hold anything, slashes and newlines included."""
 
     regex = "(?s:.*)"
 
@@ -125,9 +125,9 @@ ROUTES = [
     Route("/api/searches", searching.create, methods=["POST"]),
     Route("/api/searches/{job}", searching.state),
     Route("/runs", runs.overview),
-    Route("/runs/{clip:clip}", runs.one),
+    Route("/runs/{run:clip}", runs.one),
     Route("/api/runs", runs.listing),
-    Route("/api/runs/{clip:clip}", runs.state),
+    Route("/api/runs/{run:clip}", runs.state),
     Route("/api/openapi.json", api.openapi),
     Route("/api/dataset", api.dataset),
     Route("/api/clips", api.clips),

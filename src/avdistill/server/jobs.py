@@ -81,7 +81,7 @@ class Jobs:
         folder.mkdir()
         self.folder, self.limits = folder, limits
         self._receiving = 0  # only the event loop changes it
-        self._queue: queue.Queue[Job | None] = queue.Queue(limits.waiting_jobs)
+        self._queue: queue.Queue[Job] = queue.Queue(limits.waiting_jobs)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="avdistill-serve-jobs", daemon=True)
@@ -172,7 +172,6 @@ class Jobs:
                     job = self._queue.get(timeout=0.2)
                 except queue.Empty:
                     continue
-                assert job is not None
                 self._run(job, reader)
 
     def _run(self, job: Job, reader: IsolatedReader) -> None:

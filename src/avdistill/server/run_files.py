@@ -64,8 +64,7 @@ def read_run(name: str, folder: Path) -> Run:
         row["step"] = lines[-1]["step"] if lines else None
         row |= _results(folder)
     except (AvdistillError, OSError, ValueError, AttributeError, TypeError) as error:
-        message = error_message(error) if isinstance(error, Exception) else ""
-        return Run(name, row | {"state": "damaged"}, {}, False, message)
+        return Run(name, row | {"state": "damaged"}, {}, False, error_message(error))
     training = bool(lines) and row["step"] != row["steps"] and _written_lately(folder / "metrics.jsonl")
     unfinished = row["steps"] is not None and row["step"] != row["steps"]
     row["state"] = "training" if training else "not finished" if unfinished else "finished"

@@ -18,8 +18,7 @@ async def overview(request: Request) -> HTMLResponse:
     site = site_of(request)
     runs, studies = await run_in_threadpool(_all, request)
     rows = [run.row for run in runs]
-    names = dict.fromkeys(key for row in rows for key in row if key not in (*_COLUMNS, "run"))
-    columns = _COLUMNS | {key: key for key in names}
+    columns = _COLUMNS | {key: key for row in rows for key in row if key not in _COLUMNS}
     values: dict[str, Any] = {"rows": rows, "columns": columns, "studies": studies}
     return site.render(request, "runs.html", title="Runs", names=list(site.students.folders), **values)
 
@@ -53,7 +52,7 @@ def _all(request: Request) -> tuple[list[Run], list[dict[str, Any]]]:
 
 
 def _run(request: Request) -> Run:
-    name = request.path_params["clip"]
+    name = request.path_params["run"]
     folders = site_of(request).students.folders
     if name not in folders:
         raise HTTPException(404, "run: expected the name of one of --run, found another")
