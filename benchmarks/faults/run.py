@@ -26,7 +26,7 @@ import kills
 import machines
 import runs
 from avdistill.fsio import write_json
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from tables import filled
 from tools import BrokenPromiseError, NotRunError, Pipeline
 
@@ -130,7 +130,7 @@ def report(rows: list[dict[str, Any]], order: list[str]) -> None:
     content = {
         "data": "60 synthetic clips of 2 s",
         "command": "python benchmarks/faults/run.py [--clips DIR]",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "faults": [by_name[name] for name in order if name in by_name],
     }
     write_json(path, content)

@@ -27,7 +27,7 @@ from avdistill.evaluation.classification import evaluate
 from avdistill.fsio import write_json
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.teachers.transfer import transfer_features
-from avdistill.training.run_dir import environment, run_config
+from avdistill.training.run_dir import machine, run_config
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "audit.json"
 CORRUPTION = "mismatched=0.4,label_fraction=0.5"
@@ -74,7 +74,7 @@ def main() -> None:
     ]
     report = {
         "command": "python benchmarks/results/audit.py --grid DIR --study DIR --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "students": rows,
     }
     write_json(RESULTS, report)

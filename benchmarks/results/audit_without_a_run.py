@@ -42,7 +42,7 @@ from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.precomputed import embed_precomputed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "audit.json"
 SHARES = (0.1, 0.2, 0.4, 0.6)
@@ -215,11 +215,7 @@ def main() -> None:
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     fresh = {row["data"] for row in new}
     kept = [row for row in report.get("without_a_run", {}).get("rows", []) if row["data"] not in fresh]
-    report["without_a_run"] = {
-        "command": COMMAND,
-        "environment": {k: v for k, v in environment().items() if k != "command"},
-        "rows": kept + new,
-    }
+    report["without_a_run"] = {"command": COMMAND, "environment": machine(), "rows": kept + new}
     write_json(RESULTS, report)
 
 

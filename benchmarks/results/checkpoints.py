@@ -39,7 +39,7 @@ from avdistill.inputs import AudioInput, VideoInput
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, TrainConfig, train_to_end
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from ucf51_features import average_precision, embed_once
 from ucf51_metrics import ALL_LABELS, PER_CLIP, Metrics, per_clip, signed
 
@@ -218,7 +218,7 @@ def write_row(row: dict[str, Any]) -> None:
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
     report = {
         "command": "python benchmarks/results/checkpoints.py tagging|lips --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "rows": sorted([each for each in rows if each["name"] != row["name"]] + [row], key=lambda each: each["name"]),
     }
     write_json(RESULTS, report)

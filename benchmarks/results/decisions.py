@@ -30,7 +30,7 @@ from avdistill.fsio import write_json
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ENCODERS = {"yamnet": "yamnet", "lite0": "efficientnet_lite0"}
@@ -69,7 +69,7 @@ def main() -> None:
     dropped = [truth[each.clip] for each in decisions if each.kind == DROP_AUDIO]
     report: dict[str, Any] = {
         "command": "python benchmarks/results/decisions.py --demo DIR --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "threshold": THRESHOLD,
         "auroc": audit.metrics["truth"]["auroc"],
         "audited": len(decisions),

@@ -14,7 +14,7 @@ from avdistill.analysis.demo import DEMO_DATA, run_demo
 from avdistill.commands.console import progress_bar
 from avdistill.config_io import encode
 from avdistill.fsio import write_json
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def main() -> None:
         ROOT / "results" / "demo.json",
         {
             "command": "python benchmarks/results/demo.py --out DIR (the same as avdistill demo --out DIR)",
-            "environment": {k: v for k, v in environment().items() if k != "command"},
+            "environment": machine(),
             "data": encode(DEMO_DATA),
             **told,
         },

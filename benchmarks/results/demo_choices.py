@@ -38,7 +38,7 @@ from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import TrainConfig, train_to_end
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
@@ -130,7 +130,7 @@ def main() -> None:
     )
     report: dict[str, Any] = {
         "command": "python benchmarks/results/demo_choices.py --out DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "data": encode(DATA),
         "difficulty": [],
         "students": [],

@@ -40,8 +40,8 @@ from avdistill.methods.supervised import SupervisedConfig
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
-from avdistill.training.run_dir import environment
+from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train_to_end
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "grid.json"
 FPS, HALF_FRAMES, CLIP_FRAMES = 25, 8, 75
@@ -104,7 +104,7 @@ def write_annotations(videos: Path, path: Path) -> None:
 def run(config: TrainConfig) -> Path:
     """Train, or take up what was interrupted, on one core."""
     torch.set_num_threads(1)
-    return resume(config.out) if (config.out / "data.json").is_file() else train(config)
+    return train_to_end(config)
 
 
 def words_and_teacher(
@@ -160,7 +160,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "data": "GRID speaker s1, 0.64 s word segments: 400 student clips, 160 teacher, 140 test (840 words)",
         "command": "python benchmarks/results/grid.py --videos DIR --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "dataset_checksum": dataset.checksum,
         "teacher": heard,
         "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],

@@ -26,7 +26,7 @@ from avdistill.progress import OnProgress, Progress
 from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, resume, train
+from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig, train_to_end
 from avdistill.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,10 +79,7 @@ def make_data(work: Path, workers: int) -> tuple[ClipDataset, Path]:
     """The dataset, the teacher's embeddings in it, and the teacher's run; what is there is not made again."""
     listed = read_annotations(synthesize(work / "data", DATA, workers=workers))
     dataset = prepare(listed, work / "data" / "videos", work / "dataset", PREPARE, workers=workers)
-    teacher = work / "teacher"
-    if not (teacher / "data.json").is_file():
-        train(replace(TEACHER, dataset=dataset.folder, out=teacher))
-    resume(teacher)
+    teacher = train_to_end(replace(TEACHER, dataset=dataset.folder, out=work / "teacher"))
     if "audio" not in dataset.teachers:
         embed(dataset, load_teacher(teacher), "audio", tokens=True)
     return dataset, teacher

@@ -38,7 +38,7 @@ from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import train
 from avdistill.training.recipes import RECIPES
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from preparation import video
 
 RESULT = Path(__file__).resolve().parents[2] / "results" / "million.json"
@@ -137,7 +137,7 @@ def main() -> None:
         RESULT,
         {
             "command": "python benchmarks/results/million.py --work DIR",
-            "environment": {k: v for k, v in environment().items() if k != "command"},
+            "environment": machine(),
             "load": os.getloadavg()[0],
             "clip_seconds": SECONDS,
             "rows": [{"seed": 0, **each} for each in rows],

@@ -36,7 +36,7 @@ from avdistill.preparation.prepare import prepare
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "named_teachers.json"
 TEACHERS = {"yamnet": None, "cnn14_emb512": Path("random")}
@@ -116,7 +116,7 @@ def main() -> None:
     report = {
         "data": f"GRID speaker s1: words of {TRAIN_CLIPS} student clips and 140 test clips; a folder of mixed clips",
         "command": "python benchmarks/results/named_teachers.py --clips DIR --videos DIR --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "yamnet": listen(load_teacher("yamnet"), a.clips, a.videos),
         "students": pipeline(a.videos, a.work),
     }

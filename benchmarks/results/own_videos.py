@@ -40,7 +40,7 @@ from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.fsio import write_json
 from avdistill.synthetic.generator import synthesize
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FOLDERS = ("2023 holiday", "Ünïcode ☃", "c")
@@ -120,7 +120,7 @@ def ucf51(a: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python benchmarks/results/own_videos.py ucf51 --work DIR --videos UCF-101 --teacher "
         "precomputed:cnn14.npz",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "classes": len(dataset.classes),
         "labeled_training_clips": len(labeled_clips(dataset, "train")),
         "seconds": round(time.monotonic() - began),
@@ -182,7 +182,7 @@ def made(a: argparse.Namespace) -> dict[str, Any]:
     seconds = time.monotonic() - began
     report: dict[str, Any] = {
         "command": "python benchmarks/results/own_videos.py made --work DIR --kills N",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "seconds": round(seconds),
         "load_at_the_end": round(os.getloadavg()[0], 1),
         **found(out, truth),

@@ -45,7 +45,7 @@ from avdistill.synthetic.generator import Difficulty, SyntheticConfig, synthesiz
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from avdistill.types import Option
 from mixing import mix, read_audio, write_with_audio
 
@@ -202,7 +202,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "data": "GRID speaker s1 in babble (400 student clips, 160 teacher, 140 test); synthetic clips, audio mixed",
         "command": "python benchmarks/results/reverse.py --videos DIR --work DIR",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
         "teachers": teachers,
         "students": json.loads(RESULTS.read_text(encoding="utf-8"))["students"] if RESULTS.is_file() else [],
     }

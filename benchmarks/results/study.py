@@ -46,7 +46,7 @@ from avdistill.methods import parse_method, teacher_requirement
 from avdistill.reporting.tables import summarize
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import ModelConfig, OptimizerConfig, TrainConfig
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "study"
 SEEDS = (0, 1, 2, 3, 4)
@@ -357,7 +357,7 @@ def report(_: argparse.Namespace) -> None:
     ]
     of_audit = ("data", "labeled", "wrong_audio", "method", "seed", "auroc", "average_precision", "labeled_clips")
     _write_csv(RESULTS.parent / "audit.csv", of_audit, found)
-    facts = {k: v for k, v in environment().items() if k != "command"}
+    facts = machine()
     write_json(RESULTS / "environment.json", facts)
 
 

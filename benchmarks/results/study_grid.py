@@ -21,7 +21,7 @@ from avdistill.fsio import write_json
 from avdistill.inputs import AudioInput
 from avdistill.preparation.prepare import PrepareConfig
 from avdistill.training import ModelConfig, TrainConfig
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from grid import FPS, words_and_teacher
 from grid import PREPARE as LARGER
 from grid import TEACHER as WITHOUT_POSITION
@@ -47,7 +47,7 @@ def main() -> None:
     dataset, heard = words_and_teacher(a.videos, a.work, PREPARE, TEACHER, a.workers)
     told = {
         "command": "python benchmarks/results/study_grid.py --videos DIR --work DIR",
-        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "environment": machine(),
         "dataset_checksum": dataset.checksum,
         "metrics": heard,
         "config": encode(replace(TEACHER, dataset=Path("dataset"), out=Path("teacher"))),

@@ -131,9 +131,13 @@ def truncate_metrics(run: Path, step: int) -> None:
 
 def environment() -> dict[str, Any]:
     """What is needed to repeat the run: command, versions, processor."""
+    return {"command": [Path(sys.argv[0]).name, *sys.argv[1:]]} | machine()
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on beside its command: versions and processor."""
     packages = ("avdistill", "torch", "torchvision", "numpy", "av", "scikit-learn")
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "processor": processor_name(),

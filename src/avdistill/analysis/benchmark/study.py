@@ -41,7 +41,7 @@ from avdistill.progress import OnProgress, Progress
 from avdistill.teachers.base import Teacher
 from avdistill.teachers.transfer import transfer_features
 from avdistill.training import TrainConfig
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import environment, machine
 from avdistill.training.setup import check_same_features
 
 _MOST_NAMED = 4
@@ -367,7 +367,7 @@ def write_report(study: Study, rows: list[dict[str, Any]], *, title: str = "avdi
         "base": {key: base[key] for key in keep},
         "dataset_checksum": study.open(study.dataset).checksum,
         "decisions": decision_counts(study.open(study.dataset)),
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": machine(),
     }
     facts = [_dataset_summary(study, text) for text in study.corruptions]
     facts.append(f"{len(clips)} test clips of {len(set(groups))} videos.")
