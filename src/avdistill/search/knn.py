@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 # Candidates beyond the requested k: far more than those whose order the rounding of a float32 can change.
 # Where they do not suffice, as among many equal embeddings, the row is ranked as a whole.
 _SPARE = 12
+# Queries whose similarities are sorted at a time: they stay in a core's cache.
+_TOGETHER = 64
 
 
 def top_k_neighbors(*, queries: Tensor, gallery: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
@@ -93,50 +96,59 @@ def relevant_ranks(
     _check(queries, gallery, block)
     targets = _unit32(gallery)
     first = _first_of_equal(targets)
-    for start in range(0, len(queries), block):
-        similarity = _unit32(queries[start : start + block]) @ targets.T
-        # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent clips
-        # share one.
-        if len(again := (first != torch.arange(len(first), device=first.device)).nonzero()[:, 0]):
-            similarity[:, again] = similarity[:, first[again]]
-        yield _ranks(similarity, relevant(slice(start, start + len(similarity))))
+    again = np.flatnonzero(first != np.arange(len(first)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for start in range(0, len(queries), block):
+            similarity = (_unit32(queries[start : start + block]) @ targets.T).cpu().numpy()
+            # A product rounds equal columns differently by their place, which would reorder equal embeddings: silent
+            # clips share one.
+            if len(again):
+                similarity[:, again] = similarity[:, first[again]]
+            found = relevant(slice(start, start + len(similarity))).cpu().numpy()
+            rows = [slice(i, i + _TOGETHER) for i in range(0, len(found), _TOGETHER)]
+            parts = list(pool.map(lambda part, s=similarity, r=found: _ranks(s[part], r[part]), rows))
+            ranks = np.full((len(found), max(part.shape[1] for _, part in parts)), len(gallery) + 1)
+            for part, (_, those) in zip(rows, parts, strict=True):
+                ranks[part, : those.shape[1]] = those
+            counts = np.concatenate([count for count, _ in parts])
+            yield torch.from_numpy(counts).to(queries.device), torch.from_numpy(ranks).to(queries.device)
 
 
-def _ranks(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """As `relevant_ranks`, of one block: an item's rank is how many are above it, and the equal ones before it."""
-    row, column = relevant.nonzero(as_tuple=True)
-    counts = row.bincount(minlength=len(relevant))
-    nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    sought = similarity.new_full((len(counts), int(counts.max())), torch.inf)
+def _ranks(similarity: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `relevant_ranks`, of a few queries: an item's rank is how many are above it, and the equal ones before it.
+
+    In NumPy, which sorts, finds and compares several times as fast as PyTorch on a processor.
+    """
+    items = similarity.shape[1]
+    row, column = np.divmod(np.flatnonzero(relevant), items)
+    counts = np.bincount(row, minlength=len(relevant))
+    nth = np.arange(len(row)) - (counts.cumsum() - counts)[row]
+    sought = np.full((len(counts), counts.max()), np.inf, np.float32)
     sought[row, nth] = similarity[row, column]
-    ordered = _sort_rows(similarity.clone())
-    below = torch.searchsorted(ordered, sought, right=True)  # items that are not above it
-    ranks = ordered.shape[1] + 1 - below
-    equal_below = ordered.gather(1, (below - 2).clamp_min(0)) == sought
-    for part in (equal_below & (below >= 2))[row, nth].nonzero()[:, 0].split(256):
-        before = torch.arange(similarity.shape[1], device=row.device) < column[part, None]
+    ordered = np.sort(similarity, axis=1)
+    # How many items are not above the one that is sought.
+    below = np.stack([values.searchsorted(each, "right") for values, each in zip(ordered, sought, strict=True)])
+    ranks = items + 1 - below
+    equal_below = np.take_along_axis(ordered, np.maximum(below - 2, 0), 1) == sought
+    tied = np.flatnonzero((equal_below & (below >= 2))[row, nth])
+    for part in np.array_split(tied, len(tied) // 256 + 1):
+        before = np.arange(items) < column[part, None]
         same = similarity[row[part]] == similarity[row[part], column[part], None]
-        ranks[row[part], nth[part]] += (same & before).sum(dim=1)
-    ranks[sought.isinf()] = similarity.shape[1] + 1
-    return counts, _sort_rows(ranks)
+        ranks[row[part], nth[part]] += (same & before).sum(1)
+    ranks[np.isinf(sought)] = items + 1
+    ranks.sort(axis=1)
+    return counts, ranks
 
 
-def _sort_rows(values: Tensor) -> Tensor:
-    """Ascending, in place on a processor: NumPy's sort of bare values, several times as fast as PyTorch's."""
-    if values.device.type != "cpu":
-        return values.sort(dim=1).values
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: part.sort(axis=1), np.array_split(values.numpy(), threads)))
-    return values
-
-
-def _first_of_equal(rows: Tensor) -> Tensor:
-    """int64 (N,): for each of the float32 rows the first one that equals it."""
-    bits = np.ascontiguousarray((rows + 0.0).cpu().numpy())  # -0.0 equals 0.0
+def _first_of_equal(rows: Tensor) -> np.ndarray:
+    """int64 (N,): for each of the float32 rows, without -0.0, the first one that equals it."""
+    bits = np.ascontiguousarray(rows.cpu().numpy())
+    sums = bits.view(np.int32).sum(1, dtype=np.int64)
+    if len(np.unique(sums)) == len(sums):  # then no two rows are equal, and none has to be moved
+        return np.arange(len(sums))
     whole = bits.view(np.dtype((np.void, bits.itemsize * bits.shape[1])))[:, 0]
     _, first, group = np.unique(whole, return_index=True, return_inverse=True)
-    return torch.from_numpy(first[group]).to(rows.device)
+    return np.asarray(first[group])
 
 
 def check_table(name: str, values: Tensor) -> None:
@@ -167,11 +179,11 @@ def _unit(embeddings: Tensor) -> Tensor:
 
 
 def _unit32(embeddings: Tensor) -> Tensor:
-    """float32, of length 1 to its rounding; a zero embedding stays zero."""
+    """float32, of length 1 to its rounding; a zero embedding stays zero, and no number is -0.0."""
     values = embeddings.detach()
     largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)  # no overflow
     scaled = (values / largest).float()
-    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return scaled.div_(scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)).add_(0.0)
 
 
 def _sizes(embeddings: Tensor) -> Tensor:
@@ -201,13 +213,15 @@ def nearest_units(
     rows = np.flatnonzero(used)
     few = len(rows) < len(used) // 8  # then they are copied together; else all are compared, and the others ignored
     part = gallery[rows] if few else gallery
+    # PyTorch's product: NumPy's copies the gallery for several queries, and its threads spin for 25 ms after each.
+    sought, items = _tensor(queries), _tensor(part)
     places = rows if few else np.arange(len(gallery))
     # Of a product of D float32 numbers, and of two lengths rounded to float32.
     error = (queries.shape[1] + 8) * 2.0**-24
     scores, indices = [], []
     for i, query in enumerate(queries):
         if i % 8 == 0:
-            together = part @ queries[i : i + 8].T if len(queries) > 1 else (part @ query)[:, None]
+            together = (items @ sought[i : i + 8].T).numpy()
         near = np.ascontiguousarray(together[:, i % 8])
         if not few:
             near[~used] = -np.inf
@@ -224,3 +238,9 @@ def nearest_units(
         scores.append(exact[best])
         indices.append(places[candidates[best]])
     return scores, indices
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Over the same memory, which nothing writes to: PyTorch warns of read-only memory such as that of a map."""
+    interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+    return torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=interface, array=array)))
