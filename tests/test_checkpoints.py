@@ -11,7 +11,6 @@ import avdistill
 from avdistill.annotations import Annotation
 from avdistill.cli import main
 from avdistill.preparation.prepare import PrepareConfig, prepare
-from support.media_files import small_videos
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 FOLDERS = sorted(CHECKPOINTS.glob("*"))
@@ -19,16 +18,10 @@ CLASSES = {"grid": 51, "ucf51": 14}
 pytestmark = pytest.mark.skipif(not FOLDERS, reason="checkpoints/ is not here: a source distribution has none")
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Annotation]]:
-    folder = tmp_path_factory.mktemp("videos")
-    return folder, small_videos(folder)
-
-
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_checkpoint_is_used_as_its_card_says(folder, videos, tmp_path, capsys):
+def test_a_checkpoint_is_used_as_its_card_says(folder, small_set, tmp_path, capsys):
     student = avdistill.Student.from_pretrained(folder, region="whole")  # the lip reader's is larger than these videos
-    files, annotations = videos
+    files, annotations = small_set
     first = files / annotations[0].path
     predicted = student.predict(first)
     assert student.embed(first).shape == (student.network.embedding_dim,)

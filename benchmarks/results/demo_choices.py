@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from avdistill.analysis.demo import DEMO_DATA, DEMO_DATASET
 from avdistill.annotations import read_annotations
 from avdistill.config_io import encode
@@ -36,9 +34,10 @@ from avdistill.preparation.prepare import prepare
 from avdistill.synthetic.generator import synthesize
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
-from avdistill.training import TrainConfig, train_to_end
+from avdistill.training import TrainConfig
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import machine
+from grid import run
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
@@ -53,12 +52,6 @@ SETTINGS: dict[str, MethodConfig] = {
     "contrast x 0.1, teacher's pseudo-labels": MNFCSCConfig(calibration_weight=0.1, unlabeled="pseudo_label"),
     "noise model": RobustCSCConfig(),
 }
-
-
-def run(config: TrainConfig) -> Path:
-    """Train, or take up what was interrupted, on one core."""
-    torch.set_num_threads(1)
-    return train_to_end(config)
 
 
 def row(config: TrainConfig, setting: str) -> dict[str, Any]:

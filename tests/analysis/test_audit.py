@@ -20,6 +20,7 @@ from avdistill.methods.supervised import SupervisedConfig
 from avdistill.training.setup import load_method
 from support.audit_cases import LABELED, UNLABELED, VIEW, WITHOUT_TEACHER, by_id, changed, trained
 from support.features import feature_arrays
+from support.literal import softmax
 
 FILTER_SCORES = ("gate", "similarity", "calibration")
 
@@ -69,10 +70,6 @@ def outputs(run, dataset, teacher="audio"):
 def cosine(x, y):
     dot = sum(a * b for a, b in zip(x, y, strict=True))
     return dot / (math.sqrt(sum(a * a for a in x)) * math.sqrt(sum(b * b for b in y)))
-
-
-def softmax(z):
-    return [math.exp(a) / sum(math.exp(b) for b in z) for a in z]
 
 
 def pull(said, dataset, *, labeled, temperature):

@@ -28,6 +28,7 @@ from avdistill.methods.kd import KDConfig
 from avdistill.models.logmel_cnn import LogMelCNN
 from avdistill.teachers.base import Teacher
 from avdistill.training import resume, train
+from support.literal import softmax
 from support.training_cases import STUDENT, config, same, state
 
 N, CLASSES = 30, ("a", "b", "c", "d")
@@ -52,10 +53,6 @@ def targets(multi_label):
     found = rng.integers(0, 2, (N, 4)) if multi_label else rng.integers(0, 4, N)
     found[np.arange(N) % 3 == 0] = 0 if multi_label else -1  # unlabeled
     return found
-
-
-def softmax(row):
-    return [math.exp(x) / sum(math.exp(y) for y in row) for x in row]
 
 
 def sigmoid(row):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avdistill.losses import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
+from support.literal import softmax
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -195,11 +196,6 @@ def test_degenerate_embeddings_have_finite_values_and_gradients(labels, labeled,
     total.backward()
     assert torch.isfinite(first.grad).all()
     assert torch.isfinite(second.grad).all()
-
-
-def softmax(row):
-    exps = [math.exp(x) for x in row]
-    return [e / sum(exps) for e in exps]
 
 
 @given(seed=st.integers(0, 10**6))

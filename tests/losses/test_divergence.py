@@ -17,11 +17,7 @@ from avdistill.losses import (
     masked_cross_entropy,
     non_target_divergence,
 )
-
-
-def softmax(row, T=1.0):
-    exps = [math.exp(x / T) for x in row]
-    return [e / sum(exps) for e in exps]
+from support.literal import kl, softmax
 
 
 @given(seed=st.integers(0, 10**6), T=st.floats(0.5, 10))
@@ -88,10 +84,6 @@ def test_soft_labels_of_several_classes_equal_a_naive_loop():
     assert loss.item() == pytest.approx(T**2 * expected / 20, abs=1e-12)
     same = kd_loss(student=teacher, teacher=teacher, temperature=T, multi_label=True)
     assert same.item() == pytest.approx(0, abs=1e-12)
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
 def without(row, c):

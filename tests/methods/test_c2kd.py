@@ -12,20 +12,12 @@ from avdistill.methods.base import student_features
 from avdistill.methods.c2kd import C2KDConfig
 from avdistill.methods.dkd import DKDConfig
 from avdistill.types import Batch
+from support.literal import kl, softmax
 from support.method_cases import B, C, Float64, batch, built, student
 
 LABELED = [True, False, True, True, False, True]
 HAS_TEACHER = [True, True, True, False, True, True]
 TERMS = {"classification", "teacher_classification", "student_proxy", "teacher_proxy", "to_student", "to_teacher"}
-
-
-def softmax(row):
-    exps = [math.exp(x) for x in row]
-    return [e / sum(exps) for e in exps]
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def linear(rows, layer):

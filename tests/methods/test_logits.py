@@ -10,6 +10,7 @@ from avdistill.methods.dist import DISTConfig
 from avdistill.methods.dkd import DKDConfig
 from avdistill.methods.pseudo_label import PseudoLabelConfig
 from avdistill.types import Batch
+from support.literal import kl, softmax
 from support.method_cases import B, C, Float64, batch, built, student
 
 LABELED = [True, False, True, False, False, True]
@@ -22,15 +23,6 @@ def changed(data, **fields):
 
 def exact(config):
     return built(config, student_network=Float64(student()))
-
-
-def softmax(row, T=1.0):
-    exps = [math.exp(x / T) for x in row]
-    return [e / sum(exps) for e in exps]
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def several(data):

@@ -12,6 +12,7 @@ from avdistill.methods.base import student_features
 from avdistill.methods.mst_distill import MSTDistillConfig
 from avdistill.training import resume, train
 from avdistill.types import Features
+from support.literal import softmax
 from support.method_cases import B, C, Float64, N, batch, student
 from support.training_cases import config, same, state
 
@@ -37,11 +38,6 @@ def method_at(iteration, settings=STAGES):
     method = build_method(settings, Float64(student()), context).double()
     method.counter.iterations.fill_(iteration)
     return method
-
-
-def softmax(row, T):
-    exps = [math.exp(x / T) for x in row]
-    return [e / sum(exps) for e in exps]
 
 
 def sigmoid(x):

@@ -13,14 +13,11 @@ from avdistill.media import Clip, read_clip
 from avdistill.media.spool import Spool, blocks
 from avdistill.preparation.encoding import SPOOL_SUFFIXES, encode_clip
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.folders import contents
 
 RAW, JPEG = PrepareConfig(fps=10, short_side=32), PrepareConfig(fps=10, short_side=32, jpeg_quality=90)
 CLIPS = 7
 MEMORY = "avdistill.preparation.prepare.MEMORY_BYTES"
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def encoded(image):

@@ -21,6 +21,7 @@ from avdistill.errors import ConfigError, DatasetError
 from avdistill.preparation.join import join
 from avdistill.preparation.parts import share_of
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.folders import contents
 from support.media_files import numbered_frames, tone, write_video
 
 RAW, JPEG = PrepareConfig(fps=10, short_side=16), PrepareConfig(fps=10, short_side=16, jpeg_quality=90)
@@ -88,10 +89,6 @@ def make_parts(mixed, folder, config, count=PARTS, numbers=None):
     videos, clips = mixed
     numbers = range(1, count + 1) if numbers is None else numbers
     return [prepare(clips, videos, folder / f"{i}", config, part=(i, count), workers=1).folder for i in numbers]
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def assert_the_same(joined, single):

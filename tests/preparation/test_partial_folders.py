@@ -17,6 +17,7 @@ from avdistill.models.checkpoint import save_student
 from avdistill.models.registry import build_model
 from avdistill.preparation.prepare import PrepareConfig, prepare
 from avdistill.types import StudentConfig
+from support.folders import contents
 
 CONFIG = PrepareConfig(fps=10, short_side=32)
 CHANGED = Corruption(mismatched=0.4, time_shifted=0.2)
@@ -24,10 +25,6 @@ CHANGED = Corruption(mismatched=0.4, time_shifted=0.2)
 
 class Killed(BaseException):
     pass
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.fixture
@@ -76,7 +73,7 @@ def interrupt_corruption(dataset, out, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("avdistill.dataset.copies.commit", killed)
+        patch.setattr("avdistill.dataset.staging.commit", killed)
         with pytest.raises(Killed):
             corrupt(dataset, CHANGED, out)
     assert (staging_dir(out) / "dataset.json").is_file()

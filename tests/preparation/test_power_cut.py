@@ -15,6 +15,7 @@ from avdistill.dataset.schema import staging_dir
 from avdistill.dataset.shards import JpegShardRecovery, ShardRecovery
 from avdistill.preparation import journal as journal_module
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.folders import contents
 
 RAW, JPEG = PrepareConfig(fps=10, short_side=32), PrepareConfig(fps=10, short_side=32, jpeg_quality=90)
 CLIPS = 9
@@ -52,10 +53,6 @@ def go_on(small_set, out, config, dataset):
     prepare(annotations[:CLIPS], folder, out, config, workers=1, on_progress=lambda p: read.append(p.done))
     assert contents(out) == contents(dataset.folder)
     return len(read)
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def cut(file, size):
