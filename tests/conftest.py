@@ -31,7 +31,18 @@ from support.warm_python import WarmPython
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
+# These files take longest. They come first, so that processes which share the files end at about the same time.
+LONGEST = (
+    "test_distributed.py", "test_training.py", "test_export.py", "test_benchmark.py", "test_distill.py",
+    "test_pages.py", "test_site.py", "test_power_cut.py",
+)  # fmt: skip
+
 DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")

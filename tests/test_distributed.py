@@ -27,11 +27,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def two(taught, tmp_path_factory):
+def two(taught, tmp_path_factory, warm_python):
     """A folder with what two processes computed, trained, evaluated and printed."""
     out = tmp_path_factory.mktemp("two")
     words = [*TORCHRUN, str(TESTS / "support" / "two_processes.py"), str(taught.folder), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
+    done = warm_python.run(words, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     (out / "printed").write_text(done.stdout)
     return out
@@ -72,7 +72,7 @@ def test_a_layer_that_does_more_than_batchnorm_is_not_synchronized():
         distributed.sync_batchnorm(torch.nn.Sequential(Activated(3)), torch.device("cpu"))
 
 
-def agent(port, taught, run, victim=False):
+def agent(python, port, taught, run, victim=False):
     """One of two agents of torchrun, as each machine starts one."""
     words = [*TORCHRUN[:-3], "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-id", "run"]
     words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
@@ -80,24 +80,24 @@ def agent(port, taught, run, victim=False):
     words += [str(TESTS / "support" / "agent.py"), str(taught.folder), str(run), str(victim)]
     # With a store that the rounds share, a new agent waits for an address that the first one set in the round before.
     environment = ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    return python.popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_lost_machine_comes_back_and_the_run_ends_with_the_undisturbed_weights(taught, two, tmp_path):
+def test_a_lost_machine_comes_back_and_the_run_ends_with_the_undisturbed_weights(taught, two, tmp_path, warm_python):
     """Two agents, one of which is killed with its process at step 5; its successor meets the other one again."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     run = tmp_path / "run"
-    first = agent(port, taught, run)
+    first = agent(warm_python, port, taught, run)
     until = time.monotonic() + 120
     while not is_listening(port):  # the first one keeps the rendezvous
         assert first.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
-    victim = agent(port, taught, run, victim=True)
+    victim = agent(warm_python, port, taught, run, victim=True)
     victim.communicate(timeout=240)
     assert victim.returncode == -signal.SIGKILL
-    second = agent(port, taught, run)
+    second = agent(warm_python, port, taught, run)
     errors = [job.communicate(timeout=240)[1] for job in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), errors
     assert "another process of this run ended" in errors[0]
@@ -163,11 +163,11 @@ def test_metrics_are_those_of_one_process_and_told_once(taught, two, tmp_path):
         assert {k: several[k] for k in one if k not in flat} == {k: v for k, v in one.items() if k not in flat}
 
 
-def test_a_killed_process_ends_the_run_with_a_message_and_a_state_that_resumes(taught, tmp_path):
+def test_a_killed_process_ends_the_run_with_a_message_and_a_state_that_resumes(taught, tmp_path, warm_python):
     run = tmp_path / "run"
     (tmp_path / "config.json").write_text(json.dumps(encode(config(taught.folder, run, steps=100_000, save_every=2))))
     command = [*TORCHRUN, "-m", "avdistill", "train", "--config", str(tmp_path / "config.json")]
-    with subprocess.Popen(
+    with warm_python.popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     ) as job:
         deadline = time.monotonic() + 120

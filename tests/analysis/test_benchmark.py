@@ -163,7 +163,7 @@ def test_a_study_compares_alike_and_writes_everything_down(study, capsys):
     assert "holds another study: base differ" in capsys.readouterr().err
 
 
-def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, tmp_path):
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, tmp_path, warm_python):
     methods = ["--methods", "supervised", "mnf_csc", "--corruptions", "dropped=0.3", "--seeds", 0, 1]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = [*methods, "--trials", 2]
@@ -172,7 +172,7 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, t
     command = [sys.executable, "-m", "avdistill", *arguments(many_clips.folder, cut, *more)]
     killed = 0
     while killed < 2:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = warm_python.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         finished = len(list(cut.glob("runs/*/*/*/metrics.json")))
         # At a random moment, but not before it has done something new.
         while process.poll() is None and len(list(cut.glob("runs/*/*/*/metrics.jsonl"))) <= finished:
@@ -182,7 +182,7 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_table(many_clips, t
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed += 1
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert warm_python.run(command).returncode == 0
     first, second = (without_costs(json.loads((x / "results.json").read_text())) for x in (whole, cut))
     assert first == second
     assert (whole / "top1_accuracy-dropped=0.3.png").read_bytes() == (

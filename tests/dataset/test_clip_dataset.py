@@ -121,7 +121,7 @@ def test_interrupted_preparation_goes_on_to_the_same_checksum(prepared, small_se
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in prepared.iterdir())
 
 
-def test_kill_9_goes_on_to_the_same_checksum(prepared, small_set, tmp_path):
+def test_kill_9_goes_on_to_the_same_checksum(prepared, small_set, tmp_path, warm_python):
     folder, annotations = small_set
     listed = tmp_path / "list.csv"
     with listed.open("w", newline="") as file:
@@ -130,13 +130,13 @@ def test_kill_9_goes_on_to_the_same_checksum(prepared, small_set, tmp_path):
         writer.writerows([a.clip_id, a.path, "|".join(a.labels), a.split] for a in annotations)
     command = [sys.executable, "-m", "avdistill", "prepare", str(listed), "--videos", str(folder), "--out"]
     command += [str(tmp_path / "dataset"), "--fps", "10", "--short-side", "32", "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = warm_python.popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     journal = tmp_path / "dataset.partial" / "journal.jsonl"
     while process.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) >= 3):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    finished = warm_python.run(command, check=True, text=True)
     assert f"{len(SMALL)} clips" in finished.stdout
     assert ClipDataset(tmp_path / "dataset").checksum == ClipDataset(prepared).checksum
 

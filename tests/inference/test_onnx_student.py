@@ -21,7 +21,7 @@ from avdistill.inference.export import export
 from avdistill.inference.onnx_student import OnnxStudent
 from avdistill.inference.quantization import before_weights
 from avdistill.inputs import AudioInput, StudentConfig, VideoInput
-from avdistill.models.checkpoint import save_student
+from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.registry import build_model
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
@@ -110,6 +110,20 @@ def test_an_exported_student_labels_a_file_as_pytorch_does(video, audio, small_s
     file = small_set[0] / "test_1.mp4"
     assert_as_pytorch(video, file, **options)
     assert_as_pytorch(audio, file, **options)
+
+
+def test_an_exported_audio_student_takes_any_number_of_inputs(audio):
+    report = json.loads((audio / "export" / "preprocessing.json").read_text())
+    assert report["parity"]["inputs"] == 4
+    network, _ = load_student(audio / "run")
+    exported, rng = OnnxStudent.from_exported(audio / "export"), np.random.default_rng(5)
+    for count in (1, 3):
+        inputs = (0.1 * rng.standard_normal((count, 4800))).astype(np.float32)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(inputs))
+        for ours, theirs in zip((expected.embedding, expected.logits), exported.run(inputs), strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
 
 def test_predict_from_an_export_needs_no_pytorch(video, small_set, tmp_path):
@@ -219,7 +233,8 @@ def test_the_layers_that_stay_in_float32_are_those_before_the_first_weights():
     assert before_weights(onnx.helper.make_graph(nodes, "graph", [], []), {"w"}) == ["a", "d"]
 
 
-def test_int8_of_audio_and_the_verb(audio, prepared, tmp_path, capsys):
+def test_int8_of_audio_and_the_verb(audio, prepared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export_module, "_write_onnx", copy_export(audio))
     words = ["export", str(audio / "run"), "--out", str(tmp_path / "int8"), "--int8", "--clips", str(prepared)]
     assert main(words) == 0
     assert "int8: the same label as float32 for" in capsys.readouterr().out

@@ -51,25 +51,42 @@ class Entropy(Method):
 """
 
 
+CALLS = """
+import contextlib, io, json, sys
+from avdistill.cli import main
+
+*first, last = json.loads(sys.argv[1])
+ends = []
+for words in first:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    ends.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(ends), flush=True)
+sys.exit(main(last))
+"""
+
+
 def test_adding_a_method_is_one_new_file(prepared, tmp_path):
     package = shutil.copytree(Path(avdistill.__file__).parent, tmp_path / "avdistill")
     (package / "methods" / "entropy.py").write_text(NEW_FILE)
 
-    def avdistill_command(*words):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        command = [sys.executable, "-m", "avdistill", *map(str, words)]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    methods = json.loads(avdistill_command("recipes", "--json").stdout)["methods"]
+    words = ["train", "tiny_supervised", "--method", "entropy:weight=0.5", "--dataset", str(prepared), "--out"]
+    small = ["--steps", "1", "--batch-size", "4", "--student.view.frames", "2", "--student.view.size", "16", "24"]
+    calls = [
+        ["recipes", "--json"],
+        [*words, str(tmp_path / "run"), *small],
+        [*words, str(tmp_path / "refused"), *small, "--method.weight", "-1"],
+    ]
+    command = [sys.executable, "-c", CALLS, json.dumps(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    listed, trained = json.loads(done.stdout.splitlines()[0])
+    methods = json.loads(listed[1])["methods"]
     assert methods["entropy"] == {"name": "entropy", "weight": 0.1}
     assert list(methods) == sorted(methods)
-    words = ["train", "tiny_supervised", "--method", "entropy:weight=0.5", "--dataset", prepared, "--out"]
-    small = ["--steps", "1", "--batch-size", "4", "--student.view.frames", "2", "--student.view.size", "16", "24"]
-    done = avdistill_command(*words, tmp_path / "run", *small)
-    assert done.returncode == 0, done.stderr
+    assert trained[0] == 0, trained[2]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"name": "entropy", "weight": 0.5}
-    refused = avdistill_command(*words, tmp_path / "refused", *small, "--method.weight", "-1")
-    assert (refused.returncode, "config.method.weight: expected a number" in refused.stderr) == (2, True)
+    assert (done.returncode, "config.method.weight: expected a number" in done.stderr) == (2, True)
 
 
 def test_what_a_method_requires_depends_on_its_settings():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def student_files(run):
     return {name: (run / "best" / name).read_bytes() for name in ("config.json", "model.safetensors")}
 
 
-def test_a_published_student_predicts_alike_elsewhere_and_offline(hub, trained, video, tmp_path, capsys):
+def test_a_published_student_predicts_alike_elsewhere_and_offline(hub, trained, video, tmp_path, capsys, warm_python):
     """Published, loaded into an empty cache, and by a process that has the cache alone."""
     words = ["--license", "apache-2.0", "--data", "Moving squares, made by a test.", "--json"]
     assert main(["publish", str(trained), NAME, *words]) == 0
@@ -81,9 +80,9 @@ def test_a_published_student_predicts_alike_elsewhere_and_offline(hub, trained, 
     assert main(["predict", f"hf://{NAME}", str(video), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
     asked = len(hub.requests)
-    offline = subprocess.run(
+    offline = warm_python.run(
         [sys.executable, "-m", "avdistill", "predict", f"hf://{NAME}", str(video), "--json"],
-        capture_output=True, text=True, check=False,
+        text=True,
         env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert offline.returncode == 0, offline.stderr

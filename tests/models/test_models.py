@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -318,11 +317,11 @@ TRAINED = [
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), TRAINED)
-def test_small_networks_are_trained_at_large_sizes(name, options, shape):
+def test_small_networks_are_trained_at_large_sizes(name, options, shape, warm_python):
     """In a process of its own, which is killed if it happens again."""
     program = (
         "import torch; from avdistill.models.registry import build_model; "
         f"build_model({name!r}, 3, {options!r})(torch.randn({shape!r})).logits.sum().backward(); print('trained')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    done = warm_python.run([sys.executable, "-c", program], text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "trained"), done.stderr

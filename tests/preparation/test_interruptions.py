@@ -51,7 +51,7 @@ def prepare_command(listed, folder, out):
 
 
 @pytest.mark.parametrize("most_bytes", [20_000, 100_000])  # too small for a spool file, for a shard
-def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_path, most_bytes):
+def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_path, warm_python, most_bytes):
     folder, annotations = small_set
     command = prepare_command(listing(tmp_path / "list.csv", annotations), folder, tmp_path / "dataset")
     limited = (
@@ -59,7 +59,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
         f"sys.modules['avdistill.preparation.prepare'].MEMORY_BYTES = {0 if most_bytes < 50_000 else 2**20}; "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes})); sys.exit(main(sys.argv[1:]))"
     )
-    full = subprocess.run([sys.executable, "-c", limited, *command[3:]], capture_output=True, text=True)
+    full = warm_python.run([sys.executable, "-c", limited, *command[3:]], text=True)
     assert full.returncode == 1
     (message,) = (line for line in full.stderr.splitlines() if line.startswith("avdistill:"))
     assert message.startswith(f"avdistill: {tmp_path / 'dataset'}: stopped: ")
@@ -67,7 +67,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "dataset.partial").glob("spool-*"))
     assert "skipped" not in (tmp_path / "dataset.partial" / "journal.jsonl").read_text()
-    subprocess.run(command, check=True, capture_output=True)
+    warm_python.run(command, check=True)
     assert ClipDataset(tmp_path / "dataset").checksum == ClipDataset(prepared).checksum
 
 
@@ -207,11 +207,11 @@ def test_workers_end_with_their_parent(small_set, tmp_path):
         time.sleep(0.02)
 
 
-def test_processes_that_prepare_one_dataset_at_once(prepared, small_set, tmp_path):
+def test_processes_that_prepare_one_dataset_at_once(prepared, small_set, tmp_path, warm_python):
     folder, annotations = small_set
     command = prepare_command(listing(tmp_path / "list.csv", annotations), folder, tmp_path / "dataset")
     processes = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)
+        warm_python.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert any(code == 0 for _, code in ends)

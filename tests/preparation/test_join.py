@@ -360,7 +360,7 @@ def test_a_part_that_does_not_exist_is_refused(small_set, tmp_path, capsys, text
         prepare(small_set[1], small_set[0], tmp_path / "out", RAW, part=(4, 3))
 
 
-def test_parts_by_xargs_and_info(mixed, tmp_path):
+def test_parts_by_xargs_and_info(mixed, tmp_path, warm_python):
     """Two processes at a time, from a list file to the checksum that `info` prints."""
     if shutil.which("xargs") is None:
         pytest.skip("needs the program xargs")
@@ -376,13 +376,11 @@ def test_parts_by_xargs_and_info(mixed, tmp_path):
     numbers = "".join(f"{i}\n" for i in range(1, PARTS + 1))
     xargs = ["xargs", "-P2", "-I{}", *words, "--out", str(tmp_path / "part-{}"), "--part", f"{{}}/{PARTS}"]
     subprocess.run(xargs, input=numbers, text=True, check=True, capture_output=True)
-    subprocess.run([*words, "--out", str(tmp_path / "single")], check=True, capture_output=True)
+    warm_python.run([*words, "--out", str(tmp_path / "single")], check=True)
     parts = [str(tmp_path / f"part-{i}") for i in range(1, PARTS + 1)]
-    subprocess.run([*us, "join", *parts, "--out", str(tmp_path / "joined")], check=True, capture_output=True)
+    warm_python.run([*us, "join", *parts, "--out", str(tmp_path / "joined")], check=True)
     info = [
-        subprocess.run(
-            [*us, "info", str(tmp_path / name), "--json", "--no-duplicates"], check=True, capture_output=True, text=True
-        ).stdout
+        warm_python.run([*us, "info", str(tmp_path / name), "--json", "--no-duplicates"], check=True, text=True).stdout
         for name in ("joined", "single")
     ]
     joined, single = (json.loads(text) for text in info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from avdistill.search.exact import ExactIndex
 from avdistill.search.forms import build_index, open_index
 from avdistill.search.index import Index
 from support.s3_server import s3_server
+from support.warm_python import WarmPython
 
 
 def cosines(dataset: ClipDataset, teacher: str, query: np.ndarray) -> dict[str, float]:
@@ -302,11 +302,11 @@ for form in sys.argv[3:]:
 
 
 def test_indexing_that_is_killed_goes_on_after_its_last_batch(
-    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: ClipDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: WarmPython
 ) -> None:
     forms = ["exact", *(["lance"] if find_spec("lancedb") else [])]
     command = [sys.executable, "-c", KILLED, str(taught.folder), str(tmp_path), *forms]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    ended = warm_python.run(command, text=True, timeout=120, check=True).stdout
     assert ended == "".join(f"{form} -9\n" for form in forms)
     vectors, computed = FeaturesColumn.vectors, []
 

@@ -190,12 +190,12 @@ def test_votes_over_http(server):
     assert server.ask("/api/review?by=").status == 400
 
 
-def test_kill_9_while_reviewing_loses_nothing_and_the_next_start_goes_on(served, tmp_path):
+def test_kill_9_while_reviewing_loses_nothing_and_the_next_start_goes_on(served, tmp_path, warm_python):
     """Votes are sent until the server is killed; what it answered is in the file, and the next one continues."""
     path = tmp_path / "decisions.csv"
     answered: list[str] = []
     for round_ in range(2):
-        with program(served[0].folder, served[1], path) as (process, server):
+        with program(warm_python, served[0].folder, served[1], path) as (process, server):
             state = server.ask("/api/review?by=anna").json
             assert state["progress"]["reviewed"] in (len(answered), len(answered) + 1)
             killer = threading.Timer(0.1, process.kill)
@@ -215,11 +215,11 @@ def test_kill_9_while_reviewing_loses_nothing_and_the_next_start_goes_on(served,
 
 
 @contextmanager
-def program(dataset, run, decisions):
+def program(python, dataset, run, decisions):
     """`avdistill serve` as a program, and its address as it prints it."""
     words = ["serve", dataset, "--run", run, "--decisions", decisions, "--port", "0"]
     command = [sys.executable, "-m", "avdistill", *map(str, words)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with python.popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process, Live(None, int(re.search(r"http://127.0.0.1:(\d+)/", process.stderr.readline())[1]))
         finally:

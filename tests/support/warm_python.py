@@ -183,6 +183,7 @@ def main() -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv.insert(0, what)
+        sys.path[0] = str(Path(what).resolve().parent)
         runpy.run_path(what, run_name="__main__")
 
 

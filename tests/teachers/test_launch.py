@@ -60,10 +60,10 @@ def write_list(file, annotations):
             opened.write(json.dumps(row | dict(a.extra)) + "\n")
 
 
-def run_outside(words):
-    """In a process of its own, whose workers find what this one imports; Slurm is not there."""
+def outside():
+    """For a process of its own, whose workers find what this one imports; Slurm is not there."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PATH": "/nowhere", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=900)
+    return {"text": True, "env": environment, "timeout": 900}
 
 
 def check_same(found, expected):
@@ -198,7 +198,7 @@ def test_calls_that_cannot_be_are_refused(videos, tmp_path, capsys, words, expec
     assert not (tmp_path / "out").exists()
 
 
-def test_prepare_by_submitit_has_one_machines_checksum(videos, alone, tmp_path):
+def test_prepare_by_submitit_has_one_machines_checksum(videos, alone, tmp_path, warm_python):
     """The command, with submitit's processes of this machine, as there is no Slurm."""
     pytest.importorskip("submitit", reason="submitit is not installed: pip install avdistill[slurm]")
     folder, annotations = videos
@@ -206,7 +206,7 @@ def test_prepare_by_submitit_has_one_machines_checksum(videos, alone, tmp_path):
     words = [sys.executable, "-m", "avdistill", "prepare", tmp_path / "list.jsonl", "--videos", folder, "--fps", "10"]
     words += ["--short-side", "16", "--slurm", "partition=any", "--parts", "2", "--json"]
     words = [*map(str, words), "--out", str(tmp_path / "dataset")]
-    done = run_outside(words)
+    done = warm_python.run(words, **outside())
     assert done.returncode == 0, done.stderr
     assert "no Slurm here" in done.stderr
     dataset = ClipDataset(tmp_path / "dataset")
@@ -223,7 +223,7 @@ def test_a_ray_cluster_that_loses_a_node_makes_one_machines_dataset(videos, alon
     words = ["prepare", tmp_path / "list.jsonl", "--videos", folder, "--out", out, "--fps", "10", "--short-side", "16"]
     words += ["--teacher", encoder.teacher, "--parts", "3", "--json"]
     script = [sys.executable, FAULTS / "ray_cluster.py", f"{out}.parts", *words]
-    done = run_outside([*map(str, script)])
+    done = subprocess.run([*map(str, script)], capture_output=True, check=False, **outside())
     assert done.returncode == 0, done.stderr
     killed, _, report = done.stdout.partition("\n")
     assert "killed a node" in killed

@@ -123,10 +123,10 @@ def test_only_what_is_missing_is_computed(whole, prepared, ears, tmp_path, monke
     assert content(dataset) == content(whole)
 
 
-def test_killed_by_a_signal_the_command_goes_on(whole, prepared, ears, tmp_path):
+def test_killed_by_a_signal_the_command_goes_on(whole, prepared, ears, tmp_path, warm_python):
     dataset = fresh(prepared, tmp_path / "dataset")
     words = ["embed", str(dataset.folder), "--teacher", str(ears), "--part-clips", str(PART)]
-    process = subprocess.Popen([sys.executable, "-m", "avdistill", *words], stderr=subprocess.DEVNULL)
+    process = warm_python.popen([sys.executable, "-m", "avdistill", *words], stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(dataset.folder.glob("features/.audio-*/part-*.json")):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -29,7 +29,8 @@ from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.models.checkpoint import load_student
-from avdistill.models.registry import build_model
+from avdistill.models.r2plus1d import tiny_r2plus1d
+from avdistill.models.registry import MODELS, build_model
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training import ModelConfig, OptimizerConfig, resume, train, train_to_end
@@ -181,13 +182,11 @@ def test_a_kill_while_saved_folders_take_their_place(taught, tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_exits(taught, tmp_path, sent, code):
+def test_a_signal_saves_and_exits(taught, tmp_path, warm_python, sent, code):
     written = tmp_path / "config.json"
     written.write_text(json.dumps(encode(config(taught.folder, tmp_path / "run", steps=100_000, eval_every=10**6))))
     command = [sys.executable, "-m", "avdistill", "train", "--config", str(written)]
-    # A process that a script starts in the background may ignore SIGINT, and hands that down.
-    handled = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **handled)
+    process = warm_python.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -311,8 +310,10 @@ def test_the_best_model_is_chosen_on_clips_set_aside(taught, tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_runs_two_steps(taught, tmp_path, name):
+def test_every_recipe_runs_two_steps(taught, tmp_path, monkeypatch, name):
     recipe = RECIPES[name]
+    if name != "ucf51_mnf_csc":  # the paper's network as it is; the other recipes of it with narrow stages
+        monkeypatch.setitem(MODELS, "r2plus1d_xia2023", tiny_r2plus1d)
     view = recipe.student.view
     small = replace(view, frames=8, size=(32, 32)) if isinstance(view, VideoInput) else replace(view, seconds=0.5)
     options = dict(recipe.student.options)
