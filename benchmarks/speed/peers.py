@@ -292,6 +292,18 @@ def clip_at_a_time(dataset: ClipDataset, network: nn.Module, rate: int) -> None:
             network(torch.from_numpy(audio)[None])
 
 
+def convolution_share(network: nn.Module, rate: int) -> float:
+    """Of the plain model's processor time on a clip, which both sides spend."""
+    audio = torch.rand(1, rate * SECONDS) - 0.5
+    with torch.inference_mode():
+        network(audio)
+        with torch.profiler.profile() as profiler:
+            network(audio)
+    averages = profiler.key_averages()
+    spent = sum(each.self_cpu_time_total for each in averages if "mkldnn_convolution" in each.key)
+    return float(spent / sum(each.self_cpu_time_total for each in averages))
+
+
 def embedding(name: str, weights: Path | None, clips: int, work: Path) -> Row:
     """Hours of audio an hour with two threads: `embed` against the plain model on one clip of ten seconds at a time."""
     teacher = load_teacher(name, weights=weights)
@@ -303,7 +315,8 @@ def embedding(name: str, weights: Path | None, clips: int, work: Path) -> Row:
         embed(dataset, teacher, "audio", device="cpu", head_split=None)
 
     row = against(f"embed_{name}", 2, ours_embed, lambda: clip_at_a_time(dataset, teacher.network, rate), clips=clips)
-    return row | {"hours_of_audio_an_hour": clips * SECONDS / row["ours_seconds"]}
+    share = convolution_share(teacher.network, rate)
+    return row | {"hours_of_audio_an_hour": clips * SECONDS / row["ours_seconds"], "convolution_share": share}
 
 
 MEASURES: dict[str, Callable[[Path], Row]] = {
