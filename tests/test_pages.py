@@ -40,20 +40,20 @@ SMALL = {
 }
 
 
-def run(line):
+def run(line, python):
     """A command of a page, with numbers of clips and steps made small."""
     words = shlex.split(line, comments=True)[1:]
     if words[0] == "serve":
-        assert "<h1>dataset: " in first_page(words)
+        assert "<h1>dataset: " in first_page(words, python)
         return
     small = SMALL.get(words[0], SMALL.get(" ".join(words[:2]), ""))
     assert main([*words, *shlex.split(small)]) == 0, line
 
 
-def first_page(words):
+def first_page(words, python):
     """What the server shows first, started by these words at a free port and ended."""
     command = [sys.executable, "-m", "avdistill", *words, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with python.popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = re.search(r"http://\S+", process.stderr.readline())[0]
             with urllib.request.urlopen(address, timeout=30) as response:
@@ -73,7 +73,7 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def walked(small, tmp_path_factory):
+def walked(small, tmp_path_factory, warm_python):
     """The folder in which the commands of the tutorial were run, in order."""
     folder = tmp_path_factory.mktemp("tutorial")
     lines = [line for line in commands("docs/tutorial.md") if line.startswith("avdistill ")]
@@ -85,11 +85,11 @@ def walked(small, tmp_path_factory):
     with contextlib.chdir(folder):
         for verb, line in zip(verbs, lines, strict=True):
             if verb != "doctor":  # tests/test_doctor.py
-                run(line)
+                run(line, warm_python)
     return folder
 
 
-def test_readme_runs_as_written(walked, monkeypatch):
+def test_readme_runs_as_written(walked, monkeypatch, warm_python):
     """Its later commands take up what the tutorial made."""
     monkeypatch.chdir(walked)
     lines = [line for line in commands("README.md") if line.startswith("avdistill ")]
@@ -98,7 +98,7 @@ def test_readme_runs_as_written(walked, monkeypatch):
     ]  # fmt: skip
     for line in lines:
         if line not in commands("docs/tutorial.md"):  # run already, as written
-            run(line)
+            run(line, warm_python)
 
 
 @pytest.mark.parametrize("page", [page for page, file in PYTHON.items() if file == "test_pages.py"])

@@ -135,12 +135,12 @@ def test_the_folder_is_a_student(distilled, videos, tmp_path, capsys):
     assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
-def test_killed_and_started_again_it_ends_with_the_same_metrics(distilled, videos):
+def test_killed_and_started_again_it_ends_with_the_same_metrics(distilled, videos, warm_python):
     """Killed when the dataset is there, and when a student is trained."""
     out = videos.parent / "killed"
     words = ["distill", str(videos), "--labels", str(videos.parent / "labels.csv"), "--out", str(out)]
     for sign in (out / "dataset", out / "study" / "runs" / "clean" / "supervised" / "seed-0" / "last"):
-        process = subprocess.Popen(
+        process = warm_python.popen(
             [sys.executable, "-m", "support.distill_cases", *words], cwd=TESTS, stderr=subprocess.DEVNULL
         )
         until = time.monotonic() + 300
