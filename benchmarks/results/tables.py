@@ -108,7 +108,15 @@ def _students(name: str) -> str:
 
 def demo() -> str:
     """The demo's students, and how far each method is ahead of no distillation."""
-    told = _read("demo")
+    return _demo(_read("demo"))
+
+
+def demo_scalar() -> str:
+    """The same with the last digits of another machine."""
+    return _demo(_read("demo")["instructions"]["scalar"])
+
+
+def _demo(told: Any) -> str:
     teacher = {"method": "teacher (audio)", "n": 1, **told["teacher"]}
     rows = [*summarize(told["students"], values=METRICS), teacher]
     for row in rows:
@@ -739,6 +747,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "audit_without_a_run": audit_without_a_run,
     "checkpoints": checkpoints,
     "demo": demo,
+    "demo_scalar": demo_scalar,
     "demo_choices": demo_choices,
     "demo_difficulty": demo_difficulty,
     "faults": faults,
