@@ -213,7 +213,8 @@ def nearest_units(
     rows = np.flatnonzero(used)
     few = len(rows) < len(used) // 8  # then they are copied together; else all are compared, and the others ignored
     part = gallery[rows] if few else gallery
-    # PyTorch's product: NumPy's copies the gallery for several queries, and its threads spin for 25 ms after each.
+    # Of several queries PyTorch's product: NumPy's copies the gallery, and its threads spin for 25 ms after each. Of
+    # one NumPy's, as PyTorch's takes one core.
     sought, items = _tensor(queries), _tensor(part)
     places = rows if few else np.arange(len(gallery))
     # Of a product of D float32 numbers, and of two lengths rounded to float32.
@@ -221,7 +222,7 @@ def nearest_units(
     scores, indices = [], []
     for i, query in enumerate(queries):
         if i % 8 == 0:
-            together = (items @ sought[i : i + 8].T).numpy()
+            together = (items @ sought[i : i + 8].T).numpy() if len(queries) > 1 else (part @ query)[:, None]
         near = np.ascontiguousarray(together[:, i % 8])
         if not few:
             near[~used] = -np.inf
