@@ -67,7 +67,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "dataset.partial").glob("spool-*"))
     assert "skipped" not in (tmp_path / "dataset.partial" / "journal.jsonl").read_text()
-    warm_python.run(command, check=True)
+    warm_python.run(command, children=True, check=True)
     assert ClipDataset(tmp_path / "dataset").checksum == ClipDataset(prepared).checksum
 
 
@@ -211,7 +211,8 @@ def test_processes_that_prepare_one_dataset_at_once(prepared, small_set, tmp_pat
     folder, annotations = small_set
     command = prepare_command(listing(tmp_path / "list.csv", annotations), folder, tmp_path / "dataset")
     processes = [
-        warm_python.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)
+        warm_python.popen(command, children=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert any(code == 0 for _, code in ends)
@@ -354,7 +355,7 @@ def test_features_that_are_replaced_by_some_without_logits(prepared, tmp_path):
     assert values(folder, "audio2") == (5.0, 5.0)
 
 
-def test_teachers_that_are_added_at_the_same_time(prepared, tmp_path):
+def test_teachers_that_are_added_at_the_same_time(prepared, tmp_path, warm_python):
     folder = tmp_path / "dataset"
     shutil.copytree(prepared, folder)
     first, second = ClipDataset(folder), ClipDataset(folder)
@@ -369,7 +370,7 @@ def test_teachers_that_are_added_at_the_same_time(prepared, tmp_path):
         "    dataset.add_features(f'{sys.argv[2]}{i}', modality='audio', provenance={}, classes=(), logits=None,\n"
         "                      embedding=np.ones((len(dataset), 4), np.float32))\n"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(folder), name]) for name in ("x", "y")]
+    processes = [warm_python.popen([sys.executable, "-c", program, str(folder), name]) for name in ("x", "y")]
     assert [process.wait() for process in processes] == [0, 0]
     assert set(ClipDataset(folder).teachers) == {"a", "b", *(f"{name}{i}" for name in "xy" for i in range(10))}
     assert ClipDataset(folder).verify() == []

@@ -201,7 +201,7 @@ def test_a_part_without_a_readable_clip_is_a_part(mixed, tmp_path):
 # Kills
 
 
-def test_a_part_that_is_killed_goes_on(mixed, made, small_shards, tmp_path):
+def test_a_part_that_is_killed_goes_on(mixed, made, small_shards, tmp_path, warm_python):
     """By `kill -9` of its process at a clip."""
     config, single, (first, _, third) = made
     videos, clips = mixed
@@ -213,8 +213,9 @@ def test_a_part_that_is_killed_goes_on(mixed, made, small_shards, tmp_path):
         "prepare(clips, videos, out, config, part=(2, 3), workers=1, on_progress=kill)\n"
     )
     given = pickle.dumps((clips, videos, tmp_path / "2", config))
-    killed = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with warm_python.popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(given)
+    assert process.returncode == -signal.SIGKILL, errors
     assert staging_dir(tmp_path / "2").is_dir()
     with pytest.raises(ConfigError, match="its preparation was interrupted"):
         join([first, tmp_path / "2", third], tmp_path / "joined")

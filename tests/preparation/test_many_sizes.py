@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -43,17 +42,17 @@ def many_sizes(tmp_path_factory):
     return folder, [Annotation(f"{i}-{part}", f"{i}.mp4", (), "train") for part in range(2) for i in range(SIZES)]
 
 
-def run(many_sizes, out, config, last=0):
+def run(python, many_sizes, out, config, last=0):
     folder, clips = many_sizes
     listed = json.dumps([[clip.clip_id, clip.path] for clip in clips])
     command = [sys.executable, "-c", PROGRAM, folder, out, json.dumps(asdict(config)), listed, last]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = python.run([str(word) for word in command], text=True)
     assert done.returncode == (7 if last else 0), done.stderr
 
 
 @pytest.mark.parametrize("config", [RAW, JPEG], ids=["raw", "jpeg"])
-def test_more_sizes_than_files_that_may_be_open(many_sizes, tmp_path, config):
-    run(many_sizes, tmp_path / "fresh", config)
+def test_more_sizes_than_files_that_may_be_open(many_sizes, tmp_path, warm_python, config):
+    run(warm_python, many_sizes, tmp_path / "fresh", config)
     fresh = ClipDataset(tmp_path / "fresh")
     assert fresh.verify() == []
     assert len(list(fresh.folder.glob("frames-*.npy"))) == SIZES
@@ -65,10 +64,10 @@ def test_more_sizes_than_files_that_may_be_open(many_sizes, tmp_path, config):
         assert np.array_equal(fresh.audio(i), np.round(read.waveform * 32767).astype(np.int16))
 
     for last in (50, 90):  # in the first turn and in the second
-        run(many_sizes, tmp_path / "killed", config, last)
+        run(warm_python, many_sizes, tmp_path / "killed", config, last)
         with (staging_dir(tmp_path / "killed") / "frames-00003.npy").open("ab") as file:
             file.write(b"\x07" * 1234)  # bytes that nobody vouches for
-    run(many_sizes, tmp_path / "killed", config)
+    run(warm_python, many_sizes, tmp_path / "killed", config)
     assert ClipDataset(tmp_path / "killed").checksum == fresh.checksum
     assert ClipDataset(tmp_path / "killed").verify() == []
 

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,10 @@ class Bucket:
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    pytest.importorskip("pyarrow.fs")
+    fs = pytest.importorskip("pyarrow.fs")
+    # Amazon's client, too, tries again, for seconds, before the library knows that the server is away.
+    once = fs.AwsStandardS3RetryStrategy(max_attempts=1)
+    monkeypatch.setattr(fs, "S3FileSystem", partial(fs.S3FileSystem, retry_strategy=once))
     failing, requests = set[str](), list[tuple[str, str, str]]()
     with s3_server(failing, requests) as (address, objects):
         for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_EC2_METADATA_DISABLED"):
