@@ -43,7 +43,7 @@ SPEED_METRICS = {
     "load_0_workers": "clips from the dataset to normalized batches, against the literal procedure",
     "load_2_workers": "the same with two reading threads, against two processes",
     "load_jpeg": "the same as the first from a dataset of JPEG",
-    "prepare_vs_decode": "a file to frames and audio over decoding alone, limit 1.3",
+    "prepare_vs_decode": "the slowest of three files (constant, variable rate, 1080p) over decoding alone, limit 1.3",
     "prepare_vs_chain": "the same against FFmpeg's `minterpolate`, JPEG and HDF5",
     "prepare_torchcodec": "six files to frames and audio with two processes, against torchcodec",
     "prepare_decord_like": "the same against OpenCV and a pipe from ffmpeg",
