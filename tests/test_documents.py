@@ -60,13 +60,8 @@ def test_the_page_of_licenses_names_what_is_not_permissive():
         assert f"`{encoder}`" in page
 
 
-def test_tables_and_curves_are_those_of_the_results():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "results" / "tables.py", "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_tables_and_curves_are_those_of_the_results(warm_python):
+    done = warm_python.run([sys.executable, ROOT / "benchmarks" / "results" / "tables.py", "--check"], text=True)
     assert done.returncode == 0, done.stderr
 
 
