@@ -31,7 +31,7 @@ def two(taught, tmp_path_factory, warm_python):
     """A folder with what two processes computed, trained, evaluated and printed."""
     out = tmp_path_factory.mktemp("two")
     words = [*TORCHRUN, str(TESTS / "support" / "two_processes.py"), str(taught.folder), str(out)]
-    done = warm_python.run(words, text=True, children=True, env=ENVIRONMENT, timeout=300)
+    done = warm_python.run(words, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     (out / "printed").write_text(done.stdout)
     return out
