@@ -26,7 +26,7 @@ docs: $(INSTALLED)
 faults: $(INSTALLED)
 	.venv/bin/python benchmarks/faults/run.py $(if $(CLIPS),--clips "$(CLIPS)")
 
-# Every value of docs/performance.md, in some 20 minutes on two quiet cores; made-up data of 9 GB stays in BENCH.
+# Every value of docs/performance.md, for which two quiet cores are needed; made-up data of 9 GB stays in BENCH.
 BENCH ?= .bench
 bench: $(INSTALLED)
 	.venv/bin/python benchmarks/speed/training.py

@@ -67,22 +67,15 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
-    """Starts `python -m avdistill ...` without the seconds that its imports take."""
+    """Starts `python -m avdistill ...` without the seconds that its imports take.
+
+    Not for what depends on a variable that is read at an import, as `RANK` is: those imports are done.
+    """
     verbs = ("console", "compare", "dataset", "distill", "embed", "evaluate", "predict", "serve", "teachers", "train")
     with WarmPython(
         *(f"avdistill.commands.{each}" for each in verbs), "torch._dynamo", "torch.distributed.run"
     ) as python:
         yield python
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_wait_for_disks() -> Iterator[None]:
-    """No test cuts the power: what is forced onto the disk is checked (by tests that put their own `fsync` over this
-    one), but nobody waits until the disk has it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", os.fstat)  # which refuses a descriptor that is none, too
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
@@ -250,32 +249,32 @@ def test_a_folder_without_a_dataset_is_one_line(taught, tmp_path, monkeypatch, c
     assert "no dataset here" in capsys.readouterr().err
 
 
-def test_a_reader_who_has_seen_enough_ends_it_quietly(taught, warm_python):
+def test_a_reader_who_has_seen_enough_ends_it_quietly(taught):
     program = "import sys; from avdistill.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", program, "info", str(taught.folder)]
-    with warm_python.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         told = running.stderr.read().decode()
         assert running.wait() == 1
     assert "roken" not in told
 
 
-def call(run, *words, **environment):
+def call(*words, **environment):
     words = [sys.executable, "-m", "avdistill", *map(str, words)]
-    return run(words, text=True, env={**os.environ, **environment}, timeout=120)
+    environment = {**os.environ, **environment}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=120)
 
 
-def test_a_rank_without_other_processes_is_the_first(taught, warm_python):
-    done = call(warm_python.run, "info", taught.folder, "--no-verify", "--json", RANK="1")
+def test_a_rank_without_other_processes_is_the_first(taught):
+    done = call("info", taught.folder, "--no-verify", "--json", RANK="1")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["clips"] == len(taught)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_verb_that_cannot_share_its_work_refuses_several_processes(taught, rank):
-    run = partial(subprocess.run, capture_output=True, check=False)
     for words in (["info", taught.folder], ["teacher", "probe", taught.folder]):
-        done = call(run, *words, WORLD_SIZE="2", RANK=rank)
+        done = call(*words, WORLD_SIZE="2", RANK=rank)
         assert (done.returncode, done.stdout) == (2, "")
         message = f"avdistill: {words[0]}: expected one process, found WORLD_SIZE=2; omit torchrun\n"
         assert done.stderr == (message if rank == "0" else "")

@@ -136,7 +136,7 @@ def test_kill_9_goes_on_to_the_same_checksum(prepared, small_set, tmp_path, warm
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finished = warm_python.run(command, children=True, check=True, text=True)
+    finished = warm_python.run(command, check=True, text=True)
     assert f"{len(SMALL)} clips" in finished.stdout
     assert ClipDataset(tmp_path / "dataset").checksum == ClipDataset(prepared).checksum
 

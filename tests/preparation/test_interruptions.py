@@ -67,7 +67,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(prepared, small_set, tmp_pa
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "dataset.partial").glob("spool-*"))
     assert "skipped" not in (tmp_path / "dataset.partial" / "journal.jsonl").read_text()
-    warm_python.run(command, children=True, check=True)
+    warm_python.run(command, check=True)
     assert ClipDataset(tmp_path / "dataset").checksum == ClipDataset(prepared).checksum
 
 
@@ -211,8 +211,7 @@ def test_processes_that_prepare_one_dataset_at_once(prepared, small_set, tmp_pat
     folder, annotations = small_set
     command = prepare_command(listing(tmp_path / "list.csv", annotations), folder, tmp_path / "dataset")
     processes = [
-        warm_python.popen(command, children=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        warm_python.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert any(code == 0 for _, code in ends)

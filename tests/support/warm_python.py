@@ -2,8 +2,8 @@
 
 Most of what a test's `python -m avdistill ...` costs are imports. A process of this module is one of its own in all
 else: a child of the test's, with its own descriptors, environment, folder, process group, limits, signals and exit
-code. What a fresh interpreter does is tested where `subprocess` starts it. With `children` what it starts with its
-interpreter (by `subprocess`, or the fork server of `multiprocessing`) is forked as well.
+code. What a fresh interpreter does is tested where `subprocess` starts it; so are the processes that such a process
+starts itself.
 
 python warm_python.py DESCRIPTOR MODULE ...
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
-import multiprocessing.util
 import os
 import pickle
 import runpy
@@ -22,7 +21,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +34,9 @@ _MOST_BYTES, _MOST_DESCRIPTORS = 1 << 17, 16
 class WarmPython:
     """A server, started with the first process; a context manager."""
 
-    def __init__(self, *modules: str, channel: socket.socket | None = None) -> None:
-        self._modules, self._lock, self._channel = modules, threading.Lock(), channel
+    def __init__(self, *modules: str) -> None:
+        self._modules, self._lock = modules, threading.Lock()
+        self._channel: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -48,9 +47,9 @@ class WarmPython:
             self._channel.close()
             self._server.wait()
 
-    def popen(self, words: list[str], *, children: bool = False, **options: Any) -> subprocess.Popen[Any]:
+    def popen(self, words: list[str], **options: Any) -> subprocess.Popen[Any]:
         """`subprocess.Popen` of `[sys.executable, "-c" | "-m" | script, ...]`."""
-        return _Process(self, words, children, **options) if AVAILABLE else subprocess.Popen(words, **options)
+        return _Process(self, words, **options) if AVAILABLE else subprocess.Popen(words, **options)
 
     def run(self, words: list[str], *, timeout: float | None = None, check: bool = False, **options: Any) -> Any:
         """`subprocess.run` of the same, with both outputs captured."""
@@ -98,8 +97,8 @@ def _adopt_orphans(wanted: bool) -> None:
 class _Process(subprocess.Popen):
     """All but the start is `subprocess`'s own."""
 
-    def __init__(self, server: WarmPython, words: list[str], children: bool = False, **options: Any) -> None:
-        self._server, self._children = server, children
+    def __init__(self, server: WarmPython, words: list[str], **options: Any) -> None:
+        self._server = server
         super().__init__(words, **options)
 
     def _execute_child(
@@ -116,7 +115,6 @@ class _Process(subprocess.Popen):
             "process_group": 0 if start_new_session else process_group,
             "umask": os.umask(0o22),
             "descriptors": [0, 1, 2, *pass_fds],
-            "children": self._children,
         }
         os.umask(request["umask"])
         standard = [number if given == -1 else given for number, given in enumerate((p2cread, c2pwrite, errwrite))]
@@ -136,13 +134,9 @@ def serve(descriptor: int, modules: list[str]) -> list[str]:
     tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
     threads = {(task / "comm").read_text().strip() for task in tasks}
     assert threads <= {"jemalloc_bg_thd"}, "a thread would be missing after a fork"  # jemalloc minds forks itself
-    os.fsync = os.fstat  # type: ignore[assignment]  # nobody waits for disks, as in conftest.py
     gc.collect()
     gc.freeze()
-    return _answer(socket.socket(fileno=descriptor), paths)
-
-
-def _answer(server: socket.socket, paths: list[str]) -> list[str]:
+    server = socket.socket(fileno=descriptor)
     while True:
         message, descriptors, _, _ = socket.recv_fds(server, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not message:
@@ -176,44 +170,11 @@ def _settle(request: dict[str, Any], descriptors: list[int], paths: list[str]) -
     for each, number in zip(away, request["descriptors"], strict=True):
         os.dup2(each, number)
         os.close(each)
-    if request["children"]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:  # a server of this process's own, which ends with it
-            os.setpgid(0, 0)
-            ours.close()
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for number in request["descriptors"]:
-                os.dup2(nothing, number)
-            return _answer(theirs, paths)
-        theirs.close()
-        _fork_children(WarmPython(channel=ours))
     return request["words"]
-
-
-def _fork_children(server: WarmPython) -> None:
-    """Have this process start others by a server where they are Python."""
-    fresh = subprocess.Popen
-
-    def popen(args: Any, **options: Any) -> Any:
-        warm = isinstance(args, list | tuple) and args[0] == sys.executable and options.get("preexec_fn") is None
-        return _Process(server, args, **options) if warm else fresh(args, **options)
-
-    def spawn(path: str, args: list[str], passed: Sequence[int]) -> int:
-        program = args[args.index("-c") :]
-        about = {"env": dict(os.environ), "cwd": os.getcwd(), "process_group": -1, "umask": 0o22, "children": False}
-        return server.fork(about | {"words": program, "descriptors": [0, 1, 2, *passed]}, [0, 1, 2, *passed])
-
-    subprocess.Popen = popen  # type: ignore[assignment, misc]
-    multiprocessing.util.spawnv_passfds = spawn  # type: ignore[attr-defined]
-    torchrun = sys.modules.get("torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler")
-    if torchrun is not None:
-        vars(torchrun)["Popen"] = popen
 
 
 def main() -> None:
     what, *sys.argv = serve(int(sys.argv[1]), sys.argv[2:])
-    if what == "-u":  # as torchrun has it; what is printed is read at the end
-        what, *sys.argv = sys.argv
     if what == "-c":
         program, sys.argv[0] = sys.argv[0], "-c"
         sys.modules["__main__"] = ModuleType("__main__")

@@ -96,7 +96,7 @@ def _relevant_ranks(
 
     def share_a_label(part: slice) -> Tensor:
         if query_labels.ndim == 1:
-            return torch.from_numpy(query_labels[part, None].cpu().numpy() == gallery_labels.cpu().numpy())
+            return query_labels[part, None] == gallery_labels
         return query_labels[part].float() @ gallery_labels.float().T > 0
 
     return relevant_ranks(queries, gallery, share_a_label, block=block)
