@@ -1,0 +1,220 @@
+"""Tables of the UCF51 study, of `distill` on its videos, of the checkpoints; each function is one of that name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import choosing
+import ucf51_metrics
+from avdistill.evaluation.statistics import interval
+from avdistill.reporting.tables import markdown_table, summarize
+from reading import ROOT, read, with_interval
+from tables_studies import study_runs
+
+#: a folder of `checkpoints/` begins with -> what its student does
+CHECKPOINTS = {
+    "grid_s1_lips": "video of a mouth to a word of GRID, one speaker",
+    "ucf51_14_audio": "audio to an action of UCF51, 14 classes",
+    "ucf51_14": "video to an action of UCF51, 14 classes",
+}
+
+
+def checkpoints() -> str:
+    """Every student in `checkpoints/`: what it does, how large it is, how accurate, and what its teacher brought."""
+    study, rows = ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51.csv"), []
+    written = (ROOT / "results" / "checkpoints.json").is_file()
+    trained = {row["name"]: row for row in read("checkpoints")["rows"]} if written else {}
+    for folder in sorted((ROOT / "checkpoints").iterdir()):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = folder / "model.safetensors"
+        header = json.loads(weights.read_bytes()[8 : 8 + int.from_bytes(weights.read_bytes()[:8], "little")])
+        shapes = [each["shape"] for name, each in header.items() if name != "__metadata__" and "running" not in name]
+        row: dict[str, Any] = {
+            "name": f"[{folder.name}](../checkpoints/{folder.name}/README.md)",
+            "task": next(what for name, what in CHECKPOINTS.items() if folder.name.startswith(name)),
+            "model": config["model"],
+            "parameters": sum(math.prod(shape) for shape in shapes if shape) / 1e6,
+            "megabytes": weights.stat().st_size / 1e6,
+        }
+        if folder.name in trained:
+            of = trained[folder.name]
+            row |= {"top1": with_interval(of["top1_accuracy"]), "map": with_interval(of["map"])}
+            row |= {
+                f"{name}_ahead": with_interval(of[f"{name}_ahead"], signed=True) for name in ("top1_accuracy", "map")
+            }
+        else:
+            row |= _of_study(study, folder.name.removeprefix("ucf51_14_"))
+        rows.append(row)
+    columns = {"name": "checkpoint", "task": "what it does", "model": "network", "parameters": "M parameters"}
+    columns |= {"megabytes": "MB", "top1": "top-1", "top1_accuracy_ahead": "top-1 over no teacher"}
+    return markdown_table(rows, columns | {"map": "mAP of retrieval", "map_ahead": "mAP over no teacher"})
+
+
+def _of_study(metrics: ucf51_metrics.Metrics, method: str) -> dict[str, str]:
+    """What the card of a student of the UCF51 study says: split 1, seed 0."""
+    condition = ucf51_metrics.ALL_LABELS
+    runs = {name: {(1, 0): metrics.runs(condition, name)[1, 0]} for name in (method, "supervised")}
+    only, found = ucf51_metrics.Metrics([row for each in runs.values() for row in each.values()]), {}
+    for of, name in ucf51_metrics.PER_CLIP.items():
+        videos, values = ucf51_metrics.per_clip(runs[method], [(1, 0)], of)
+        found["top1" if name == "top1_accuracy" else name] = with_interval(vars(interval(values, videos)))
+        ahead = only.difference(condition, method, "supervised", of)
+        assert ahead is not None
+        found[f"{name}_ahead"] = ucf51_metrics.signed(ahead)
+    return found
+
+
+@cache
+def _ucf51() -> ucf51_metrics.Metrics:
+    return ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51.csv")
+
+
+def ucf51_claim() -> str:
+    """What audio gains on real videos, in two sentences."""
+    said = []
+    for condition, method in ((ucf51_metrics.FEW_LABELS, "robust_csc"), (ucf51_metrics.ALL_LABELS, "mnf_csc")):
+        gains = [
+            f"{100 * gain.mean:.1f} points of {name} (95% interval {100 * gain.low:.1f} to {100 * gain.high:.1f})"
+            for of, name in {"correct": "top-1 accuracy", "average_precision": "retrieval mAP"}.items()
+            if (gain := _ucf51().difference(condition, method, "supervised", of)) is not None
+        ]
+        splits = len({split for split, _ in _ucf51().runs(condition, method)})
+        said.append(f"{' and '.join(gains)} ({splits} of UCF101's 3 splits)")
+    few, every = said
+    return (
+        f"With 10 labels a class, a small video student gains {few} from the audio (`robust_csc` over the same "
+        f"training without audio). With every clip labeled, the paper's method `mnf_csc` gains {every}. Fourteen "
+        "classes of UCF51, the paper's audio teacher, one run a split; intervals over source videos."
+    )
+
+
+def ucf51_gain() -> str:
+    """What the audio gains, in one sentence."""
+    gain = _ucf51().difference(ucf51_metrics.FEW_LABELS, "robust_csc", "supervised", "correct")
+    if gain is None:
+        return "No run has ended yet."
+    splits = len({split for split, _ in _ucf51().runs(ucf51_metrics.FEW_LABELS, "robust_csc")})
+    return (
+        "On real videos with 10 labels a class, the audio makes a small video network, trained from scratch, "
+        f"{100 * gain.mean:.1f} points better in top-1 accuracy (95% interval {100 * gain.low:.1f} to "
+        f"{100 * gain.high:.1f}; `robust_csc` over the same training without audio, 14 classes of UCF51, {splits} "
+        "splits, [all runs](docs/results/ucf51.md))."
+    )
+
+
+def _ucf51_table(condition: ucf51_metrics.Condition) -> str:
+    columns = {
+        "method": "method",
+        "n": "runs",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_ahead": "top-1 over supervised",
+    }
+    columns |= {"mean_class_accuracy": "class mean", "hit@1": "hit@1", "map": "mAP", "map_ahead": "mAP over supervised"}
+    return markdown_table(_ucf51().table(condition), columns | {"expected_calibration_error": "ECE"})
+
+
+def ucf51_all() -> str:
+    """UCF51, 14 classes: every clip labeled."""
+    return _ucf51_table(ucf51_metrics.ALL_LABELS)
+
+
+def ucf51_few() -> str:
+    """UCF51, 14 classes: 10 labels a class, the other clips unlabeled."""
+    return _ucf51_table(ucf51_metrics.FEW_LABELS)
+
+
+def own_videos_made() -> str:
+    """What `distill` found in a folder whose truth is known."""
+    found = read("own_videos")["made"]
+    return (
+        f"In {found['seconds']} s on {found['environment']['cores']} cores: {found['unreadable_named']} of 2 "
+        f"unreadable files, {found['copies_named']} of 10 re-uploads ({found['pairs_named']} pairs named), "
+        f"{found['listed_wrong_audio']} of {found['wrong_audio']} clips with wrong audio among {found['listed']} "
+        f"listed. With {found['test_clips']} test clips no student's gain can be shown."
+    )
+
+
+def own_videos() -> str:
+    """`distill` on UCF51's videos: the rows of its report, and how far ahead the delivered student is."""
+    found = read("own_videos")["ucf51"]
+    columns = {"method": "method", "n": "seeds", "top1_accuracy": "top-1", "interval": "95% interval", "map": "mAP"}
+    names = {"supervised": "supervised", "linear_probe": "the linear probe on the teacher"}
+    ahead = ", ".join(
+        f"{100 * each['mean']:+.1f} points over {names[name]} (95% interval {100 * each['low']:.1f} to "
+        f"{100 * each['high']:.1f})"
+        for name, each in found["ahead_of"].items()
+    )
+    last = f"`{found['delivered']}`: {ahead}; {found['test_clips']} test clips of {found['test_groups']} source videos."
+    return markdown_table(found["methods"], columns) + "\n\n" + last
+
+
+def ucf51_pretrained() -> str:
+    """The student from ImageNet's weights, every clip labeled."""
+    return _ucf51_table(ucf51_metrics.PRETRAINED_ALL)
+
+
+def ucf51_pretrained_few() -> str:
+    """The student from ImageNet's weights, with 10 labels a class."""
+    return _ucf51_table(ucf51_metrics.PRETRAINED_FEW)
+
+
+def ucf51_probes() -> str:
+    """UCF51, 14 classes: linear probes of frozen networks."""
+    rows = [row | {"seed": row["split"]} for row in _ucf51().rows if row["method"] == "linear_probe"]
+    columns = {"student": "frozen features", "labels": "labels a class", "n": "splits", "top1_accuracy": "top-1"}
+    lines = summarize(rows, by=("student", "labels"), values=("top1_accuracy", "map"))
+    return markdown_table(lines, columns | {"map": "mAP"})
+
+
+def ucf51_mismatched() -> str:
+    """UCF51, 14 classes: every clip labeled, 40% of the training clips with the audio of another class."""
+    return _ucf51_table(ucf51_metrics.MISMATCHED)
+
+
+def ucf51_few_mismatched() -> str:
+    """UCF51, 14 classes: 10 labels a class, and 40% of the training clips with the audio of another class."""
+    return _ucf51_table(ucf51_metrics.FEW_AND_MISMATCHED)
+
+
+def ucf51_ranks() -> str:
+    """Mean ranks over all conditions."""
+    columns = {"method": "method", "rank": "mean rank", "contests": "contests"}
+    return markdown_table(_ucf51().ranks(ucf51_metrics.CONDITIONS), columns)
+
+
+def ucf51_trials() -> str:
+    """The runs that settings were chosen by."""
+    columns = {"labels": "labels a class", "mismatched": "mismatched", "student": "student", "setting": "method"}
+    columns |= {"learning_rate": "learning rate", "top1_accuracy": "top-1", "map": "mAP"}
+    return markdown_table(ucf51_metrics.Metrics.read(ROOT / "results" / "ucf51_tuning.csv").rows, columns)
+
+
+def which_method() -> str:
+    """Which methods are shown to help, in which situation."""
+    return markdown_table(choosing.rows(study_runs(), _ucf51()), choosing.COLUMNS)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        checkpoints,
+        ucf51_claim,
+        ucf51_gain,
+        ucf51_all,
+        ucf51_few,
+        own_videos_made,
+        own_videos,
+        ucf51_pretrained,
+        ucf51_pretrained_few,
+        ucf51_probes,
+        ucf51_mismatched,
+        ucf51_few_mismatched,
+        ucf51_ranks,
+        ucf51_trials,
+        which_method,
+    )
+}
