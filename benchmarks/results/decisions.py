@@ -3,9 +3,9 @@
     python benchmarks/results/decisions.py --demo DIR --work DIR
 
 `--demo` is the folder of `avdistill demo`, whose students are trained without decisions. Its training clips are audited
-from frozen YAMNet and EfficientNet-Lite0 features, no label seen; the audio of clips that score at least the threshold
-is dropped, and the same students are trained again (same seeds, steps and test clips). The threshold is 0.5, the score
-of unrelated audio; no other was tried.
+from frozen YAMNet and EfficientNet-Lite0 features (five frames of 160 x 160 a clip), no label seen; the audio of clips
+that score at least the threshold is dropped, and the same students are trained again (same seeds, steps and test
+clips). The threshold is 0.5, the score of unrelated audio; no other was tried.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from avdistill.dataset.decisions import DROP_AUDIO, write_decisions
 from avdistill.dataset.splits import labeled_clips
 from avdistill.evaluation.statistics import paired_difference
 from avdistill.fsio import write_json
+from avdistill.inputs import VideoInput
 from avdistill.teachers.extraction import embed
 from avdistill.teachers.registry import load_teacher
 from avdistill.training.recipes import RECIPES
 from avdistill.training.run_dir import machine
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-ENCODERS = {"yamnet": "yamnet", "lite0": "efficientnet_lite0"}
+FRAME = VideoInput(frames=1, size=(160, 160))
 THRESHOLD, SEEDS, WINDOWS = 0.5, (0, 1, 2), 5
 
 
@@ -48,9 +49,10 @@ def main() -> None:
     folder = a.work / "dataset"
     if not folder.is_dir():
         shutil.copytree(a.demo / "dataset", folder)
-    for name, encoder in ENCODERS.items():
+    encoders = {"yamnet": load_teacher("yamnet"), "lite0": replace(load_teacher("efficientnet_lite0"), view=FRAME)}
+    for name, encoder in encoders.items():
         if name not in ClipDataset(folder).teachers:
-            embed(ClipDataset(folder), load_teacher(encoder), name, windows=WINDOWS)
+            embed(ClipDataset(folder), encoder, name, windows=WINDOWS)
     dataset = ClipDataset(folder)
     audit = audit_dataset(dataset, audio_features="yamnet", video_features="lite0", split="train")
     decisions = decide(audit, THRESHOLD)
