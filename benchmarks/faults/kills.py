@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def killed_synthesize(pipeline: Pipeline) -> str:
 
 def _holds(folder: Path, pattern: str, count: int) -> bool:
     """Whether a folder holds so many files that are not empty, or folders, of a pattern."""
-    return sum(path.is_dir() or path.stat().st_size > 0 for path in folder.glob(pattern) if path.exists()) >= count
+    found = 0
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # a temporary file that got its name meanwhile
+            found += path.is_dir() or path.stat().st_size > 0
+    return found >= count
 
 
 def killed_compare(pipeline: Pipeline) -> str:
