@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from avdistill.analysis.distill import encoders, plan
 from avdistill.analysis.distill.baselines import baseline_rows, centroid_scores
 from avdistill.analysis.distill.config import DistillConfig
+from avdistill.analysis.distill.pipeline import distill
 from avdistill.analysis.distill.plan import METHODS, choose_runs
 from avdistill.analysis.distill.videos import arrange, held_out_groups, list_videos, merged_groups
 from avdistill.cli import main
@@ -32,6 +34,7 @@ from avdistill.errors import DatasetError
 from avdistill.preparation.duplicates import Duplicate
 from support.chromium import opened
 from support.distill_cases import BROKEN, COPY, LABELED, NAMES, make_small, make_videos
+from support.inline_executor import InlineExecutor
 
 TESTS = Path(__file__).resolve().parents[1]
 SAME = ("methods", "skipped", "copies", "audit", "suspicious", "test_clips", "test_groups", "delivered")
@@ -152,6 +155,16 @@ def test_killed_and_started_again_it_ends_with_the_same_metrics(distilled, video
     assert main(words) == 0
     killed, whole = results(out), results(distilled[0])
     assert {key: killed[key] for key in SAME} == {key: whole[key] for key in SAME}
+
+
+def test_on_machines_of_a_cluster_it_ends_with_the_same_metrics(distilled, videos, tmp_path):
+    """Parts of the preparation and of `embed`, and each training run, are tasks of an executor."""
+    executor, labels = InlineExecutor(), videos.parent / "labels.csv"
+    config = DistillConfig(videos=videos, labels=labels, out=tmp_path / "out")
+    found = distill(config, bar=progress_bar, executor=executor, parts=3)
+    whole = results(distilled[0])
+    assert {key: found[key] for key in SAME} == {key: whole[key] for key in SAME}
+    assert Counter(executor.order) == {"prepare_part": 3, "embed_share": 3, "do_job": 3}
 
 
 def test_a_folder_of_another_call_is_refused(distilled, videos, capsys):

@@ -26,7 +26,7 @@ class InlineExecutor:
         return [key for key, _, _ in self._tasks]
 
     def start(self, key: Hashable, function: Callable[..., Any], *arguments: Any, gpu: bool = False) -> None:
-        assert gpu == function.__name__.startswith("embed")
+        assert gpu == function.__name__.startswith(("embed", "do_job"))
         self._tasks.append((key, function, arguments))
 
     def collect(self) -> list[Ended]:
