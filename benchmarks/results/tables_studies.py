@@ -11,7 +11,7 @@ import study
 from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
 from avdistill.analysis.benchmark.report import read_lines
 from avdistill.reporting.tables import markdown_table, summarize
-from reading import read
+from reading import read, with_interval
 from study_metrics import Metrics
 
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
@@ -142,6 +142,18 @@ def audit_without_a_run() -> str:
         row.setdefault("auroc_oracle_with_labels", math.nan)  # the labels of GRID's sentences are not known
     lines = summarize(rows, by=by, values=tuple(columns)[3:])
     return markdown_table([{k: None if v != v else v for k, v in line.items()} for line in lines], columns)
+
+
+def decisions() -> str:
+    """The demo's students with and without the audio that an audit found suspicious, no label seen."""
+    found = read("decisions")
+    rows = [row | {"gain": with_interval(row | {"mean": row["difference"]}, signed=True)} for row in found["methods"]]
+    columns = {"method": "method", "top1_without": "top-1 with all audio", "top1_with": "with decisions"}
+    said = (
+        f"Of {found['audited']} training clips with audio, {found['mismatched']} have another video's; the threshold "
+        f"{found['threshold']} drops the audio of {found['dropped']}, {found['dropped_mismatched']} of them rightly."
+    )
+    return markdown_table(rows, columns | {"gain": "difference"}) + "\n\n" + said
 
 
 def suggest() -> str:
@@ -335,6 +347,7 @@ TABLES: dict[str, Callable[[], str]] = {
         methods_unrelated,
         audit,
         audit_without_a_run,
+        decisions,
         suggest,
         study_grid,
         study_boxes,
