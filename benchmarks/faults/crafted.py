@@ -12,10 +12,11 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -72,14 +73,10 @@ class Case:
     words: tuple[str, ...]
 
 
-def make_case(good: Good, folder: Path, marker: Path, victim: Path, seed: int, kind: str | None = None) -> Case:
-    """Case number `seed`, made in the empty `folder`; its code would make `marker`, its links lead to `victim`.
-
-    Args:
-        kind: of `KINDS`; by default they take turns.
-    """
+def make_case(good: Good, folder: Path, marker: Path, victim: Path, seed: int) -> Case:
+    """Case number `seed`, made in the empty `folder`; its code would make `marker`, its links lead to `victim`."""
     rng = np.random.default_rng([17, seed])
-    kind = kind or KINDS[seed % len(KINDS)]
+    kind = KINDS[seed % len(KINDS)]
     copy = replace(good, dataset=folder / "dataset", run=folder / "run")
     shutil.copytree(good.dataset, copy.dataset)
     shutil.copytree(good.run, copy.run)
@@ -244,8 +241,17 @@ def _run_here(case: Case, log: Path) -> None:
         os._exit(code)
 
 
-def faults_of(good: Good, work: Path, seeds: Iterable[int], kind: str | None = None) -> list[str]:
-    """A line for each case that broke a promise; `kind` as in `make_case`."""
+def faults_of(good: Good, work: Path, seeds: range) -> list[str]:
+    """A line for each case that broke a promise.
+
+    Cases are forks of a new process: one of a process whose OpenMP or gradients had threads waits for them forever.
+    """
+    words = [*map(str, vars(good).values()), str(work), str(seeds.start), str(seeds.stop)]
+    subprocess.run([sys.executable, __file__, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    return list(json.loads((work / "faults.json").read_text(encoding="utf-8")))
+
+
+def _faults_of_forks(good: Good, work: Path, seeds: range) -> list[str]:
     for module in _USED:  # once, not in every process
         import_module(module)
     wrong = []
@@ -256,7 +262,7 @@ def faults_of(good: Good, work: Path, seeds: Iterable[int], kind: str | None = N
             each.mkdir(parents=True)
         victim, marker = outside / "victim", work / "marker"
         victim.write_text("precious")
-        case = make_case(good, folder, marker, victim, seed, kind)
+        case = make_case(good, folder, marker, victim, seed)
         code, text = run_case(case, work / "log")
         found = []
         if code not in (0, 1, 2):
@@ -272,3 +278,9 @@ def faults_of(good: Good, work: Path, seeds: Iterable[int], kind: str | None = N
             found.append("a file outside was touched")
         wrong += [f"case {seed} ({case.name}): {each}" for each in found]
     return wrong
+
+
+if __name__ == "__main__":
+    *files, out = map(Path, sys.argv[1:6])
+    found = _faults_of_forks(Good(*files), out, range(*map(int, sys.argv[6:])))
+    (out / "faults.json").write_text(json.dumps(found), encoding="utf-8")
