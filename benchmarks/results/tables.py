@@ -2,7 +2,7 @@
 
     python benchmarks/results/tables.py [--check] [README.md docs/results.md ...]
 
-Without names: every document, and the images in `docs/images`.
+Without names: every document, cards in `checkpoints` among them, and the images in `docs/images`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of a file `tables_*.py`.
 """
@@ -38,7 +38,11 @@ def main() -> int:
     parser.add_argument("documents", nargs="*")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where something differs")
     arguments = parser.parse_args()
-    documents = [ROOT / name for name in arguments.documents] or [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    documents = [ROOT / name for name in arguments.documents] or [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "checkpoints").rglob("*.md"),
+    ]
     differing = [] if arguments.documents else plots.differing(write=not arguments.check)
     for path in documents:
         text = path.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from avdistill.reporting.tables import markdown_table
@@ -172,6 +173,20 @@ def small_models() -> str:
     return markdown_table(_small_models(measured=True), columns)
 
 
+def int8_of(checkpoint: str) -> str:
+    """A checkpoint's accuracy, size and time by PyTorch and by onnxruntime, for its card."""
+    row = next(each for each in _small_models(measured=True) if each["name"] == checkpoint)
+    rows = [
+        {"form": form, "top1": row.get(name), "mb": row.get(f"mb_{name}"), "ms": row[f"one_{name}"]}
+        for name, form in (("torch", "PyTorch"), ("float32", "ONNX, float32"), ("int8", "ONNX, int8"))
+    ]
+    columns = {"form": "form", "top1": "top-1", "mb": "MB", "ms": "ms a window, one core"}
+    return (
+        f"{markdown_table(rows, columns)}\n\nint8 over float32: top-1 {row['difference']}; {row['all_ratio']:.2f} times as "
+        "fast on two cores. ([How it was measured](../../docs/performance.md#exported-students).)"
+    )
+
+
 def small_families() -> str:
     """A network of every family as ONNX and int8: size and time."""
     columns = {"name": "network, random weights", "window": "window", "parameters": "M parameters"}
@@ -234,3 +249,4 @@ TABLES: dict[str, Callable[[], str]] = {
         million,
     )
 }
+TABLES |= {f"int8_{name}": partial(int8_of, name) for name in ("ucf51_14_mnf_csc", "ucf51_14_robust_csc")}
