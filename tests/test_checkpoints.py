@@ -11,6 +11,7 @@ import avdistill
 from avdistill.annotations import Annotation
 from avdistill.cli import main
 from avdistill.preparation.prepare import PrepareConfig, prepare
+from support.media_files import SMALL
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 FOLDERS = sorted(CHECKPOINTS.glob("*"))
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.skipif(not FOLDERS, reason="checkpoints/ is not here: a
 def test_a_checkpoint_is_used_as_its_card_says(folder, small_set, tmp_path, capsys):
     student = avdistill.Student.from_pretrained(folder, region="whole")  # the lip reader's is larger than these videos
     files, annotations = small_set
+    annotations = [clip for clip, (*_, audio) in zip(annotations, SMALL, strict=True) if audio == "tone"]
     first = files / annotations[0].path
     predicted = student.predict(first)
     assert student.embed(first).shape == (student.network.embedding_dim,)

@@ -181,10 +181,9 @@ def int8_of(checkpoint: str) -> str:
         for name, form in (("torch", "PyTorch"), ("float32", "ONNX, float32"), ("int8", "ONNX, int8"))
     ]
     columns = {"form": "form", "top1": "top-1", "mb": "MB", "ms": "ms a window, one core"}
-    return (
-        f"{markdown_table(rows, columns)}\n\nint8 over float32: top-1 {row['difference']}; {row['all_ratio']:.2f} times as "
-        "fast on two cores. ([How it was measured](../../docs/performance.md#exported-students).)"
-    )
+    said = f"int8 over float32: top-1 {row['difference']}; {row['all_ratio']:.2f} times as fast on two cores."
+    how = "([How it was measured](../../docs/performance.md#exported-students).)"
+    return f"{markdown_table(rows, columns)}\n\n{said} {how}"
 
 
 def small_families() -> str:
