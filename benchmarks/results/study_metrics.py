@@ -5,14 +5,16 @@ Differences are paired by seed and test clip; their 95% intervals come from a bo
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from avdistill.analysis.benchmark.report import read_lines
 from avdistill.evaluation.statistics import Estimate, paired_difference
-from study import DATA, TOLD
+from study import DATA, RESULTS, TOLD, study_rows
 
 Run = dict[str, Any]
 #: a method counts as worse than no distillation where the interval is below zero and the mean below this
@@ -199,3 +201,9 @@ class Metrics:
 
 def _told(d: Estimate) -> str:
     return f"{d.low:+.3f} to {d.high:+.3f}"
+
+
+def study_runs() -> Metrics:
+    """Every run of the study on GRID, boxes and synthetic videos."""
+    runs = study_rows(read_lines(RESULTS / "runs.jsonl", "method"))
+    return Metrics(runs, json.loads((RESULTS / "test_clips.json").read_text(encoding="utf-8")))

@@ -4,7 +4,7 @@
 
 Without names: every document, cards in `checkpoints` among them, and the images in `docs/images`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a function of a file `tables_*.py`.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is a public function of a file `tables_*.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from inspect import isfunction
 
 import plots
 import tables_performance
@@ -20,7 +21,12 @@ import tables_studies
 import tables_ucf51
 from reading import ROOT
 
-TABLES: dict[str, Callable[[], str]] = tables_performance.TABLES | tables_studies.TABLES | tables_ucf51.TABLES
+TABLES: dict[str, Callable[[], str]] = {
+    name: function
+    for module in (tables_performance, tables_studies, tables_ucf51)
+    for name, function in vars(module).items()
+    if isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+}
 
 
 def filled(text: str) -> str:

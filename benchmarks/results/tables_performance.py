@@ -1,9 +1,7 @@
-"""Tables of docs/performance.md and of what follows from its rates; each function is one of that name."""
+"""Tables of docs/performance.md and of what follows from its rates; each public function is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from avdistill.reporting.tables import markdown_table
@@ -173,8 +171,18 @@ def small_models() -> str:
     return markdown_table(_small_models(measured=True), columns)
 
 
-def int8_of(checkpoint: str) -> str:
-    """A checkpoint's accuracy, size and time by PyTorch and by onnxruntime, for its card."""
+def int8_ucf51_14_mnf_csc() -> str:
+    """On the card of that checkpoint."""
+    return _int8("ucf51_14_mnf_csc")
+
+
+def int8_ucf51_14_robust_csc() -> str:
+    """On the card of that checkpoint."""
+    return _int8("ucf51_14_robust_csc")
+
+
+def _int8(checkpoint: str) -> str:
+    """Accuracy, size and time by PyTorch and by onnxruntime."""
     row = next(each for each in _small_models(measured=True) if each["name"] == checkpoint)
     rows = [
         {"form": form, "top1": row.get(name), "mb": row.get(f"mb_{name}"), "ms": row[f"one_{name}"]}
@@ -232,20 +240,3 @@ def million() -> str:
         "disk": "GB on the disk",
     }
     return f"{markdown_table(lines, head)}\n\nThe videos themselves take {source:.1f} TB."
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table
-    for table in (
-        search,
-        performance,
-        performance_students,
-        performance_step,
-        performance_clip,
-        performance_limits,
-        small_models,
-        small_families,
-        million,
-    )
-}
-TABLES |= {f"int8_{name}": partial(int8_of, name) for name in ("ucf51_14_mnf_csc", "ucf51_14_robust_csc")}

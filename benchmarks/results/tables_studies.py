@@ -1,18 +1,14 @@
-"""Tables of all other studies, the demo, the audits and the fault list; each function is one of that name."""
+"""Tables of all other studies, the demo, the audits and the fault list; each public function is one."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from typing import Any
 
-import study
 from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
-from avdistill.analysis.benchmark.report import read_lines
 from avdistill.reporting.tables import markdown_table, summarize
 from reading import read, with_interval
-from study_metrics import Metrics
+from study_metrics import study_runs
 
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
 COLUMNS = {
@@ -23,6 +19,13 @@ COLUMNS = {
     "mean_class_accuracy": "class mean",
     "hit@1": "hit@1",
     "map": "mAP",
+}
+SETTING_COLUMNS = {
+    "method": "method",
+    "setting": "setting",
+    "n": "seeds",
+    "top1_accuracy": "top-1",
+    "top1_accuracy_std": "± (seeds)",
 }
 
 
@@ -47,7 +50,7 @@ def _demo(told: Any) -> str:
     rows = [*summarize(told["students"], values=METRICS), teacher]
     for row in rows:
         ahead = told["differences"].get(row["method"])
-        row["ahead"] = ahead and "{mean:+.3f} ({low:+.3f} to {high:+.3f})".format(**ahead)
+        row["ahead"] = ahead and with_interval(ahead, signed=True)
     return markdown_table(rows, COLUMNS | {"ahead": "top-1 over supervised (95% interval)"})
 
 
@@ -72,14 +75,7 @@ def demo_difficulty() -> str:
 def demo_choices() -> str:
     """Settings tried on other data and seeds than the demo's."""
     rows = summarize(read("demo_choices")["students"], by=("method", "setting"), values=("top1_accuracy",))
-    columns = {
-        "method": "method",
-        "setting": "setting",
-        "n": "seeds",
-        "top1_accuracy": "top-1",
-        "top1_accuracy_std": "± (seeds)",
-    }
-    return markdown_table(rows, columns)
+    return markdown_table(rows, SETTING_COLUMNS)
 
 
 def faults() -> str:
@@ -166,12 +162,6 @@ def suggest() -> str:
     rows = [row | {"way": names[row["way"]], "seed": (row["split"], row["seed"])} for row in read("suggest")["rows"]]
     columns = {"way": "50 labels", "n": "splits x seeds", "top1_accuracy": "top-1", "top1_accuracy_std": "±"}
     return markdown_table(summarize(rows, by=("way",), values=("top1_accuracy",)), columns)
-
-
-def study_runs() -> Metrics:
-    """Every run of the study on GRID, boxes and synthetic videos."""
-    runs = study.study_rows(read_lines(study.RESULTS / "runs.jsonl", "method"))
-    return Metrics(runs, json.loads((study.RESULTS / "test_clips.json").read_text(encoding="utf-8")))
 
 
 def _study_accuracy(data: str) -> str:
@@ -265,14 +255,7 @@ def study_tuning() -> str:
     rows = summarize(told["trials"], by=("method", "setting"))
     for row in rows:
         row["chosen"] = "chosen" if told["chosen"][row["method"]] == row["setting"] else ""
-    columns = {
-        "method": "method",
-        "setting": "setting",
-        "n": "seeds",
-        "top1_accuracy": "top-1",
-        "top1_accuracy_std": "± (seeds)",
-    }
-    return markdown_table(rows, columns | {"chosen": ""})
+    return markdown_table(rows, SETTING_COLUMNS | {"chosen": ""})
 
 
 def study_apart() -> str:
@@ -331,40 +314,3 @@ def tagging() -> str:
     rows = [row for row in read("reverse")["students"] if "top1_accuracy" not in row]
     columns = {"method": "method", "n": "seeds", "map": "mAP", "auc": "AUC", "d_prime": "d-prime"}
     return markdown_table(summarize(rows, values=("map", "auc", "d_prime")), columns)
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table
-    for table in (
-        demo,
-        demo_scalar,
-        grid,
-        demo_difficulty,
-        demo_choices,
-        faults,
-        reverse,
-        methods_clean,
-        methods_unrelated,
-        audit,
-        audit_without_a_run,
-        decisions,
-        suggest,
-        study_grid,
-        study_boxes,
-        study_synthetic,
-        study_asked,
-        study_means_grid,
-        study_means_others,
-        study_gap,
-        study_kept,
-        study_robust,
-        study_found,
-        study_tuning,
-        study_apart,
-        ablation_grid,
-        ablation_boxes,
-        yamnet,
-        named_teachers,
-        tagging,
-    )
-}

@@ -1,10 +1,9 @@
-"""Tables of the UCF51 study, of `distill` on its videos, of the checkpoints; each function is one of that name."""
+"""Tables of the UCF51 study, of `distill` on its videos and of the checkpoints; each public function is one."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,7 @@ import ucf51_metrics
 from avdistill.evaluation.statistics import interval
 from avdistill.reporting.tables import markdown_table, summarize
 from reading import ROOT, read, with_interval
-from tables_studies import study_runs
+from study_metrics import study_runs
 
 #: a folder of `checkpoints/` begins with -> what its student does
 CHECKPOINTS = {
@@ -196,25 +195,3 @@ def ucf51_trials() -> str:
 def which_method() -> str:
     """Which methods are shown to help, in which situation."""
     return markdown_table(choosing.rows(study_runs(), _ucf51()), choosing.COLUMNS)
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table
-    for table in (
-        checkpoints,
-        ucf51_claim,
-        ucf51_gain,
-        ucf51_all,
-        ucf51_few,
-        own_videos_made,
-        own_videos,
-        ucf51_pretrained,
-        ucf51_pretrained_few,
-        ucf51_probes,
-        ucf51_mismatched,
-        ucf51_few_mismatched,
-        ucf51_ranks,
-        ucf51_trials,
-        which_method,
-    )
-}
