@@ -10,8 +10,9 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	.venv/bin/avdistill demo --out demo
 
+# Three processes for two cores: some tests wait for a server or a killed process. Tests are compiled once, not in each.
 test: $(INSTALLED)
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	.venv/bin/ruff check

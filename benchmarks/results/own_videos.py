@@ -153,16 +153,17 @@ def found(out: Path, truth: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def killed(work: Path, out: Path, kills: int, seconds: float, plan: Path) -> list[float]:
-    """Run to the end with kills, by a plan already made; returns the moments, in seconds after each start."""
+def killed(work: Path, out: Path, kills: int, seconds: float, whole: Path) -> list[float]:
+    """Run to the end with kills, by the plan of the run `whole`; returns the moments, in seconds after each start."""
     chance = random.Random(2)
     moments: list[float] = []
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    shutil.copy(plan, out)  # it follows the measured time of a step, which differs from run to run
+    for name in ("distill.json", "plan.json"):  # a plan follows the measured time of a step, which differs
+        shutil.copy(whole / name, out)
     while len(moments) < kills:
         running = subprocess.Popen(command(work, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        moment = chance.uniform(0.1, 1) * 2 * seconds / kills
+        moment = chance.uniform(0.1, 1) * seconds / kills  # all together less than the run takes
         try:
             running.wait(moment)
         except subprocess.TimeoutExpired:
@@ -190,7 +191,7 @@ def made(a: argparse.Namespace) -> dict[str, Any]:
         **found(out, truth),
     }
     if a.kills:
-        moments = killed(a.work, a.work / "killed", a.kills, seconds, out / "plan.json")
+        moments = killed(a.work, a.work / "killed", a.kills, seconds, out)
         one, other = (read_json(each / "results.json") for each in (out, a.work / "killed"))
         report["killed_after_seconds"] = moments
         report["same_after_kills"] = {key: one[key] == other[key] for key in SAME}

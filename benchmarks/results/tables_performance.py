@@ -47,7 +47,7 @@ SPEED_METRICS = {
     "predict_latency": "`predict` of a 10 s file of 720p over decoding alone, limit 1.25",
     "start": "`avdistill --help` and `import avdistill` over a bare interpreter, limit 0.3 s",
     "start_training": "the first training step after the command over importing PyTorch, limit 6 s",
-    "two_parts": "two parts on two cores with `join`, against one preparation on one",
+    "two_parts": "two parts with `join`, each kept on a core of its own, against one preparation kept on one",
 }
 #: USD, assumed
 CORE_HOUR = 0.04
