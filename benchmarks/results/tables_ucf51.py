@@ -129,11 +129,13 @@ def ucf51_few() -> str:
 def own_videos_made() -> str:
     """What `distill` found in a folder whose truth is known."""
     found = read("own_videos")["made"]
+    same = "the same results" if all(found["same_after_kills"].values()) else "other results"
     return (
         f"In {found['seconds']} s on {found['environment']['cores']} cores: {found['unreadable_named']} of 2 "
         f"unreadable files, {found['copies_named']} of 10 re-uploads ({found['pairs_named']} pairs named), "
         f"{found['listed_wrong_audio']} of {found['wrong_audio']} clips with wrong audio among {found['listed']} "
-        f"listed. With {found['test_clips']} test clips no student's gain can be shown."
+        f"listed. With {found['test_clips']} test clips no student's gain can be shown. Killed "
+        f"{len(found['killed_after_seconds'])} times at random moments and started again, it ended with {same}."
     )
 
 

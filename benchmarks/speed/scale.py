@@ -2,7 +2,7 @@
 
     python benchmarks/speed/scale.py --work DIR [two_parts ...]
 
-Clips of a made video of 640 x 360 pixels and 20 seconds: two parts of 100 at the same time and `join`, each part kept
+Clips of a made video of 640 x 360 pixels and 20 seconds: two parts of 60 at the same time and `join`, each part kept
 on a core of its own as on a machine of one core, against one preparation kept on one core; and the bytes that `prepare`
 writes to the disk over those of the dataset, for twelve clips with raw frames and as JPEG. `two_parts` needs two quiet
 cores.
@@ -25,7 +25,7 @@ from measuring import Row, against, measure, within
 from preparation import video
 from tools import write_list
 
-CLIPS, FEW = 100, 12
+CLIPS, FEW = 120, 12
 #: calls the command line, then prints the bytes that it and its ended workers have written to the disk
 COUNTED = (
     "import sys; from pathlib import Path; from avdistill.cli import main; code = main(sys.argv[1:]); "
