@@ -137,6 +137,12 @@ def performance_limits() -> str:
             {"what": "torchcodec, every frame to RGB, over PyAV's decoding of video and audio", "figure": every}
         )
         rows.append({"what": "torchcodec, 4 frames a second without audio, over `read_clip` with it", "figure": some})
+    rows += [
+        {"what": f"convolutions' share of `embed`, {network}", "figure": row["convolution_share"]}
+        for network, name in (("YAMNet", "embed_yamnet"), ("PANNs CNN14", "embed_cnn14"))
+        for row in read_list("performance/peers")
+        if row["name"] == name
+    ]
     return markdown_table(rows, {"what": "", "figure": f"on {told['processor']}"})
 
 
