@@ -5,8 +5,8 @@
 
 The made folder holds 200 files in three sub-folders with odd names: 188 synthetic videos of two seconds, a quarter of
 them with the audio of another class, ten of them uploaded again (cut, smaller, other codecs; needs `ffmpeg`), and two
-files that cannot be read. 40 have a label. What the report says is compared with what is true. Then the
-command is run again in another folder and killed (SIGKILL) at random moments; the results must be the same.
+files that cannot be read. 40 have a label. What the report says is compared with what is true. Then the command is run
+again in another folder and killed (SIGKILL) at random moments; the results must be the same.
 
 Of UCF51 the list names 10 clips of each class of the training groups and, as the test, all clips of the test groups of
 split 1 (03 to 07); every other video is unlabeled. Nothing else is chosen: all options are the command's defaults.

@@ -53,6 +53,13 @@ def test_every_network_returns_features_with_tokens(name):
         torch.testing.assert_close(features.tokens.mean(1), features.embedding)
 
 
+@pytest.mark.parametrize("name", ["logmel_cnn", "cnn10", "yamnet", "shifted_frames"])
+def test_convolutions_are_channels_last_from_the_first_on(name):
+    """Also of a spectrogram's one channel, where the layout does not show in the order of the values."""
+    convolutions = [module for module in build_model(name, 5).modules() if isinstance(module, nn.Conv2d)]
+    assert all(each.weight.stride()[1] == 1 for each in convolutions)
+
+
 def test_sizes():
     def millions(network):
         return sum(p.numel() for p in network.parameters()) / 1e6
