@@ -17,12 +17,21 @@ import torch
 import avdistill
 from avdistill.config_io import decode
 from avdistill.errors import ConfigError, RunError
-from avdistill.methods import METHODS, Method, MethodContext, build_method, parse_method, teacher_requirement
+from avdistill.methods import (
+    METHODS,
+    Method,
+    MethodContext,
+    build_method,
+    parse_method,
+    teacher_requirement,
+    uses_unlabeled,
+)
 from avdistill.methods.crd import CRDConfig
 from avdistill.methods.kd import KD, KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.methods.robust import RobustConfig
 from avdistill.training import train
+from avdistill.training.setup import TrainingSetup
 from avdistill.training.trainer import _restore, _snapshot
 from support.method_cases import C, D, batch, built, step, student
 from support.training_cases import config, state
@@ -95,6 +104,17 @@ def test_what_a_method_requires_depends_on_its_settings():
     assert not teacher_requirement(parse_method("supervised"))
     with pytest.raises(ConfigError, match="expected a teacher's embedding, found none"):
         build_method(KDConfig(), student(), MethodContext(C))
+
+
+@pytest.mark.parametrize(
+    ("method", "drawn"), [("supervised", False), ("kd", True), ("mnf_csc", True), ("mnf_csc:unlabeled=unused", False)]
+)
+def test_unlabeled_clips_are_drawn_for_methods_that_use_them(method, drawn, taught, tmp_path):
+    chosen = parse_method(method)
+    asked = config(taught.folder, tmp_path / "run", method=chosen, teacher="audio", labeled_per_batch=2)
+    batches = TrainingSetup.open(asked, asked.out, torch.device("cpu")).batches
+    assert uses_unlabeled(chosen) == drawn
+    assert any(not bool(batches[i].labeled.all()) for i in range(5)) == drawn
 
 
 def test_pseudo_labels_without_logits_are_refused_before_the_folder_is_made(many_clips, tmp_path):

@@ -18,6 +18,7 @@ from avdistill.methods.registry import (
     parse_method,
     supports_multi_label,
     teacher_requirement,
+    uses_unlabeled,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "supports_multi_label",
     "teacher_requirement",
     "trust_file",
+    "uses_unlabeled",
 ]

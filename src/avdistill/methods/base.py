@@ -92,8 +92,8 @@ class AuditInputs:
 class Method(nn.Module, ABC):
     """A student and the helper networks that train with it; never the teacher, whose features come with the batch.
 
-    A subclass declares its settings (`config_class`, `tuning`) and what it uses (`learns_from`, `uses_unlabeled`,
-    `uses_tokens`, `supports_multi_label`), and computes its `losses`. Their sum is minimized in one backward pass; a
+    A subclass declares its settings (`config_class`, `tuning`) and what it uses (`learns_from`, `uses_tokens`,
+    `uses_unlabeled`, `supports_multi_label`), and computes its `losses`. Their sum is minimized in one backward pass; a
     helper that must not move the student is fed detached features. Where several processes share a batch, `losses`
     gets all of it in each of them. Under autocast only the student runs in half precision.
     """
@@ -104,8 +104,6 @@ class Method(nn.Module, ABC):
     tuning: ClassVar[Mapping[str, tuple[Option, ...]]] = {}
     #: the teacher's features that it needs; `requires` where that depends on the settings
     learns_from: ClassVar[TeacherRequirement] = TeacherRequirement.NOTHING
-    #: whether clips without a label contribute; otherwise none is drawn
-    uses_unlabeled: ClassVar[bool] = True
     #: whether the losses use the student's tokens; otherwise they do not travel between processes
     uses_tokens: ClassVar[bool] = False
     #: name of a parameter group -> the attributes, modules or parameters, that it holds; at the student's learning rate
@@ -132,6 +130,11 @@ class Method(nn.Module, ABC):
     def requires(cls, config: Any) -> TeacherRequirement:
         """The teacher's features that the method needs with these settings: `learns_from` unless overridden."""
         return cls.learns_from
+
+    @classmethod
+    def uses_unlabeled(cls, config: Any) -> bool:
+        """Whether clips without a label contribute with these settings; otherwise none is drawn."""
+        return True
 
     @classmethod
     def supports_multi_label(cls, config: Any) -> bool:

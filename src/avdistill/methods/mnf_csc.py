@@ -184,13 +184,13 @@ class MNFCSCConfig(NoiseFilterConfig):
 
     Attributes:
         unlabeled: The role of unlabeled clips: "excluded" makes each its own only positive and no other clip's
-            negative; "pseudo_label" takes the teacher's decision as its class in the contrastive calibration (needs a
-            teacher with logits, and one label per clip).
+            negative; "unused" draws none of them; "pseudo_label" takes the teacher's decision as its class in the
+            contrastive calibration (needs a teacher with logits, and one label per clip).
         log_epsilon: The constant added within the logarithm; 1e-10 reproduces the release.
     """
 
     name: Literal["mnf_csc"] = "mnf_csc"
-    unlabeled: Literal["excluded", "pseudo_label"] = "excluded"
+    unlabeled: Literal["excluded", "unused", "pseudo_label"] = "excluded"
     log_epsilon: NonNegative = 0.0
 
 
@@ -203,13 +203,18 @@ class MNFCSC(NoiseFilterMethod):
     tuning: ClassVar = {
         "temperature": ("pairwise", "sample", "fixed"),
         "calibration_weight": (0.1, 0.3, 1.0),
-        "unlabeled": ("excluded", "pseudo_label"),
+        "unlabeled": ("excluded", "unused", "pseudo_label"),
     }
 
     @classmethod
     def requires(cls, config: MNFCSCConfig) -> TeacherRequirement:
         """The embedding; logits for pseudo-labels."""
         return TeacherRequirement.LOGITS if config.unlabeled == "pseudo_label" else cls.learns_from
+
+    @classmethod
+    def uses_unlabeled(cls, config: MNFCSCConfig) -> bool:
+        """Unless they are "unused"."""
+        return config.unlabeled != "unused"
 
     @classmethod
     def supports_multi_label(cls, config: MNFCSCConfig) -> bool:

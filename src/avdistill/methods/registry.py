@@ -42,6 +42,11 @@ def teacher_requirement(config: MethodConfig) -> TeacherRequirement:
     return method_class(config).requires(method_settings(config))
 
 
+def uses_unlabeled(config: MethodConfig) -> bool:
+    """Whether unlabeled clips contribute with these settings."""
+    return method_class(config).uses_unlabeled(method_settings(config))
+
+
 def supports_multi_label(config: MethodConfig) -> bool:
     """Whether the method with these settings is defined for clips with several labels."""
     return method_class(config).supports_multi_label(method_settings(config))

@@ -22,7 +22,11 @@ class Supervised(Method):
     """Classification of the labeled clips."""
 
     config_class = SupervisedConfig
-    uses_unlabeled = False
+
+    @classmethod
+    def uses_unlabeled(cls, config: SupervisedConfig) -> bool:
+        """Never."""
+        return False
 
     def losses(self, student: StudentFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns `classification`."""

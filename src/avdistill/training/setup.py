@@ -28,10 +28,10 @@ from avdistill.methods import (
     MethodContext,
     build_method,
     custom_checksum,
-    method_class,
     supports_multi_label,
     teacher_requirement,
     trust_file,
+    uses_unlabeled,
 )
 from avdistill.models.checkpoint import load_student, saved_folder
 from avdistill.models.registry import INITIAL_WEIGHTS, build_model
@@ -99,7 +99,7 @@ class TrainingSetup:
             config.student.view,
             batch_size=config.batch_size,
             labeled_per_batch=config.labeled_per_batch,
-            use_unlabeled=method_class(config.method).uses_unlabeled,
+            use_unlabeled=uses_unlabeled(config.method),
             teacher=teacher,
             seed=config.seed,
             share=(distributed.rank(), processes),
