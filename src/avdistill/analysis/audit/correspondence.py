@@ -10,7 +10,7 @@ Of many clips both are fitted on a sample, and each clip is compared with a samp
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy.linalg import eigh
@@ -29,8 +29,19 @@ REFERENCES = 20_000
 # A sample of so many is fitted on: the covariances of a million clips are no other.
 FITTED = 60_000
 # Clips times those that each is compared with, and of those at least so many: a share has a standard error below 0.012.
-_COMPARISONS, _FEWEST_COMPARED = 4_000_000_000, 2_000
+_COMPARISONS, _FEWEST_COMPARED = 2_000_000_000, 2_000
 _ROWS_AT_A_TIME = 1024
+
+#: audio and video of the same clips
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class Embeddings(Protocol):
+    """Embeddings (N, D) in memory, or on the disk, of which rows are read as they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -105,14 +116,59 @@ class Alignment:
 
         At most `most` clips are compared with each, and its similar clips are looked for among as many.
         """
-        a, b = self.audio(audio), self.video(video)
-        linear = rank_scores(a @ self.directions[0], b @ self.directions[1], most)
-        by_video = rank_scores(a, _predicted(b, self.video.fitted, self.audio.fitted, most), most)
-        by_audio = rank_scores(_predicted(a, self.audio.fitted, self.video.fitted, most), b, most)
-        return (linear + (by_video + by_audio) / 2) / 2
+        audio_of = Similar.of(self.video.fitted, self.audio.fitted, most)
+        video_of = Similar.of(self.audio.fitted, self.video.fitted, most)
+
+        def pairs(rows: slice | np.ndarray) -> list[Pair]:
+            a, b = self.audio(audio[rows]), self.video(video[rows])
+            linear = (a @ self.directions[0], b @ self.directions[1])
+            return [_unit_pair(pair) for pair in (linear, (a, audio_of(b)), (video_of(a), b))]
+
+        n = len(audio)
+        compared = _sample(n, most)
+        items, column, scores = pairs(compared), _columns(n, compared), np.empty(n)
+        for rows in _blocks(n):
+            queries = pairs(rows) if len(compared) < n else [(a[rows], b[rows]) for a, b in items]
+            linear, by_video, by_audio = map(_shares_above, queries, items, [column[rows]] * len(items))
+            scores[rows] = (linear + (by_video + by_audio) / 2) / 2
+        return scores
 
 
-def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Similar:
+    """Predicts one modality of a clip from the clips that are similar in the other one.
+
+    Attributes:
+        keys: (P, M), the modality by which clips are similar, of M clips and of length 1.
+        values: (M, Q), the other one, of length 1.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, keys: np.ndarray, values: np.ndarray, most: int) -> Self:
+        """At most `most` of the clips whose modalities are keys (N, P) and values (N, Q)."""
+        some = _sample(len(keys), most)
+        return cls(_unit(keys[some]).T, _unit(values[some]))
+
+    def __call__(self, queries: np.ndarray) -> np.ndarray:
+        """(n, Q): mean of the values whose keys are nearest to each of the queries (n, P), by cosine.
+
+        A neighbor counts as much as its cosine, one on the other side not at all.
+        """
+        count = min(NEIGHBORS, max(1, len(self.values) // 4))
+        means = []
+        for rows in _blocks(len(queries)):
+            cosine = _unit(queries[rows]) @ self.keys
+            nearest = np.argpartition(cosine, -count, axis=1)[:, -count:]
+            weight = np.take_along_axis(cosine, nearest, axis=1).clip(min=0)
+            total = np.maximum(weight.sum(1), 1e-12)[:, None]
+            means.append(np.einsum("nk,nkq->nq", weight, self.values[nearest]) / total)
+        return np.concatenate(means)
+
+
+def correspondence(audio: Embeddings, video: Embeddings, groups: np.ndarray) -> np.ndarray:
     """How badly the audio of each clip fits its video: float64 (N,) in [0, 1], 0.5 by chance, HIGHER is WORSE.
 
     The mean of two shares: of the other clips' audio that fits the clip's video better than its own does, and of the
@@ -136,7 +192,8 @@ def correspondence(audio: np.ndarray, video: np.ndarray, groups: np.ndarray) -> 
             f"expected at least {FEWEST_CLIPS} clips of 2 source videos, found {N} of {len(np.unique(groups))}"
         )
     for values in (audio, video):
-        if values.ndim != 2 or len(values) != N or not np.isfinite(values).all():
+        fits = len(values.shape) == 2 and values.shape[0] == N
+        if not fits or not all(np.isfinite(values[rows]).all() for rows in _blocks(N)):
             raise ValueError(f"expected finite embeddings ({N}, D), found {values.shape}")
     parts, most = folds(groups), min(REFERENCES, max(_FEWEST_COMPARED, _COMPARISONS // N))
     sample = np.isin(np.arange(N), _sample(N, FITTED))
@@ -170,39 +227,37 @@ def rank_scores(audio: np.ndarray, video: np.ndarray, most: int = REFERENCES) ->
 
     A clip that is compared with no other has 0.5.
     """
-    audio, video = (_unit(values) for values in (audio, video))
-    own = (audio * video).sum(1)
-    n = len(own)
-    compared = _sample(n, most)
-    column = np.full(n, -1)
-    column[compared] = np.arange(len(compared))
-    better = np.zeros(n)
-    for queries, items in ((video, audio[compared]), (audio, video[compared])):
-        for rows in _blocks(n):
-            fit = queries[rows] @ items.T
-            itself = np.flatnonzero(column[rows] >= 0)
-            fit[itself, column[rows][itself]] = -np.inf  # its own counts for neither
-            better[rows] += _above(fit, own[rows, None])
-    others = len(compared) - (column >= 0)
+    audio, video = _unit_pair((audio, video))
+    compared = _sample(len(audio), most)
+    items, column = (audio[compared], video[compared]), _columns(len(audio), compared)
+    return np.concatenate(
+        [_shares_above((audio[rows], video[rows]), items, column[rows]) for rows in _blocks(len(audio))]
+    )
+
+
+def _shares_above(queries: Pair, items: Pair, column: np.ndarray) -> np.ndarray:
+    """The score of some clips (n,) among those that they are compared with, from unit vectors (n, K) and (M, K).
+
+    Args:
+        queries, items: audio and video of both.
+        column: (n,) which of the items each clip is itself, -1 for none: its own counts for neither.
+    """
+    own = (queries[0] * queries[1]).sum(1, keepdims=True)
+    better = np.zeros(len(own))
+    itself = np.flatnonzero(column >= 0)
+    for query, other in ((queries[1], items[0]), (queries[0], items[1])):
+        fit = query @ other.T
+        fit[itself, column[itself]] = -np.inf
+        better += _above(fit, own)
+    others = len(items[0]) - (column >= 0)
     return np.where(others > 0, better / (2 * np.maximum(others, 1)), 0.5)
 
 
-def _predicted(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
-    """(n, Q): mean of the `values` (N, Q) of the `keys` (N, P) nearest to each of the queries (n, P), by cosine.
-
-    A neighbor counts as much as its cosine, one on the other side not at all.
-    """
-    some = _sample(len(keys), most)
-    keys, values = keys[some], values[some]
-    count = min(NEIGHBORS, max(1, len(keys) // 4))
-    keys, values = _unit(keys).T, _unit(values)
-    means = []
-    for rows in _blocks(len(queries)):
-        cosine = _unit(queries[rows]) @ keys
-        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-        weight = np.take_along_axis(cosine, nearest, axis=1).clip(min=0)
-        means.append(np.einsum("nk,nkq->nq", weight, values[nearest]) / np.maximum(weight.sum(1), 1e-12)[:, None])
-    return np.concatenate(means)
+def _columns(count: int, compared: np.ndarray) -> np.ndarray:
+    """int (count,): the place of each row in `compared`, -1 for a row that is not there."""
+    column = np.full(count, -1)
+    column[compared] = np.arange(len(compared))
+    return column
 
 
 def _sample(count: int, most: int) -> np.ndarray:
@@ -221,6 +276,10 @@ def _blocks(count: int) -> Iterator[slice]:
 def _above(fit: np.ndarray, own: np.ndarray) -> np.ndarray:
     """(n,): in each row 1 for a fit above the clip's own, 1/2 for one that is equal but for rounding."""
     return 0.5 * sum(np.count_nonzero(fit > own + rounding, axis=1) for rounding in (-1e-12, 1e-12))
+
+
+def _unit_pair(pair: Pair) -> Pair:
+    return _unit(pair[0]), _unit(pair[1])
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

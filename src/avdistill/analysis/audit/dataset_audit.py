@@ -6,6 +6,7 @@ it, is read after scoring.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from avdistill.analysis.audit.audit import TRUTHS, Audit, clip_row
 from avdistill.analysis.audit.correspondence import correspondence
 from avdistill.analysis.audit.flags import Flags, flag_clips
 from avdistill.dataset.clip_dataset import ClipDataset, TeacherEntry
+from avdistill.dataset.mapped_features import MappedFeatures
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.errors import DatasetError
 from avdistill.evaluation.multilabel import tagging_table
@@ -54,21 +56,9 @@ def audit_dataset(
         "video": find_features(dataset, "video", video_features),
     }
     clips = np.arange(len(dataset)) if split is None else clips_of_splits(dataset, split)
-    audio, video = (dataset.map_features(names[modality]) for modality in ("audio", "video"))
-    silent = dataset.columns["silent"].astype(bool)
-    valid = {"audio": audio.valid & ~silent, "video": video.valid}
-    both = (valid["audio"] & valid["video"])[clips]
-    scored = clips[both]
-    scores = np.full(len(clips), np.nan)
-    try:
-        scores[both] = correspondence(
-            audio.rows("embedding", scored), video.rows("embedding", scored), dataset.columns["group"][scored]
-        )
-    except ValueError as error:
-        wanted = f"features {names['audio']!r} and {names['video']!r}"
-        raise DatasetError(f"{dataset.folder}: {wanted}: {error}") from error
+    scores, missing = _scores(dataset, names, clips)
+    both = missing == ""
     flags = flag_clips(dataset, clips, duplicates=duplicates, on_progress=on_progress)
-    missing = np.where(both, "", np.where(valid["audio"][clips], "video", "audio"))
 
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     rows = []
@@ -85,6 +75,37 @@ def audit_dataset(
         **{f"{modality}_provenance": dataset.teachers[name].provenance for modality, name in names.items()},
     }
     return Audit(rows, clips[order].tolist(), metrics, settings)
+
+
+def _scores(dataset: ClipDataset, names: dict[str, str], clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`correspondence` of each clip, NaN for one without both features; and the modality that it lacks, or ""."""
+    audio, video = (dataset.map_features(names[modality]) for modality in ("audio", "video"))
+    has_audio = (audio.valid & ~dataset.columns["silent"].astype(bool))[clips]
+    both = has_audio & video.valid[clips]
+    scored, scores = clips[both], np.full(len(clips), np.nan)
+    try:
+        scores[both] = correspondence(
+            _StoredRows(audio, scored), _StoredRows(video, scored), dataset.columns["group"][scored]
+        )
+    except ValueError as error:
+        wanted = f"features {names['audio']!r} and {names['video']!r}"
+        raise DatasetError(f"{dataset.folder}: {wanted}: {error}") from error
+    return scores, np.where(both, "", np.where(has_audio, "video", "audio"))
+
+
+@dataclass(frozen=True)
+class _StoredRows:
+    """Embeddings of some clips, which stay on the disk."""
+
+    features: MappedFeatures
+    clips: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.clips), self.features.embedding_dim
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.features.rows("embedding", self.clips[rows])
 
 
 def find_features(dataset: ClipDataset, modality: Literal["audio", "video"], name: str | None) -> str:

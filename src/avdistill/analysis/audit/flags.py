@@ -66,8 +66,11 @@ def flag_clips(
     found["no_video"] = ~c["has_video"][clips].astype(bool)
     for i in np.flatnonzero(~found["no_video"]):
         found["still_video"][i] = _is_still(dataset, int(clips[i]))
-    for pair in find_duplicates(dataset, on_progress=on_progress) if duplicates is None else duplicates:
-        found["reupload" if pair.video else "shared_audio"][np.isin(clips, pair.clips)] = True
+    if duplicates is None:
+        duplicates = find_duplicates(dataset, on_progress=on_progress)
+    for name, of_video in (("reupload", True), ("shared_audio", False)):
+        copied = [clip for pair in duplicates if bool(pair.video) == of_video for clip in pair.clips]
+        found[name] = np.isin(clips, copied)
     tagger = next((name for name, entry in dataset.teachers.items() if set(_TAGS.values()) <= set(entry.classes)), None)
     if tagger is not None:
         stored = dataset.features(tagger, tokens=False).with_classes(tuple(_TAGS.values()))
