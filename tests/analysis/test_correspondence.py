@@ -200,6 +200,27 @@ def test_a_sample_of_many_clips_finds_what_all_of_them_find(monkeypatch):
     assert np.corrcoef(whole, some)[0, 1] > 0.9
 
 
+def test_embeddings_may_stay_on_the_disk():
+    class Stored:
+        """Gives rows when asked, and remembers how many at most."""
+
+        def __init__(self, values):
+            self.values, self.shape, self.most = values, values.shape, 0
+
+        def __getitem__(self, rows):
+            self.most = max(self.most, len(self.values[rows]))
+            return self.values[rows]
+
+    audio, video = pairs(n=200, width=(30, 20))
+    groups, stored = np.arange(200) // 2, (Stored(audio), Stored(video))
+    module = sys.modules["avdistill.analysis.audit.correspondence"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS_AT_A_TIME", 50)
+        found = correspondence(*stored, groups)
+    assert found == pytest.approx(correspondence(audio, video, groups), abs=1e-9)
+    assert all(each.most == 160 for each in stored)  # what one part is fitted on, never all
+
+
 def test_the_same_audio_in_every_clip_tells_nothing():
     audio, video = pairs(n=50, width=(6, 6))
     audio[:] = audio[0]
