@@ -41,7 +41,7 @@ from grid import run
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "demo_choices.json"
 DATA = replace(DEMO_DATA, seed=1)
-SEEDS = (10, 11)
+SEEDS = (10, 11, 12)
 SETTINGS: dict[str, MethodConfig] = {
     "": SupervisedConfig(),
     "T 4": KDConfig(),
@@ -49,7 +49,9 @@ SETTINGS: dict[str, MethodConfig] = {
     "released": MNFCSCConfig(),
     "teacher's pseudo-labels": MNFCSCConfig(unlabeled="pseudo_label"),
     "contrast x 0.1": MNFCSCConfig(calibration_weight=0.1),
-    "contrast x 0.1, teacher's pseudo-labels": MNFCSCConfig(calibration_weight=0.1, unlabeled="pseudo_label"),
+    "labeled clips only": MNFCSCConfig(unlabeled="unused"),
+    "labeled clips only, contrast x 0.3": MNFCSCConfig(unlabeled="unused", calibration_weight=0.3),
+    "labeled clips only, contrast x 0.1": MNFCSCConfig(unlabeled="unused", calibration_weight=0.1),
     "noise model": RobustCSCConfig(),
 }
 

@@ -57,7 +57,9 @@ BASE = TrainConfig(
     eval_every=40,
     save_every=160,
 )
-TEACHER = replace(RECIPES["demo_teacher"], steps=400)
+_TEACHER = RECIPES["demo_teacher"]
+_HEARS = replace(_TEACHER.student, options={**_TEACHER.student.options, "bands": 64})
+TEACHER = replace(_TEACHER, student=_HEARS, steps=400)
 TRIAL_STEPS = 320
 CORRUPTIONS = ("clean", "mismatched=0.4")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from avdistill.analysis.benchmark.report import COLUMNS as STUDY_COLUMNS
 from avdistill.reporting.tables import markdown_table, summarize
-from reading import read, with_interval
+from reading import ROOT, read, with_interval
+from resumable import read_rows
 from study_metrics import study_runs
 
 METRICS = ("top1_accuracy", "mean_class_accuracy", "hit@1", "map")
@@ -76,6 +77,21 @@ def demo_choices() -> str:
     """Settings tried on other data and seeds than the demo's."""
     rows = summarize(read("demo_choices")["students"], by=("method", "setting"), values=("top1_accuracy",))
     return markdown_table(rows, SETTING_COLUMNS)
+
+
+def why_mnf_csc() -> str:
+    """What makes the paper's method lose with few labels, one change a row."""
+    rows = read_rows(ROOT / "results" / "why_mnf_csc.csv")
+    runs = [row | {key: float(row[key]) for key in ("top1_accuracy", "map")} for row in rows]
+    columns = {
+        "question": "experiment",
+        "method": "method",
+        "n": "seeds",
+        "top1_accuracy": "top-1",
+        "top1_accuracy_std": "± (seeds)",
+        "map": "mAP",
+    }
+    return markdown_table(summarize(runs, by=("question", "method"), values=("top1_accuracy", "map")), columns)
 
 
 def faults() -> str:

@@ -31,7 +31,7 @@ from avdistill.executors.prefetch import prefetch
 from avdistill.fsio import write_json
 from avdistill.inference.runner import run_network
 from avdistill.inputs import VideoInput
-from avdistill.methods import MethodContext, build_method, method_class
+from avdistill.methods import MethodContext, build_method, teacher_requirement, uses_unlabeled
 from avdistill.models.registry import build_model
 from avdistill.training.config import TrainConfig
 from avdistill.training.optim import build_optimizer, build_schedule
@@ -231,7 +231,7 @@ def train(
 ) -> tuple[StudentNetwork, dict[str, Any]]:
     """Train by a config as the library does, without validation, until the deadline: the student, and its times."""
     training = labeled_clips(clips, "train")
-    needed = method_class(config.method).requires(config.method)
+    needed = teacher_requirement(config.method)
     teacher = clips.features("cnn14") if needed else None
     batches = TrainingBatches(
         clips,
@@ -240,7 +240,7 @@ def train(
         config.student.view,
         batch_size=config.batch_size,
         labeled_per_batch=None,
-        use_unlabeled=method_class(config.method).uses_unlabeled,
+        use_unlabeled=uses_unlabeled(config.method),
         teacher=teacher,
         seed=config.seed,
     )

@@ -30,7 +30,7 @@ from avdistill.training.recipes import RECIPES
 METHODS = {
     "supervised": "supervised",
     "kd": "kd:temperature=2",
-    "mnf_csc": "mnf_csc:calibration_weight=0.1",
+    "mnf_csc": "mnf_csc:unlabeled=unused,calibration_weight=0.3",
     "robust_csc": "robust_csc",
 }
 # Fixed from supervised and teacher metrics alone (docs/tasks/synthetic.md), before any student was distilled.

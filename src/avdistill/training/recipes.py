@@ -119,11 +119,12 @@ _DEMO = TrainConfig(
 )
 _DEMO_TEACHER = replace(
     _AUDIO_TEACHER,
-    student=ModelConfig("logmel_cnn", AudioInput(seconds=2.0), {"width": 16, "embedding_dim": 128}),
+    student=ModelConfig("logmel_cnn", AudioInput(seconds=2.0), {"width": 16, "bands": 40, "embedding_dim": 128}),
     val_fraction=0.0,
     steps=250,
     batch_size=32,
 )
+_DEMO_MNF = MNFCSCConfig(unlabeled="unused", calibration_weight=0.3)
 
 
 def _each_method(task: str, base: TrainConfig, mnf: MNFCSCConfig, kd: KDConfig | None = None) -> dict[str, TrainConfig]:
@@ -145,7 +146,7 @@ RECIPES: dict[str, TrainConfig] = {
     **_each_method("kinetics_sounds", _KINETICS_SOUNDS, MNFCSCConfig()),
     **_each_method("audioset_tagging", _AUDIOSET_TAGGING, MNFCSCConfig()),
     **_each_method("tiny", _TINY, MNFCSCConfig()),
-    **_each_method("demo", _DEMO, MNFCSCConfig(), KDConfig(temperature=2.0)),
+    **_each_method("demo", _DEMO, _DEMO_MNF, KDConfig(temperature=2.0)),
     "demo_teacher": _DEMO_TEACHER,
     "audio_teacher": _AUDIO_TEACHER,
 }
