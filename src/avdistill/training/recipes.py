@@ -145,7 +145,7 @@ RECIPES: dict[str, TrainConfig] = {
     **_each_method("vggsound", _VGGSOUND, MNFCSCConfig()),
     **_each_method("kinetics_sounds", _KINETICS_SOUNDS, MNFCSCConfig()),
     **_each_method("audioset_tagging", _AUDIOSET_TAGGING, MNFCSCConfig()),
-    **_each_method("tiny", _TINY, MNFCSCConfig()),
+    **_each_method("tiny", _TINY, MNFCSCConfig(unlabeled="unused")),
     **_each_method("demo", _DEMO, _DEMO_MNF, KDConfig(temperature=2.0)),
     "demo_teacher": _DEMO_TEACHER,
     "audio_teacher": _AUDIO_TEACHER,
