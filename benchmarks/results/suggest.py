@@ -22,7 +22,7 @@ from avdistill.analysis.suggest import choose
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.splits import clips_of_splits
 from avdistill.fsio import write_json
-from avdistill.training.run_dir import environment
+from avdistill.training.run_dir import machine
 from ucf51 import LITE0, RESULTS, TESTED, TRAINED, groups
 from ucf51_features import embedding_of
 
@@ -73,7 +73,7 @@ def main() -> None:
     means = {way: [r["top1_accuracy"] for r in rows if r["way"] == way] for way in WAYS}
     for way, values in means.items():
         print(f"{way:<14} {np.mean(values):.3f} +- {np.std(values):.3f}", flush=True)
-    report = {"command": "python benchmarks/results/suggest.py --work DIR", "environment": environment(), "c": c}
+    report = {"command": "python benchmarks/results/suggest.py --work DIR", "environment": machine(), "c": c}
     write_json(RESULTS / "suggest.json", report | {"c_tried_on_split_0": tried, "rows": rows})
 
 
