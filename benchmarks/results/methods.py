@@ -57,6 +57,7 @@ BASE = TrainConfig(
     eval_every=40,
     save_every=160,
 )
+# 64 mel bands, as `results/methods.json` was made with; the demo's own teacher has fewer.
 _TEACHER = RECIPES["demo_teacher"]
 _HEARS = replace(_TEACHER.student, options={**_TEACHER.student.options, "bands": 64})
 TEACHER = replace(_TEACHER, student=_HEARS, steps=400)

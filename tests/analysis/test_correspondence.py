@@ -26,6 +26,10 @@ def pairs(n=240, width=(130, 24), latent=6, noise=1.0, seed=0):
     ]
 
 
+def unit(values):
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
 # The oracle: the two covariances as one generalized eigenproblem, scikit-learn's PCA, and loops over clips
 
 
@@ -170,14 +174,17 @@ def test_ranks_of_three_clips_by_hand():
     # v0    1   0   .7    clip 0: none of 2     none of 2
     # v1    .7  .7  1     clip 1: a0 ties, a2   v2 ties
     # v2    .7  .7  1     clip 2: none          v1 ties
-    assert rank_scores(audio, video).tolist() == [0.0, (1.5 / 2 + 0.5 / 2) / 2, (0 + 0.5 / 2) / 2]
+    pair = (unit(audio), unit(video))
+    assert rank_scores(pair, pair, np.arange(3)).tolist() == [0.0, (1.5 / 2 + 0.5 / 2) / 2, (0 + 0.5 / 2) / 2]
 
 
 def test_of_many_clips_each_is_compared_with_a_sample():
     rng = np.random.default_rng(4)
     audio, video = rng.standard_normal((2, 60, 3))
-    found = rank_scores(audio, video, 25)
     sample = np.sort(np.random.default_rng(0).permutation(60)[:25])
+    column = np.where(np.isin(np.arange(60), sample), np.searchsorted(sample, np.arange(60)), -1)
+    pair = (unit(audio), unit(video))
+    found = rank_scores(pair, (pair[0][sample], pair[1][sample]), column)
     for i in range(60):
         own, others = cosine(audio[i], video[i]), [j for j in sample if j != i]
         better = [cosine(audio[j], video[i]) > own for j in others] + [cosine(audio[i], video[j]) > own for j in others]

@@ -129,7 +129,7 @@ class Alignment:
         items, column, scores = pairs(compared), _columns(n, compared), np.empty(n)
         for rows in _blocks(n):
             queries = pairs(rows) if len(compared) < n else [(a[rows], b[rows]) for a, b in items]
-            linear, by_video, by_audio = map(_shares_above, queries, items, [column[rows]] * len(items))
+            linear, by_video, by_audio = map(rank_scores, queries, items, [column[rows]] * len(items))
             scores[rows] = (linear + (by_video + by_audio) / 2) / 2
         return scores
 
@@ -222,25 +222,15 @@ def folds(groups: np.ndarray) -> np.ndarray:
     return part[which]
 
 
-def rank_scores(audio: np.ndarray, video: np.ndarray, most: int = REFERENCES) -> np.ndarray:
-    """The score of each clip of one part among at most `most` clips of the part, from aligned embeddings (n, K).
-
-    A clip that is compared with no other has 0.5.
-    """
-    audio, video = _unit_pair((audio, video))
-    compared = _sample(len(audio), most)
-    items, column = (audio[compared], video[compared]), _columns(len(audio), compared)
-    return np.concatenate(
-        [_shares_above((audio[rows], video[rows]), items, column[rows]) for rows in _blocks(len(audio))]
-    )
-
-
-def _shares_above(queries: Pair, items: Pair, column: np.ndarray) -> np.ndarray:
-    """The score of some clips (n,) among those that they are compared with, from unit vectors (n, K) and (M, K).
+def rank_scores(queries: Pair, items: Pair, column: np.ndarray) -> np.ndarray:
+    """The score of clips (n,) among those that they are compared with, from aligned embeddings of length 1.
 
     Args:
-        queries, items: audio and video of both.
+        queries, items: audio and video of both, (n, K) and (M, K).
         column: (n,) which of the items each clip is itself, -1 for none: its own counts for neither.
+
+    Returns:
+        Shares in [0, 1]; 0.5 for a clip that is compared with no other.
     """
     own = (queries[0] * queries[1]).sum(1, keepdims=True)
     better = np.zeros(len(own))
