@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nor does each of those processes compile the library anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import shutil
 import subprocess
+import tempfile
 from types import SimpleNamespace
 
 import hypothesis
@@ -37,7 +39,15 @@ LONGEST = (
     "test_pages.py", "test_site.py", "test_power_cut.py",
 )  # fmt: skip
 
+MEMORY = Path("/dev/shm")
 DEVELOPMENT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """Tests write 2 GB and wait again and again until it is on the disk: where there is room, they write to memory."""
+    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 8 << 30:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # asked for anew
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,10 +77,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
-    """Starts `python -m avdistill ...` without the seconds that its imports take.
-
-    Not for what depends on a variable that is read at an import, as `RANK` is: those imports are done.
-    """
+    """Starts `python -m avdistill ...` without the seconds that its imports take."""
     verbs = ("console", "compare", "dataset", "distill", "embed", "evaluate", "predict", "serve", "teachers", "train")
     with WarmPython(
         *(f"avdistill.commands.{each}" for each in verbs), "torch._dynamo", "torch.distributed.run"

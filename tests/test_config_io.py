@@ -17,6 +17,7 @@ from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
 from avdistill.training import TrainConfig, read_config
 from avdistill.training.recipes import RECIPES
+from support.strategies import CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class Tree:
 
 whole = st.integers(-(2**63), 2**63 - 1)  # no array holds others
 leaves = st.builds(Leaf, size=whole, rate=st.floats(allow_nan=False, allow_infinity=False))
-branches = st.builds(Branch, leaves=st.lists(leaves, max_size=3).map(tuple), title=st.none() | st.text())
-values = whole | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text()
+branches = st.builds(Branch, leaves=st.lists(leaves, max_size=3).map(tuple), title=st.none() | st.text(CHARACTERS))
+values = whole | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text(CHARACTERS)
 trees = st.builds(
     Tree,
     folder=st.text("abc/", min_size=1).map(Path),
     part=leaves | branches,
     pair=st.tuples(whole, st.floats(allow_nan=False, allow_infinity=False)),
     flag=st.booleans(),
-    extra=st.dictionaries(st.text(), values, max_size=3),
+    extra=st.dictionaries(st.text(CHARACTERS), values, max_size=3),
 )
 
 

@@ -30,10 +30,18 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def two(taught, tmp_path_factory, warm_python):
     """A folder with what two processes computed, trained, evaluated and printed."""
     out = tmp_path_factory.mktemp("two")
-    words = [*TORCHRUN, str(TESTS / "support" / "two_processes.py"), str(taught.folder), str(out)]
-    done = warm_python.run(words, text=True, env=ENVIRONMENT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (out / "printed").write_text(done.stdout)
+    words = [sys.executable, str(TESTS / "support" / "two_processes.py"), str(taught.folder), str(out)]
+    # As torchrun starts them, but without their imports.
+    shared = ENVIRONMENT | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    jobs = [warm_python.popen(words, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, **pipes) for rank in ("0", "1")]
+    try:
+        told = [job.communicate(timeout=300) for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.returncode for job in jobs] == [0, 0], told
+    (out / "printed").write_text("".join(out for out, _ in told))
     return out
 
 
@@ -85,9 +93,7 @@ def agent(python, port, taught, run, victim=False):
 
 def test_a_lost_machine_comes_back_and_the_run_ends_with_the_undisturbed_weights(taught, two, tmp_path, warm_python):
     """Two agents, one of which is killed with its process at step 5; its successor meets the other one again."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    run = tmp_path / "run"
+    port, run = free_port(), tmp_path / "run"
     first = agent(warm_python, port, taught, run)
     until = time.monotonic() + 120
     while not is_listening(port):  # the first one keeps the rendezvous
@@ -105,6 +111,11 @@ def test_a_lost_machine_comes_back_and_the_run_ends_with_the_undisturbed_weights
         found, expected = (load_file(folder / "last" / name) for folder in (run, two / "whole"))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def is_listening(port):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from avdistill.annotations import read_annotations
 from avdistill.errors import AnnotationError
 from support.list_files import make_videos, refusal, write
+from support.strategies import CHARACTERS
 
 VGGSOUND = "---g-f_I2yQ,1,people marching,test\n"
 KINETICS_TEST = "youtube_id,time_start,time_end,split\n--6bJUbfpnQ,17,27,test\n"
@@ -146,7 +147,7 @@ def test_a_found_file_with_a_name_that_cannot_be_stored(tmp_path: Path) -> None:
 # Nothing but AnnotationError, whatever stands in the file
 
 NAMES = ["a", "v_a_1", "v_a_2", "b_3", "a/b", "subset", "label", "segment", "annotations"]
-KEYS = st.sampled_from(NAMES) | st.text(max_size=3)
+KEYS = st.sampled_from(NAMES) | st.text(CHARACTERS, max_size=3)
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["training", "x", "\ud800"])
 JSON = st.recursive(
     VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from avdistill.analysis.benchmark.panels import plot_panels
 from avdistill.reporting import plots, tables
 from avdistill.reporting.page import Image, Section, write_page
+from support.strategies import CHARACTERS
 
 RUNS = [
     {"method": "none", "seed": 0, "top1_accuracy": 0.5, "epochs": 20},
@@ -73,7 +74,7 @@ def test_markdown_table_without_rows_or_columns() -> None:
         tables.markdown_table([{"a": 1}], {})
 
 
-@given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+@given(st.lists(st.text(CHARACTERS, max_size=20), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_no_text_breaks_a_markdown_table(texts: list[str]) -> None:
     table = tables.markdown_table([{"a": text, "b": 1} for text in texts], {"a": "A", "b": "B"})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 
 from avdistill.methods import Method, MethodConfig, MethodContext, build_method
@@ -13,8 +16,16 @@ C, B, D, N = 4, 6, 16, 20  # classes, clips of the batch, width of student and t
 
 def student() -> Network:
     """A student that sees, width D, 1-position-per-frame map of 4 tokens."""
+    network, state = _first_student()
+    torch.set_rng_state(state)
+    return copy.deepcopy(network)
+
+
+@cache  # copied far faster than built
+def _first_student() -> tuple[Network, torch.Tensor]:
+    """It, and the random state after it was built."""
     torch.manual_seed(0)
-    return build_model("shifted_frames", C, {"width": 8, "embedding_dim": D})
+    return build_model("shifted_frames", C, {"width": 8, "embedding_dim": D}), torch.get_rng_state()
 
 
 def batch(dtype=torch.float32, *, teacher_dim=D, has_teacher=None, labeled=None, rows=B, positions=5) -> Batch:

@@ -1,4 +1,4 @@
-"""What torchrun starts in test_distributed.py; also imported there, for the same in one process.
+"""What each of two processes runs in test_distributed.py; also imported there, for the same in one process.
 
 torchrun --nproc-per-node 2 two_processes.py DATASET OUT
 """

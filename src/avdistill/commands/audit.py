@@ -12,7 +12,7 @@ from avdistill.analysis.audit.audit import audit as audit_run
 from avdistill.analysis.audit.dataset_audit import audit_dataset
 from avdistill.analysis.audit.dataset_page import write_dataset_audit_page
 from avdistill.analysis.audit.page import write_audit_page
-from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
+from avdistill.commands.console import Printed, is_first_process, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.decisions import DROP_AUDIO, KEEP, write_decisions
 from avdistill.errors import ConfigError
@@ -73,7 +73,7 @@ def audit(arguments: list[str]) -> None:
         out = a.out or own_folder(folder.parent, f"{folder.name}-audit")
         write, lines = write_dataset_audit_page, _dataset_lines
     decisions = [] if a.decide is None else decide(result, a.decide)
-    if FIRST_PROCESS:
+    if is_first_process():
         with result_folder(out) as fresh:
             write_audit(fresh, result)
             write(fresh / "audit.html", result, dataset, cards=a.cards)

@@ -18,9 +18,6 @@ from avdistill.errors import AvdistillError, ConfigError
 from avdistill.progress import OnProgress, Progress
 from avdistill.storage.url import Url, as_path
 
-_SEVERAL_PROCESSES = int(os.environ.get("WORLD_SIZE", "1")) > 1
-# Of the processes that torchrun starts only the first prints and writes; each reports its own error.
-FIRST_PROCESS = not _SEVERAL_PROCESSES or os.environ.get("RANK", "0") == "0"
 # Verbs whose work torchrun's processes share.
 _SHARING = ("train", "resume", "teacher train", "embed", "evaluate", "retrieve", "audit")
 # Verbs whose --out may be a URL.
@@ -31,7 +28,7 @@ _STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "not enough memory")
 #: of a progress that a log shows
 SECONDS_BETWEEN_LINES = 60.0
-MESSAGES = Console(stderr=True, highlight=False, quiet=not FIRST_PROCESS)
+MESSAGES = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +46,23 @@ class _MessageHandler(logging.Handler):
         say(record.getMessage())
 
 
+def is_first_process() -> bool:
+    """Of the processes that torchrun starts only the first prints and writes; each reports its own error."""
+    return not _among_several() or os.environ.get("RANK", "0") == "0"
+
+
+def _among_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def run(verb: str, module: str, function: str, arguments: list[str]) -> int:
     """Call a verb; an error that a user can mend is one line on standard error and the error's exit code."""
+    MESSAGES.quiet = not is_first_process()
     logger = logging.getLogger("avdistill")
     if not logger.handlers:
         logger.addHandler(_MessageHandler())
         logger.setLevel(logging.INFO)
-    if _SEVERAL_PROCESSES and verb not in _SHARING and " ".join([verb, *arguments[:1]]) not in _SHARING:
+    if _among_several() and verb not in _SHARING and " ".join([verb, *arguments[:1]]) not in _SHARING:
         say(f"avdistill: {verb}: expected one process, found WORLD_SIZE={os.environ['WORLD_SIZE']}; omit torchrun")
         return 2
     try:
@@ -112,7 +119,7 @@ def say(text: str) -> None:
 
 def output(report: Mapping[str, object], lines: list[str], as_json: bool) -> None:
     """The result of a verb on standard output: the report as one JSON object, or the lines."""
-    if not FIRST_PROCESS:
+    if not is_first_process():
         return
     text = printable("\n".join(lines))
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
+from avdistill.commands.console import Printed, is_first_process, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.evaluation.classification import ClassificationResult
 from avdistill.evaluation.classification import evaluate as evaluate_model
@@ -98,7 +98,7 @@ def evaluate(arguments: list[str]) -> None:
                 workers=a.workers,
                 on_progress=update,
             )
-        if FIRST_PROCESS:
+        if is_first_process():
             _write_classification(out, result, _provenance(model, dataset))
     say(f"tables: {place}")
     output(a.report(result.metrics.to_dict()), _evaluation_lines(result.metrics), a.json)
@@ -168,7 +168,7 @@ def retrieve(arguments: list[str]) -> None:
                 on_progress=update,
             )
         metrics = result.metrics.to_dict()
-        if FIRST_PROCESS:
+        if is_first_process():
             with result_folder(out) as fresh:
                 write_json(fresh / PROVENANCE, _provenance(model, dataset))
                 write_json(fresh / "metrics.json", metrics)

@@ -8,7 +8,7 @@ import tyro
 
 from avdistill.analysis.suggest import suggest as choose_clips
 from avdistill.analysis.suggest import write_suggestions
-from avdistill.commands.console import FIRST_PROCESS, Printed, output, progress_bar, say
+from avdistill.commands.console import Printed, is_first_process, output, progress_bar, say
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.relabel import read_labels
 from avdistill.dataset.relabel import relabel as relabel_dataset
@@ -52,7 +52,7 @@ def suggest(arguments: list[str]) -> None:
         )
     folder = dataset.folder.resolve()
     out = a.out or own_folder(folder.parent, f"{folder.name}-suggestions.csv")
-    if FIRST_PROCESS:
+    if is_first_process():
         write_suggestions(out, rows)
     say(f"list: {out}; write the labels into its column label")
     lines = [f"{len(rows)} of the {a.count} clips asked for"] if len(rows) < a.count else []

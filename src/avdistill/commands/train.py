@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from avdistill.commands.console import FIRST_PROCESS, Printed, output, say, take_option, training_bar
+from avdistill.commands.console import Printed, is_first_process, output, say, take_option, training_bar
 from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.errors import ConfigError
 from avdistill.methods import METHODS, parse_method, teacher_requirement
@@ -77,7 +77,7 @@ def _train(base: TrainConfig, arguments: list[str], program: str, trust_method: 
 
 def _report_run(run: Path, place: Path) -> None:
     """What became of a run in a folder, which may be the copy of one at a URL."""
-    if not FIRST_PROCESS:
+    if not is_first_process():
         return
     state, data = run_state(run), data_manifest(run)
     if state.step < run_config(run).steps:
