@@ -36,7 +36,8 @@ hypothesis.settings.load_profile("without deadline")
 # These files take longest. They come first, so that processes which share the files end at about the same time.
 LONGEST = (
     "test_distributed.py", "test_training.py", "test_export.py", "test_benchmark.py", "test_distill.py",
-    "test_pages.py", "test_site.py", "test_power_cut.py",
+    "test_pages.py", "test_public_api.py", "test_site.py", "test_predictor.py", "test_cli.py", "test_many_sizes.py",
+    "test_browser.py", "test_power_cut.py", "test_tasks.py", "test_crafted.py", "test_accelerator.py",
 )  # fmt: skip
 
 MEMORY = Path("/dev/shm")
