@@ -79,12 +79,17 @@ def shifted_frames(frames: int, embedding_dim: int) -> Student:
 
 
 FRAMES = VideoInput(frames=4, size=(64, 64), scale=(0.25, 1.0))
+FRAMES_96, PARTLY_FROZEN = replace(FRAMES, size=(96, 96)), {"pretrained": True, "frozen_blocks": 11}
 STUDENT, PRETRAINED, AUDIO = "shifted_frames_8x256", "efficientnet_lite0", "logmel_cnn"
+PRETRAINED_96 = f"{PRETRAINED}_96"  # larger frames, the first blocks frozen
 STUDENTS = {
     STUDENT: shifted_frames(8, 256),
     "shifted_frames_4x256": shifted_frames(4, 256),
     "shifted_frames_4x128": shifted_frames(4, 128),
     PRETRAINED: Student(ModelConfig(PRETRAINED, FRAMES, {"pretrained": True}), 200, 200, 3e-4),
+    PRETRAINED_96: Student(
+        ModelConfig(PRETRAINED, FRAMES_96, {"pretrained": True, "frozen_blocks": 11}), 200, 200, 3e-4
+    ),
     AUDIO: Student(ModelConfig(AUDIO, AudioInput(seconds=2.0), {"embedding_dim": 256}), 1000, 1000, 1e-3, "lite0"),
 }
 LABELED = "mnf_csc, labeled"
@@ -144,7 +149,8 @@ def cells() -> Iterator[Cell]:
     for split in (1, 2, 3):
         for labels in ("all", "10"):
             yield from (cell(PROBE, split, 0, labels, student=features) for features in PROBED)
-            yield from (cell(method, split, 0, labels, student=PRETRAINED) for method in OTHER_STUDENTS[:2])
+        for labels in ("10", "all"):
+            yield from (cell(method, split, 0, labels, student=PRETRAINED_96) for method in OTHER_STUDENTS[:2])
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
     for split in (1, 2, 3):
@@ -163,7 +169,7 @@ def cells() -> Iterator[Cell]:
         yield from (cell(method, split, 0, labels="10", mismatched=0.4) for method in FEW[5:])
     for split in (1, 2, 3):
         for labels in ("all", "10"):
-            yield from (cell(method, split, 0, labels, student=PRETRAINED) for method in OTHER_STUDENTS[2:])
+            yield from (cell(method, split, 0, labels, student=PRETRAINED_96) for method in OTHER_STUDENTS[2:])
         yield from (cell(method, split, 0, student=AUDIO) for method in OTHER_STUDENTS)
     yield from (cell(method, 1, seed) for method in sorted(METHODS) if method not in CORE for seed in (0, 1))
 
@@ -177,9 +183,13 @@ def trials() -> Iterator[Cell]:
         return Cell(labels, mismatched, student, setting.partition(":")[0], setting, 0, 100, rate)
 
     yield from (trial(setting, "10") for setting in ("robust_csc", "supervised", "robust", "mnf_csc"))
-    yield from (trial("supervised", student=PRETRAINED, rate=rate) for rate in (1e-4, 3e-4, 1e-3))
+    yield from (trial(setting, "10", student=PRETRAINED_96, rate=3e-4) for setting in ("supervised", "robust_csc"))
+    yield trial("supervised", "10", student=PRETRAINED, rate=3e-4)
+    yield from (trial("supervised", student=PRETRAINED_96, rate=rate) for rate in (1e-4, 3e-4, 1e-3))
     for setting in ("supervised", "mnf_csc"):
-        yield from (trial(setting, student=student) for student in STUDENTS if student not in (PRETRAINED, AUDIO))
+        yield from (
+            trial(setting, student=student) for student in STUDENTS if student not in (PRETRAINED, PRETRAINED_96, AUDIO)
+        )
     yield from (trial(setting) for setting in ("robust_csc", "mnf_csc:temperature=fixed"))
     for setting in ("robust_csc", "robust"):
         yield trial(setting, "10", 0.4)
