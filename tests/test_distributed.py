@@ -41,7 +41,7 @@ def two(taught, tmp_path_factory, warm_python):
         for job in jobs:
             job.kill()
     assert [job.returncode for job in jobs] == [0, 0], told
-    (out / "printed").write_text("".join(out for out, _ in told))
+    (out / "printed").write_text("".join(printed for printed, _ in told))
     return out
 
 

