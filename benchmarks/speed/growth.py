@@ -3,7 +3,7 @@
     python benchmarks/speed/growth.py --work DIR
 
 Among 100,000 clips over among 1,000: reading a training batch, and the twenty nearest, by item of the gallery. The row
-is that of the worse of the two. `--work` is that of `speed_loading.py`.
+is that of the worse of the two. `--work` is that of `loading.py`.
 """
 
 from __future__ import annotations

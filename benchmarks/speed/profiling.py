@@ -1,12 +1,12 @@
 """Where a step's and a clip's time goes, and what the machine could do: `results/performance/profile.json`.
 
-    python benchmarks/speed/profile.py --work DIR
+    python benchmarks/speed/profiling.py --work DIR
 
 The released student with MNF + CSC at the release's size, by operator: for convolutions and products in operations a
 second, beside a product of two 4096 x 4096 matrices; for what only moves numbers in bytes a second, beside a copy in
 memory. A prepared clip, by what is done with it. Then what was tried and is not used: the compiled student, and
 torchcodec instead of PyAV (needs the package, and FFmpeg's libraries from the system). `--work` is that of
-`speed_preparation.py`.
+`preparation.py`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import nn
 
 from avdistill.errors import CheckpointError, ConfigError
 from avdistill.inputs import AudioInput, VideoInput, normalize_frames
+from avdistill.models import efficientnet_lite
 from avdistill.models.checkpoint import load_student, save_student
 from avdistill.models.logmel_cnn import LogMel, mel_filters
 from avdistill.models.noise_filter import NoiseFilter
@@ -332,6 +333,24 @@ def test_small_networks_are_trained_at_large_sizes(name, options, shape, warm_py
     )
     done = warm_python.run([sys.executable, "-c", program], text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "trained"), done.stderr
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_few_images_at_a_time_are_as_all_at_once(training, monkeypatch):
+    """Features, gradients and the statistics of what is trained."""
+    torch.manual_seed(0)
+    whole = build_model("efficientnet_lite0", 3, {"frozen_blocks": 8}).train(training)
+    frames, results = torch.randn(3, 3, 2, 40, 64), []
+    for pixels in (1 << 30, 1 << 12, 1):
+        monkeypatch.setattr(efficientnet_lite, "_PIXELS_AT_A_TIME", pixels)
+        student = copy.deepcopy(whole)
+        features = student(frames)
+        features.logits.square().sum().backward()
+        gradients = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
+        results.append(vars(features) | gradients | student.state_dict())
+    assert any("_blocks.8" in name for name in gradients)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_blocks_keep_weights_and_statistics():
