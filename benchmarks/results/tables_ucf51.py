@@ -142,15 +142,19 @@ def own_videos_made() -> str:
 def own_videos() -> str:
     """`distill` on UCF51's videos: the rows of its report, and how far ahead the delivered student is."""
     found = read("own_videos")["ucf51"]
-    columns = {"method": "method", "n": "seeds", "top1_accuracy": "top-1", "interval": "95% interval", "map": "mAP"}
+    rows = [row | {"top1_accuracy": with_interval(row["top1_accuracy"])} for row in found["methods"]]
+    columns = {"method": "method", "n": "seeds", "top1_accuracy": "top-1 (95% interval)", "map": "mAP"}
     names = {"supervised": "supervised", "linear_probe": "the linear probe on the teacher"}
     ahead = ", ".join(
         f"{100 * each['mean']:+.1f} points over {names[name]} (95% interval {100 * each['low']:.1f} to "
         f"{100 * each['high']:.1f})"
         for name, each in found["ahead_of"].items()
     )
-    last = f"`{found['delivered']}`: {ahead}; {found['test_clips']} test clips of {found['test_groups']} source videos."
-    return markdown_table(found["methods"], columns) + "\n\n" + last
+    last = (
+        f"`{found['delivered']}`: {ahead}; {found['test_clips']} test clips of {found['test_groups']} source videos in "
+        f"{len(found['splits'])} of UCF101's 3 splits."
+    )
+    return markdown_table(rows, columns) + "\n\n" + last
 
 
 def ucf51_pretrained() -> str:
