@@ -10,7 +10,7 @@ again in another folder and killed (SIGKILL) at random moments; the results must
 
 Of UCF51 the list names 10 clips of each class of the training groups and, as the test, all clips of the test groups of
 a split (UCF101's three, as in `ucf51.py`); every other video is unlabeled. Nothing else is chosen: all options are the
-command's defaults. The results are over all splits whose run is in DIR, which have the same seeds.
+command's defaults. The results are over all splits whose run has ended in DIR, which have the same seeds.
 """
 
 from __future__ import annotations
@@ -156,10 +156,11 @@ def pooled(splits: list[Tested]) -> dict[str, Any]:
 
 def ucf51(a: argparse.Namespace) -> dict[str, Any]:
     """Run on a split; compare the student with supervised training and with the linear probe on the teacher."""
-    labels = a.work / f"ucf51_{a.split}.csv"
-    list_ucf51(a.videos, a.split, labels)
-    words = ["distill", str(a.videos), "--labels", str(labels), "--teacher", a.teacher]
-    subprocess.run([sys.executable, "-m", "avdistill", *words, "--out", str(a.work / f"ucf51_{a.split}")], check=True)
+    labels, out = a.work / f"ucf51_{a.split}.csv", a.work / f"ucf51_{a.split}"
+    if not (out / "results.json").is_file():
+        list_ucf51(a.videos, a.split, labels)
+        words = ["distill", str(a.videos), "--labels", str(labels), "--teacher", a.teacher, "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "avdistill", *words], check=True)
     ended = [split for split in SPLITS if (a.work / f"ucf51_{split}" / "results.json").is_file()]
     tested = [Tested.read(a.work / f"ucf51_{split}") for split in ended]
     return {

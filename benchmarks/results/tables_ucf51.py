@@ -167,6 +167,15 @@ def ucf51_pretrained_few() -> str:
     return _ucf51_table(ucf51_metrics.PRETRAINED_FEW)
 
 
+def ucf51_small_frames() -> str:
+    """The student from ImageNet's weights that the study began with."""
+    conditions = {"all": ucf51_metrics.SMALL_FRAMES_ALL, "10": ucf51_metrics.SMALL_FRAMES_FEW}
+    rows = [{"labels": labels} | row for labels, each in conditions.items() for row in _ucf51().table(each)]
+    columns = {"labels": "labels a class", "method": "method", "n": "runs", "top1_accuracy": "top-1"}
+    columns |= {"top1_accuracy_ahead": "top-1 over supervised", "map": "mAP", "map_ahead": "mAP over supervised"}
+    return markdown_table(rows, columns)
+
+
 def ucf51_probes() -> str:
     """UCF51, 14 classes: linear probes of frozen networks."""
     rows = [row | {"seed": row["split"]} for row in _ucf51().rows if row["method"] == "linear_probe"]

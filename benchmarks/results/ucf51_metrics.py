@@ -26,8 +26,11 @@ FEW_LABELS: Condition = ("10", 0.0, "shifted_frames_8x256")
 MISMATCHED: Condition = ("all", 0.4, "shifted_frames_8x256")
 FEW_AND_MISMATCHED: Condition = ("10", 0.4, "shifted_frames_8x256")
 #: a student from ImageNet's weights
-PRETRAINED_ALL: Condition = ("all", 0.0, "efficientnet_lite0")
-PRETRAINED_FEW: Condition = ("10", 0.0, "efficientnet_lite0")
+PRETRAINED_ALL: Condition = ("all", 0.0, "efficientnet_lite0_96")
+PRETRAINED_FEW: Condition = ("10", 0.0, "efficientnet_lite0_96")
+#: the same on smaller frames, nothing frozen: given up for the one above
+SMALL_FRAMES_ALL: Condition = ("all", 0.0, "efficientnet_lite0")
+SMALL_FRAMES_FEW: Condition = ("10", 0.0, "efficientnet_lite0")
 CONDITIONS = (ALL_LABELS, FEW_LABELS, MISMATCHED, FEW_AND_MISMATCHED)
 KEY = ("labels", "mismatched", "student", "method", "setting", "split", "seed", "learning_rate")
 #: what a run says of each test clip -> what its mean is
