@@ -277,9 +277,12 @@ def run_cell(cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def tested(cell: Cell, run: Path, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics of a run, and what it says of each test clip."""
     base, queries = ClipDataset(work / "dataset"), groups(TESTED[cell.split])
-    classified = evaluate(run, base, split=queries)
+    classified = evaluate(run, base, split=queries, keep_embedding=True)
     gallery = groups(TRAINED[cell.split])
-    found = retrieve(run, base, query_split=queries, gallery_split=gallery, ks=(1, len(labeled_clips(base, gallery))))
+    found = retrieve(
+        run, base, query_split=queries, gallery_split=gallery, ks=(1, len(labeled_clips(base, gallery))),
+        query_embedding=classified.embedding,
+    )  # fmt: skip
     right = {str(line["id"]): int(line["predicted"] == line["label"]) for line in classified.predictions}
     nearest: dict[str, Any] = {str(line["id"]): line["nearest"] for line in found.neighbors}
     precision = average_precision(base, nearest)

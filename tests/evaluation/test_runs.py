@@ -19,7 +19,7 @@ from avdistill.dataset.clip_dataset import ClipDataset
 from avdistill.dataset.schema import CLIP_SCHEMA
 from avdistill.dataset.windows import evaluation_window
 from avdistill.errors import ConfigError, DatasetError
-from avdistill.evaluation import classification
+from avdistill.evaluation import classification, retrieval
 from avdistill.evaluation.classification import evaluate
 from avdistill.evaluation.multilabel import MultilabelMetrics
 from avdistill.evaluation.retrieval import retrieve
@@ -111,6 +111,10 @@ def test_a_clip_without_video_is_a_counted_miss(small_set, run, tmp_path):
     assert found["queries"] == 2
     assert found["queries_missing"] == 1
     assert found["hit@1"] == 0.5  # the query that is seen finds itself
+    assert result.embedding is None
+    embedding = evaluate(run, dataset, keep_embedding=True).embedding
+    assert len(embedding) == 1
+    assert retrieve(run, dataset, query_embedding=embedding).metrics.to_dict() == found
     # Nothing of the other's class is in the gallery: it is no query that mAP counts, seen or not.
     assert (found["map"], found["queries_without_relevant"]) == (1, 1)
 
@@ -126,6 +130,22 @@ def test_retrieval_needs_no_audio_and_leaves_out_nothing(taught, run):
     assert len(result.neighbors[0]["nearest"]) == 9
     with pytest.raises(DatasetError, match="no clip in split 'nobody'"):
         retrieve(run, taught, query_split="nobody")
+
+
+def test_queries_that_are_embedded_already_are_not_embedded_again(taught, run, monkeypatch):
+    embedding = evaluate(run, taught, keep_embedding=True).embedding
+    whole, counted = retrieve(run, taught), []
+
+    def counting(network, dataset, clips, *words, **options):
+        counted.append(len(clips))
+        return run_network(network, dataset, clips, *words, **options)
+
+    monkeypatch.setattr(retrieval, "run_network", counting)
+    assert retrieve(run, taught, query_embedding=embedding) == whole
+    assert counted == [9]  # the gallery
+    assert retrieve(run, taught, query_embedding=embedding.flip(0)) != whole
+    with pytest.raises(ConfigError, match="query_embedding: expected a row for each of 6 clips, found 5"):
+        retrieve(run, taught, query_embedding=embedding[1:])
 
 
 def test_an_unknown_label_is_an_error(taught, run, tmp_path):

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -38,12 +39,15 @@ class ClassificationResult:
         predictions: a row per clip: id, label, predicted, probability. With several labels: id, labels (joined by |)
             and the most probable classes, predicted_1, probability_1, and so on.
         classes: names, in the order of the confusion's rows.
+        embedding: float32 (n, D) of the clips with the student's modality, in their order, for `retrieve`; None unless
+            it was asked for.
     """
 
     metrics: ClassificationMetrics | MultilabelMetrics
     confusion: list[list[int]] | None
     predictions: list[dict[str, object]]
     classes: tuple[str, ...]
+    embedding: torch.Tensor | None = field(default=None, compare=False)
 
 
 def evaluate(
@@ -56,6 +60,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 2,
     device: str = "auto",
+    keep_embedding: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ClassificationResult:
     """Classify every labeled clip of a split. Under torchrun the processes share the clips.
@@ -71,8 +76,9 @@ def evaluate(
         stride: of the sliding windows, in frames or samples; None is their length.
         batch_size: in windows.
         workers: threads that read ahead.
-        on_progress: in clips.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
+        keep_embedding: return the clips' embeddings, too.
+        on_progress: in clips.
 
     Raises:
         CheckpointError: there is no trained network.
@@ -87,29 +93,25 @@ def evaluate(
     present = torch.from_numpy(has_modality(dataset, clips, config.view))
     unlabeled = len(clips_of_splits(dataset, split)) - len(clips)
     counts = {"clips": len(clips), "missing": int((~present).sum()), "unlabeled_left_out": unlabeled, "split": split}
+    kept: list[torch.Tensor] = []
     with init_distributed(device) as own_device:
         parts = run_in_parts(
-            student.network.to(own_device),
-            dataset,
-            clips,
-            config.view,
-            multi_label=config.multi_label,
-            windows=windows,
-            stride=stride,
-            batch_size=batch_size,
-            workers=workers,
-            on_progress=on_progress,
-        )
-        probabilities = _of_all_classes(parts, len(classes))
-        if config.multi_label:
-            return _multi_label(dataset, clips, labels, present, probabilities, classes, counts)
-        k = min(5, len(config.classes))
-        return _one_label(dataset, clips, labels, present, probabilities, classes, counts, k)
+            student.network.to(own_device), dataset, clips, config.view, multi_label=config.multi_label,
+            windows=windows, stride=stride, batch_size=batch_size, workers=workers, on_progress=on_progress,
+        )  # fmt: skip
+        probabilities = _of_all_classes(parts, len(classes), kept if keep_embedding else None)
+        measure = _multi_label if config.multi_label else partial(_one_label, k=min(5, len(config.classes)))
+        result = measure(dataset, clips, labels, present, probabilities, classes, counts)
+    return replace(result, embedding=torch.cat(kept)) if keep_embedding else result
 
 
-def _of_all_classes(parts: Iterable[tuple[np.ndarray, Outputs]], classes: int) -> _Parts:
-    """A class that the student does not have is never its answer."""
+def _of_all_classes(
+    parts: Iterable[tuple[np.ndarray, Outputs]], classes: int, embeddings: list[torch.Tensor] | None
+) -> _Parts:
+    """A class that the student does not have is never its answer. Embeddings are appended where they are wanted."""
     for rows, found in parts:
+        if embeddings is not None:
+            embeddings.append(found.embedding)
         yield torch.from_numpy(rows), F.pad(found.probabilities, (0, classes - found.probabilities.shape[1]))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avdistill.dataset.clip_dataset import ClipDataset
-from avdistill.dataset.splits import encode_labels, labeled_clips
+from avdistill.dataset.splits import encode_labels, has_modality, labeled_clips
 from avdistill.distributed import init_distributed
 from avdistill.errors import ConfigError
 from avdistill.evaluation.classification import student_and_dataset
@@ -54,6 +54,7 @@ def retrieve(
     ks: Sequence[int] = (1, 5, 10, 20),
     batch_size: int = 32,
     device: str = "auto",
+    query_embedding: Tensor | None = None,
     on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
     """Search each labeled clip of one split among the labeled clips of another.
@@ -69,16 +70,18 @@ def retrieve(
         ks: of hit@k.
         batch_size, on_progress: in windows.
         device: "auto", "cpu", "cuda", ...; a student that is passed is moved there.
+        query_embedding: (n, D) of the queries, where `evaluate` of the same student and split has it already.
 
     Raises:
         CheckpointError: there is no trained network.
-        ConfigError: a clip is in both splits.
+        ConfigError: a clip is in both splits; as many embeddings as there are queries were expected.
         DatasetError: there is no dataset, or a split is empty or has no label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
     query, gallery = embed_splits(
-        model, dataset, query_split, gallery_split, batch_size=batch_size, device=device, on_progress=on_progress
-    )
+        model, dataset, query_split, gallery_split, batch_size=batch_size, device=device,
+        query_embedding=query_embedding, on_progress=on_progress,
+    )  # fmt: skip
     queries, items = query.embedding, gallery.embedding
     labels, item_labels = query.labels, gallery.labels
     metrics = retrieval_metrics(queries=queries, gallery=items, query_labels=labels, gallery_labels=item_labels, ks=ks)
@@ -99,6 +102,7 @@ def embed_splits(
     *,
     batch_size: int = 32,
     device: str = "auto",
+    query_embedding: Tensor | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[EmbeddedClips, EmbeddedClips]:
     """The embedded queries and gallery. Arguments and errors as `retrieve`."""
@@ -108,17 +112,21 @@ def embed_splits(
         names = f"queries {query_split!r} and gallery {gallery_split!r}"
         raise ConfigError(f"{names} share clips, and each would find itself first")
 
-    def embedded(clips: np.ndarray) -> EmbeddedClips:
+    view = student.config.view
+
+    def embedded(clips: np.ndarray, embedding: Tensor | None = None) -> EmbeddedClips:
         labels = encode_labels(dataset, clips, dataset.classes, multi_label=dataset.multi_label).values
-        view = student.config.view
-        outputs = run_network(student.network, dataset, clips, view, batch_size=batch_size, on_progress=on_progress)
-        seen = outputs.present
-        ids = dataset.columns["id"][clips[seen.numpy()]]
-        return EmbeddedClips(ids, outputs.embedding[seen], labels[seen], labels[~seen])
+        seen = torch.from_numpy(has_modality(dataset, clips, view))
+        if embedding is None:
+            outputs = run_network(student.network, dataset, clips, view, batch_size=batch_size, on_progress=on_progress)
+            embedding = outputs.embedding[seen]
+        elif len(embedding) != seen.sum():
+            raise ConfigError(f"query_embedding: expected a row for each of {seen.sum()} clips, found {len(embedding)}")
+        return EmbeddedClips(dataset.columns["id"][clips[seen.numpy()]], embedding, labels[seen], labels[~seen])
 
     with init_distributed(device) as own_device:
         student.network.to(own_device)
-        return embedded(query_clips), embedded(gallery_clips)
+        return embedded(query_clips, query_embedding), embedded(gallery_clips)
 
 
 def _with_missing(metrics: RetrievalMetrics, query: EmbeddedClips, gallery: EmbeddedClips) -> RetrievalMetrics:

@@ -173,7 +173,8 @@ def has_gallery(dataset: ClipDataset, splits: str, view: View) -> bool:
 def _test(job: Job, dataset: ClipDataset) -> dict[str, Any]:
     """Metrics on the test clips; `correct` is a 0 or 1 for each, in the order of `clips`, for paired statistics."""
     run, split, device = job.config.out, job.test_split, job.config.device
-    result = evaluate(run, dataset, split=split, device=device)
+    searched = has_gallery(dataset, job.gallery, job.config.student.view)
+    result = evaluate(run, dataset, split=split, device=device, keep_embedding=searched)
     several = isinstance(result.metrics, MultilabelMetrics)
     correct = [
         row["predicted_1"] in str(row["labels"]).split("|") if several else row["predicted"] == row["label"]
@@ -181,8 +182,10 @@ def _test(job: Job, dataset: ClipDataset) -> dict[str, Any]:
     ]
     keep = ("top1_accuracy", "mean_class_accuracy", "expected_calibration_error", "map", "auc", "d_prime")
     metrics = {key: value for key, value in result.metrics.to_dict().items() if key in keep}
-    if not several and has_gallery(dataset, job.gallery, job.config.student.view):
-        found = retrieve(run, dataset, query_split=split, gallery_split=job.gallery, device=device).metrics
+    if not several and searched:
+        found = retrieve(
+            run, dataset, query_split=split, gallery_split=job.gallery, device=device, query_embedding=result.embedding
+        ).metrics
         metrics |= {"hit@1": found.hit[1], "map": found.map}
     student, _ = load_student(run)
     return metrics | {
