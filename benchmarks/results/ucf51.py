@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,8 @@ def cells() -> Iterator[Cell]:
     for split in (1, 2, 3):
         for labels in ("all", "10"):
             yield from (cell(PROBE, split, 0, labels, student=features) for features in PROBED)
-        for labels in ("10", "all"):
-            yield from (cell(method, split, 0, labels, student=PRETRAINED_96) for method in OTHER_STUDENTS[:2])
+    for labels, split in product(("10", "all"), (1, 2, 3)):
+        yield from (cell(method, split, 0, labels, student=PRETRAINED_96) for method in OTHER_STUDENTS[:2])
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
     for split in (1, 2, 3):
