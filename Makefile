@@ -28,7 +28,7 @@ faults: $(INSTALLED)
 	.venv/bin/python benchmarks/faults/run.py $(if $(CLIPS),--clips "$(CLIPS)")
 
 # Two quiet cores are needed; data is made in BENCH. `bench` takes half an hour: against peers, and what has a limit.
-# `bench-all` measures the rest of docs/performance.md, too, in about an hour more and 9 GB.
+# `bench-all` measures the rest of docs/performance.md, too, and makes 9 GB of data.
 BENCH ?= .bench
 SPEED := .venv/bin/python benchmarks/speed
 
