@@ -74,7 +74,7 @@ def retrieve(
 
     Raises:
         CheckpointError: there is no trained network.
-        ConfigError: a clip is in both splits; as many embeddings as there are queries were expected.
+        ConfigError: a clip is in both splits; `query_embedding` does not have a row for each query.
         DatasetError: there is no dataset, or a split is empty or has no label.
         TeacherError: the dataset's rate differs from the training dataset's.
     """
