@@ -336,13 +336,13 @@ def test_small_networks_are_trained_at_large_sizes(name, options, shape, warm_py
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_few_images_at_a_time_are_as_all_at_once(training, monkeypatch):
+def test_chunks_give_what_the_whole_batch_gives(training, monkeypatch):
     """Features, gradients and the statistics of what is trained."""
     torch.manual_seed(0)
     whole = build_model("efficientnet_lite0", 3, {"frozen_blocks": 8}).train(training)
     frames, results = torch.randn(3, 3, 2, 40, 64), []
     for pixels in (1 << 30, 1 << 12, 1):
-        monkeypatch.setattr(efficientnet_lite, "_PIXELS_AT_A_TIME", pixels)
+        monkeypatch.setattr(efficientnet_lite, "_CHUNK_PIXELS", pixels)
         student = copy.deepcopy(whole)
         features = student(frames)
         features.logits.square().sum().backward()

@@ -20,8 +20,8 @@ from avdistill.types import Features, StudentFeatures, StudentNetwork
 # Of RGB in [0, 1]: its own normalization is (RGB in 0..255 - 127) / 128.
 LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
-# Images of so many pixels at a time, a CPU keeps between two layers in its cache: twice as fast.
-_PIXELS_AT_A_TIME = 1 << 18
+# A CPU's cache holds the activations of a chunk of so many pixels, which makes the network up to twice as fast.
+_CHUNK_PIXELS = 1 << 18
 
 # (blocks, kernel, stride of the first, expansion, channels) of each stage.
 _STAGES = (
@@ -113,10 +113,11 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """The embedding is the mean of the tokens, the positions of the last feature map (N, 1280, H / 32, W / 32)."""
-        # The first layers, up to those whose statistics are the batch's, do with an image what they do with it alone.
-        each = self._frozen if self.training else len(self._blocks)
-        x = self._first(images, each) if not each else torch.cat([self._first(few, each) for few in _few(images)])
-        x = F.relu6(self._bn1(self._conv_head(self._blocks[each:](x))))
+        # In evaluation mode a layer treats each image independently, so these blocks can run on chunks of the batch.
+        independent = self._frozen if self.training else len(self._blocks)
+        chunks = _chunks(images) if independent else (images,)
+        x = torch.cat([self._first(chunk, independent) for chunk in chunks])
+        x = F.relu6(self._bn1(self._conv_head(self._blocks[independent:](x))))
         tokens = x.flatten(2).transpose(1, 2)
         logits = None if self._fc is None else self._fc(x.mean((2, 3)))
         return Features(embedding=tokens.mean(1), logits=logits, tokens=tokens)
@@ -126,11 +127,11 @@ class EfficientNetLite0(nn.Module):
         return self._blocks[:blocks](F.relu6(self._bn0(self._conv_stem(images))))
 
 
-def _few(images: Tensor) -> tuple[Tensor, ...]:
-    """The images, on a CPU a few at a time."""
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """The batch in chunks on a CPU, else whole."""
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return (images,)
-    return images.split(max(1, _PIXELS_AT_A_TIME // (images.shape[2] * images.shape[3])))
+    return images.split(max(1, _CHUNK_PIXELS // (images.shape[2] * images.shape[3])))
 
 
 class EfficientNetLite0Frames(StudentNetwork):
