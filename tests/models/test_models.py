@@ -117,6 +117,17 @@ def test_mel_filters_are_triangles_on_the_mel_scale():
         np.testing.assert_allclose(filters[:, band], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["logmel_cnn", "cnn6", "yamnet"])
+def test_constants_are_on_the_cpu_where_parameters_are_counted_without_memory(name):
+    with torch.device("meta"):
+        counted = MODELS[name](num_classes=3)
+    built = build_model(name, 3)
+    constants = {key: value for key, value in counted.named_buffers() if value.device.type == "cpu"}
+    assert {key.rsplit(".", 1)[-1] for key in constants} == {"filters", "window"}
+    assert all(torch.equal(value, built.get_buffer(key)) for key, value in constants.items())
+    assert all(parameter.is_meta for parameter in counted.parameters())
+
+
 def test_log_mel_of_a_tone_peaks_at_its_band_and_short_audio_is_repeated():
     front = LogMel(16000, 64)
     time = torch.arange(16000) / 16000

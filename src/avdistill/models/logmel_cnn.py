@@ -16,9 +16,9 @@ def mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: float, hi
     def to_mel(hz: float) -> float:
         return 2595 * math.log10(1 + hz / 700)
 
-    edges = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64)
+    edges = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64, device="cpu")
     edges = 700 * (10 ** (edges / 2595) - 1)
-    frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)[:, None]
+    frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64, device="cpu")[:, None]
     return triangles(edges, frequencies).float()
 
 
@@ -45,7 +45,7 @@ class LogMel(nn.Module):
         )
         # Derived from the constructor's arguments, so not part of the weights.
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(self.length), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.length, device="cpu"), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """waveform: float (B, S); audio shorter than one window is repeated."""

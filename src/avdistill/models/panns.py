@@ -28,9 +28,9 @@ def slaney_mel_filters(*, bands: int, bins: int, sample_rate_hz: int, low_hz: fl
     def to_mel(hz: float) -> float:
         return 3 * hz / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
 
-    mels = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64)
+    mels = torch.linspace(to_mel(low_hz), to_mel(high_hz), bands + 2, dtype=torch.float64, device="cpu")
     edges = torch.where(mels < 15, 200 * mels / 3, 1000 * 6.4 ** ((mels - 15) / 27))
-    frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64)[:, None]
+    frequencies = torch.linspace(0, sample_rate_hz / 2, bins, dtype=torch.float64, device="cpu")[:, None]
     return (triangles(edges, frequencies) * 2 / (edges[2:] - edges[:-2])).float()
 
 
@@ -52,7 +52,7 @@ class PowerLogMel(nn.Module):
         filters = slaney_mel_filters(bands=64, bins=bins, sample_rate_hz=sample_rate_hz, low_hz=50, high_hz=high_hz)
         # Derived from the constructor's arguments, so not part of the weights.
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(self.length), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.length, device="cpu"), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """waveform: float (B, S); audio shorter than 0.31 s is repeated."""

@@ -89,11 +89,15 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
 
 
 def _parameters(build: Callable[[], torch.nn.Module]) -> int:
-    """The number of parameters of a network, without memory for them; 0 where it reads values as it is built."""
+    """The number of parameters of a network, without memory for them; 0 where it reads values as it is built.
+
+    A network of ours names the device of its constants, the CPU: on `meta` their arithmetic is PyTorch's in Python,
+    which imports its compiler, two seconds.
+    """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return sum(p.numel() for p in build().parameters())
     except RuntimeError as error:
-        if "meta tensor" in str(error):  # YAMNet's filters
+        if "meta tensor" in str(error):  # networks of older timm
             return 0
         raise

@@ -27,9 +27,9 @@ def mel_linear_filters() -> Tensor:
     def to_mel(hz: Tensor) -> Tensor:
         return 1127 * torch.log1p(hz / 700)
 
-    limits = to_mel(torch.tensor([125.0, 7500.0], dtype=torch.float64))
-    edges = torch.linspace(limits[0].item(), limits[1].item(), _BANDS + 2, dtype=torch.float64)
-    mels = to_mel(torch.linspace(0, SAMPLE_RATE_HZ / 2, _POINTS // 2 + 1, dtype=torch.float64))[:, None]
+    limits = to_mel(torch.tensor([125.0, 7500.0], dtype=torch.float64, device="cpu"))
+    edges = torch.linspace(limits[0].item(), limits[1].item(), _BANDS + 2, dtype=torch.float64, device="cpu")
+    mels = to_mel(torch.linspace(0, SAMPLE_RATE_HZ / 2, _POINTS // 2 + 1, dtype=torch.float64, device="cpu"))[:, None]
     return triangles(edges, mels).float()
 
 
@@ -43,7 +43,7 @@ class LogMelPatches(nn.Module):
         super().__init__()
         # Constants, so not part of the weights.
         self.register_buffer("filters", mel_linear_filters(), persistent=False)
-        self.register_buffer("window", torch.hann_window(_WINDOW), persistent=False)
+        self.register_buffer("window", torch.hann_window(_WINDOW, device="cpu"), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """waveform: float (B, S), padded with silence to a whole number of patches, as the reference does."""
