@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "results"))
 
-from resumable import append_row
+import ucf51
+from resumable import append_row, read_rows
 from ucf51 import Cell, cells, trials
 from ucf51_metrics import ALL_LABELS, MISMATCHED, Metrics, rectangle
 
@@ -69,3 +71,19 @@ def test_what_chooses_settings_is_apart_from_what_is_tested():
     assert {cell.split for cell in cells()} == {1, 2, 3}
     assert not {cell.seed for cell in trials()} & {cell.seed for cell in cells()}
     assert next(cells()) == Cell("all", 0.0, ALL_LABELS[2], "supervised", "supervised", 1, 0)
+
+
+def test_a_run_that_fails_does_not_end_the_study(tmp_path, monkeypatch, capsys):
+    first, second, third = [cell for cell in cells() if cell.method == "supervised"][:3]
+
+    def run_cell(cell, work):
+        if cell == second:
+            raise OSError("no space left")
+        return {"method": cell.method, "split": cell.split}, {"split": cell.split}
+
+    monkeypatch.setattr(ucf51, "run_cell", run_cell)
+    monkeypatch.setattr(ucf51, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+    with pytest.raises(SystemExit, match=f"1 runs failed.*{second.name}"):
+        ucf51.run_cells([first, second, third], tmp_path / "runs.csv", tmp_path, 1, committed=False)
+    assert [row["split"] for row in read_rows(tmp_path / "runs.csv")] == [str(first.split), str(third.split)]
+    assert "OSError: no space left" in capsys.readouterr().err

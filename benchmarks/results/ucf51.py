@@ -25,8 +25,10 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -310,18 +312,33 @@ def append(table: Path, row: dict[str, Any], clips: dict[str, Any], committed: b
 
 
 def run_cells(waiting: list[Cell], table: Path, work: Path, workers: int, committed: bool) -> None:
-    """Run cells in their order, a process each at a time, and append each row as it ends."""
-    running: set[Future[tuple[dict[str, Any], dict[str, Any]]]] = set()
+    """Run cells in their order, a process each at a time, and append each row as it ends; one that fails is left out.
+
+    Raises:
+        SystemExit: Cells failed; the message names them.
+    """
+    running: dict[Future[tuple[dict[str, Any], dict[str, Any]]], Cell] = {}
+    failed: list[str] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.add(pool.submit(run_cell, waiting.pop(0), work))
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                row, clips = future.result()
+                cell = waiting.pop(0)
+                running[pool.submit(run_cell, cell, work)] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                try:
+                    row, clips = future.result()
+                except BrokenProcessPool:
+                    raise
+                except Exception as error:
+                    failed.append(cell.name)
+                    traceback.print_exception(error)
+                    continue
                 append(table, row, clips, committed)
                 print(row, file=sys.stderr, flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed, to be tried again by the same command: {', '.join(failed)}")
 
 
 def main() -> None:
