@@ -60,6 +60,19 @@ def test_differences_are_paired_by_split_seed_and_clip(tmp_path):
     assert (ranks["kd"]["rank"], ranks["kd"]["contests"]) == (1, 4)
 
 
+def test_criteria_are_met_by_gain_and_interval(tmp_path):
+    runs = [("supervised", 1, 0, 0.0, "000"), ("mnf_csc", 1, 0, 0.0, "111"), ("robust_csc", 1, 0, 0.0, "001")]
+    asked = {(row["condition"], row["asked"], row["metric"]): row for row in write(tmp_path, runs).asked()}
+    every = "every clip labeled"
+    assert asked[every, "`mnf_csc` ahead of `supervised` by 4 points", "top-1"]["met"] == "yes"
+    assert asked[every, "`robust_csc` ahead of `supervised`", "top-1"]["met"] == "**no**"  # in one of two videos
+    behind = asked[every, "`robust_csc` not behind `mnf_csc`", "mAP"]
+    assert (behind["splits"], behind["found"]) == (1, "-0.667 (-1.000 to +0.000)")
+    assert behind["met"] == "yes"  # its interval reaches zero
+    few = asked["10 labels a class", "`robust_csc` not behind `robust`", "top-1"]
+    assert (few["found"], few["met"]) == ("not run yet", "–")
+
+
 def test_only_seeds_of_every_split_are_pooled():
     assert rectangle([(1, 0), (1, 1), (2, 0), (2, 1), (3, 1)]) == [(1, 1), (2, 1), (3, 1)]
     assert rectangle([(1, 0), (2, 1), (3, 0)]) == [(1, 0), (3, 0)]

@@ -204,6 +204,12 @@ def ucf51_few_mismatched() -> str:
     return _ucf51_table(ucf51_metrics.FEW_AND_MISMATCHED)
 
 
+def ucf51_asked() -> str:
+    """The criteria set before the study was run, and what came of them."""
+    columns = {"condition": "condition", "asked": "criterion", "metric": "metric", "splits": "splits"}
+    return markdown_table(_ucf51().asked(), columns | {"found": "difference (95% interval)", "met": "met"})
+
+
 def ucf51_ranks() -> str:
     """Mean ranks over all conditions."""
     columns = {"method": "method", "rank": "mean rank", "contests": "contests"}

@@ -32,6 +32,25 @@ PRETRAINED_FEW: Condition = ("10", 0.0, "efficientnet_lite0_96")
 SMALL_FRAMES_ALL: Condition = ("all", 0.0, "efficientnet_lite0")
 SMALL_FRAMES_FEW: Condition = ("10", 0.0, "efficientnet_lite0")
 CONDITIONS = (ALL_LABELS, FEW_LABELS, MISMATCHED, FEW_AND_MISMATCHED)
+NAMES = {
+    ALL_LABELS: "every clip labeled",
+    FEW_LABELS: "10 labels a class",
+    MISMATCHED: "every clip labeled, 40% mismatched audio",
+    FEW_AND_MISMATCHED: "10 labels a class, 40% mismatched audio",
+    PRETRAINED_ALL: "every clip labeled, student from ImageNet's weights",
+    PRETRAINED_FEW: "10 labels a class, student from ImageNet's weights",
+}
+#: Set before the study was run: (condition, method, baseline, least gain of top-1 and of mAP). The interval of a gain
+#: must be above zero too; without a least gain it must not lie below zero.
+ASKED: tuple[tuple[Condition, str, str, tuple[float, float] | None], ...] = (
+    (ALL_LABELS, "mnf_csc", "supervised", (0.04, 0.10)),
+    *((condition, "robust_csc", "supervised", (0.0, 0.0)) for condition in NAMES),
+    (ALL_LABELS, "robust_csc", "mnf_csc", None),
+    (FEW_LABELS, "robust_csc", "robust", None),
+    (MISMATCHED, "robust_csc", "mnf_csc", None),
+    (FEW_AND_MISMATCHED, "robust_csc", "robust", None),
+    (FEW_AND_MISMATCHED, "robust_csc", "mnf_csc, labeled", None),
+)
 KEY = ("labels", "mismatched", "student", "method", "setting", "split", "seed", "learning_rate")
 #: what a run says of each test clip -> what its mean is
 PER_CLIP = {"correct": "top1_accuracy", "average_precision": "map"}
@@ -109,6 +128,23 @@ class Metrics:
                 found = interval(values, groups)
                 shown.setdefault(name, {})[line["method"]] = (found.mean, found.low, found.high)
         return shown
+
+    def asked(self) -> list[dict[str, Any]]:
+        """Each criterion of `ASKED` in both metrics, what the runs say, and whether it is met."""
+        rows = []
+        for condition, method, baseline, least in ASKED:
+            for i, (of, name) in enumerate({"correct": "top-1", "average_precision": "mAP"}.items()):
+                gain = self.difference(condition, method, baseline, of)
+                wanted = f"ahead of `{baseline}`" if least else f"not behind `{baseline}`"
+                by = f" by {100 * least[i]:g} points" if least and least[i] else ""
+                row = {"condition": NAMES[condition], "asked": f"`{method}` {wanted}{by}", "metric": name}
+                if gain is None:
+                    rows.append(row | {"found": "not run yet", "met": "–"})
+                    continue
+                met = gain.high >= 0 if least is None else gain.low > 0 and gain.mean >= least[i]
+                splits = len({split for split, _ in self.runs(condition, method)})
+                rows.append(row | {"splits": splits, "found": signed(gain), "met": "yes" if met else "**no**"})
+        return rows
 
     def ranks(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
         """Mean rank of each method that all the conditions have, over conditions, splits, top-1 and mAP; 1 is best."""
