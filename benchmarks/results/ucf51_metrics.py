@@ -131,13 +131,17 @@ class Metrics:
 
     def asked(self) -> list[dict[str, Any]]:
         """Each criterion of `ASKED` in both metrics, what the runs say, and whether it is met."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for condition, method, baseline, least in ASKED:
             for i, (of, name) in enumerate({"correct": "top-1", "average_precision": "mAP"}.items()):
                 gain = self.difference(condition, method, baseline, of)
                 wanted = f"ahead of `{baseline}`" if least else f"not behind `{baseline}`"
                 by = f" by {100 * least[i]:g} points" if least and least[i] else ""
-                row = {"condition": NAMES[condition], "asked": f"`{method}` {wanted}{by}", "metric": name}
+                row: dict[str, Any] = {
+                    "condition": NAMES[condition],
+                    "asked": f"`{method}` {wanted}{by}",
+                    "metric": name,
+                }
                 if gain is None:
                     rows.append(row | {"found": "not run yet", "met": "–"})
                     continue
