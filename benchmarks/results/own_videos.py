@@ -134,8 +134,10 @@ def pooled(splits: list[Tested]) -> dict[str, Any]:
     maps: dict[str, list[float]] = {name: [] for name in correct}
     for row in (row for split in splits for row in split.report["methods"] if "map" in row):
         maps[row["method"]].append(row["map"])
-    student, supervised = correct[METHODS[-1]], correct["supervised"]
-    probe = next(name for name in correct if name.startswith("linear probe") and name.endswith("(audio)"))
+    student = correct[METHODS[-1]]
+    probes = [name for name in correct if name.startswith("linear probe")]
+    others = {"supervised": correct["supervised"]}
+    others |= {name: correct[name].repeat(len(student), axis=0) for name in probes}
     rows = [
         {
             "method": name,
@@ -145,7 +147,6 @@ def pooled(splits: list[Tested]) -> dict[str, Any]:
         }
         for name, values in correct.items()
     ]
-    others = {"supervised": supervised, "linear_probe": correct[probe].repeat(len(student), axis=0)}
     return {
         "test_clips": len(groups),
         "test_groups": len(set(groups)),
@@ -155,7 +156,7 @@ def pooled(splits: list[Tested]) -> dict[str, Any]:
 
 
 def ucf51(a: argparse.Namespace) -> dict[str, Any]:
-    """Run on a split; compare the student with supervised training and with the linear probe on the teacher."""
+    """Run on a split; compare the student with supervised training and with linear probes on frozen networks."""
     labels, out = a.work / f"ucf51_{a.split}.csv", a.work / f"ucf51_{a.split}"
     if not (out / "results.json").is_file():
         list_ucf51(a.videos, a.split, labels)

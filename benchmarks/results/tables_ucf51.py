@@ -154,9 +154,8 @@ def own_videos() -> str:
     found = read("own_videos")["ucf51"]
     rows = [row | {"top1_accuracy": with_interval(row["top1_accuracy"])} for row in found["methods"]]
     columns = {"method": "method", "n": "seeds", "top1_accuracy": "top-1 (95% interval)", "map": "mAP"}
-    names = {"supervised": "supervised", "linear_probe": "the linear probe on the teacher"}
     ahead = ", ".join(
-        f"{100 * each['mean']:+.1f} points over {names[name]} (95% interval {100 * each['low']:.1f} to "
+        f"{100 * each['mean']:+.1f} points over *{name}* (95% interval {100 * each['low']:.1f} to "
         f"{100 * each['high']:.1f})"
         for name, each in found["ahead_of"].items()
     )
