@@ -177,10 +177,10 @@ def own_videos_gain() -> str:
     ]
     seeds = next(row["n"] for row in found["methods"] if row["method"] == found["delivered"])
     return (
-        "[`distill`](docs/tasks/own_videos.md) with its defaults, on these videos with 10 labels a class, delivers a student "
-        f"from ImageNet's weights. Its top-1 accuracy is {shown[0]} ahead of the same training without audio, and {shown[1]} "
-        f"ahead of a {name.removesuffix(' (video)').replace(', ', ' on the frozen ')} ({len(found['splits'])} splits, "
-        f"{seeds} seeds each)."
+        "[`distill`](docs/tasks/own_videos.md) with its defaults, on these videos with 10 labels a class, delivers a "
+        f"student from ImageNet's weights. Its top-1 accuracy is {shown[0]} ahead of the same training without audio, "
+        f"and {shown[1]} ahead of a {name.removesuffix(' (video)').replace(', ', ' on the frozen ')} "
+        f"({len(found['splits'])} splits, {seeds} seeds each)."
     )
 
 
