@@ -91,8 +91,8 @@ def build_model(name: str, num_classes: int, options: Mapping[str, Option] | Non
 def _parameters(build: Callable[[], torch.nn.Module]) -> int:
     """The number of parameters of a network, without memory for them; 0 where it reads values as it is built.
 
-    A network of ours names the device of its constants, the CPU: on `meta` their arithmetic is PyTorch's in Python,
-    which imports its compiler, two seconds.
+    Our networks create their constants on the CPU explicitly: arithmetic on the meta device goes through PyTorch's
+    Python decompositions, which import its compiler (two seconds).
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
