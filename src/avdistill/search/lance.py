@@ -12,6 +12,7 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -117,8 +118,12 @@ def _write(content: Content, database: Any, on_progress: OnProgress | None) -> N
         table.add(_rows(part))
         if on_progress is not None:
             on_progress(Progress(part.start + part.clips.num_rows, description.clips))
-    # Joins the parts; without the removal of older versions every row stays on the disk as it was added, too.
-    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    with catch_warnings():
+        # Joins the parts; without the removal of older versions every row stays on the disk as it was added, too. Of
+        # any age: the last may be less than a millisecond old. LanceDB warns of readers of older versions; there are
+        # none, as an index opens only where its table is whole.
+        simplefilter("ignore", UserWarning)
+        table.optimize(cleanup_older_than=timedelta(0))
     _index_vectors(table, description)
     import pyarrow as pa
 
