@@ -153,12 +153,13 @@ def cells() -> Iterator[Cell]:
             yield from (cell(PROBE, split, 0, labels, student=features) for features in PROBED)
     for labels, split in product(("10", "all"), (1, 2, 3)):
         yield from (cell(method, split, 0, labels, student=PRETRAINED_96) for method in OTHER_STUDENTS[:2])
+    yield from (cell(LABELED, split, 0, labels="10", mismatched=0.4) for split in (1, 2, 3))
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
     for split in (1, 2, 3):
         yield cell("kd", split, 0)
         yield from (cell(method, split, 0, labels="10") for method in FEW[3:5])
-        yield from (cell(method, split, 0, labels="10", mismatched=0.4) for method in FEW[3:5])
+        yield cell("kd", split, 0, labels="10", mismatched=0.4)
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[2:4])
         yield from (cell(method, split, seed) for method in CORE[4:] for seed in (0, 1))
