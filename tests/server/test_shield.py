@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from dataclasses import replace
 
 import pytest
@@ -74,21 +73,19 @@ def test_no_other_address_without_a_token(served):
 def test_slow_and_silent_clients_are_cut_off(served):
     limits = replace(Limits(), header_seconds=0.3, stalled_seconds=0.3)
     with live(ServeConfig(dataset=served[0].folder, limits=limits)) as server:
-        began = time.monotonic()
         for first, sent in (
             (b"", b""),
             (b"", b"GET / HT"),
             (b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HT"),
         ):
             with socket.create_connection(("127.0.0.1", server.port)) as client, _ended():
-                client.settimeout(5)
+                client.settimeout(5)  # less than without these limits
                 if first:
                     client.sendall(first)
                     assert client.recv(65536).startswith(b"HTTP/1.1 200")
                 client.sendall(sent)
                 while client.recv(65536):
                     pass
-        assert time.monotonic() - began < 8
         assert server.ask("/").status == 200
 
 
