@@ -26,7 +26,6 @@ from avdistill.resizing import resize_frames, resize_tensor
 
 # PyTorch is imported where a tensor is made: an exported student cuts its windows without it.
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 # ImageNet's statistics of RGB in [0, 1], as in the paper. torchvision's R3D, MC3 and R(2+1)D were trained on Kinetics
@@ -258,18 +257,18 @@ class StudentConfig:
 
 
 def normalize_frames(frames: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device."""
-    scale, shift = (values[:, None, None, None] for values in imagenet_scale_shift(frames.device))
-    # Moved as bytes, a quarter of what the floats would be.
-    return frames.permute(0, 4, 1, 2, 3).contiguous().float().mul_(scale).add_(shift)
+    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) with ImageNet's mean and deviation, on the frames' device.
 
-
-def imagenet_scale_shift(device: torch.device) -> tuple[Tensor, Tensor]:
-    """float32 (3,) twice: a pixel times the first plus the second is normalized with ImageNet's statistics."""
+    The pixels stay where they lie, channels last, as our networks take them.
+    """
     import torch
 
-    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=device)
-    return scale, torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=device)
+    W = frames.shape[3]
+    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=frames.device)
+    shift = torch.tensor([-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=frames.device)
+    # By rows of pixels: on a CPU, products by three channels are slow, in onnxruntime 20 times.
+    rows = frames.flatten(3).float().mul_(scale.repeat(W)).add_(shift.repeat(W))
+    return rows.unflatten(3, (W, 3)).permute(0, 4, 1, 2, 3)
 
 
 def _channels_first(window: np.ndarray) -> Tensor:

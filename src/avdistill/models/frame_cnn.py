@@ -30,8 +30,9 @@ class StackedFrames(StudentNetwork):
         """inputs: float (B, 3, T, H, W), normalized, T = `frames`. Tokens: one position in time, stride 8 in space."""
         if inputs.shape[2] != self.frames:
             raise ValueError(f"stacked_frames: expected {self.frames} frames, found {inputs.shape[2]}")
-        # Channels last: a sixth faster on CPUs, equal values.
-        x = self.stages(self.stem(inputs.flatten(1, 2).contiguous(memory_format=torch.channels_last)))
+        # Channels last: a sixth faster on CPUs, equal values. One copy, of pixels that lie (B, T, H, W, 3).
+        stacked = inputs.permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
+        x = self.stages(self.stem(stacked.contiguous(memory_format=torch.channels_last)))
         tokens = x.flatten(2).transpose(1, 2)
         embedding = tokens.mean(1)
         return StudentFeatures(embedding=embedding, logits=self.classifier(embedding), tokens=tokens)
