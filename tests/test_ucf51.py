@@ -53,7 +53,8 @@ def test_differences_are_paired_by_split_seed_and_clip(tmp_path):
     # `supervised` never reads the audio: with mismatched audio its runs are the same.
     assert metrics.difference(MISMATCHED, "kd", "supervised", "correct").mean == pytest.approx(1 / 3)
     rows = {row["method"]: row for row in metrics.table(ALL_LABELS)}
-    assert (rows["kd"]["n"], rows["supervised"]["n"]) == (3, 3)
+    assert (rows["kd"]["n"], rows["supervised"]["n"]) == (2, 2)  # of seed 0, which both splits have
+    assert rows["supervised"]["top1_accuracy"] == pytest.approx((1 / 3 + 0) / 2)
     assert rows["supervised"]["top1_accuracy_ahead"] is None
     assert rows["kd"]["top1_accuracy_ahead"].startswith("+0.750 (")
     ranks = {row["method"]: row for row in metrics.ranks([ALL_LABELS])}
@@ -71,6 +72,14 @@ def test_criteria_are_met_by_gain_and_interval(tmp_path):
     assert behind["met"] == "yes"  # its interval reaches zero
     few = asked["10 labels a class", "`robust_csc` not behind `robust`", "top-1"]
     assert (few["found"], few["met"]) == ("not run yet", "–")
+
+
+def test_gains_stand_beside_those_without_any_own_audio(tmp_path):
+    runs = [("supervised", 1, 0, 0.0, "000"), ("mnf_csc", 1, 0, 0.0, "111"), ("mnf_csc", 1, 0, 1.0, "001")]
+    metrics = write(tmp_path, [*runs, ("kd", 1, 0, 0.0, "111")])
+    first, second = metrics.by_mismatch()
+    assert (first["labels"], first["method"], first["metric"], second["metric"]) == ("all", "`mnf_csc`", "top-1", "mAP")
+    assert (first["0%"][:6], first["40%"], first["100%"][:6]) == ("+1.000", None, "+0.333")
 
 
 def test_only_seeds_of_every_split_are_pooled():
