@@ -80,6 +80,7 @@ def test_gains_stand_beside_those_without_any_own_audio(tmp_path):
     first, second = metrics.by_mismatch()
     assert (first["labels"], first["method"], first["metric"], second["metric"]) == ("all", "`mnf_csc`", "top-1", "mAP")
     assert (first["0%"][:6], first["40%"], first["100%"][:6]) == ("+1.000", None, "+0.333")
+    assert first["audio"].startswith("+0.667 (")
 
 
 def test_only_seeds_of_every_split_are_pooled():

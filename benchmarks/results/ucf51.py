@@ -158,10 +158,10 @@ def cells() -> Iterator[Cell]:
     for split in (1, 2, 3):
         yield cell("mnf_csc", split, 0, mismatched=1.0)
         yield cell("robust_csc", split, 0, labels="10", mismatched=1.0)
+    yield from (cell(method, split, 0) for method in ("supcon", "kd") for split in (1, 2, 3))
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
     for split in (1, 2, 3):
-        yield cell("kd", split, 0)
         yield from (cell(method, split, 0, labels="10") for method in FEW[3:5])
         yield cell("kd", split, 0, labels="10", mismatched=0.4)
     for split in (1, 2, 3):

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avdistill.losses import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
+from avdistill.losses import (
+    ccl_nce,
+    noise_contrastive_estimation,
+    supervised_contrast,
+    symmetric_info_nce,
+    two_way_divergence,
+)
 from support.literal import softmax
 
 
@@ -262,3 +268,48 @@ def test_nothing_to_look_at_is_zero_with_a_graph():
     ):
         assert float(value.detach()) == 0
         value.backward()
+
+
+def literal_supervised_contrast(z, overlap, tau):
+    per_anchor = []
+    for i, anchor in enumerate(z):
+        others = [j for j in range(len(z)) if j != i]
+        p = dict(zip(others, softmax([cosine(anchor, z[j]) / tau for j in others]), strict=True))
+        weight = sum(overlap(i, j) for j in others)
+        if weight:
+            per_anchor.append(-sum(overlap(i, j) * math.log(p[j]) for j in others) / weight)
+    return sum(per_anchor) / max(1, len(per_anchor))
+
+
+@given(seed=st.integers(0, 10**6), rows=st.integers(2, 8), tau=st.floats(0.05, 2))
+def test_supervised_contrast_equals_the_loop(seed, rows, tau):
+    z = normal(rows, 5, seed=seed)
+    labels = torch.randint(0, 3, (rows,), generator=torch.Generator().manual_seed(seed))
+    value = supervised_contrast(embedding=z, labels=labels, temperature=tau)
+    expected = literal_supervised_contrast(z.tolist(), lambda i, j: float(labels[i] == labels[j]), tau)
+    assert float(value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+    several = (torch.rand(rows, 4, generator=torch.Generator().manual_seed(seed)) > 0.5).double()
+    sets = [{c for c in range(4) if row[c]} for row in several.tolist()]
+    value = supervised_contrast(embedding=z, labels=several, temperature=tau)
+    expected = literal_supervised_contrast(
+        z.tolist(), lambda i, j: len(sets[i] & sets[j]) / max(1, len(sets[i] | sets[j])), tau
+    )
+    assert float(value) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 1, 2]])
+def test_supervised_contrast_without_two_clips_of_a_class_is_zero(labels):
+    z = normal(len(labels), 5).requires_grad_()
+    value = supervised_contrast(embedding=z, labels=torch.tensor(labels, dtype=torch.int64))
+    value.backward()
+    assert float(value.detach()) == 0
+    assert z.grad.abs().sum() == 0
+
+
+def test_supervised_contrast_draws_a_class_together():
+    z = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]], dtype=torch.float64)
+    together, apart = (
+        supervised_contrast(embedding=z, labels=torch.tensor(each)) for each in ([0, 0, 1, 1], [0, 1, 0, 1])
+    )
+    assert float(together) < 0.01 < 10 < float(apart)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity
+from avdistill.losses import contrastive_semantic_calibration, filter_triplet, gate_sparsity, supervised_contrast
 from avdistill.methods import METHODS
 from avdistill.methods.base import student_features
 from avdistill.methods.kd import KDConfig
 from avdistill.methods.mnf_csc import MNFCSCConfig
+from avdistill.methods.supcon import SupConConfig
 from avdistill.methods.supervised import SupervisedConfig
 from avdistill.types import Batch
 from support.method_cases import B, Float64, batch, built, student
@@ -137,6 +138,18 @@ def test_unlabeled_clips_teach_through_the_teacher_only():
         assert float(first["classification"].detach()) == pytest.approx(float(second["classification"].detach()))
         others = [float(sum(v.detach() for k, v in x.items() if k != "classification")) for x in (first, second)]
         assert (others[0] != others[1]) == moves
+
+
+def test_supcon_contrasts_the_labeled_clips():
+    data = batch(labeled=[True, True, False] * 2)
+    method = built(SupConConfig(weight=0.5, temperature=0.2)).eval()
+    losses = method(data)
+    rows = data.labeled.nonzero()[:, 0]
+    embedding = student_features(method.student, data).embedding[rows]
+    expected = supervised_contrast(embedding=embedding, labels=data.labels[rows], temperature=0.2)
+    assert set(losses) == {"classification", "contrast"}
+    assert float(losses["contrast"].detach()) == pytest.approx(0.5 * float(expected.detach()))
+    assert float(expected.detach()) > 0
 
 
 def test_pseudo_labels_are_the_teachers():

@@ -6,7 +6,13 @@ from avdistill.losses.calibration import (
     gate_sparsity,
     soft_contrastive_semantic_calibration,
 )
-from avdistill.losses.contrastive import ccl_nce, noise_contrastive_estimation, symmetric_info_nce, two_way_divergence
+from avdistill.losses.contrastive import (
+    ccl_nce,
+    noise_contrastive_estimation,
+    supervised_contrast,
+    symmetric_info_nce,
+    two_way_divergence,
+)
 from avdistill.losses.divergence import (
     dist_inter_loss,
     dist_intra_loss,
@@ -49,6 +55,7 @@ __all__ = [
     "rkd_distance_loss",
     "soft_contrastive_semantic_calibration",
     "sp_loss",
+    "supervised_contrast",
     "symmetric_info_nce",
     "two_way_divergence",
     "variational_information",

@@ -1,4 +1,4 @@
-"""Contrasts between two views of the same clips: against a memory, within a batch, and by class.
+"""Contrasts of clips: between two views against a memory, within a batch and by class, and of one view by class.
 
 Gradients reach both views: the second one may be a head that a method trains on the teacher.
 """
@@ -51,6 +51,29 @@ def symmetric_info_nce(*, student: Tensor, teacher: Tensor, temperature: float =
     scores = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T / temperature
     positives = torch.arange(len(scores), device=scores.device)
     return F.cross_entropy(scores, positives) + F.cross_entropy(scores.T, positives)
+
+
+@zero_if_empty("embedding")
+def supervised_contrast(*, embedding: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Clips of one class lie nearer to each other than to the others (Khosla et al. 2020, equation 2, L_out).
+
+    p_ij = softmax_j(cos(z_i, z_j) / temperature) over the j other than i; the loss is the mean over i of the mean over
+    the other clips j with i's label of -log p_ij. A clip that is the only one of its class is no anchor.
+
+    Args:
+        embedding: (B, D), one view of each clip.
+        labels: int64 (B,), or multi-hot float (B, C): a positive then counts by its overlap with i's labels.
+        temperature: tau.
+    """
+    z = F.normalize(embedding, dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positives = same_label(labels).to(z.dtype).masked_fill(itself, 0.0)
+    # The lowest number, not -inf: a batch of one clip would have infinities whose gradients are NaN.
+    log_p = F.log_softmax((z @ z.T / temperature).masked_fill(itself, torch.finfo(z.dtype).min), dim=1)
+    count = positives.sum(1)
+    anchors = count > 0
+    attraction = (positives * log_p.masked_fill(positives == 0, 0.0)).sum(1) / count.where(anchors, 1.0)
+    return -attraction.sum() / anchors.sum().clamp(min=1)
 
 
 @zero_if_empty("first", "second")
