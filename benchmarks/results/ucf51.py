@@ -158,7 +158,9 @@ def cells() -> Iterator[Cell]:
     for split in (1, 2, 3):
         yield cell("mnf_csc", split, 0, mismatched=1.0)
         yield cell("robust_csc", split, 0, labels="10", mismatched=1.0)
-    yield from (cell(method, split, 0) for method in ("supcon", "kd") for split in (1, 2, 3))
+    for labels, split in product(("all", "10"), (1, 2, 3)):
+        yield cell("supcon", split, 0, labels)
+    yield from (cell("kd", split, 0) for split in (1, 2, 3))
     for split in (1, 2, 3):
         yield from (cell(method, split, 1) for method in CORE[:2])
     for split in (1, 2, 3):

@@ -142,7 +142,8 @@ class Metrics:
     def by_mismatch(self) -> list[dict[str, Any]]:
         """Gains over `supervised` by the share of mismatched audio, of methods with a run where none matches.
 
-        `audio` is how far the run with each clip's own audio is ahead of the one where none matches.
+        `audio` is how far the run with each clip's own audio is ahead of the one where none matches, `supcon` of the
+        contrast of labels alone.
         """
         rows: list[dict[str, Any]] = []
         for control in (CONTROL_ALL, CONTROL_FEW):
@@ -154,8 +155,10 @@ class Metrics:
                     for share in (0.0, 0.4, 1.0):
                         gain = self.difference((control[0], share, control[2]), method, "supervised", of)
                         row[f"{100 * share:g}%"] = gain and signed(gain)
-                    own = self.difference((control[0], 0.0, control[2]), method, method, of, under=control)
-                    rows.append(row | {"audio": own and signed(own)})
+                    own = (control[0], 0.0, control[2])
+                    audio = self.difference(own, method, method, of, under=control)
+                    alone = self.difference(own, method, "supcon", of)
+                    rows.append(row | {"audio": audio and signed(audio), "supcon": alone and signed(alone)})
         return rows
 
     def asked(self) -> list[dict[str, Any]]:
