@@ -1,6 +1,6 @@
 """Supervised contrastive learning (Khosla et al. 2020, arXiv 2004.11362) without a teacher, a second baseline.
 
-`mnf_csc` and `robust_csc` contrast the clips of a batch by their labels too. What they gain over this is the teacher's.
+`mnf_csc` and `robust_csc` contrast the clips of a batch by their labels too; what they gain beyond it is the teacher's.
 """
 
 from dataclasses import dataclass
